@@ -1,0 +1,63 @@
+"""What defines a learned schedule besides its meta-parameters: every choice that the paper leaves open is a field here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+UNITS = ("rms", "l2", "relative")
+
+
+@dataclass(frozen=True)
+class L3RSConfig:
+    """Directions, features, controller and unit of one learned schedule; kept in its checkpoint.
+
+    Attributes:
+        directions: base directions in the order of the mixing coefficients mu [paper: SGD and Adam].
+        ema_factors: smoothing factors of the adaptive features; 0 is the raw value [choice].
+        time_points: number of reference points of relative time, from 0 to 1 inclusive [choice].
+        time_slope: a in `tanh(a * (k / K - t_i))` [choice].
+        time_scales: scales s_i, in steps, of absolute time `tanh(K / s_i - 1)` [choice].
+        embedding: length of the meta-learned vector of each layer [paper: 16]; 0 is a controller without embeddings.
+        hidden: widths of the two hidden layers [choice].
+        unit: what lambda = exp(0) means; `rms`: lr0 * sqrt(numel), `l2`: 1, `relative`: lr0 * max(norm of the weights, floor) [choice].
+        lr0: step size per element at exp(0), for the units `rms` and `relative` [choice].
+        relative_floor: the floor of `relative` [choice].
+        norm_scale: log root-mean-squares are divided by this before the MLP [choice].
+        norm_floor: added to a root-mean-square before its logarithm [choice].
+        loss_scale: the loss is divided by this before the MLP [choice].
+        mix_bias: logit, in nats, that the initial controller gives the last direction over the others [choice].
+        initial_decay: nats by which the initial controller lowers log lambda from the first step to the last [choice].
+    """
+
+    directions: tuple[str, ...] = ("sgd", "adam")
+    ema_factors: tuple[float, ...] = (0.5, 0.9, 0.99)
+    time_points: int = 11
+    time_slope: float = 10.0
+    time_scales: tuple[float, ...] = tuple(10 ** (1 + i / 2) for i in range(7))
+    embedding: int = 16
+    hidden: tuple[int, int] = (32, 16)
+    unit: str = "rms"
+    lr0: float = 3e-3
+    relative_floor: float = 1e-3
+    norm_scale: float = 4.0
+    norm_floor: float = 1e-8
+    loss_scale: float = 4.0
+    mix_bias: float = 3.0
+    initial_decay: float = 2.3
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # JSON and YAML give lists
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+        if self.unit not in UNITS:
+            raise ValueError(f"unit is {self.unit!r}; it is one of {', '.join(UNITS)}")
+        if not self.directions:
+            raise ValueError("directions is empty; at least one is needed")
+        wrong = [g for g in self.ema_factors if not 0 <= g < 1]
+        if wrong:
+            raise ValueError(f"an EMA factor is {wrong[0]}; it is at least 0 and below 1")
+        if self.time_points < 2:
+            raise ValueError(f"time_points is {self.time_points}; 0 and 1 need two")
+        if self.lr0 <= 0:
+            raise ValueError(f"lr0 is {self.lr0}; it is positive")

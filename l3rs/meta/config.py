@@ -1,0 +1,78 @@
+"""The settings of meta-training; what the paper does not give is a choice of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from l3rs.config import L3RSConfig
+from l3rs.tasks import TaskConfig
+
+
+@dataclass(frozen=True)
+class NESConfig:
+    """Natural evolution strategies.
+
+    Attributes:
+        population: candidates a generation, in antithetic pairs [choice].
+        sigma: standard deviation of the noise at generation 0 [choice].
+        lr: Adam's learning rate on the centre at generation 0 [choice].
+        half_life: generations in which both halve [paper: 500].
+        seed: of the noise, of the tasks and of the first controller.
+    """
+
+    population: int = 16
+    sigma: float = 0.1
+    lr: float = 0.03
+    half_life: float = 500.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.population < 2 or self.population % 2:
+            raise ValueError(f"population is {self.population}; candidates come in pairs, so it is even and at least 2")
+        for name in ("sigma", "lr", "half_life"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is positive")
+
+
+@dataclass(frozen=True)
+class MetaTrainConfig:
+    """One meta-training run on Icons.
+
+    Attributes:
+        name: of the schedule that comes out.
+        generations: NES updates.
+        specialist: whether each layer has an embedding, by name (a specialist), or none has (a generalist).
+        steps: K is drawn uniformly from this range, ends included, once a generation [choice: 10 to 100].
+        meta_batch: tasks a generation; all candidates see the same ones [choice].
+        penalty: the loss that counts for a run that diverged [choice].
+        validate_every: generations between meta-validations.
+        validation_tasks: tasks at each of `validation_steps`, the same ones every time.
+        workers: processes, one thread each; 0 is one a core.
+        schedule, nes, task: see there.
+    """
+
+    name: str = "icons-resnet34"
+    generations: int = 150
+    specialist: bool = True
+    steps: tuple[int, int] = (10, 100)
+    meta_batch: int = 1
+    penalty: float = 20.0
+    validate_every: int = 10
+    validation_steps: tuple[int, ...] = (10, 25, 50, 100)
+    validation_tasks: int = 4
+    workers: int = 0
+    schedule: L3RSConfig = field(default_factory=L3RSConfig)
+    nes: NESConfig = field(default_factory=NESConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+
+    def __post_init__(self) -> None:
+        low, high = self.steps
+        if not 1 <= low <= high:
+            raise ValueError(f"steps is {list(self.steps)}; it is a range of at least 1, the smaller end first")
+        for name in ("generations", "meta_batch", "validate_every", "validation_tasks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; it is at least 0 (one a core)")
+        if bool(self.schedule.embedding) != self.specialist:
+            raise ValueError(f"specialist is {self.specialist} and schedule.embedding is {self.schedule.embedding}: both or neither")

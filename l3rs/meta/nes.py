@@ -1,0 +1,104 @@
+"""Natural evolution strategies as in Salimans et al. 2017 (arXiv 1703.03864), on EvoTorch's functional PGPE.
+
+Antithetic pairs, centred ranks, isotropic Gaussian noise of which only the mean is learned, and a learning rate and a noise
+standard deviation that halve every `half_life` generations: x_g = x_0 * 0.5^(g / half_life).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+os.environ.setdefault("EVOTORCH_VERBOSE_LEVEL", "-1")  # read at import: no log handlers of its own
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # two of its dependencies', at import
+    from evotorch import Problem
+    from evotorch.algorithms.functional import pgpe, pgpe_ask, pgpe_tell
+    from evotorch.algorithms.searchalgorithm import SearchAlgorithm
+
+from l3rs.meta.config import NESConfig
+
+
+class NES(SearchAlgorithm):
+    """Minimizes a problem's objective from a starting point.
+
+    One `step()` samples, evaluates and updates. Noise is a function of (seed, generation), and the whole state is a few
+    tensors, so that a run resumed from `state_dict()` goes on bit by bit as it would have.
+
+    Args:
+        problem: to minimize, of sense "min": with "max" EvoTorch ranks a NaN best.
+        center: (n,), where to start.
+        config: population, sigma, learning rate, half-life, seed.
+    """
+
+    def __init__(self, problem: Problem, center: Tensor, config: NESConfig) -> None:
+        super().__init__(problem, generation=self._get_generation, center=self._get_center)
+        self.config, self.generation = config, 0
+        self._search = pgpe(
+            center_init=center,
+            center_learning_rate=config.lr,
+            stdev_init=config.sigma,
+            stdev_learning_rate=0.0,
+            stdev_max_change=None,
+            objective_sense="min",
+            ranking_method="centered",
+            optimizer="adam",
+            symmetric=True,
+        )
+
+    def _get_generation(self) -> int:
+        return self.generation
+
+    def _get_center(self) -> Tensor:
+        return self._search.optimizer_state.center
+
+    @property
+    def center(self) -> Tensor:
+        """The mean of the search distribution, (n,)."""
+        return self._get_center()
+
+    def _decay(self) -> float:
+        return 0.5 ** (self.generation / self.config.half_life)
+
+    @property
+    def sigma(self) -> float:
+        """The noise standard deviation of the coming generation."""
+        return self.config.sigma * self._decay()
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the coming generation."""
+        return self.config.lr * self._decay()
+
+    def _step(self) -> None:
+        s = self._search
+        self._search = s = s._replace(
+            stdev=torch.full_like(s.stdev, self.sigma),
+            optimizer_state=s.optimizer_state._replace(center_learning_rate=torch.tensor(self.lr)),
+        )
+        with torch.random.fork_rng(devices=()):  # EvoTorch samples from the global generator
+            torch.manual_seed(self.config.seed * 1_000_003 + self.generation)
+            candidates = pgpe_ask(s, popsize=self.config.population)
+        batch = self.problem.generate_batch(len(candidates), empty=True)
+        batch.set_values(candidates)
+        self.problem.evaluate(batch)
+        losses = batch.evals[:, 0].clone()
+        self._search = pgpe_tell(s, candidates, losses)
+        self.generation += 1
+        self.update_status({"mean_loss": losses.mean().item(), "best_loss": losses.min().item()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers from which `load_state_dict` goes on."""
+        adam = self._search.optimizer_state
+        return {"generation": self.generation, "center": adam.center, "m": adam.m, "v": adam.v, "t": adam.t}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up a saved state."""
+        self.generation = int(state["generation"])
+        adam = self._search.optimizer_state
+        fields = {name: torch.as_tensor(state[name], dtype=getattr(adam, name).dtype) for name in ("center", "m", "v", "t")}
+        self._search = self._search._replace(optimizer_state=adam._replace(**fields))

@@ -1,0 +1,80 @@
+"""The objective of meta-training: the evaluation loss after fine-tuning with a candidate's schedule, averaged over tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l3rs.data.icons import icons_split, load_icons
+from l3rs.meta.nes import Problem
+from l3rs.networks import Workbench
+from l3rs.schedule import LearnedOptimizer
+from l3rs.tasks import TaskConfig, TaskDistribution
+from l3rs.unroll import Report, unroll
+
+
+@lru_cache(maxsize=2)
+def _workbench(num_classes: int) -> Workbench:
+    return Workbench(num_classes)
+
+
+@lru_cache(maxsize=4)
+def icons_tasks(purpose: str, config: TaskConfig) -> TaskDistribution:
+    """The tasks over the Icons classes of this purpose; loaded once a process."""
+    return TaskDistribution(load_icons(), icons_split().classes[purpose], config)
+
+
+def fine_tune(learned: LearnedOptimizer, theta: Tensor, tasks: TaskDistribution, seed: int, steps: int) -> Report:
+    """One run of the schedule that `theta` defines, on the task of this seed, from the shipped network."""
+    task = tasks.draw(seed, steps)
+    network = _workbench(tasks.config.classes).network_for(task.head_seed)
+    return unroll(network, learned.build(theta, network.named_parameters(), steps), tasks.images, task)
+
+
+class FineTuning(Problem):
+    """EvoTorch's view of it: minimize the mean evaluation loss over this generation's tasks.
+
+    Args:
+        learned: what is meta-trained.
+        config: size of the tasks, which are drawn from Icons25.
+        penalty: the loss of a run that diverged; also the cap of every loss.
+        workers: processes to evaluate in; 1 is this one.
+    """
+
+    def __init__(self, learned: LearnedOptimizer, config: TaskConfig, penalty: float, workers: int = 1) -> None:
+        self.learned, self.config, self.penalty = learned, config, penalty
+        self.tasks: Sequence[tuple[int, int]] = ()  # (seed, steps) of this generation's
+        self.diverged = 0
+        super().__init__(
+            "min",
+            solution_length=len(learned.theta),
+            initial_bounds=(-1.0, 1.0),
+            dtype=torch.float32,
+            num_actors=workers if workers > 1 else None,
+            store_solution_stats=False,
+        )
+
+    # Common tasks reach the workers with each evaluation, and so do no seeds of theirs: which worker gets which candidate varies.
+    def _make_sync_data_for_actors(self) -> dict[str, Any]:
+        return {"tasks": list(self.tasks)}
+
+    def _use_sync_data_from_main(self, received: dict[str, Any]) -> None:
+        self.tasks = received["tasks"]
+
+    def loss(self, theta: Tensor) -> float:
+        """The objective of one candidate."""
+        if not self.tasks:
+            raise RuntimeError("no tasks were set for this generation")
+        distribution = icons_tasks("meta-train", self.config)
+        reports = [fine_tune(self.learned, theta, distribution, seed, steps) for seed, steps in self.tasks]
+        losses = [r.loss[steps] for r, (_, steps) in zip(reports, self.tasks, strict=True)]
+        return sum(min(x, self.penalty) if math.isfinite(x) else self.penalty for x in losses) / len(losses)
+
+    def _evaluate_batch(self, batch: Any) -> None:
+        torch.set_num_threads(1) if self.is_remote else None
+        batch.set_evals(torch.tensor([self.loss(theta.clone()) for theta in batch.values]))

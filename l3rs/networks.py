@@ -1,0 +1,83 @@
+"""The networks of the experiments: ResNet-34 by timm, at any width, and the pretrained one that is shipped."""
+
+from __future__ import annotations
+
+import l3rs._torchvision  # noqa: F401  isort: skip  (first: timm imports torchvision)
+
+from importlib import resources
+
+import torch
+from safetensors.torch import load as load_safetensors
+from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+
+RESNET34_BLOCKS = (3, 4, 6, 3)
+
+
+def resnet34(width: int = 64, in_chans: int = 3, num_classes: int = 1000) -> ResNet:
+    """ResNet-34 whose stages have `width` times 1, 2, 4 and 8 channels; at width 64 it is timm's `resnet34`.
+
+    timm narrows the stages but not the stem, which would add a downsample to stage 1. Here the stem is narrowed too, so
+    that every width has the same 110 parameter tensors with the same names, and a schedule can move between widths.
+    """
+    network = ResNet(
+        BasicBlock, RESNET34_BLOCKS, num_classes=num_classes, in_chans=in_chans, channels=tuple(width * 2**i for i in range(4))
+    )
+    if width != 64:
+        network.conv1 = nn.Conv2d(in_chans, width, kernel_size=7, stride=2, padding=3, bias=False)
+        network.bn1 = nn.BatchNorm2d(width)
+        network.layer1[0] = BasicBlock(width, width)
+        network.init_weights()
+    return network
+
+
+def draw_head(network: ResNet, seed: int) -> None:
+    """Draws the head afresh, from `seed` alone.
+
+    Weights are uniform in +-1/sqrt(fan_in) and biases zero: the scale that torch's linear layers start with.
+    """
+    head = network.fc
+    bound = head.in_features**-0.5
+    with torch.no_grad():
+        head.weight.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
+        head.bias.zero_()
+
+
+def replace_head(network: ResNet, num_classes: int, seed: int) -> None:
+    """Gives `network` a fresh head for `num_classes` classes, drawn from `seed` alone."""
+    network.reset_classifier(num_classes)
+    draw_head(network, seed)
+
+
+def shipped_weights() -> dict[str, Tensor]:
+    """ResNet-34 at width 16, pretrained on the 200 pretraining classes of Icons by `pretrain/backbone.py`: float32 tensors."""
+    data = (resources.files("l3rs") / "weights" / "resnet34-w16-icons.safetensors").read_bytes()
+    return {name: t.float() if t.is_floating_point() else t for name, t in load_safetensors(data).items()}
+
+
+def pretrained(num_classes: int, head_seed: int = 0) -> ResNet:
+    """The shipped network with a fresh head for `num_classes` classes."""
+    weights = shipped_weights()
+    network = resnet34(width=16, in_chans=1, num_classes=weights["fc.bias"].numel())
+    network.load_state_dict(weights)
+    replace_head(network, num_classes, head_seed)
+    return network
+
+
+class Workbench:
+    """One pretrained network, put back to its start for each task: cheaper than building it anew.
+
+    Args:
+        num_classes: outputs of the head.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.network = pretrained(num_classes).to(memory_format=torch.channels_last)  # 10 to 15% faster on CPU
+        self._start = {name: t.clone() for name, t in self.network.state_dict().items()}
+
+    def network_for(self, head_seed: int) -> ResNet:
+        """The network as pretrained, buffers included, with the head of this seed. It is the same object every time."""
+        self.network.load_state_dict(self._start)
+        self.network.zero_grad()
+        draw_head(self.network, head_seed)
+        return self.network

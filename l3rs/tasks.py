@@ -1,0 +1,117 @@
+"""Tasks: short fine-tuning problems, drawn as pure functions of a seed.
+
+A task is data only: class ids, indices of images, and a seed for the head. It depends on nothing but its arguments, so it is
+the same on any worker, and batches come first to last: the task of 25 steps is the beginning of the task of 100.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l3rs.data.images import ImageSet
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The size of a task: classes, images a training batch, and images in the evaluation batch."""
+
+    classes: int = 25
+    batch_size: int = 64
+    evaluation_size: int = 200
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it is at least 1")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One fine-tuning task.
+
+    Attributes:
+        classes: int64 (C,), class ids of the image set; a class's label in the task is its place here.
+        batches: int64 (K, B), image indices of the K training batches, from the train side.
+        evaluation: int64 (E,), image indices of the evaluation batch, from the validation side.
+        head_seed: draws the fresh head.
+        seed: what the task was drawn from.
+    """
+
+    classes: Tensor
+    batches: Tensor
+    evaluation: Tensor
+    head_seed: int
+    seed: int
+
+    def labels(self, images: ImageSet) -> Tensor:
+        """Label of every image of the set in this task, -1 for other classes: int64 (N,)."""
+        place = torch.full((len(images.classes),), -1)
+        place[self.classes] = torch.arange(len(self.classes))
+        return place[images.labels]
+
+
+@dataclass(frozen=True)
+class TaskDistribution:
+    """All tasks over some classes of an image set.
+
+    Attributes:
+        images: the set.
+        classes: names of the classes that tasks draw from, such as a split's meta-train classes.
+        config: their size.
+
+    Raises:
+        ValueError: too few classes, or an unknown one.
+    """
+
+    images: ImageSet
+    classes: tuple[str, ...]
+    config: TaskConfig = TaskConfig()
+
+    def __post_init__(self) -> None:
+        unknown = [c for c in self.classes if c not in self.images.classes]
+        if unknown:
+            raise ValueError(f"no such class in {self.images.name}: {unknown[0]!r}")
+        if len(self.classes) < self.config.classes:
+            raise ValueError(f"a task needs {self.config.classes} classes; there are {len(self.classes)}")
+
+    def draw(self, seed: int, steps: int) -> Task:
+        """The task of this seed with `steps` training batches.
+
+        Training images are used without replacement, reshuffled when fewer than a batch are left; evaluation images are
+        drawn without replacement.
+
+        Raises:
+            ValueError: `steps` is below 1, or the classes drawn have fewer images than a batch.
+        """
+        if steps < 1:
+            raise ValueError(f"steps is {steps}; a task has at least 1")
+        c = self.config
+        # The classes, not their purpose's name, are part of the seed: splits of one data set never share a stream.
+        content = zlib.crc32("\n".join((self.images.name, *sorted(self.classes))).encode())
+        streams = [np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence([seed, content]).spawn(4)]
+        names = sorted(self.classes)
+        ids = [self.images.classes.index(names[i]) for i in streams[0].permutation(len(names))[: c.classes]]
+        train = np.concatenate([self.images.by_class[i][0] for i in ids])
+        held_out = np.concatenate([self.images.by_class[i][1] for i in ids])
+        for what, wanted, there in (("train", c.batch_size, len(train)), ("validation", c.evaluation_size, len(held_out))):
+            if there < wanted:
+                raise ValueError(f"task {seed} wants {wanted} {what} images at once; its {c.classes} classes have {there}")
+        per_epoch = len(train) // c.batch_size
+        epochs = [streams[1].permutation(train)[: per_epoch * c.batch_size] for _ in range(-(-steps // per_epoch))]
+        return Task(
+            classes=torch.tensor(ids),
+            batches=torch.from_numpy(np.concatenate(epochs)[: steps * c.batch_size].reshape(steps, c.batch_size)),
+            evaluation=torch.from_numpy(streams[2].permutation(held_out)[: c.evaluation_size]),
+            head_seed=int(streams[3].integers(2**31)),
+            seed=seed,
+        )
+
+
+def task_seed(*key: int) -> int:
+    """A task seed from several numbers, such as (run seed, generation, index); below 2**31."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0] >> 1)

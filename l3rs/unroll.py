@@ -1,0 +1,90 @@
+"""Fine-tune a network on a task with any optimizer, and report. Meta-training and evaluation both go through here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
+
+from l3rs.data.images import ImageSet
+from l3rs.tasks import Task
+
+
+@dataclass
+class Report:
+    """What happened in one run.
+
+    Attributes:
+        train_losses: cross entropy of each training batch, before its step.
+        accuracy, loss: on the evaluation batch, by the number of steps taken. NaN after a run has diverged.
+        seconds: wall-clock time of the run.
+    """
+
+    train_losses: list[float] = field(default_factory=list)
+    accuracy: dict[int, float] = field(default_factory=dict)
+    loss: dict[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def evaluate(network: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Accuracy and cross entropy with BatchNorm's running statistics; the network is left in train mode."""
+    network.eval()
+    with torch.no_grad():
+        logits = network(inputs).float()
+    network.train()
+    return (logits.argmax(1) == labels).float().mean().item(), F.cross_entropy(logits, labels).item()
+
+
+def unroll(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: ImageSet,
+    task: Task,
+    scheduler: LRScheduler | None = None,
+    evaluate_at: Collection[int] = (),
+) -> Report:
+    """Fine-tunes `network`, in place, on all batches of `task`, BatchNorm in train mode.
+
+    The optimizer gets the loss through a closure, as any optimizer may. A run whose loss is not finite stops there; what is
+    still to be evaluated is NaN.
+
+    Args:
+        evaluate_at: after how many steps to evaluate, besides the end. 0 is before the first.
+    """
+    started = time.perf_counter()
+    report = Report()
+    wanted = {s for s in evaluate_at if s <= len(task.batches)} | {len(task.batches)}
+    labels = task.labels(images)
+    held_out, held_out_labels = images.inputs(task.evaluation), labels[task.evaluation]
+
+    def record(step: int) -> None:
+        if step in wanted:
+            report.accuracy[step], report.loss[step] = evaluate(network, held_out, held_out_labels)
+
+    network.train()
+    record(0)
+    for step, batch in enumerate(task.batches, start=1):
+        inputs, targets = images.inputs(batch), labels[batch]
+
+        def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(network(inputs), targets)
+            loss.backward()
+            return loss
+
+        loss = optimizer.step(closure).item()
+        report.train_losses.append(loss)
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            break
+        if scheduler is not None:
+            scheduler.step()
+        record(step)
+    for step in wanted - report.loss.keys():
+        report.accuracy[step] = report.loss[step] = float("nan")
+    report.seconds = time.perf_counter() - started
+    return report

@@ -231,9 +231,7 @@ def attribution(sets: dict, used: dict[str, int], groups: dict[str, str], held_o
         who = f"[{author['name']}]({author['url']})" if author.get("url") else author["name"]
         terms = f"[{licence['spdx']}]({licence['url']})" if licence.get("url") else licence["spdx"]
         side = "validation" if groups[prefix] in held_out else "train"
-        lines.append(
-            f"| `{prefix}` | {info['name']} | {who} | {terms} | {info.get('version', '')} | {count} | {groups[prefix]} | {side} |"
-        )
+        lines.append(f"| `{prefix}` | {info['name']} | {who} | {terms} | {info.get('version', '')} | {count} | {groups[prefix]} | {side} |")
     return "\n".join(lines) + "\n"
 
 
@@ -253,9 +251,7 @@ def write_set(out: Path, icons: list[Icon], pixels: np.ndarray, validation: np.n
         writer.writerow([icons[i].label, side, icons[i].set, icons[i].name])
     draw = np.random.Generator(np.random.PCG64(0)).permutation(len(classes))
     bounds = np.cumsum([0, *CLASSES.values()])
-    split = {
-        purpose: sorted(classes[j] for j in draw[a:b]) for purpose, a, b in zip(CLASSES, bounds, bounds[1:], strict=False)
-    }
+    split = {purpose: sorted(classes[j] for j in draw[a:b]) for purpose, a, b in zip(CLASSES, bounds, bounds[1:], strict=False)}
     # Rows of all images side by side, one plane per image: xz finds more in it than in nibble pairs.
     files = {
         "pixels.xz": compress((pixels[order] // (255 // (GREY_LEVELS - 1))).tobytes()),

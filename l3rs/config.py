@@ -25,8 +25,9 @@ class L3RSConfig:
         norm_scale: log root-mean-squares are divided by this before the MLP [choice].
         norm_floor: added to a root-mean-square before its logarithm [choice].
         loss_scale: the loss is divided by this before the MLP [choice].
-        mix_bias: logit, in nats, that the initial controller gives the last direction over the others [choice].
+        initial_mix: logit, in nats, that the initial controller gives the last direction over the others [choice].
         initial_decay: nats by which the initial controller lowers log lambda from the first step to the last [choice].
+        initial_head: how many times larger a step the initial controller gives the new head, where it has embeddings [choice].
     """
 
     directions: tuple[str, ...] = ("sgd", "adam")
@@ -42,8 +43,9 @@ class L3RSConfig:
     norm_scale: float = 4.0
     norm_floor: float = 1e-8
     loss_scale: float = 4.0
-    mix_bias: float = 3.0
+    initial_mix: float = 0.0
     initial_decay: float = 2.3
+    initial_head: float = 10.0
 
     def __post_init__(self) -> None:
         for field in fields(self):  # JSON and YAML give lists
@@ -59,5 +61,6 @@ class L3RSConfig:
             raise ValueError(f"an EMA factor is {wrong[0]}; it is at least 0 and below 1")
         if self.time_points < 2:
             raise ValueError(f"time_points is {self.time_points}; 0 and 1 need two")
-        if self.lr0 <= 0:
-            raise ValueError(f"lr0 is {self.lr0}; it is positive")
+        for name in ("lr0", "initial_head"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is positive")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -32,7 +32,14 @@ def meta_shapes(config: L3RSConfig, layers: tuple[str, ...]) -> dict[str, tuple[
     if bool(layers) != bool(config.embedding):
         raise ValueError(f"embedding is {config.embedding} and there are {len(layers)} layer names: both or neither")
     inputs, (h1, h2), outputs = len(feature_names(config)), config.hidden, 1 + len(config.directions)
-    shapes: dict[str, tuple[int, ...]] = {"w1": (h1, inputs), "b1": (h1,), "w2": (h2, h1), "b2": (h2,), "w3": (outputs, h2), "b3": (outputs,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "w1": (h1, inputs),
+        "b1": (h1,),
+        "w2": (h2, h1),
+        "b2": (h2,),
+        "w3": (outputs, h2),
+        "b3": (outputs,),
+    }
     if layers:
         shapes["embedding"] = (len(layers), config.embedding)
     for name in config.directions:
@@ -48,27 +55,34 @@ def unflatten(theta: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> Meta:
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), theta.split(sizes), strict=True)}
 
 
-def initial_theta(config: L3RSConfig, layers: tuple[str, ...], seed: int) -> Tensor:
-    """Meta-parameters that already are a sane schedule: the last direction, its step size falling exponentially with time.
+def initial_theta(config: L3RSConfig, layers: tuple[str, ...], seed: int, head: Collection[str] = ()) -> Tensor:
+    """Meta-parameters that already are a sane schedule: a fixed mix, and steps that shrink exponentially with time.
 
-    The hidden layers are drawn at random (He's scale) and the output layer is zero, so that every layer of the network gets the
-    same lambda and mu whatever its features; except for one path through the MLP that carries relative time. The sum of
-    `tanh(a (t - t_i))` over n points grows from about -n to n while t goes from 0 to 1.
+    The hidden layers are drawn at random (He's scale) and the output layer is zero, so that lambda and mu start alike for all
+    layers whatever their features; except for two paths through the MLP. One carries relative time: the sum of
+    `tanh(a (t - t_i))` over n points grows from about -n to n while t goes from 0 to 1. The other carries the first number of the
+    embedding, which is 1 for the layers in `head` and 0 elsewhere: a new head moves `initial_head` times as far.
     """
     generator = torch.Generator().manual_seed(seed)
-    shapes = meta_shapes(config, layers)
+    shapes, names = meta_shapes(config, layers), feature_names(config)
     meta = {name: torch.zeros(shape) for name, shape in shapes.items()}
     for name in ("w1", "w2"):
         meta[name] = torch.randn(shapes[name], generator=generator) * math.sqrt(2 / shapes[name][1])
+
+    def path(unit: int, inputs: Tensor, bias: float, effect: float) -> None:
+        """Hidden unit number `unit` of both layers becomes ReLU(inputs . features + bias), and adds `effect` times it to log lambda."""
+        meta["w1"][unit], meta["b1"][unit] = inputs, bias
+        meta["w2"][unit] = 0.0
+        meta["w2"][unit, unit] = 1.0
+        meta["w3"][0, unit] = effect
+
+    time = torch.tensor([name.startswith("relative_time/") for name in names])
+    path(0, time / (2 * config.time_points), 0.5, -config.initial_decay)
     if layers:
         meta["embedding"] = torch.randn(shapes["embedding"], generator=generator)
-    time = torch.tensor([name.startswith("relative_time/") for name in feature_names(config)])
-    meta["w1"][0] = time / (2 * config.time_points)
-    meta["b1"][0] = 0.5
-    meta["w2"][0] = 0.0
-    meta["w2"][0, 0] = 1.0
-    meta["w3"][0, 0] = -config.initial_decay
-    meta["b3"][-1] = config.mix_bias
+        meta["embedding"][:, 0] = torch.tensor([float(layer in head) for layer in layers])
+        path(1, torch.tensor([float(name == "embedding/0") for name in names]), 0.0, math.log(config.initial_head))
+    meta["b3"][-1] = config.initial_mix
     return torch.cat([meta[name].flatten() for name in shapes])
 
 

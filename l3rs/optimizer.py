@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from l3rs.controller import Decision, decide, meta_shapes, unflatten
 from l3rs.config import L3RSConfig
+from l3rs.controller import decide, meta_shapes, unflatten
 from l3rs.directions import direction
 from l3rs.features import EMA_SIGNALS, log_rms, time_features, update_emas
 from l3rs.schedule import LearnedSchedule
@@ -69,9 +69,7 @@ class L3RS(torch.optim.Optimizer):
         self.config = self.learned.config
         self._directions = {name: direction(name) for name in self.config.directions}
         self._meta = unflatten(self.learned.theta, meta_shapes(self.config, self.learned.layers))
-        self._raw = {
-            name: {h: float(self._meta[f"{name}/{h}"]) for h in d.hyperparameters} for name, d in self._directions.items()
-        }
+        self._raw = {name: {h: float(self._meta[f"{name}/{h}"]) for h in d.hyperparameters} for name, d in self._directions.items()}
         slots = self.learned.slots(names)
         every = [p for group in self.param_groups for p in group["params"]]
         self._slot = dict(zip(every, slots, strict=True)) if slots else {}
@@ -119,9 +117,7 @@ class L3RS(torch.optim.Optimizer):
         grads = [p.grad for p in params]
         states = [self._state_of(p) for p in params]
         step = group["step"] + 1
-        directions = [
-            d.update(grads, params, states, step, self._raw[name]) for name, d in self._directions.items()
-        ]
+        directions = [d.update(grads, params, states, step, self._raw[name]) for name, d in self._directions.items()]
         norms = [_norms(tensors) for tensors in directions]
         numel = torch.tensor([float(p.numel()) for p in params], device=loss.device)
         weight_norms = _norms(params)
@@ -160,7 +156,7 @@ class L3RS(torch.optim.Optimizer):
         return torch.cat(blocks, dim=1)
 
     def _state_of(self, p: Tensor) -> dict[str, Any]:
-        state = self.state[p]
+        state: dict[str, Any] = self.state[p]
         if not state:
             for d in self._directions.values():
                 state.update(d.init(p))

@@ -15,11 +15,12 @@ from l3rs.config import L3RSConfig
 class LearnedOptimizer(Protocol):
     """Anything that can be meta-trained: a flat vector of meta-parameters, and an optimizer for every vector."""
 
-    theta: Tensor
+    @property
+    def theta(self) -> Tensor:
+        """The meta-parameters to start from, float32 (n,)."""
+        ...
 
-    def build(
-        self, theta: Tensor, named_parameters: Iterable[tuple[str, nn.Parameter]], total_steps: int
-    ) -> torch.optim.Optimizer:
+    def build(self, theta: Tensor, named_parameters: Iterable[tuple[str, nn.Parameter]], total_steps: int) -> torch.optim.Optimizer:
         """The optimizer that meta-parameters `theta` define, for a run of `total_steps` steps."""
         ...
 
@@ -60,9 +61,7 @@ class LearnedSchedule:
             )
         return [number[n] for n in names]
 
-    def build(
-        self, theta: Tensor, named_parameters: Iterable[tuple[str, nn.Parameter]], total_steps: int
-    ) -> torch.optim.Optimizer:
+    def build(self, theta: Tensor, named_parameters: Iterable[tuple[str, nn.Parameter]], total_steps: int) -> torch.optim.Optimizer:
         """L3RS with the meta-parameters `theta` in place of its own."""
         from l3rs.optimizer import L3RS
 

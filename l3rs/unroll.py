@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,8 @@ def unroll(
         if step in wanted:
             report.accuracy[step], report.loss[step] = evaluate(network, held_out, held_out_labels)
 
+    # torch annotates closures as giving floats; they give, and `step` returns, the loss as a tensor
+    step_with = cast("Callable[[Callable[[], Tensor]], Tensor]", optimizer.step)
     network.train()
     record(0)
     for step, batch in enumerate(task.batches, start=1):
@@ -77,7 +80,7 @@ def unroll(
             loss.backward()
             return loss
 
-        loss = optimizer.step(closure).item()
+        loss = float(step_with(closure).item())
         report.train_losses.append(loss)
         if loss != loss or loss in (float("inf"), float("-inf")):
             break

@@ -7,19 +7,17 @@ writes the weights (half precision), `pretrain-log.csv` and `pretrain.json` (con
 
 from __future__ import annotations
 
-import l3rs._torchvision  # noqa: F401  isort: skip
-
 import json
 import logging
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -112,7 +110,7 @@ def accuracy(network: nn.Module, images: ImageSet, index: Tensor, labels: Tensor
     return right / len(index)
 
 
-def main(config: PretrainConfig = PretrainConfig(), out: str = "l3rs/weights") -> None:
+def pretrain(config: PretrainConfig, out: str) -> None:
     """Pretrains the backbone and writes it to `out`."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -129,8 +127,14 @@ def main(config: PretrainConfig = PretrainConfig(), out: str = "l3rs/weights") -
     validation = [(images.inputs(i), labels[i]) for i in val.split(512)]
     started = time.perf_counter()
     trainer = pl.Trainer(
-        max_steps=config.steps, val_check_interval=min(250, config.steps), check_val_every_n_epoch=None, accelerator="cpu",
-        logger=False, enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0,
+        max_steps=config.steps,
+        val_check_interval=min(250, config.steps),
+        check_val_every_n_epoch=None,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
     )
     trainer.fit(
         module,
@@ -148,11 +152,28 @@ def main(config: PretrainConfig = PretrainConfig(), out: str = "l3rs/weights") -
     stem = folder / f"resnet34-w{config.width}-icons"
     save_file({k: v.contiguous() for k, v in halves.items()}, f"{stem}.safetensors")
     pd.DataFrame(module.rows).to_csv(f"{stem}.csv", index=False)
-    about = {"config": asdict(config), "train_images": len(train), "validation_images": len(val), "classes": len(split.classes["pretrain"]),
-             "validation_accuracy": full, "validation_accuracy_half": half, "seconds": round(seconds, 1), "torch": torch.__version__}
+    about = {
+        "config": asdict(config),
+        "train_images": len(train),
+        "validation_images": len(val),
+        "classes": len(split.classes["pretrain"]),
+        "validation_accuracy": full,
+        "validation_accuracy_half": half,
+        "seconds": round(seconds, 1),
+        "torch": torch.__version__,
+    }
     Path(f"{stem}.json").write_text(json.dumps(about, indent=1) + "\n")
     print(json.dumps(about))
 
 
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--config", action="config", help="a YAML file with the settings below")
+    parser.add_argument("--out", type=str, default="l3rs/weights", help="folder for the weights, the log and the record")
+    parser.add_class_arguments(PretrainConfig, as_group=False)
+    args = parser.parse_args()
+    pretrain(PretrainConfig(**{f.name: args[f.name] for f in fields(PretrainConfig)}), args.out)
+
+
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    main()

@@ -41,8 +41,7 @@ class ImageSet:
         """For each class its (train, validation) image indices, int64 arrays in ascending order."""
         labels, validation = self.labels.numpy(), self.validation.numpy()
         return tuple(
-            (np.flatnonzero((labels == c) & ~validation), np.flatnonzero((labels == c) & validation))
-            for c in range(len(self.classes))
+            (np.flatnonzero((labels == c) & ~validation), np.flatnonzero((labels == c) & validation)) for c in range(len(self.classes))
         )
 
     def contact_sheet(self, path: str | Path, classes: tuple[str, ...] | None = None, columns: int = 24) -> None:

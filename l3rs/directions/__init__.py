@@ -8,7 +8,7 @@ from l3rs.directions.adam import Adam
 from l3rs.directions.base import Direction
 from l3rs.directions.sgd import SGD
 
-DIRECTIONS = MappingProxyType({"sgd": SGD(), "adam": Adam()})
+DIRECTIONS: MappingProxyType[str, Direction] = MappingProxyType({"sgd": SGD(), "adam": Adam()})
 
 
 def direction(name: str) -> Direction:

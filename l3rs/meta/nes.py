@@ -22,6 +22,8 @@ with warnings.catch_warnings():
 
 from l3rs.meta.config import NESConfig
 
+__all__ = ["NES", "Problem", "pgpe", "pgpe_ask", "pgpe_tell"]
+
 
 class NES(SearchAlgorithm):
     """Minimizes a problem's objective from a starting point.
@@ -54,7 +56,8 @@ class NES(SearchAlgorithm):
         return self.generation
 
     def _get_center(self) -> Tensor:
-        return self._search.optimizer_state.center
+        center: Tensor = self._search.optimizer_state.center
+        return center
 
     @property
     def center(self) -> Tensor:
@@ -62,7 +65,7 @@ class NES(SearchAlgorithm):
         return self._get_center()
 
     def _decay(self) -> float:
-        return 0.5 ** (self.generation / self.config.half_life)
+        return float(0.5 ** (self.generation / self.config.half_life))
 
     @property
     def sigma(self) -> float:

@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from l3rs.data.icons import icons_split, load_icons
 from l3rs.meta.nes import Problem
-from l3rs.networks import Workbench
 from l3rs.schedule import LearnedOptimizer
 from l3rs.tasks import TaskConfig, TaskDistribution
 from l3rs.unroll import Report, unroll
-
-
-@lru_cache(maxsize=2)
-def _workbench(num_classes: int) -> Workbench:
-    return Workbench(num_classes)
-
-
-@lru_cache(maxsize=4)
-def icons_tasks(purpose: str, config: TaskConfig) -> TaskDistribution:
-    """The tasks over the Icons classes of this purpose; loaded once a process."""
-    return TaskDistribution(load_icons(), icons_split().classes[purpose], config)
+from l3rs.workbench import icons_tasks, workbench
 
 
 def fine_tune(learned: LearnedOptimizer, theta: Tensor, tasks: TaskDistribution, seed: int, steps: int) -> Report:
     """One run of the schedule that `theta` defines, on the task of this seed, from the shipped network."""
     task = tasks.draw(seed, steps)
-    network = _workbench(tasks.config.classes).network_for(task.head_seed)
+    network = workbench(tasks.config.classes).network_for(task.head_seed)
     return unroll(network, learned.build(theta, network.named_parameters(), steps), tasks.images, task)
 
 

@@ -16,14 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from l3rs.checkpoint import CheckpointError, save
+from l3rs.checkpoint import CheckpointError, read, save
 from l3rs.controller import initial_theta
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.nes import NES
-from l3rs.meta.problem import FineTuning, fine_tune, icons_tasks
-from l3rs.networks import resnet34
+from l3rs.meta.problem import FineTuning, fine_tune
+from l3rs.networks import HEAD, resnet34
 from l3rs.schedule import LearnedSchedule
 from l3rs.tasks import task_seed
+from l3rs.workbench import icons_tasks
 
 CURVE = ("generation", "steps", "mean_loss", "best_loss", "sigma", "lr", "validation_accuracy", "validation_loss", "seconds")
 
@@ -32,7 +33,8 @@ def start(config: MetaTrainConfig) -> LearnedSchedule:
     """The schedule that meta-training starts from."""
     names = tuple(name for name, _ in resnet34(width=16, in_chans=1, num_classes=config.task.classes).named_parameters())
     layers = names if config.specialist else ()
-    return LearnedSchedule(config.schedule, layers, initial_theta(config.schedule, layers, config.nes.seed), config.name)
+    head = {name for name in names if name.startswith(HEAD)}
+    return LearnedSchedule(config.schedule, layers, initial_theta(config.schedule, layers, config.nes.seed, head), config.name)
 
 
 def generation_tasks(config: MetaTrainConfig, generation: int) -> list[tuple[int, int]]:
@@ -166,8 +168,6 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
 
 def choose(folder: RunFolder, learned: LearnedSchedule) -> LearnedSchedule:
     """The schedule of the best generation on meta-validation, written as `<name>.safetensors` with how it was meta-trained."""
-    from l3rs.checkpoint import read
-
     rows = folder.curve()
     best = max((r for r in rows if r["validation_accuracy"]), key=lambda r: float(r["validation_accuracy"]))
     generation = int(best["generation"])

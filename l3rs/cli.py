@@ -1,0 +1,112 @@
+"""The command `l3rs`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jsonargparse
+
+import l3rs
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A parser whose errors are one line, with exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        print(f"l3rs: error: {' '.join(str(message).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _finetune_parser() -> Parser:
+    # The defaults of the help are those of the config, which is imported only when the command runs: pandas and scipy take a second.
+    from l3rs.finetune import OPTIMIZERS, FinetuneConfig
+
+    d = FinetuneConfig()
+    parser = Parser(
+        description="Fine-tune the shipped ResNet-34 on new classes of Icons with the learned schedule and with tuned baselines, on the "
+        "same tasks; print a table, and write runs.csv, curves.csv and finetune.png to --out. Runs that are there already are kept."
+    )
+    parser.add_argument("--tasks", type=int, default=d.tasks, help="tasks of 25 new classes each (default: %(default)s)")
+    parser.add_argument("--steps", type=int, nargs="+", default=list(d.steps), help="lengths of the runs (default: 10 25 50)")
+    parser.add_argument(
+        "--optimizers", type=str, nargs="+", default=list(d.optimizers), help=f"some of {', '.join(OPTIMIZERS)} (default: all)"
+    )
+    parser.add_argument("--learned", type=str, default=d.learned, help="auto, a shipped schedule's name, or a path (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=d.seed, help="tasks are those of seeds SEED, SEED + 1, ... (default: %(default)s)")
+    parser.add_argument("--out", type=str, default=str(d.out), help="folder for the results (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=d.workers, help="processes; 0 is one a core (default: %(default)s)")
+    return parser
+
+
+def _finetune(args: jsonargparse.Namespace, parser: Parser) -> None:
+    from l3rs.finetune import FinetuneConfig, Results, digest, finetune, schedule_for
+    from l3rs.networks import shipped_weights
+
+    try:
+        values = {**vars(args), "steps": tuple(args.steps), "optimizers": tuple(dict.fromkeys(args.optimizers)), "out": Path(args.out)}
+        config = FinetuneConfig(**values)
+        learned = schedule_for(config)
+        about = {"network": digest(list(shipped_weights().values()))}
+        if "l3rs" in config.optimizers:
+            about["schedule"] = f"{learned.name} {digest([learned.theta])}"
+        results = Results(config.out, about)
+    except ValueError as error:
+        parser.error(str(error))
+    finetune(config, learned, results)
+
+
+def _meta_train_parser() -> Parser:
+    from l3rs.meta.config import MetaTrainConfig
+
+    parser = Parser(
+        description="Meta-train a schedule by evolution strategies on Icons25. Stop it when you like: the same command goes on where it "
+        "was. Writes the schedule that did best on meta-validation classes, its curve and its config to --out."
+    )
+    parser.add_argument("--config", action="config", help="a YAML file with the settings below, such as one in configs/")
+    parser.add_argument("--out", type=str, required=True, help="folder of the run")
+    parser.add_class_arguments(MetaTrainConfig, as_group=False)
+    return parser
+
+
+def _meta_train(args: jsonargparse.Namespace, parser: Parser) -> None:
+    from l3rs.meta.config import MetaTrainConfig
+
+    out = args.pop("out")
+    args.pop("config", None)
+    try:
+        config: MetaTrainConfig = parser.instantiate_classes(args)
+        from l3rs.meta.train import meta_train
+
+        chosen = meta_train(MetaTrainConfig(**vars(config)), out)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    accuracy = chosen.training["validation_accuracy"]
+    print(f"Wrote {Path(out) / chosen.name}.safetensors: generation {chosen.training['generation']}, {accuracy:.3f} on meta-validation.")
+
+
+COMMANDS = {"finetune": (_finetune_parser, _finetune), "meta-train": (_meta_train_parser, _meta_train)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `l3rs COMMAND ...`; wrong input ends in one line and exit code 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    about = "usage: l3rs {finetune,meta-train} [options]   (l3rs COMMAND --help tells more)"
+    if words[:1] == ["--version"]:
+        print(f"l3rs {l3rs.__version__}")
+        return
+    if words[:1] in ([], ["--help"], ["-h"]):
+        print(f"{about}\n\n  finetune    fine-tune on new classes, against tuned baselines\n  meta-train  learn a schedule")
+        return
+    if words[0] not in COMMANDS:
+        print(f"l3rs: error: no command is called {words[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    make, run = COMMANDS[words[0]]
+    parser = make()
+    parser.prog = f"l3rs {words[0]}"
+    run(parser.parse_args(words[1:]), parser)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Pictures, in one style: colour-blind safe, labelled, legible in print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from l3rs.stats import mean_interval
+
+# Okabe and Ito's palette, told apart by all; L3RS is the dark one and thicker.
+COLOURS = {"l3rs": "#000000", "adam": "#0072B2", "adam-cosine": "#56B4E9", "adam-cosine-head10": "#009E73", "sgd-cosine": "#D55E00"}
+MARKERS = {"l3rs": "o", "adam": "s", "adam-cosine": "^", "adam-cosine-head10": "D", "sgd-cosine": "v"}
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
+    """Evaluation accuracy against the step: left along the longest runs, right at the end of each run, by its length."""
+    figure = Figure(figsize=(9.5, 4.2))
+    left, right = figure.subplots(1, 2)
+    horizon = int(table.steps.max())
+    for name in table.optimizer.unique():
+        style = {"color": COLOURS[name], "marker": MARKERS[name], "markersize": 5, "linewidth": 2.4 if name == "l3rs" else 1.4}
+        ends = table[table.optimizer == name]
+        rate = float(ends[ends.steps == horizon].lr.iloc[0])
+        c = curves[(curves.optimizer == name) & (curves.horizon == horizon) & (curves.lr == rate)]
+        points = pd.DataFrame(
+            {step: mean_interval(group.accuracy.fillna(0).to_numpy()) for step, group in c.groupby("steps")}, index=["mean", "low", "high"]
+        ).T
+        left.plot(points.index, points["mean"], label=name, **style)
+        left.fill_between(points.index, points["low"], points["high"], color=COLOURS[name], alpha=0.12, linewidth=0)
+        error = [ends.accuracy - ends.low, ends.high - ends.accuracy]
+        right.errorbar(ends.steps, ends.accuracy, yerr=error, capsize=2, elinewidth=1, label=name, **style)
+    left.set(title=f"along runs of {horizon} steps", xlabel="step", ylabel="evaluation accuracy", ylim=(0, 1))
+    right.set(title="at the end of runs", xlabel="length of the run (steps)", xscale="log")
+    ticks = sorted(table.steps.unique())
+    right.set_xticks(ticks, [str(t) for t in ticks])
+    right.minorticks_off()
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    right.legend(frameon=False, fontsize=9, loc="lower right")
+    figure.suptitle("Fine-tuning on 25 new classes; bands and bars: 95% interval over tasks", fontsize=11)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def plot_curve(curve: pd.DataFrame, path: Path, title: str) -> None:
+    """A meta-training curve: accuracy and loss on meta-validation, and the mean loss of each generation's candidates."""
+    figure = Figure(figsize=(9.5, 3.6))
+    left, right = figure.subplots(1, 2)
+    validated = curve.dropna(subset=["validation_accuracy"])
+    left.plot(validated.generation, validated.validation_accuracy, color=COLOURS["l3rs"], marker="o", markersize=4)
+    left.set(title="meta-validation", xlabel="generation", ylabel="evaluation accuracy")
+    right.plot(curve.generation, curve.mean_loss, color=COLOURS["adam-cosine"], linewidth=0.8, label="each generation's candidates")
+    smooth = curve.mean_loss.rolling(15, center=True, min_periods=5).mean()
+    right.plot(curve.generation, smooth, color=COLOURS["adam"], linewidth=2, label="mean of 15 generations")
+    right.plot(validated.generation, validated.validation_loss, color=COLOURS["l3rs"], marker="o", markersize=4, label="meta-validation")
+    right.set(title="evaluation loss after K steps", xlabel="generation", ylabel="cross entropy", ylim=(0, None))
+    right.legend(frameon=False, fontsize=9)
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    figure.tight_layout()
+    _save(figure, path)

@@ -1,0 +1,95 @@
+"""Runs as rows: one fine-tuning of one arm on one task, executed on all cores and appended to a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from l3rs.unroll import Report
+
+FIELDS = ("cell", "optimizer", "lr", "steps", "task_seed", "meta_seed", "accuracy", "loss", "seconds")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run to make.
+
+    Attributes:
+        cell: which comparison it belongs to.
+        optimizer: `l3rs` or a baseline's name.
+        lr: the baseline's learning rate; the multiplier of L3RS.
+        steps: K.
+        task_seed: of the task.
+        purpose: of the classes in the Icons split.
+        learned: for `l3rs`, the schedule's name or path.
+        evaluate_at: steps at which to evaluate besides the end.
+    """
+
+    cell: str
+    optimizer: str
+    lr: float
+    steps: int
+    task_seed: int
+    purpose: str
+    learned: str = "auto"
+    evaluate_at: tuple[int, ...] = ()
+
+
+def execute(run: Run) -> Report:
+    """Fine-tunes the shipped network as `run` says, in this process."""
+    from l3rs.baselines import BASELINES, Recipe
+    from l3rs.optimizer import L3RS
+    from l3rs.tasks import TaskConfig
+    from l3rs.unroll import unroll
+    from l3rs.workbench import icons_tasks, workbench
+
+    config = TaskConfig()
+    tasks = icons_tasks(run.purpose, config)
+    task = tasks.draw(run.task_seed, run.steps)
+    network = workbench(config.classes).network_for(task.head_seed)
+    if run.optimizer == "l3rs":
+        recipe = Recipe(L3RS(network.named_parameters(), run.steps, run.learned, lr=run.lr), None)
+    else:
+        recipe = BASELINES[run.optimizer](network, run.lr, run.steps)
+    return unroll(network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at)
+
+
+def row(run: Run, report: Report, steps: int, meta_seed: int | str = "") -> dict[str, str | int | float]:
+    """The row of a run's evaluation after `steps` steps."""
+    values = (run.cell, run.optimizer, run.lr, steps, run.task_seed, meta_seed if run.optimizer == "l3rs" else "")
+    measured = (round(report.accuracy[steps], 6), round(report.loss[steps], 6), round(report.seconds, 3))
+    return dict(zip(FIELDS, (*values, *measured), strict=True))
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def execute_all(runs: Sequence[Run], workers: int) -> Iterator[tuple[Run, Report]]:
+    """Executes runs on `workers` processes of one thread each, and yields each as it ends."""
+    if not runs:
+        return
+    context = multiprocessing.get_context("spawn")  # a forked torch may hang in its thread pools
+    with ProcessPoolExecutor(min(workers, len(runs)), mp_context=context, initializer=_one_thread) as pool:
+        futures = {pool.submit(execute, run): run for run in runs}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def append_rows(path: Path, rows: Sequence[dict[str, str | int | float]]) -> None:
+    """Adds rows to a CSV file, with a header if it is new."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)

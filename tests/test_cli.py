@@ -1,0 +1,98 @@
+"""The command: its help, its errors, and the main job at its smallest."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from l3rs.cli import main
+from l3rs.runs import FIELDS
+
+
+def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Runs a command that must fail: exit code 2, one line, no traceback. Gives that line."""
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--steps", "0"], "--steps is 0; it is one or more whole numbers of at least 1"),
+        (["--steps", "10", "-3"], "-3"),
+        (["--steps", "ten"], "ten"),
+        (["--tasks", "0"], "--tasks is 0; it is a whole number of at least 1"),
+        (["--tasks", "1.5"], "1.5"),
+        (["--optimizers", "l3rs", "adamw"], "'adamw'; it is some of l3rs, adam, adam-cosine, adam-cosine-head10, sgd-cosine"),
+        (["--learned", "nowhere.safetensors"], "nowhere.safetensors is not a file"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--nonsense", "1"], "nonsense"),
+    ],
+)
+def test_bad_values_are_named(argv: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert said in fails(["finetune", *argv, *(() if "--out" in argv else ("--out", str(tmp_path / "o")))], capsys)
+    assert not (tmp_path / "o" / "runs.csv").exists()
+
+
+def test_unwritable_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("x")
+    assert "cannot be written" in fails(["finetune", "--out", str(tmp_path / "file" / "out")], capsys)
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_truncated_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(b"\x10\x00\x00")
+    assert "may be truncated" in fails(["finetune", "--learned", str(path), "--out", str(tmp_path / "o")], capsys)
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no command is called 'finetun'; there are finetune, meta-train" in fails(["finetun"], capsys)
+
+
+def test_meta_train_names_bad_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "population is 3" in fails(["meta-train", "--nes.population", "3", "--out", str(tmp_path)], capsys)
+
+
+@pytest.mark.parametrize("command", ["finetune", "meta-train"])
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    assert command in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "--out" in capsys.readouterr().out
+
+
+def test_finetune_writes_rows_and_a_picture_and_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["finetune", "--tasks", "2", "--steps", "2", "4", "--optimizers", "l3rs", "sgd-cosine", "--workers", "1", "--out", str(tmp_path)]
+    main(argv)
+    out = capsys.readouterr().out
+    assert "8 runs on 1 processes" in out
+    rows = pd.read_csv(tmp_path / "runs.csv")
+    assert tuple(rows.columns) == FIELDS
+    assert len(rows) == 8
+    assert rows.accuracy.between(0, 1).all()
+    assert (tmp_path / "finetune.png").stat().st_size > 5000
+
+    before = (tmp_path / "runs.csv").read_bytes()
+    main([*argv, "--tasks", "1"])
+    assert "4 are in" in capsys.readouterr().out
+    assert (tmp_path / "runs.csv").read_bytes() == before
+
+    other = [*argv, "--learned", "icons-generalist"]
+    assert "holds runs with another schedule" in fails(other, capsys)
+    assert (tmp_path / "runs.csv").read_bytes() == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path.chmod(0o500)
+    assert "cannot be written" in fails(["finetune", "--out", str(tmp_path / "o")], capsys)

@@ -1,0 +1,60 @@
+"""Features against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from l3rs.config import L3RSConfig
+from l3rs.controller import decide, initial_theta, meta_shapes, unflatten
+from l3rs.features import feature_names, log_rms, time_features, update_emas
+
+CONFIG = L3RSConfig()
+
+
+def test_names_say_how_many_inputs_there_are() -> None:
+    names = feature_names(CONFIG)
+    assert len(names) == len(set(names)) == 9 + 11 + 7 + 2 + 16
+    assert meta_shapes(CONFIG, ("a", "b"))["w1"] == (32, len(names))
+
+
+def test_averages_are_bias_corrected() -> None:
+    config = L3RSConfig(ema_factors=(0.0, 0.5))
+    emas = torch.zeros(1, 1, 2)
+    emas, first = update_emas(emas, torch.tensor([[4.0]]), 1, config)
+    emas, second = update_emas(emas, torch.tensor([[8.0]]), 2, config)
+    torch.testing.assert_close(first, torch.tensor([[[4.0, 4.0]]]))
+    torch.testing.assert_close(second, torch.tensor([[[8.0, (0.5 * 2 + 0.5 * 8) / 0.75]]]))
+
+
+def test_time_runs_from_the_first_point_to_the_last_and_then_stays() -> None:
+    start, end, after = (time_features(k, 50, CONFIG) for k in (0, 50, 70))
+    assert start[0] == 0  # tanh(10 * (0 - 0))
+    assert end[10] == 0  # tanh(10 * (1 - 1))
+    assert torch.equal(end, after)
+    assert math.isclose(float(start[11]), math.tanh(50 / 10 - 1), rel_tol=1e-6)
+
+
+def test_log_norms_do_not_depend_on_a_layers_size() -> None:
+    small, large = torch.full((10,), 0.1), torch.full((1000,), 0.1)
+    sizes = log_rms(torch.stack([small.norm(), large.norm()]), torch.tensor([10.0, 1000.0]), CONFIG)
+    torch.testing.assert_close(sizes, torch.full((2,), math.log(0.1) / 4))
+    assert torch.isfinite(log_rms(torch.zeros(1), torch.ones(1), CONFIG)).all()
+
+
+def test_the_first_controller_is_a_falling_step_size_alike_for_all_layers_but_the_head() -> None:
+    layers = ("a", "b", "fc")
+    meta = unflatten(initial_theta(CONFIG, layers, seed=0, head=("fc",)), meta_shapes(CONFIG, layers))
+    lambdas = []
+    for k in (0, 25, 50):
+        features = torch.randn(3, len(feature_names(CONFIG)))
+        features[:, 9:27] = time_features(k, 50, CONFIG)
+        features[:, 29:] = meta["embedding"]
+        decision = decide(meta, features)
+        assert torch.allclose(decision.lam[0], decision.lam[1])
+        torch.testing.assert_close(decision.lam[2], CONFIG.initial_head * decision.lam[0])
+        torch.testing.assert_close(decision.mu, torch.full((3, 2), 0.5))
+        lambdas.append(float(decision.lam[0]))
+    assert 0.7 < lambdas[0] <= 1.05
+    assert lambdas[0] > 2 * lambdas[1] > 4 * lambdas[2] > 0.2

@@ -27,6 +27,7 @@ class L3RSConfig:
         loss_scale: the loss is divided by this before the MLP [choice].
         initial_mix: logit, in nats, that the initial controller gives the last direction over the others [choice].
         initial_decay: nats by which the initial controller lowers log lambda from the first step to the last [choice].
+        initial_horizon: the initial controller's lambda is proportional to K to the power of minus this, and 1 at K = 10 [choice].
         initial_head: how many times larger a step the initial controller gives the new head, where it has embeddings [choice].
     """
 
@@ -38,13 +39,14 @@ class L3RSConfig:
     embedding: int = 16
     hidden: tuple[int, int] = (32, 16)
     unit: str = "rms"
-    lr0: float = 3e-3
+    lr0: float = 5e-3
     relative_floor: float = 1e-3
     norm_scale: float = 4.0
     norm_floor: float = 1e-8
     loss_scale: float = 4.0
     initial_mix: float = 0.0
-    initial_decay: float = 2.3
+    initial_decay: float = 3.0
+    initial_horizon: float = 0.5
     initial_head: float = 10.0
 
     def __post_init__(self) -> None:

@@ -232,11 +232,8 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
     if "l3rs" in config.optimizers and len(config.optimizers) > 1:
         for steps in sorted(set(config.steps)):
             needed = baseline_steps(table, steps)
-            said = f"more than {max(config.steps)}" if math.isinf(needed) else f"{needed:.0f}"
-            print(
-                f"For the accuracy of l3rs after {steps} steps the best tuned baseline needs {said} ({'> ' if math.isinf(needed) else ''}"
-                f"{(max(config.steps) if math.isinf(needed) else needed) / steps:.1f} times as many)."
-            )
+            said = f"{needed:.0f}, {needed / steps:.1f} times as many" if math.isfinite(needed) else f"more than {max(config.steps)}"
+            print(f"For the accuracy of l3rs after {steps} steps the best tuned baseline needs {said}.")
     plot_finetune(results.curves, table, results.folder / "finetune.png")
     print(
         f"Wrote {results.runs_file}, {results.curves_file} and {results.folder / 'finetune.png'} in {time.perf_counter() - started:.0f} s."

@@ -42,6 +42,9 @@ def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None
     ticks = sorted(table.steps.unique())
     right.set_xticks(ticks, [str(t) for t in ticks])
     right.minorticks_off()
+    right.set_ylim(
+        max(0.0, table.fillna(0).low.min() - 0.02), min(1.0, table.fillna(1).high.max() + 0.02)
+    )  # shares, whatever t says of few tasks
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

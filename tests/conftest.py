@@ -25,7 +25,15 @@ def one_thread_and_a_seed() -> Iterator[None]:
 def small_network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     torch.manual_seed(1)
     # no bias before BatchNorm, as in a ResNet: its gradient is rounding noise, which normalization would blow up to a full step
-    layers = [nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 8), nn.ReLU(), nn.Linear(8, 3)]
+    layers = [
+        nn.Conv2d(1, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * 6 * 6, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    ]
     return nn.Sequential(*layers).to(dtype)
 
 

@@ -16,14 +16,14 @@ class NESConfig:
         population: candidates a generation, in antithetic pairs [choice].
         sigma: standard deviation of the noise at generation 0 [choice].
         lr: Adam's learning rate on the centre at generation 0 [choice].
-        half_life: generations in which both halve [paper: 500].
+        half_life: generations in which both halve [paper: 500, for far longer runs].
         seed: of the noise, of the tasks and of the first controller.
     """
 
     population: int = 16
-    sigma: float = 0.1
-    lr: float = 0.03
-    half_life: float = 500.0
+    sigma: float = 0.03
+    lr: float = 0.01
+    half_life: float = 60.0
     seed: int = 0
 
     def __post_init__(self) -> None:

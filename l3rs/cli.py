@@ -48,7 +48,7 @@ def _finetune(args: jsonargparse.Namespace, parser: Parser) -> None:
         values = {**vars(args), "steps": tuple(args.steps), "optimizers": tuple(dict.fromkeys(args.optimizers)), "out": Path(args.out)}
         config = FinetuneConfig(**values)
         learned = schedule_for(config)
-        about = {"network": digest(list(shipped_weights().values()))}
+        about = {"network": digest([t for _, t in sorted(shipped_weights().items())])}
         if "l3rs" in config.optimizers:
             about["schedule"] = f"{learned.name} {digest([learned.theta])}"
         results = Results(config.out, about)
@@ -76,7 +76,7 @@ def _meta_train(args: jsonargparse.Namespace, parser: Parser) -> None:
     out = args.pop("out")
     args.pop("config", None)
     try:
-        config: MetaTrainConfig = parser.instantiate_classes(args)
+        config = parser.instantiate(args)
         from l3rs.meta.train import meta_train
 
         chosen = meta_train(MetaTrainConfig(**vars(config)), out)

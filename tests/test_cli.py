@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import random_schedule, small_network
 
-from l3rs.cli import main
+from l3rs.checkpoint import load, save
+from l3rs.cli import _meta_train_parser, main
 from l3rs.runs import FIELDS
+
+ROOT = Path(__file__).parent.parent
 
 
 def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -53,12 +57,39 @@ def test_truncated_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "may be truncated" in fails(["finetune", "--learned", str(path), "--out", str(tmp_path / "o")], capsys)
 
 
+def test_checkpoint_of_another_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(random_schedule(small_network()), tmp_path / "other.safetensors")
+    said = fails(["finetune", "--learned", str(tmp_path / "other.safetensors"), "--out", str(tmp_path / "o")], capsys)
+    assert "knows 7 layers by name, but not conv1.weight, bn1.weight, bn1.bias and 107 more" in said
+
+
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no command is called 'finetun'; there are finetune, meta-train" in fails(["finetun"], capsys)
 
 
 def test_meta_train_names_bad_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "population is 3" in fails(["meta-train", "--nes.population", "3", "--out", str(tmp_path)], capsys)
+
+
+def test_meta_train_takes_its_settings_from_a_file_and_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.yaml").write_text(
+        "name: tiny\ngenerations: 1\nspecialist: false\nsteps: [2, 3]\nvalidation_steps: [2]\nvalidation_tasks: 1\nworkers: 1\n"
+        "schedule: {embedding: 0}\nnes: {population: 2}\ntask: {classes: 5, batch_size: 8, evaluation_size: 20}\n"
+    )
+    argv = ["meta-train", "--config", str(tmp_path / "tiny.yaml"), "--nes.seed", "7", "--out", str(tmp_path / "run")]
+    main(argv)
+    assert "tiny.safetensors: generation" in capsys.readouterr().out
+    assert load(tmp_path / "run" / "tiny.safetensors").training["config"]["nes"]["seed"] == 7
+    assert "another config: nes differ" in fails([*argv[:-4], "--nes.seed", "8", "--out", str(tmp_path / "run")], capsys)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_config_opens_with_its_command_and_is_valid(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    assert f"--config configs/{path.name}" in first
+    if "meta-train" in first:
+        parser = _meta_train_parser()
+        parser.parse_args(["--config", str(path), "--out", "nowhere"])
 
 
 @pytest.mark.parametrize("command", ["finetune", "meta-train"])

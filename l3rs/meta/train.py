@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -22,6 +23,7 @@ from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.nes import NES
 from l3rs.meta.problem import FineTuning, fine_tune
 from l3rs.networks import HEAD, resnet34
+from l3rs.plots import plot_curve
 from l3rs.schedule import LearnedSchedule
 from l3rs.tasks import task_seed
 from l3rs.workbench import icons_tasks
@@ -99,7 +101,10 @@ class RunFolder:
     def curve(self) -> list[dict[str, str]]:
         """The rows of `curve.csv` so far."""
         file = self.path / "curve.csv"
-        return list(csv.DictReader(file.open())) if file.exists() else []
+        if not file.exists():
+            return []
+        with file.open(newline="") as rows:
+            return list(csv.DictReader(rows))
 
     def append(self, row: dict[str, float | int | str]) -> None:
         """Adds a row to `curve.csv`."""
@@ -119,7 +124,8 @@ class RunFolder:
 def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) -> LearnedSchedule:
     """Meta-trains a schedule, or goes on with a run that was stopped, and writes it to `out`.
 
-    The schedule that is kept is that of the validated generation with the highest accuracy on meta-validation tasks.
+    The schedule that is kept is that of the validated generation with the highest accuracy on meta-validation tasks; among
+    equals, with the lowest loss.
 
     Args:
         config: of the run. A folder takes one config; more `generations` or other `workers` continue it.
@@ -167,9 +173,10 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
 
 
 def choose(folder: RunFolder, learned: LearnedSchedule) -> LearnedSchedule:
-    """The schedule of the best generation on meta-validation, written as `<name>.safetensors` with how it was meta-trained."""
+    """The schedule of the best generation on meta-validation, written as `<name>.safetensors` with how it was made, and `curve.png`."""
     rows = folder.curve()
-    best = max((r for r in rows if r["validation_accuracy"]), key=lambda r: float(r["validation_accuracy"]))
+    validated = [r for r in rows if r["validation_accuracy"]]
+    best = max(validated, key=lambda r: (float(r["validation_accuracy"]), -float(r["validation_loss"])))
     generation = int(best["generation"])
     training = {
         "config": json.loads((folder.path / "config.json").read_text()),
@@ -180,4 +187,5 @@ def choose(folder: RunFolder, learned: LearnedSchedule) -> LearnedSchedule:
     theta = read(folder.theta_file(generation)).theta
     chosen = LearnedSchedule(learned.config, learned.layers, theta, learned.name, training)
     save(chosen, folder.path / f"{learned.name}.safetensors")
+    plot_curve(pd.read_csv(folder.path / "curve.csv"), folder.path / "curve.png", f"{learned.name}: meta-training")
     return chosen

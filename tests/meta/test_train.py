@@ -32,7 +32,7 @@ def tiny(generations: int, **changes: object) -> MetaTrainConfig:
         "validation_tasks": 2,
         "workers": 1,
         "schedule": L3RSConfig(embedding=0, lr0=1e-4),
-        "nes": NESConfig(population=8, sigma=0.3, lr=0.15),
+        "nes": NESConfig(population=8, sigma=0.1, lr=0.05),
         "task": TASK,
     }
     return MetaTrainConfig(**(settings | changes))  # type: ignore[arg-type]
@@ -41,7 +41,8 @@ def tiny(generations: int, **changes: object) -> MetaTrainConfig:
 def test_held_out_loss_falls_beyond_noise(tmp_path: Path) -> None:
     """Paired over 12 meta-validation tasks that had no part in it, the 95% interval of the change lies below 0."""
     config = tiny(6)
-    learned = meta_train(config, tmp_path, progress=False)
+    meta_train(config, tmp_path, progress=False)
+    learned = read(tmp_path / "theta-00006.safetensors")
     before, tasks = start(config), icons_tasks("meta-validation", TASK)
     changes = [
         fine_tune(learned, learned.theta, tasks, seed, 5).loss[5] - fine_tune(before, before.theta, tasks, seed, 5).loss[5]
@@ -53,7 +54,16 @@ def test_held_out_loss_falls_beyond_noise(tmp_path: Path) -> None:
     curve = pd.read_csv(tmp_path / "curve.csv")
     assert curve.generation.to_list() == list(range(7))
     assert curve.validation_loss.dropna().shape == (4,)
-    assert torch.equal(read(tmp_path / "tiny.safetensors").theta, learned.theta)
+
+
+def test_the_best_validated_generation_is_kept(tmp_path: Path) -> None:
+    kept = meta_train(tiny(4), tmp_path, progress=False)
+    curve = pd.read_csv(tmp_path / "curve.csv").dropna(subset=["validation_accuracy"])
+    generation = kept.training["generation"]
+    assert float(curve[curve.generation == generation].validation_accuracy.iloc[0]) == curve.validation_accuracy.max()
+    assert torch.equal(read(tmp_path / f"theta-{generation:05d}.safetensors").theta, kept.theta)
+    assert torch.equal(read(tmp_path / "tiny.safetensors").theta, kept.theta)
+    assert (tmp_path / "curve.png").exists()
 
 
 def test_a_run_in_two_parts_is_the_same_run(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def initial_theta(config: L3RSConfig, layers: tuple[str, ...], seed: int, head: 
         meta[name] = torch.randn(shapes[name], generator=generator) * math.sqrt(2 / shapes[name][1])
 
     def path(unit: int, block: str, bias: float, height: float, effect: float) -> None:
-        """Unit `unit` becomes ReLU(height * (a block of features, summed, + bias)); `effect` is what 1 in there adds to log lambda."""
+        """Makes a unit ReLU(height * (sum of a block of features + bias)); `effect` is what 1 in there adds to log lambda."""
         meta["w1"][unit] = height * torch.tensor([float(name.startswith(block)) for name in names])
         meta["b1"][unit] = height * bias
         meta["w2"][unit] = 0.0

@@ -172,15 +172,18 @@ def summary(results: Results, config: FinetuneConfig) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def baseline_steps(table: pd.DataFrame, steps: int) -> float:
-    """How many steps the best tuned baseline needs for L3RS's accuracy after `steps` steps.
+def baseline_steps(results: Results, config: FinetuneConfig, accuracy: float) -> float:
+    """How many steps the best tuned baseline needs to reach `accuracy` on the tasks of `config`.
 
-    Read off the upper envelope of the baselines over the horizons of `table`, interpolated linearly in log steps; infinite if none
-    gets there.
+    Read off the upper envelope of the baselines over all horizons that `results` holds them for, interpolated linearly in log
+    steps; infinite if none gets there.
     """
-    target = float(table[(table.optimizer == "l3rs") & (table.steps == steps)].accuracy.iloc[0])
-    best = table[table.optimizer != "l3rs"].groupby("steps").accuracy.max().cummax()
-    return stats.crossing([math.log(s) for s in best.index], best.to_list(), target)
+    r = results.runs
+    r = r[(r.optimizer != "l3rs") & r.task_seed.between(config.seed, config.seed + config.tasks - 1)]
+    r = r[[lr == tuned_learning_rate(name, steps) for name, steps, lr in zip(r.optimizer, r.steps, r.lr, strict=True)]]
+    means = r.assign(accuracy=r.accuracy.fillna(0)).groupby(["steps", "optimizer"]).accuracy.agg(["mean", "size"])
+    envelope = means[means["size"] == config.tasks]["mean"].groupby("steps").max().cummax()
+    return stats.crossing([math.log(s) for s in envelope.index], envelope.to_list(), accuracy)
 
 
 HEADER = ("optimizer", "steps", "lr", "accuracy", "95% interval", "loss", "to l3rs", "95% interval")
@@ -230,10 +233,10 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
     table = summary(results, config)
     print(f"\n{as_text(table)}\n\nto l3rs: accuracy minus that of l3rs, task by task.")
     if "l3rs" in config.optimizers and len(config.optimizers) > 1:
-        for steps in sorted(set(config.steps)):
-            needed = baseline_steps(table, steps)
-            said = f"{needed:.0f}, {needed / steps:.1f} times as many" if math.isfinite(needed) else f"more than {max(config.steps)}"
-            print(f"For the accuracy of l3rs after {steps} steps the best tuned baseline needs {said}.")
+        for line in table[table.optimizer == "l3rs"].to_dict("records"):
+            needed = baseline_steps(results, config, line["accuracy"])
+            said = f"{needed:.0f}, {needed / line['steps']:.1f} times as many" if math.isfinite(needed) else "more than it was given"
+            print(f"For the accuracy of l3rs after {line['steps']} steps the best tuned baseline needs {said}.")
     plot_finetune(results.curves, table, results.folder / "finetune.png")
     print(
         f"Wrote {results.runs_file}, {results.curves_file} and {results.folder / 'finetune.png'} in {time.perf_counter() - started:.0f} s."

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from l3rs.config import L3RSConfig
-from l3rs.controller import decide, meta_shapes, unflatten
+from l3rs.controller import Meta, decide, meta_shapes, unflatten
 from l3rs.directions import direction
 from l3rs.features import EMA_SIGNALS, log_rms, time_features, update_emas
 from l3rs.schedule import LearnedSchedule
@@ -114,17 +114,19 @@ class L3RS(torch.optim.Optimizer):
         params = [p for p in group["params"] if p.grad is not None]
         if not params:
             return
+        device = params[0].device
+        loss, meta = loss.to(device), self._meta_on(device)
         grads = [p.grad for p in params]
         states = [self._state_of(p) for p in params]
         step = group["step"] + 1
         directions = [d.update(grads, params, states, step, self._raw[name]) for name, d in self._directions.items()]
         norms = [_norms(tensors) for tensors in directions]
-        numel = torch.tensor([float(p.numel()) for p in params], device=loss.device)
+        numel = torch.tensor([float(p.numel()) for p in params], device=device)
         weight_norms = _norms(params)
         grad_norms = norms[self.config.directions.index("sgd")] if "sgd" in self.config.directions else _norms(grads)
 
-        features = self._features(params, states, group, weight_norms, grad_norms, norms, numel, loss)
-        lam, mu = decide(self._meta, features)
+        features = self._features(params, states, group, meta, weight_norms, grad_norms, norms, numel, loss)
+        lam, mu = decide(meta, features)
         lengths = lam * layer_units(self.config, numel, weight_norms) * group["lr"]
         for p, (tensors, norm) in enumerate(zip(directions, norms, strict=True)):
             scales = torch.where(norm > 0, lengths * mu[:, p] / norm, torch.zeros_like(norm))
@@ -135,6 +137,7 @@ class L3RS(torch.optim.Optimizer):
         params: list[Tensor],
         states: list[dict[str, Any]],
         group: dict[str, Any],
+        meta: Meta,
         weight_norms: Tensor,
         grad_norms: Tensor,
         direction_norms: list[Tensor],
@@ -152,8 +155,14 @@ class L3RS(torch.optim.Optimizer):
         blocks = [corrected.flatten(1), time.expand(len(params), -1)]
         blocks += [log_rms(norm, numel, c).unsqueeze(1) for norm in direction_norms]
         if c.embedding:
-            blocks.append(self._meta["embedding"][[self._slot[p] for p in params]])
+            blocks.append(meta["embedding"][[self._slot[p] for p in params]])
         return torch.cat(blocks, dim=1)
+
+    def _meta_on(self, device: torch.device) -> Meta:
+        """The meta-parameters on the parameters' device, moved there once."""
+        if self._meta["w1"].device != device:
+            self._meta = {name: t.to(device) for name, t in self._meta.items()}
+        return self._meta
 
     def _state_of(self, p: Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.state[p]

@@ -73,8 +73,9 @@ def test_meta_train_names_bad_settings(capsys: pytest.CaptureFixture[str], tmp_p
 
 def test_meta_train_takes_its_settings_from_a_file_and_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.yaml").write_text(
-        "name: tiny\ngenerations: 1\nspecialist: false\nsteps: [2, 3]\nvalidation_steps: [2]\nvalidation_tasks: 1\nworkers: 1\n"
-        "schedule: {embedding: 0}\nnes: {population: 2}\ntask: {classes: 5, batch_size: 8, evaluation_size: 20}\n"
+        "name: tiny\ngenerations: 1\nspecialist: false\nsteps: [2, 3]\nvalidation_steps: [2]\nvalidation_tasks: 1\n"
+        "finalists: 1\nfinal_tasks: 1\nworkers: 1\nschedule: {embedding: 0}\nnes: {population: 2}\n"
+        "task: {classes: 5, batch_size: 8, evaluation_size: 20}\n"
     )
     argv = ["meta-train", "--config", str(tmp_path / "tiny.yaml"), "--nes.seed", "7", "--out", str(tmp_path / "run")]
     main(argv)

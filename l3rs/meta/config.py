@@ -47,6 +47,8 @@ class MetaTrainConfig:
         penalty: the loss that counts for a run that diverged [choice].
         validate_every: generations between meta-validations.
         validation_tasks: tasks at each of `validation_steps`, the same ones every time.
+        finalists: how many of the generations that validated best meet again at the end, to choose one.
+        final_tasks: meta-validation tasks, other ones, on which they meet, at each of `validation_steps`.
         workers: processes, one thread each; 0 is one a core.
         schedule, nes, task: see there.
     """
@@ -60,6 +62,8 @@ class MetaTrainConfig:
     validate_every: int = 10
     validation_steps: tuple[int, ...] = (10, 25, 50, 100)
     validation_tasks: int = 4
+    finalists: int = 3
+    final_tasks: int = 8
     workers: int = 0
     schedule: L3RSConfig = field(default_factory=L3RSConfig)
     nes: NESConfig = field(default_factory=NESConfig)
@@ -69,7 +73,7 @@ class MetaTrainConfig:
         low, high = self.steps
         if not 1 <= low <= high:
             raise ValueError(f"steps is {list(self.steps)}; it is a range of at least 1, the smaller end first")
-        for name in ("generations", "meta_batch", "validate_every", "validation_tasks"):
+        for name in ("generations", "meta_batch", "validate_every", "validation_tasks", "finalists", "final_tasks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
         if self.workers < 0:

@@ -47,14 +47,17 @@ def generation_tasks(config: MetaTrainConfig, generation: int) -> list[tuple[int
     return [(task_seed(config.nes.seed, generation, i), steps) for i in range(config.meta_batch)]
 
 
-def meta_validate(learned: LearnedSchedule, theta: Tensor, config: MetaTrainConfig) -> tuple[float, float]:
-    """Mean evaluation accuracy and loss on fixed meta-validation tasks, over all horizons of the config; NaN if a run diverged."""
+def meta_validate(learned: LearnedSchedule, theta: Tensor, config: MetaTrainConfig, numbers: range) -> tuple[float, float]:
+    """Mean evaluation accuracy and loss on the meta-validation tasks of these numbers, over all horizons of the config.
+
+    A run that diverged has NaN for both, and so has the mean.
+    """
     tasks = icons_tasks("meta-validation", config.task)
     runs = [
         (r.accuracy[steps], r.loss[steps])
         for steps in config.validation_steps
-        for i in range(config.validation_tasks)
-        for r in [fine_tune(learned, theta, tasks, task_seed(i), steps)]
+        for number in numbers
+        for r in [fine_tune(learned, theta, tasks, task_seed(number), steps)]
     ]
     accuracies, losses = zip(*runs, strict=True)
     return sum(accuracies) / len(runs), sum(losses) / len(runs)
@@ -68,8 +71,8 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         described = json.loads(json.dumps(asdict(config)))
         file = path / "config.json"
-        # How long a run goes on and on how many processes changes nothing of what it did before.
-        free = ("generations", "workers")
+        # How long a run goes on, on how many processes, and how one is chosen in the end change nothing of what it did before.
+        free = ("generations", "workers", "finalists", "final_tasks")
         if file.exists():
             before = json.loads(file.read_text())
             different = [k for k in described if k not in free and before.get(k) != described[k]]
@@ -124,8 +127,8 @@ class RunFolder:
 def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) -> LearnedSchedule:
     """Meta-trains a schedule, or goes on with a run that was stopped, and writes it to `out`.
 
-    The schedule that is kept is that of the validated generation with the highest accuracy on meta-validation tasks; among
-    equals, with the lowest loss.
+    The generations that validated best meet again on more meta-validation tasks, and the one with the lowest loss there is
+    kept: see `choose`.
 
     Args:
         config: of the run. A folder takes one config; more `generations` or other `workers` continue it.
@@ -144,7 +147,7 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
 
     def validated(row: dict[str, float | int | str]) -> float:
         theta = nes.center.clone()
-        accuracy, loss = meta_validate(learned, theta, config)
+        accuracy, loss = meta_validate(learned, theta, config, range(config.validation_tasks))
         save(LearnedSchedule(config.schedule, learned.layers, theta, config.name), folder.theta_file(nes.generation))
         row |= {"validation_accuracy": round(accuracy, 6), "validation_loss": round(loss, 6)}
         return accuracy
@@ -169,23 +172,34 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
     bar.close()
     if problem.is_main and workers > 1:
         problem.kill_actors()
-    return choose(folder, learned)
+    return choose(folder, learned, config)
 
 
-def choose(folder: RunFolder, learned: LearnedSchedule) -> LearnedSchedule:
-    """The schedule of the best generation on meta-validation, written as `<name>.safetensors` with how it was made, and `curve.png`."""
+def choose(folder: RunFolder, learned: LearnedSchedule, config: MetaTrainConfig) -> LearnedSchedule:
+    """The schedule to keep, written as `<name>.safetensors` with how it was made, and `curve.png`.
+
+    The best of many noisy validations is mostly lucky. So the `finalists` that validated most accurately, the newest first among
+    equals, are validated again on `final_tasks` other meta-validation tasks, and the one with the lowest loss there is kept: the
+    loss is what was meta-trained, and the steadier of the two.
+    """
     rows = folder.curve()
     validated = [r for r in rows if r["validation_accuracy"]]
-    best = max(validated, key=lambda r: (float(r["validation_accuracy"]), -float(r["validation_loss"])))
-    generation = int(best["generation"])
+    validated.sort(key=lambda r: (float(r["validation_accuracy"]), int(r["generation"])), reverse=True)
+    finals = {}
+    for generation in (int(r["generation"]) for r in validated[: config.finalists]):
+        theta = read(folder.theta_file(generation)).theta
+        numbers = range(config.validation_tasks, config.validation_tasks + config.final_tasks)
+        finals[generation] = meta_validate(learned, theta, config, numbers)
+    generation, (accuracy, loss) = min(finals.items(), key=lambda item: item[1][1])
     training = {
         "config": json.loads((folder.path / "config.json").read_text()),
         "generation": generation,
-        "validation_accuracy": float(best["validation_accuracy"]),
+        "validation_accuracy": round(accuracy, 6),
+        "validation_loss": round(loss, 6),
+        "finalists": {str(g): [round(a, 6), round(x, 6)] for g, (a, x) in finals.items()},
         "seconds": round(sum(float(r["seconds"]) for r in rows), 1),
     }
-    theta = read(folder.theta_file(generation)).theta
-    chosen = LearnedSchedule(learned.config, learned.layers, theta, learned.name, training)
+    chosen = LearnedSchedule(learned.config, learned.layers, read(folder.theta_file(generation)).theta, learned.name, training)
     save(chosen, folder.path / f"{learned.name}.safetensors")
     plot_curve(pd.read_csv(folder.path / "curve.csv"), folder.path / "curve.png", f"{learned.name}: meta-training")
     return chosen

@@ -31,6 +31,8 @@ def tiny(generations: int, **changes: object) -> MetaTrainConfig:
         "validation_steps": (5,),
         "validation_tasks": 2,
         "workers": 1,
+        "finalists": 2,
+        "final_tasks": 2,
         "schedule": L3RSConfig(embedding=0, lr0=1e-4),
         "nes": NESConfig(population=8, sigma=0.1, lr=0.05),
         "task": TASK,
@@ -56,11 +58,13 @@ def test_held_out_loss_falls_beyond_noise(tmp_path: Path) -> None:
     assert curve.validation_loss.dropna().shape == (4,)
 
 
-def test_the_best_validated_generation_is_kept(tmp_path: Path) -> None:
+def test_the_best_finalist_is_kept(tmp_path: Path) -> None:
     kept = meta_train(tiny(4), tmp_path, progress=False)
     curve = pd.read_csv(tmp_path / "curve.csv").dropna(subset=["validation_accuracy"])
-    generation = kept.training["generation"]
-    assert float(curve[curve.generation == generation].validation_accuracy.iloc[0]) == curve.validation_accuracy.max()
+    generation, finals = kept.training["generation"], kept.training["finalists"]
+    assert len(finals) == 2
+    assert set(map(int, finals)) <= set(curve.generation)
+    assert finals[str(generation)][1] == min(loss for _, loss in finals.values())
     assert torch.equal(read(tmp_path / f"theta-{generation:05d}.safetensors").theta, kept.theta)
     assert torch.equal(read(tmp_path / "tiny.safetensors").theta, kept.theta)
     assert (tmp_path / "curve.png").exists()

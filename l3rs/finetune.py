@@ -235,7 +235,11 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
     if "l3rs" in config.optimizers and len(config.optimizers) > 1:
         for line in table[table.optimizer == "l3rs"].to_dict("records"):
             needed = baseline_steps(results, config, line["accuracy"])
-            said = f"{needed:.0f}, {needed / line['steps']:.1f} times as many" if math.isfinite(needed) else "more than it was given"
+            said = (
+                f"{needed:.0f}, {needed / line['steps']:.1f} times as many"
+                if math.isfinite(needed)
+                else f"more than {int(results.runs.steps.max())}"
+            )
             print(f"For the accuracy of l3rs after {line['steps']} steps the best tuned baseline needs {said}.")
     plot_finetune(results.curves, table, results.folder / "finetune.png")
     print(

@@ -36,7 +36,7 @@ def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: range) ->
 def test_equals_the_reference_over_50_steps(unit: str, specialist: bool) -> None:
     """Relative difference of every tensor below 1e-5, in float64, the two runs each going their own way."""
     fast, slow = small_network(torch.float64), small_network(torch.float64)
-    schedule = random_schedule(fast, specialist, unit=unit, ema_factors=(0.0, 0.9, 0.99), lr0=1e-2 if unit != "l2" else 3e-3)
+    schedule = random_schedule(fast, specialist, scale=0.1, unit=unit, ema_factors=(0.0, 0.9, 0.99), lr0=1e-2 if unit != "l2" else 3e-3)
     optimizer = L3RS(fast.named_parameters(), 50, schedule, lr=0.1 if unit == "l2" else 1.0)
     reference = ReferenceL3RS(dict(slow.named_parameters()), 50, schedule)
     for k in range(50):
@@ -60,7 +60,8 @@ def test_equals_the_reference_over_50_steps(unit: str, specialist: bool) -> None
 
 def test_lowers_the_loss_and_returns_the_closures_value() -> None:
     network = small_network()
-    optimizer = L3RS(network.named_parameters(), 60, random_schedule(network, scale=0.0))
+    # four times the steps: the first schedule is meant for pretrained networks, and this one has all to learn
+    optimizer = L3RS(network.named_parameters(), 60, random_schedule(network, scale=0.0), lr=4.0)
     inputs, labels = batch(0)
 
     def closure() -> torch.Tensor:

@@ -7,6 +7,8 @@ writes the weights (half precision), `pretrain-log.csv` and `pretrain.json` (con
 
 from __future__ import annotations
 
+import l3rs  # noqa: F401  isort: skip  (first: it mends `import torchvision`, which Lightning does, beside a CPU-only torch)
+
 import json
 import logging
 import time

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -91,6 +93,13 @@ def test_every_config_opens_with_its_command_and_is_valid(path: Path) -> None:
     if "meta-train" in first:
         parser = _meta_train_parser()
         parser.parse_args(["--config", str(path), "--out", "nowhere"])
+
+
+@pytest.mark.parametrize("script", ["pretrain/backbone.py", "evaluate/tune.py", "datasets/build_icons.py"])
+def test_scripts_start(script: str) -> None:
+    done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["finetune", "meta-train"])

@@ -252,7 +252,6 @@ def write_set(out: Path, icons: list[Icon], pixels: np.ndarray, validation: np.n
     draw = np.random.Generator(np.random.PCG64(0)).permutation(len(classes))
     bounds = np.cumsum([0, *CLASSES.values()])
     split = {purpose: sorted(classes[j] for j in draw[a:b]) for purpose, a, b in zip(CLASSES, bounds, bounds[1:], strict=False)}
-    # Rows of all images side by side, one plane per image: xz finds more in it than in nibble pairs.
     files = {
         "pixels.xz": compress((pixels[order] // (255 // (GREY_LEVELS - 1))).tobytes()),
         "index.csv.xz": compress(table.getvalue().encode()),

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -45,8 +46,6 @@ def read(path: str | Path) -> LearnedSchedule:
     Raises:
         CheckpointError: there is no such file, it is truncated, not of l3rs, of another schema version, or inconsistent.
     """
-    import torch
-
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; a learned schedule is a path or one of {', '.join(SHIPPED)}")

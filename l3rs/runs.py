@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,11 +85,11 @@ def execute_all(runs: Sequence[Run], workers: int) -> Iterator[tuple[Run, Report
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def append_rows(path: Path, rows: Sequence[dict[str, str | int | float]]) -> None:
+def append_rows(path: Path, rows: Sequence[Mapping[str, str | int | float]], fields: Sequence[str] = FIELDS) -> None:
     """Adds rows to a CSV file, with a header if it is new."""
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerows(rows)

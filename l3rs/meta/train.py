@@ -24,6 +24,7 @@ from l3rs.meta.nes import NES
 from l3rs.meta.problem import FineTuning, fine_tune
 from l3rs.networks import HEAD, resnet34
 from l3rs.plots import plot_curve
+from l3rs.runs import append_rows
 from l3rs.schedule import LearnedSchedule
 from l3rs.tasks import task_seed
 from l3rs.workbench import icons_tasks
@@ -111,13 +112,7 @@ class RunFolder:
 
     def append(self, row: dict[str, float | int | str]) -> None:
         """Adds a row to `curve.csv`."""
-        file = self.path / "curve.csv"
-        new = not file.exists()
-        with file.open("a", newline="") as curve:
-            writer = csv.DictWriter(curve, CURVE, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append_rows(self.path / "curve.csv", [row], CURVE)
 
     def theta_file(self, generation: int) -> Path:
         """Where the schedule of a validated generation is kept."""

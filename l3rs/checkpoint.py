@@ -87,14 +87,17 @@ def load(name_or_path: str | Path) -> LearnedSchedule:
     return read(name_or_path)
 
 
-def resolve(learned: str | Path, names: Sequence[str]) -> LearnedSchedule:
+def resolve(learned: str | Path, names: Sequence[str], match: str = "name") -> LearnedSchedule:
     """What `L3RS(learned=...)` means for parameters with these names: `"auto"` is the specialist that fits, else the generalist."""
     if learned != "auto":
         return load(learned)
-    for name in SPECIALISTS:
+    for name in SPECIALISTS if names and match == "name" else ():
         specialist = load(name)
-        if names and set(names) <= set(specialist.layers):
-            return specialist
+        try:
+            specialist.slots(len(names), names)
+        except ValueError:
+            continue
+        return specialist
     return load(GENERALIST)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 UNITS = ("rms", "l2", "relative")
+CONTROLLERS = ("shared", "layerwise", "global")
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,9 @@ class L3RSConfig:
         time_points: number of reference points of relative time, from 0 to 1 inclusive [choice].
         time_slope: a in `tanh(a * (k / K - t_i))` [choice].
         time_scales: scales s_i, in steps, of absolute time `tanh(K / s_i - 1)` [choice].
-        embedding: length of the meta-learned vector of each layer [paper: 16]; 0 is a controller without embeddings.
+        controller: `shared`, one MLP for all layers [paper: the default]; `layerwise`, one for each; `global`, one lambda and one mu
+            for all layers, from the mean of their features [choice].
+        embedding: length of the meta-learned vector of each layer [paper: 16]; 0 is no such vector; only `shared` may have one.
         hidden: widths of the two hidden layers [choice].
         unit: what lambda = exp(0) means; `rms`: lr0 * sqrt(numel), `l2`: 1, `relative`: lr0 * max(norm of the weights, floor) [choice].
         lr0: step size per element at exp(0), for the units `rms` and `relative` [choice].
@@ -36,6 +39,7 @@ class L3RSConfig:
     time_points: int = 11
     time_slope: float = 10.0
     time_scales: tuple[float, ...] = tuple(10 ** (1 + i / 2) for i in range(7))
+    controller: str = "shared"
     embedding: int = 16
     hidden: tuple[int, int] = (32, 16)
     unit: str = "rms"
@@ -56,8 +60,14 @@ class L3RSConfig:
                 object.__setattr__(self, field.name, tuple(value))
         if self.unit not in UNITS:
             raise ValueError(f"unit is {self.unit!r}; it is one of {', '.join(UNITS)}")
+        if self.controller not in CONTROLLERS:
+            raise ValueError(f"controller is {self.controller!r}; it is one of {', '.join(CONTROLLERS)}")
+        if self.embedding and self.controller != "shared":
+            raise ValueError(f"embedding is {self.embedding}; a {self.controller} controller has none: set embedding to 0")
         if not self.directions:
             raise ValueError("directions is empty; at least one is needed")
+        if len(set(self.directions)) < len(self.directions):
+            raise ValueError(f"directions is {', '.join(self.directions)}; each may be there once")
         wrong = [g for g in self.ema_factors if not 0 <= g < 1]
         if wrong:
             raise ValueError(f"an EMA factor is {wrong[0]}; it is at least 0 and below 1")
@@ -66,3 +76,8 @@ class L3RSConfig:
         for name in ("lr0", "initial_head"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is positive")
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether something is learned for each layer by name: embeddings, or an MLP."""
+        return bool(self.embedding) or self.controller == "layerwise"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -27,20 +28,30 @@ class Decision(NamedTuple):
 def meta_shapes(config: L3RSConfig, layers: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the meta-parameters, in the order of the flat vector.
 
-    `layers` names the slots of the embedding; it is empty for a controller without embeddings.
+    A layerwise controller has the MLP of the others once for each layer, along a first dimension.
+
+    Args:
+        layers: names the slots of what is learned by layer: embeddings or MLPs. Empty where nothing is.
+
+    Raises:
+        ValueError: there are layer names and nothing is learned by layer, or the reverse.
     """
-    if bool(layers) != bool(config.embedding):
-        raise ValueError(f"embedding is {config.embedding} and there are {len(layers)} layer names: both or neither")
+    if bool(layers) != config.by_layer:
+        raise ValueError(
+            f"there are {len(layers)} layer names, with embedding={config.embedding} and controller={config.controller!r}: "
+            "an embedding or a layerwise controller needs names, and nothing else has them"
+        )
     inputs, (h1, h2), outputs = len(feature_names(config)), config.hidden, 1 + len(config.directions)
+    each = (len(layers),) if config.controller == "layerwise" else ()
     shapes: dict[str, tuple[int, ...]] = {
-        "w1": (h1, inputs),
-        "b1": (h1,),
-        "w2": (h2, h1),
-        "b2": (h2,),
-        "w3": (outputs, h2),
-        "b3": (outputs,),
+        "w1": (*each, h1, inputs),
+        "b1": (*each, h1),
+        "w2": (*each, h2, h1),
+        "b2": (*each, h2),
+        "w3": (*each, outputs, h2),
+        "b3": (*each, outputs),
     }
-    if layers:
+    if config.embedding:
         shapes["embedding"] = (len(layers), config.embedding)
     for name in config.directions:
         shapes |= {f"{name}/{h}": () for h in direction(name).hyperparameters}
@@ -65,7 +76,15 @@ def initial_theta(config: L3RSConfig, layers: tuple[str, ...], seed: int, head: 
       points grows about linearly from -n to n while t goes from 0 to 1;
     - absolute time: lambda shrinks as K^-`initial_horizon`. The sum of tanh(K/s_i - 1) over log-spaced s_i is about linear in log K;
     - the first number of the embedding, 1 for the layers in `head` and 0 elsewhere: a head moves `initial_head` times as far.
+      A layerwise controller has the same in the output bias of the head's layers; its layers all start with the same MLP.
     """
+    if config.controller == "layerwise":
+        every = meta_shapes(config, layers)
+        alike = replace(config, controller="shared")
+        one = unflatten(initial_theta(alike, (), seed), meta_shapes(alike, ()))
+        meta = {name: t.expand(every[name]).clone() for name, t in one.items()}
+        meta["b3"][:, 0] += torch.tensor([math.log(config.initial_head) * (layer in head) for layer in layers])
+        return torch.cat([meta[name].flatten() for name in every])
     generator = torch.Generator().manual_seed(seed)
     shapes, names = meta_shapes(config, layers), feature_names(config)
     meta = {name: torch.zeros(shape) for name, shape in shapes.items()}
@@ -93,9 +112,21 @@ def initial_theta(config: L3RSConfig, layers: tuple[str, ...], seed: int, head: 
     return torch.cat([meta[name].flatten() for name in shapes])
 
 
-def decide(meta: Meta, features: Tensor) -> Decision:
-    """The MLP on all layers at once: features (L, F) to P + 1 logits a layer; lambda = exp of the first, mu = softmax of the rest."""
-    hidden = F.relu(F.linear(features, meta["w1"], meta["b1"]))
-    hidden = F.relu(F.linear(hidden, meta["w2"], meta["b2"]))
-    logits = F.linear(hidden, meta["w3"], meta["b3"])
+def decide(meta: Meta, features: Tensor, controller: str = "shared") -> Decision:
+    """The MLP on all layers at once: features (L, F) to P + 1 logits a layer; lambda = exp of the first, mu = softmax of the rest.
+
+    Args:
+        meta: the meta-parameters; for `layerwise`, w1 to b3 of these L layers, in this order.
+        controller: `shared`, one MLP for all layers; `layerwise`, one for each; `global`, one decision for all layers, from the mean
+            of their features [choice].
+    """
+    x = features.mean(dim=0, keepdim=True) if controller == "global" else features
+    for layer in ("1", "2"):
+        x = F.relu(_affine(x, meta["w" + layer], meta["b" + layer]))
+    logits = _affine(x, meta["w3"], meta["b3"]).expand(len(features), -1)
     return Decision(logits[:, 0].exp(), logits[:, 1:].softmax(dim=1))
+
+
+def _affine(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """x W' + b of (L, n) with one W for all rows, or with one for each."""
+    return F.linear(x, w, b) if w.dim() == 2 else torch.baddbmm(b.unsqueeze(2), w, x.unsqueeze(2)).squeeze(2)

@@ -135,7 +135,7 @@ def schedule_for(config: FinetuneConfig) -> LearnedSchedule:
     """The learned schedule that the comparison uses. Raises ValueError if it does not fit the shipped network."""
     names = [name for name, _ in workbench(25).network.named_parameters()]
     learned = resolve("auto", names) if config.learned == "auto" else load(config.learned)
-    learned.slots(names)
+    learned.slots(len(names), names)
     return learned
 
 

@@ -9,25 +9,33 @@ from safetensors.torch import load as load_safetensors
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-RESNET34_BLOCKS = (3, 4, 6, 3)
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # of each stage, by depth (He et al. 2015, table 1)
 HEAD = "fc."  # what the names of a ResNet's classifier begin with
 
 
-def resnet34(width: int = 64, in_chans: int = 3, num_classes: int = 1000) -> ResNet:
-    """ResNet-34 whose stages have `width` times 1, 2, 4 and 8 channels; at width 64 it is timm's `resnet34`.
+def resnet(depth: int, width: int = 64, in_chans: int = 3, num_classes: int = 1000) -> ResNet:
+    """ResNet-18 or ResNet-34 whose stages have `width` times 1, 2, 4 and 8 channels; at width 64 it is timm's.
 
     timm narrows the stages but not the stem, which would add a downsample to stage 1. Here the stem is narrowed too, so
-    that every width has the same 110 parameter tensors with the same names, and a schedule can move between widths.
+    that every width has the same parameter tensors (110 at depth 34) with the same names, and a schedule can move between widths.
+
+    Raises:
+        ValueError: there is no such depth.
     """
-    network = ResNet(
-        BasicBlock, RESNET34_BLOCKS, num_classes=num_classes, in_chans=in_chans, channels=tuple(width * 2**i for i in range(4))
-    )
+    if depth not in BLOCKS:
+        raise ValueError(f"depth is {depth}; it is one of {', '.join(map(str, BLOCKS))}")
+    network = ResNet(BasicBlock, BLOCKS[depth], num_classes=num_classes, in_chans=in_chans, channels=tuple(width * 2**i for i in range(4)))
     if width != 64:
         network.conv1 = nn.Conv2d(in_chans, width, kernel_size=7, stride=2, padding=3, bias=False)
         network.bn1 = nn.BatchNorm2d(width)
         network.layer1[0] = BasicBlock(width, width)
         network.init_weights()
     return network
+
+
+def resnet34(width: int = 64, in_chans: int = 3, num_classes: int = 1000) -> ResNet:
+    """`resnet` of depth 34."""
+    return resnet(34, width, in_chans, num_classes)
 
 
 def draw_head(network: ResNet, seed: int) -> None:

@@ -2,50 +2,68 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from l3rs.config import L3RSConfig
-from l3rs.controller import Meta, decide, meta_shapes, unflatten
-from l3rs.directions import direction
-from l3rs.features import EMA_SIGNALS, log_rms, time_features, update_emas
+from l3rs.controller import meta_shapes, unflatten
+from l3rs.directions import DIRECTIONS, direction
+from l3rs.directions.torch_optimizer import TorchOptimizerDirection
+from l3rs.distributed import average_over_ranks, local, shard_reduction
+from l3rs.layers import Layers, Schedule, finite, initial_state
 from l3rs.schedule import LearnedSchedule
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch.distributed import ProcessGroup
 
-def layer_units(config: L3RSConfig, numel: Tensor, weight_norms: Tensor) -> Tensor:
-    """The length, in l2 norm, of a layer's step at lambda = 1: (L,)."""
-    if config.unit == "l2":
-        return torch.ones_like(weight_norms)
-    if config.unit == "relative":
-        return config.lr0 * weight_norms.clamp_min(config.relative_floor)
-    return config.lr0 * numel.sqrt()
+
+class Active(NamedTuple):
+    """The layers of one device, and their gradients, lr and sign of the loss in this step."""
+
+    layers: Layers
+    grads: list[Tensor]
+    lr: Tensor | float
+    sign: Tensor | float
 
 
 class L3RS(torch.optim.Optimizer):
-    r"""LearnedSchedule Layer-wise Learning Rate Scheduler (arXiv 2408.09310).
+    r"""Learned Layer-wise Learning Rate Scheduler (arXiv 2408.09310).
 
     At step k each layer l, a parameter tensor, moves by
 
     .. math:: -\lambda_l \sum_p \mu_{l,p} \, d_{l,p} / \lVert d_{l,p} \rVert_2
 
     where d are the directions of the base optimizers (Eq. 2), and a controller sets lambda and mu from the layer's features.
-    A direction of norm 0 adds nothing.
+    A direction of norm 0 adds nothing. docs/how-l3rs-decides.md walks through one step.
+
+    The loss has to be given: `step(loss=loss)`, or `step(closure)`. Where `torch.distributed` runs, it is averaged over the ranks, as
+    gradients are. If it or any gradient is not finite, no layer moves in that step, and the moments take in gradients of zero;
+    `skipped_steps` counts these steps.
 
     Args:
-        params: `model.named_parameters()`, or parameters, or groups of either. Without names only a schedule without layer
-            embeddings fits.
-        total_steps: K, the number of steps of the whole run, as for any schedule.
+        params: `model.named_parameters()`, or parameters, or groups of either. Without names only a schedule that knows no layers
+            by name fits. A group may have its own `lr`, `maximize` and `total_steps`; one that is added during the run shares the clock of
+            the first group unless it says where its own stands, with `step`.
+        total_steps: K, the number of steps of the whole run, as for any schedule. Steps past it are decided as at its end.
         learned: the learned schedule: `"auto"`, the name of a shipped one, a path, or a `LearnedSchedule`. `"auto"` takes the shipped
             specialist whose layer names match, else the shipped generalist; `repr` says which.
         lr: a multiplier of every step, 1 by default; ordinary schedulers may drive `group["lr"]`.
+        maximize: whether the loss that is given is to be maximized.
+        match: how layers find what was learned for them: by `"name"`, or by `"position"` among all parameters.
+        fused: whether the two passes over the parameters are native code; None is where that can be: float32 parameters on CPU, if l3rs was
+            installed where there was a C compiler.
+        process_group: the ranks that train together; None is all. For runs of their own on each rank, a group of one.
 
     Raises:
-        ValueError: `total_steps` is not a positive whole number; `learned` is unknown, or does not fit the parameters' names.
+        ValueError: an argument is not what it should be, `learned` is unknown, or does not fit the parameters' names.
+        TypeError: a parameter is complex or not floating.
 
     Example:
         >>> optimizer = L3RS(model.named_parameters(), total_steps=100)
@@ -56,45 +74,124 @@ class L3RS(torch.optim.Optimizer):
         ...     optimizer.step(loss=loss)
     """
 
-    def __init__(self, params: ParamsT, total_steps: int, learned: str | LearnedSchedule = "auto", lr: float = 1.0) -> None:
-        if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
-            raise ValueError(f"total_steps is {total_steps!r}; it is a whole number of at least 1: the steps of the whole run")
-        if not lr >= 0:
-            raise ValueError(f"lr is {lr!r}; it multiplies the learned steps and is at least 0 (default 1)")
-        super().__init__(params, {"lr": lr, "total_steps": total_steps, "step": 0})
-        names = [name for group in self.param_groups for name in group.get("param_names", [])]
+    def __init__(
+        self,
+        params: ParamsT,
+        total_steps: int,
+        learned: str | LearnedSchedule = "auto",
+        lr: float | Tensor = 1.0,
+        *,
+        maximize: bool = False,
+        match: str = "name",
+        fused: bool | None = None,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        if match not in ("name", "position"):
+            raise ValueError(f"match is {match!r}; it is 'name' or 'position'")
+        self.learned: LearnedSchedule | None = None  # until super().__init__ has sorted the parameters into groups
+        self.match, self.fused, self.process_group = match, fused, process_group
+        super().__init__(params, {"lr": lr, "maximize": maximize, "total_steps": total_steps, "step": 0, "skipped": 0})
         from l3rs.checkpoint import resolve  # a floor up: only here, to turn a name into a schedule
 
-        self.learned = learned if isinstance(learned, LearnedSchedule) else resolve(learned, names)
-        self.config = self.learned.config
-        self._directions = {name: direction(name) for name in self.config.directions}
-        self._meta = unflatten(self.learned.theta, meta_shapes(self.config, self.learned.layers))
-        self._raw = {name: {h: float(self._meta[f"{name}/{h}"]) for h in d.hyperparameters} for name, d in self._directions.items()}
-        slots = self.learned.slots(names)
+        self.learned = learned if isinstance(learned, LearnedSchedule) else resolve(learned, self._names() or [], match)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Everything that follows from the groups and the learned schedule."""
+        assert self.learned is not None
+        config = self.learned.config
+        self._directions = {name: direction(name) for name in config.directions}
+        meta = unflatten(self.learned.theta.detach(), meta_shapes(config, self.learned.layers))
+        raw = {name: {h: float(meta[f"{name}/{h}"]) for h in d.hyperparameters} for name, d in self._directions.items()}
+        constants = {name: d.constants(raw[name]) for name, d in self._directions.items()}
+        self._schedule = Schedule(config, meta, self._directions, constants)
+        self._batches: list[Layers] = []
+        self._key: Any = None
+        self._members: list[tuple[int, Tensor]] = []
+        self._warned_of_end = False
+        self._assign()
+
+    def _assign(self) -> None:
+        """Gives every parameter its slot in what is learned by layer, and those that are trained their state."""
+        assert self.learned is not None
         every = [p for group in self.param_groups for p in group["params"]]
+        slots = self.learned.slots(len(every), self._names(), self.match)
         self._slot = dict(zip(every, slots, strict=True)) if slots else {}
+        self._sharded = any(local(p) is not p for p in every)
+        wrapped = [name for name, d in self._directions.items() if isinstance(d, TorchOptimizerDirection)]
+        if self._sharded and wrapped:
+            raise ValueError(f"direction {wrapped[0]!r} steps whole parameters, and these are sharded; use {', '.join(DIRECTIONS)}")
+        for p in every:
+            if p.requires_grad:
+                self._state_of(p)
+
+    def _names(self) -> list[str] | None:
+        """The names of all parameters; None if they have none."""
+        if any("param_names" not in group for group in self.param_groups):
+            return None
+        return [name for group in self.param_groups for name in group["param_names"]]
+
+    def _state_of(self, p: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[p]
+        if not state:
+            state.update(initial_state(p, self._schedule.config, self._directions))
+        return state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, also during the run, in which case it gets a slot, a state and the run's clock.
+
+        Raises:
+            ValueError, TypeError: as the constructor; the optimizer is then as it was.
+        """
+        if self.param_groups:
+            param_group = {"step": self.param_groups[0]["step"], **param_group}
+        super().add_param_group(param_group)
+        try:
+            self._validate(self.param_groups[-1])
+            if self.learned is not None:
+                self._pull()
+                self._batches, self._key = [], None
+                self._assign()
+        except (ValueError, TypeError):
+            self.param_groups.pop()
+            raise
+
+    @staticmethod
+    def _validate(group: dict[str, Any]) -> None:
+        steps, lr = group["total_steps"], group["lr"]
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"total_steps is {steps!r}; it is a whole number of at least 1: the steps of the whole run")
+        if not isinstance(lr, Tensor) and not (isinstance(lr, int | float) and 0 <= lr < math.inf):
+            raise ValueError(f"lr is {lr!r}; it multiplies the learned steps and is at least 0 (default 1)")
+        for p in group["params"]:
+            if not p.is_floating_point():
+                raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; L3RS steps real floating parameters")
 
     def __repr__(self) -> str:
+        assert self.learned is not None
         return f"L3RS(learned={self.learned.name!r}, {len(self.learned.theta)} meta-parameters)\n{super().__repr__()}"
+
+    # -- the step ----------------------------------------------------------------------------------------------------------------
 
     @overload
     def step(self, closure: None = None, *, loss: Tensor | float | None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], Any], *, loss: Tensor | float | None = None) -> Any: ...
 
+    @_disable_dynamo  # as torch's own optimizers are where they do not compile: torch.compile leaves the step as it is
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
         """Takes one step.
 
         Args:
             closure: evaluates the model and returns the loss; called once, as in every optimizer.
-            loss: the loss of this step's batch, where there is no closure.
+            loss: the loss of this step's batch, where there is no closure; unscaled, and the mean over accumulated batches.
 
         Returns:
             What the closure returned, or None.
 
         Raises:
-            ValueError: neither a closure nor a loss was given.
+            ValueError: neither a closure nor a loss was given, or the loss is not one number.
         """
         result = None
         if closure is not None:
@@ -103,76 +200,174 @@ class L3RS(torch.optim.Optimizer):
         observed = loss if loss is not None else result
         if observed is None:
             raise ValueError("L3RS watches the loss: call step(loss=loss), or step(closure) with a closure that returns it")
+        observed = torch.as_tensor(observed).detach()
+        if observed.numel() != 1:
+            raise ValueError(f"the loss has shape {tuple(observed.shape)}; it is one number: its mean over the batch")
+        self._warn_past_the_end()
+
+        active = self._active()
+        if active:
+            device = active[0].layers.device
+            observed = average_over_ranks(observed.reshape(()).float().to(device), self.process_group)
+            ok = observed.isfinite()
+            if len(active) > 1:  # no device moves if there is something wrong on another
+                ok = torch.stack([ok, *(finite(a.grads).to(device) for a in active)]).all()
+            for layers, grads, lr, sign in active:
+                layers.step(grads, observed.to(layers.device) * sign, ok.to(layers.device), lr)
         for group in self.param_groups:
-            if group["step"] == group["total_steps"]:
-                warnings.warn(f"L3RS was given total_steps={group['total_steps']} and goes on past it", stacklevel=2)
-            self._step_group(group, torch.as_tensor(observed).detach().float())
             group["step"] += 1
         return result
 
-    def _step_group(self, group: dict[str, Any], loss: Tensor) -> None:
-        params = [p for p in group["params"] if p.grad is not None]
-        if not params:
+    def _active(self) -> list[Active]:
+        """The layers that have a gradient, device by device, with what belongs to this step."""
+        members = [(g, p) for g, group in enumerate(self.param_groups) for p in group["params"] if p.grad is not None]
+        here = [local(p) for _, p in members] if self._sharded else [p for _, p in members]
+        totals = [group["total_steps"] for group in self.param_groups]
+        key = ([(id(p), t.data_ptr()) for (_, p), t in zip(members, here, strict=True)], totals)
+        if key != self._key:
+            self._gather(members)
+            self._key = key
+        grads = [cast("Tensor", p.grad) for _, p in members]
+        if self._sharded:
+            grads = [local(grad) for grad in grads]
+        lrs, maximize = [group["lr"] for group in self.param_groups], [group["maximize"] for group in self.param_groups]
+        if any(maximize):
+            grads = [-grad if maximize[g] else grad for grad, (g, _) in zip(grads, members, strict=True)]
+        signs = [-1.0 if m else 1.0 for m in maximize]
+        return [Active(b, [grads[i] for i in b.where], b.spread(lrs), b.spread(signs)) for b in self._batches]
+
+    def _gather(self, members: Sequence[tuple[int, Tensor]]) -> None:
+        """Makes the tables of the layers that have a gradient, when these are others than in the last step, or lie elsewhere."""
+        self._pull()
+        sparse = [p.grad for _, p in members if p.grad is not None and p.grad.layout != torch.strided]
+        if sparse:
+            raise ValueError(f"a gradient of shape {tuple(sparse[0].shape)} is {sparse[0].layout}; L3RS takes dense ones")
+        self._batches = []
+        for device in dict.fromkeys(p.device for _, p in members):
+            where = [i for i, (_, p) in enumerate(members) if p.device == device]
+            params = [members[i][1] for i in where]
+            states = [self._state_of(p) for p in params]
+            meta = {name: t.to(device) for name, t in self._schedule.meta.items()}
+            parts = [{key: local(t) for key, t in state.items()} for state in states] if self._sharded else states
+            layers = Layers(
+                params=[local(p) for p in params],
+                numels=[p.numel() for p in params],
+                states=parts,
+                slots=[self._slot[p] for p in params] if self._slot else [],
+                groups=[members[i][0] for i in where],
+                clocks=[group["step"] for group in self.param_groups],
+                totals=[group["total_steps"] for group in self.param_groups],
+                schedule=self._schedule._replace(meta=meta),
+                reduce=shard_reduction(params) if self._sharded else None,
+                fused=self.fused,
+                where=where,
+            )
+            if self._sharded:
+                for state, part in zip(states, parts, strict=True):
+                    state["step"], state["ema"] = part["step"], part["ema"]
+            self._batches.append(layers)
+        self._members = list(members)
+
+    def _warn_past_the_end(self) -> None:
+        past = [group["total_steps"] for group in self.param_groups if group["step"] >= group["total_steps"]]
+        if past and not self._warned_of_end:
+            self._warned_of_end = True
+            warnings.warn(f"L3RS was given total_steps={past[0]} and goes on past it, deciding as at its end", stacklevel=4)
+
+    # -- what can be asked of it ---------------------------------------------------------------------------------------------------
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps moved nothing, the loss or a gradient not being finite. Waits for the device; warns of new ones."""
+        self._pull()
+        return max(int(group["skipped"]) for group in self.param_groups)
+
+    def _pull(self) -> None:
+        """Brings the numbers that are kept on the device, the clock and the count of skipped steps, into the groups."""
+        if not self._batches:
             return
-        device = params[0].device
-        loss, meta = loss.to(device), self._meta_on(device)
-        grads = [p.grad for p in params]
-        states = [self._state_of(p) for p in params]
-        step = group["step"] + 1
-        directions = [d.update(grads, params, states, step, self._raw[name]) for name, d in self._directions.items()]
-        norms = [_norms(tensors) for tensors in directions]
-        numel = torch.tensor([float(p.numel()) for p in params], device=device)
-        weight_norms = _norms(params)
-        grad_norms = norms[self.config.directions.index("sgd")] if "sgd" in self.config.directions else _norms(grads)
+        skipped = int(self._batches[0].skipped)
+        for group, *clocks in zip(self.param_groups, *(b.clock.tolist() for b in self._batches), strict=False):
+            group["step"] = max(group["step"], *(int(k) for k in clocks))  # a CUDA graph that is replayed advances the device's alone
+            group["skipped"] += skipped
+        for batch in self._batches:
+            batch.skipped.zero_()
+        if skipped:
+            total = self.param_groups[0]["skipped"]
+            warnings.warn(
+                f"L3RS moved nothing in {skipped} step{'s' if skipped > 1 else ''}, whose loss or gradient was not finite ({total} so far)",
+                stacklevel=4,
+            )
 
-        features = self._features(params, states, group, meta, weight_norms, grad_norms, norms, numel, loss)
-        lam, mu = decide(meta, features)
-        lengths = lam * layer_units(self.config, numel, weight_norms) * group["lr"]
-        for p, (tensors, norm) in enumerate(zip(directions, norms, strict=True)):
-            scales = torch.where(norm > 0, lengths * mu[:, p] / norm, torch.zeros_like(norm))
-            torch._foreach_addcmul_(params, tensors, list(scales.unbind()), value=-1)
+    def decisions(self) -> pd.DataFrame:
+        """What the last step decided, one row a layer; costs nothing until it is asked for.
 
-    def _features(
-        self,
-        params: list[Tensor],
-        states: list[dict[str, Any]],
-        group: dict[str, Any],
-        meta: Meta,
-        weight_norms: Tensor,
-        grad_norms: Tensor,
-        direction_norms: list[Tensor],
-        numel: Tensor,
-        loss: Tensor,
-    ) -> Tensor:
-        """The controller's inputs for all layers, (L, F), in the order of `feature_names`; advances the averages."""
-        c = self.config
-        signals = [log_rms(weight_norms, numel, c), log_rms(grad_norms, numel, c), (loss / c.loss_scale).expand(len(params))]
-        emas = torch.stack([s["ema"] for s in states])
-        emas, corrected = update_emas(emas, torch.stack(signals, dim=1), group["step"] + 1, c)
-        for state, ema in zip(states, emas.unbind(), strict=True):
-            state["ema"] = ema
-        time = time_features(group["step"], group["total_steps"], c).to(loss.device)
-        blocks = [corrected.flatten(1), time.expand(len(params), -1)]
-        blocks += [log_rms(norm, numel, c).unsqueeze(1) for norm in direction_norms]
-        if c.embedding:
-            blocks.append(meta["embedding"][[self._slot[p] for p in params]])
-        return torch.cat(blocks, dim=1)
+        Returns:
+            Columns `lambda`, in units of the schedule; `length`, the bound on the l2 norm of the update, lambda times unit times lr (0 in a
+            skipped step); and `mu_NAME` for each direction, which sum to 1. The index is the layer's name, or its number.
 
-    def _meta_on(self, device: torch.device) -> Meta:
-        """The meta-parameters on the parameters' device, moved there once."""
-        if self._meta["w1"].device != device:
-            self._meta = {name: t.to(device) for name, t in self._meta.items()}
-        return self._meta
+        Raises:
+            RuntimeError: no step was taken yet, by this object, with a gradient.
+        """
+        import pandas as pd
 
-    def _state_of(self, p: Tensor) -> dict[str, Any]:
-        state: dict[str, Any] = self.state[p]
-        if not state:
-            for d in self._directions.values():
-                state.update(d.init(p))
-            state["ema"] = torch.zeros(len(EMA_SIGNALS), len(self.config.ema_factors), device=p.device)
-        return state
+        decided = [batch.decided for batch in self._batches]
+        if not decided or decided[0] is None:
+            raise RuntimeError("no step has been decided yet: call step() first")
+        names = self._names()
+        every = [p for group in self.param_groups for p in group["params"]]
+        called = {p: names[i] if names else str(i) for i, p in enumerate(every)}
+        tables = []
+        for batch, d in zip(self._batches, decided, strict=True):
+            assert d is not None
+            values = torch.cat([torch.stack([d.lam, d.lengths], dim=1), d.mu], dim=1).cpu().double().numpy()
+            index = pd.Index([called[self._members[i][1]] for i in batch.where], name="layer")
+            tables.append(pd.DataFrame(values, index, ["lambda", "length", *(f"mu_{name}" for name in self._directions)]))
+        return pd.concat(tables)
 
+    # -- saving and loading --------------------------------------------------------------------------------------------------------
 
-def _norms(tensors: Iterable[Tensor]) -> Tensor:
-    """The l2 norm of each tensor: float32 (L,)."""
-    return torch.stack(torch._foreach_norm(list(tensors))).float()
+    def state_dict(self) -> dict[str, Any]:
+        """As of every optimizer: tensors by parameter in `state`, numbers in `param_groups`. Without the learned schedule itself."""
+        self._pull()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where a saved run was; the dict stays as it is.
+
+        Raises:
+            ValueError: the state is of a schedule with other directions or averages, or of other parameters.
+        """
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        every = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(ids, every, strict=False):
+            saved, mine = (
+                state_dict["state"].get(i, {}),
+                initial_state(p.detach()[:0] if p.dim() else p, self._schedule.config, self._directions),
+            )
+            lazy = tuple(f"{name}/" for name, d in self._directions.items() if d.lazy)
+            keys = {key for key in saved if not key.startswith(lazy)} if lazy else set(saved)
+            if saved and (keys != set(mine) or saved["ema"].shape != mine["ema"].shape):
+                different = sorted(keys ^ set(mine)) or ["ema"]
+                raise ValueError(f"this state is of another kind of schedule; what differs: {', '.join(different[:3])}")
+        before = self.param_groups[0]["total_steps"]
+        super().load_state_dict(state_dict)
+        # torch has cast floating state to the dtype of its parameter; the averages of a bfloat16 one stay float32
+        for i, p in zip(ids, (p for group in self.param_groups for p in group["params"]), strict=True):
+            for key, value in state_dict["state"].get(i, {}).items():
+                if isinstance(value, Tensor) and self.state[p][key].dtype != value.dtype:
+                    self.state[p][key] = value.detach().clone().to(p.device)
+        self._batches, self._key = [], None
+        after = self.param_groups[0]["total_steps"]
+        if after != before:
+            warnings.warn(f"the loaded state is of a run of total_steps={after}; that takes the place of {before}", stacklevel=2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._pull()
+        own = {name: getattr(self, name) for name in ("learned", "match", "fused")}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"process_group": None, **state})  # process groups belong to a process
+        if "learned" in state:
+            self._prepare()

@@ -1,4 +1,4 @@
-"""Pretrain ResNet-34 on the pretraining classes of Icons, with pytorch-lightning.
+"""Pretrain a ResNet on the pretraining classes of Icons, with pytorch-lightning.
 
     python pretrain/backbone.py --config configs/pretrain-icons.yaml
 
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from l3rs.data import ImageSet, load_icons
 from l3rs.data.icons import icons_split
-from l3rs.networks import resnet34
+from l3rs.networks import resnet
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class PretrainConfig:
     """How the backbone is pretrained; each field is a choice of ours."""
 
     seed: int = 0
+    depth: int = 34
     width: int = 16
     steps: int = 2500
     batch_size: int = 64
@@ -124,7 +125,7 @@ def pretrain(config: PretrainConfig, out: str) -> None:
     labels = number[images.labels]
     train, val = (torch.nonzero((labels >= 0) & (images.validation == side)).flatten() for side in (False, True))
 
-    network = resnet34(config.width, in_chans=1, num_classes=len(split.classes["pretrain"]))
+    network = resnet(config.depth, config.width, in_chans=1, num_classes=len(split.classes["pretrain"]))
     module = Backbone(network, config)
     validation = [(images.inputs(i), labels[i]) for i in val.split(512)]
     started = time.perf_counter()
@@ -151,7 +152,7 @@ def pretrain(config: PretrainConfig, out: str) -> None:
     half = accuracy(network, images, val, labels[val])
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"resnet34-w{config.width}-icons"
+    stem = folder / f"resnet{config.depth}-w{config.width}-icons"
     save_file({k: v.contiguous() for k, v in halves.items()}, f"{stem}.safetensors")
     pd.DataFrame(module.rows).to_csv(f"{stem}.csv", index=False)
     about = {

@@ -9,9 +9,14 @@ import torch
 
 from l3rs.config import L3RSConfig
 from l3rs.controller import decide, initial_theta, meta_shapes, unflatten
-from l3rs.features import feature_names, log_rms, time_features, update_emas
+from l3rs.features import Averages, TimeFeatures, feature_names, log_rms
 
 CONFIG = L3RSConfig()
+YES, NO = torch.tensor(True), torch.tensor(False)
+
+
+def time_features(step: float, total: int, config: L3RSConfig) -> torch.Tensor:
+    return TimeFeatures([total], config, torch.device("cpu"))(torch.tensor([float(step)]))[0]
 
 
 def test_names_say_how_many_inputs_there_are() -> None:
@@ -22,11 +27,31 @@ def test_names_say_how_many_inputs_there_are() -> None:
 
 def test_averages_are_bias_corrected() -> None:
     config = L3RSConfig(ema_factors=(0.0, 0.5))
-    emas = torch.zeros(1, 1, 2)
-    emas, first = update_emas(emas, torch.tensor([[4.0]]), 1, config)
-    emas, second = update_emas(emas, torch.tensor([[8.0]]), 2, config)
+    averages = Averages(torch.zeros(1, 1, 2), config)
+    first = averages.update(torch.tensor([[4.0]]), torch.ones(1), YES)
+    second = averages.update(torch.tensor([[8.0]]), torch.full((1,), 2.0), YES)
     torch.testing.assert_close(first, torch.tensor([[[4.0, 4.0]]]))
     torch.testing.assert_close(second, torch.tensor([[[8.0, (0.5 * 2 + 0.5 * 8) / 0.75]]]))
+
+
+def test_averages_stay_where_they_are_when_a_signal_is_not_to_be_trusted() -> None:
+    averages = Averages(torch.zeros(1, 1, 3), L3RSConfig(ema_factors=(0.0, 0.5, 0.99)))
+    averages.update(torch.tensor([[4.0]]), torch.ones(1), YES)
+    before = averages.update(torch.tensor([[7.0]]), torch.full((1,), 2.0), YES)
+    torch.testing.assert_close(averages.update(torch.tensor([[float("nan")]]), torch.full((1,), 3.0), NO), before)
+
+
+def test_each_layer_has_its_own_count() -> None:
+    """A layer that joins later has its first value as its average, whatever the others have seen."""
+    averages = Averages(torch.zeros(2, 1, 1), L3RSConfig(ema_factors=(0.9,)))
+    averages.values[0] = 3.0 * (1 - 0.9**5)  # five times 3
+    seen = averages.update(torch.tensor([[3.0], [8.0]]), torch.tensor([6.0, 1.0]), YES)
+    torch.testing.assert_close(seen.flatten(), torch.tensor([3.0, 8.0]))
+
+
+def test_time_features_of_several_runs_are_those_of_each() -> None:
+    both = TimeFeatures([50, 100], CONFIG, torch.device("cpu"))(torch.tensor([10.0, 30.0]))
+    torch.testing.assert_close(both, torch.stack([time_features(10, 50, CONFIG), time_features(30, 100, CONFIG)]))
 
 
 def test_time_runs_from_the_first_point_to_the_last_and_then_stays() -> None:
@@ -39,7 +64,7 @@ def test_time_runs_from_the_first_point_to_the_last_and_then_stays() -> None:
 
 def test_log_norms_do_not_depend_on_a_layers_size() -> None:
     small, large = torch.full((10,), 0.1), torch.full((1000,), 0.1)
-    sizes = log_rms(torch.stack([small.norm(), large.norm()]), torch.tensor([10.0, 1000.0]), CONFIG)
+    sizes = log_rms(torch.stack([small.norm(), large.norm()]), torch.tensor([10.0, 1000.0]).sqrt(), CONFIG)
     torch.testing.assert_close(sizes, torch.full((2,), math.log(0.1) / 4))
     assert torch.isfinite(log_rms(torch.zeros(1), torch.ones(1), CONFIG)).all()
 

@@ -2,20 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 
-from l3rs.directions.adam import Adam
-from l3rs.directions.base import Direction
-from l3rs.directions.sgd import SGD
+import torch
 
-DIRECTIONS: MappingProxyType[str, Direction] = MappingProxyType({"sgd": SGD(), "adam": Adam()})
+from l3rs.directions.adam import Adam
+from l3rs.directions.adamax import Adamax
+from l3rs.directions.base import Direction
+from l3rs.directions.lamb import LAMB
+from l3rs.directions.lion import Lion
+from l3rs.directions.sgd import SGD
+from l3rs.directions.torch_optimizer import TorchOptimizerDirection
+from l3rs.directions.weight_decay import WeightDecay
+
+DIRECTIONS: Mapping[str, Direction] = MappingProxyType(
+    {"sgd": SGD(), "adam": Adam(), "lion": Lion(), "lamb": LAMB(), "adamax": Adamax(), "weight_decay": WeightDecay()}
+)
+_registered: dict[str, Direction] = {}
+
+
+def register(name: str, direction: Direction) -> None:
+    """Lets configs, in this process, name a direction that l3rs does not have.
+
+    Raises:
+        ValueError: there is another one of this name.
+        TypeError: it is not a `Direction`.
+    """
+    if not isinstance(direction, Direction):
+        raise TypeError(f"{name!r} is a {type(direction).__name__}; make a Direction of it, as TorchOptimizerDirection(torch.optim.NAdam)")
+    if name in DIRECTIONS or name in _registered or name.startswith("torch.optim."):
+        raise ValueError(f"there is a direction {name!r} already")
+    _registered[name] = direction
 
 
 def direction(name: str) -> Direction:
-    """The direction called `name`; raises ValueError with the names there are."""
-    if name not in DIRECTIONS:
-        raise ValueError(f"no direction is called {name!r}; there are {', '.join(DIRECTIONS)}")
-    return DIRECTIONS[name]
+    """The direction called `name`.
+
+    Besides `DIRECTIONS` and those that were registered, `"torch.optim.NAdam"` and the like name the optimizers of torch, at their own
+    hyperparameters.
+
+    Raises:
+        ValueError: there is none; the message names those there are.
+    """
+    known = {**DIRECTIONS, **_registered}
+    if name in known:
+        return known[name]
+    found = getattr(torch.optim, name.removeprefix("torch.optim."), None) if name.startswith("torch.optim.") else None
+    if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+        return TorchOptimizerDirection(found)
+    raise ValueError(f"no direction is called {name!r}; there are {', '.join(known)}, torch.optim.NAME, and what you register()")
 
 
-__all__ = ["DIRECTIONS", "SGD", "Adam", "Direction", "direction"]
+__all__ = [
+    "DIRECTIONS",
+    "LAMB",
+    "SGD",
+    "Adam",
+    "Adamax",
+    "Direction",
+    "Lion",
+    "TorchOptimizerDirection",
+    "WeightDecay",
+    "direction",
+    "register",
+]

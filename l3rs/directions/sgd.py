@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from l3rs.directions.base import State
+from l3rs.directions.base import Direction, State
 
 
-class SGD:
+class SGD(Direction):
     """d = g. No state, no hyperparameters."""
 
-    hyperparameters: tuple[str, ...] = ()
-
-    def init(self, param: Tensor) -> State:
-        return {}
-
     def update(
-        self, grads: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], step: int, raw: Mapping[str, float]
+        self, grads: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], steps: Tensor, constants: tuple[float, ...]
     ) -> list[Tensor]:
         return list(grads)

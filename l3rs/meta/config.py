@@ -41,7 +41,7 @@ class MetaTrainConfig:
     Attributes:
         name: of the schedule that comes out.
         generations: NES updates.
-        specialist: whether each layer has an embedding, by name (a specialist), or none has (a generalist).
+        specialist: whether something is learned by layer name, an embedding or an MLP (a specialist), or nothing is (a generalist).
         steps: K is drawn uniformly from this range, ends included, once a generation [choice: 10 to 100].
         meta_batch: tasks a generation; all candidates see the same ones [choice].
         penalty: the loss that counts for a run that diverged [choice].
@@ -78,5 +78,8 @@ class MetaTrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
         if self.workers < 0:
             raise ValueError(f"workers is {self.workers}; it is at least 0 (one a core)")
-        if bool(self.schedule.embedding) != self.specialist:
-            raise ValueError(f"specialist is {self.specialist} and schedule.embedding is {self.schedule.embedding}: both or neither")
+        if self.schedule.by_layer != self.specialist:
+            raise ValueError(
+                f"specialist is {self.specialist}, with schedule.embedding {self.schedule.embedding} and schedule.controller "
+                f"{self.schedule.controller}: a specialist has an embedding or is layerwise, and nothing else does"
+            )

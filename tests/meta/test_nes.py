@@ -97,7 +97,7 @@ def test_resume_is_bit_equal_and_leaves_the_global_generator_alone() -> None:
         (lambda: NESConfig(sigma=0), "sigma is 0"),
         (lambda: MetaTrainConfig(steps=(0, 5)), r"steps is \[0, 5\]"),
         (lambda: MetaTrainConfig(generations=0), "generations is 0"),
-        (lambda: MetaTrainConfig(specialist=False), "specialist is False and schedule.embedding is 16"),
+        (lambda: MetaTrainConfig(specialist=False), "specialist is False, with schedule.embedding 16"),
     ],
 )
 def test_wrong_settings_are_named(make: object, message: str) -> None:

@@ -1,0 +1,239 @@
+"""Time a step of L3RS against Adam and SGD, alone and as a share of a training step.
+
+    python evaluate/step_cost.py                  # the step alone, on ResNet-34 (21.3 M parameters) and at width 16
+    python evaluate/step_cost.py --trials         # with other ways to compute it, which were tried
+    python evaluate/step_cost.py --share          # the step in a training step at batch 64
+
+All arms run in one process, one after the other in every round, so that a busy machine slows all of them; each has parameters,
+gradients and state of its own, which the others push out of the caches, as a forward and a backward pass would. Prints medians with
+quartiles and the ratio to `Adam(fused=True)`, and appends a row for each arm to `evaluate/results/step_cost.csv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import trange
+
+from l3rs import L3RS
+from l3rs.kernels import ForeachKernel, Norms
+from l3rs.networks import resnet34
+from l3rs.runs import append_rows
+
+FIELDS = (
+    *("date", "device", "threads", "torch", "network", "parameters", "arm", "rounds"),
+    *("median_ms", "q25_ms", "q75_ms", "ratio_to_fused_adam", "state_words"),
+)
+SHARE_FIELDS = (
+    "date",
+    "device",
+    "threads",
+    "torch",
+    "network",
+    "pixels",
+    "batch",
+    "arm",
+    "rounds",
+    "training_step_ms",
+    "optimizer_ms",
+    "share",
+)
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+class FusedBufferKernel(ForeachKernel):
+    """A trial: `torch._fused_adam_` steps a buffer of zeros, which gives Adam's direction; the rest in foreach operations."""
+
+    buffer: Sequence[Tensor] = ()
+
+    def measure(self, grads: Sequence[Tensor], steps: Tensor, ok: Tensor) -> Norms:
+        beta1, beta2, eps = self.constants["adam"]
+        if not self.buffer:
+            self.buffer = [torch.zeros_like(p) for p in self.params]
+        torch._foreach_zero_(self.buffer)
+        m, v = ([s[key] for s in self.states["adam"]] for key in ("exp_avg", "exp_avg_sq"))
+        options = {"amsgrad": False, "lr": -1.0, "beta1": beta1, "beta2": beta2, "weight_decay": 0.0, "eps": eps, "maximize": False}
+        torch._fused_adam_(self.buffer, list(grads), m, v, [], list(steps.unbind()), **options)
+        self.wide, self.uphill = list(self.params), [list(grads), list(self.buffer)]
+        weights, sgd, adam = (self._norms(tensors) for tensors in (self.params, grads, self.buffer))
+        return Norms(weights, sgd, torch.stack([sgd, adam], dim=1), ok & sgd.isfinite().all())
+
+
+class CompiledKernel(ForeachKernel):
+    """A trial: both passes of the foreach kernel through `torch.compile`."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._first, self._second = torch.compile(self._norms_of), torch.compile(self._move)
+
+    def _norms_of(self, grads, m, v, root, gain, beta1: float, beta2: float, eps: float):
+        torch._foreach_lerp_(m, grads, 1 - beta1)
+        torch._foreach_mul_(v, beta2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
+        uphill = [gain * a / (b.sqrt() + eps * root) for a, b in zip(m, v, strict=True)]
+        return uphill, *(torch.stack([t.norm() for t in tensors]) for tensors in (self.params, grads, uphill))
+
+    def _move(self, grads, uphill, scales):
+        for i, (p, g, d) in enumerate(zip(self.params, grads, uphill, strict=True)):
+            p.sub_(scales[i, 0] * g + scales[i, 1] * d)
+
+    def measure(self, grads: Sequence[Tensor], steps: Tensor, ok: Tensor) -> Norms:
+        beta1, beta2, eps = self.constants["adam"]
+        root = (1 - beta2 ** steps[0]).sqrt()
+        m, v = ([s[key] for s in self.states["adam"]] for key in ("exp_avg", "exp_avg_sq"))
+        adam, weights, sgd, norm = self._first(list(grads), m, v, root, root / (1 - beta1 ** steps[0]), beta1, beta2, eps)
+        self.uphill = [list(grads), adam]
+        return Norms(weights, sgd, torch.stack([sgd, norm], dim=1), ok & sgd.isfinite().all())
+
+    def apply(self, scales: Tensor) -> None:
+        self._second(*self.uphill, scales)
+
+
+def parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Copies of the network's parameters with gradients like those of a training step."""
+    generator = torch.Generator().manual_seed(0)
+    copies = [nn.Parameter(p.detach().clone()) for p in network.parameters()]
+    for p in copies:
+        p.grad = torch.randn(p.shape, generator=generator) * 0.01
+    return copies
+
+
+def learned(network: nn.Module, kernel: type[ForeachKernel] | None = None, fused: bool | None = None) -> torch.optim.Optimizer:
+    """L3RS by the shipped specialist; `kernel` takes the place of its kernel."""
+    names = [name for name, _ in network.named_parameters()]
+    optimizer = L3RS(list(zip(names, parameters(network), strict=True)), 10**6, "icons-resnet34", fused=fused)
+    if kernel is not None:
+        optimizer.step(loss=1.0)
+        (layers,) = optimizer._batches
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        states = [optimizer.state[p] for p in params]
+        layers.kernel = kernel(params, states, optimizer._directions, optimizer._schedule.constants)
+    return optimizer
+
+
+def arms(trials: bool) -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]]:
+    """What is timed, by name."""
+    found: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+        "adam-fused": lambda n: torch.optim.Adam(parameters(n), fused=True),
+        "adam-foreach": lambda n: torch.optim.Adam(parameters(n), foreach=True),
+        "adam-default": lambda n: torch.optim.Adam(parameters(n)),
+        "sgd-fused": lambda n: torch.optim.SGD(parameters(n), fused=True),
+        "l3rs": lambda n: learned(n),
+        "l3rs-foreach": lambda n: learned(n, fused=False),
+    }
+    if trials:
+        found["l3rs-fused-adam-buffer"] = lambda n: learned(n, FusedBufferKernel)
+        found["l3rs-compiled"] = lambda n: learned(n, CompiledKernel)
+    return found
+
+
+def take_step(optimizer: torch.optim.Optimizer) -> float:
+    """The duration of a step, in seconds."""
+    started = time.perf_counter()
+    optimizer.step(loss=1.0) if isinstance(optimizer, L3RS) else optimizer.step()
+    return time.perf_counter() - started
+
+
+def state_words(optimizer: torch.optim.Optimizer) -> float:
+    """Size of the state in float32 words per parameter."""
+    numel = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    return sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)) / (
+        4 * numel
+    )
+
+
+def machine() -> dict[str, str | int]:
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        model = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), model)
+    return {"date": date.today().isoformat(), "device": model, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def step_alone(width: int, rounds: int, trials: bool, quiet: bool = False) -> list[dict]:
+    """Rows of FIELDS, one for each arm."""
+    network = resnet34(width)
+    optimizers = {name: make(network) for name, make in arms(trials).items()}
+    for optimizer in optimizers.values():
+        for _ in range(3):
+            take_step(optimizer)
+    seconds: dict[str, list[float]] = {name: [] for name in optimizers}
+    for _ in trange(rounds, desc=f"width {width}", disable=quiet):
+        for name, optimizer in optimizers.items():
+            seconds[name].append(take_step(optimizer))
+    fused = float(np.median(seconds["adam-fused"]))
+    about = {**machine(), "network": f"resnet34-w{width}", "parameters": sum(p.numel() for p in network.parameters()), "rounds": rounds}
+    rows = []
+    for name, taken in seconds.items():
+        q25, median, q75 = np.percentile(taken, [25, 50, 75])
+        times = {"median_ms": median, "q25_ms": q25, "q75_ms": q75}
+        rows.append(
+            {**about, "arm": name, **{k: round(1e3 * t, 3) for k, t in times.items()}, "ratio_to_fused_adam": round(median / fused, 3)}
+            | {"state_words": round(state_words(optimizers[name]), 4)}
+        )
+    return rows
+
+
+def share(width: int, pixels: int, rounds: int) -> list[dict]:
+    """Rows of SHARE_FIELDS: what part of a training step, at batch 64, is the optimizer's."""
+    rows = []
+    inputs, labels = torch.randn(64, 3, pixels, pixels), torch.randint(1000, (64,))
+    for name in ("adam-fused", "l3rs"):
+        network = resnet34(width).to(memory_format=torch.channels_last)
+        optimizer = L3RS(network.named_parameters(), 100) if name == "l3rs" else torch.optim.Adam(network.parameters(), fused=True)
+        whole, part = [], []
+        for _ in trange(rounds + 1, desc=f"{name}, {pixels} px"):
+            started = time.perf_counter()
+            loss = F.cross_entropy(network(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            middle = time.perf_counter()
+            optimizer.step(loss=loss) if name == "l3rs" else optimizer.step()
+            whole.append(time.perf_counter() - started)
+            part.append(time.perf_counter() - middle)
+        times = {"training_step_ms": round(1e3 * np.median(whole[1:]), 1), "optimizer_ms": round(1e3 * np.median(part[1:]), 2)}
+        about = {"network": f"resnet34-w{width}", "pixels": pixels, "batch": 64, "arm": name, "rounds": rounds}
+        rows.append({**machine(), **about, **times, "share": round(np.median(np.array(part[1:]) / np.array(whole[1:])), 5)})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 16], help="widths of ResNet-34; 64 is the full one (default: 64 16)")
+    parser.add_argument("--rounds", type=int, default=50, help="steps of each arm (default: 50)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch (default: all)")
+    parser.add_argument("--trials", action="store_true", help="time other implementations too; torch.compile takes minutes")
+    parser.add_argument("--share", action="store_true", help="time whole training steps instead; minutes on a CPU at 224 px")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder that the rows are appended in (default: evaluate/results)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.share:
+        for width, pixels, rounds in ((64, 224, 3), (16, 32, 30)):
+            rows = share(width, pixels, rounds)
+            append_rows(args.out / "step_share.csv", rows, SHARE_FIELDS)
+            for row in rows:
+                times = f"{row['optimizer_ms']:9.2f} of {row['training_step_ms']:9.1f} ms"
+                print(f"{row['network']:>14} {pixels:>4} px  {row['arm']:12} {times}  {row['share']:.2%}")
+        return
+    for width in args.widths:
+        rows = step_alone(width, args.rounds, args.trials)
+        append_rows(args.out / "step_cost.csv", rows, FIELDS)
+        print(f"ResNet-34 at width {width}, {rows[0]['parameters'] / 1e6:.2f} M parameters, {args.threads} threads, {args.rounds} rounds")
+        for row in rows:
+            spread = f"{row['q25_ms']:.2f} to {row['q75_ms']:.2f}"
+            ratio = f"x{row['ratio_to_fused_adam']:.2f}"
+            print(f"  {row['arm']:24} {row['median_ms']:8.2f} ms ({spread:>16})  {ratio}  state {row['state_words']:.4f} words a parameter")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""A direction from any `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l3rs.directions.base import Direction, State
+
+
+class TorchOptimizerDirection(Direction):
+    """d = (theta - theta') / lr, where theta' is what the optimizer would make of theta in one step.
+
+    The optimizer steps copies: parameters and gradients stay as they are. Its state is kept with that of L3RS, tensor by tensor, and
+    appears after the first step. This copies every parameter and builds an optimizer for each of them at each step: it is for trying
+    out a direction, not for speed. Optimizers that need a closure (LBFGS) do not fit.
+
+    Args:
+        optimizer: the class, as `torch.optim.NAdam` or `timm.optim.AdaBelief`.
+        arguments: for it. `lr` is 1 by default, which loses the fewest bits in the difference above.
+    """
+
+    lazy = True
+
+    def __init__(self, optimizer: type[torch.optim.Optimizer], **arguments: Any) -> None:
+        self.optimizer, self.arguments = optimizer, {"lr": 1.0, **arguments}
+
+    def __repr__(self) -> str:
+        return f"TorchOptimizerDirection({self.optimizer.__name__}, {self.arguments})"
+
+    def update(
+        self, grads: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], steps: Tensor, constants: tuple[float, ...]
+    ) -> list[Tensor]:
+        return [self._direction(g, p, s) for g, p, s in zip(grads, params, states, strict=True)]
+
+    def _direction(self, grad: Tensor, param: Tensor, state: State) -> Tensor:
+        copy = nn.Parameter(param.detach().clone())
+        copy.grad = grad.clone()
+        optimizer = self.optimizer([copy], **self.arguments)
+        group = optimizer.param_groups[0]
+        # Numbers are kept as 0-d float64 tensors under keys that say so, since a state dict for sharding holds tensors alone.
+        for key, value in state.items():
+            kind, name = key.split(":", 1)
+            place = group if kind.startswith("group") else optimizer.state[copy]
+            place[name] = _number(value) if kind.endswith("number") else value
+        before = dict(group)
+        optimizer.step()
+        for kind, place in (("state", optimizer.state[copy]), ("group", group)):
+            for name, value in place.items():
+                if kind == "group" and name in before and value is before[name]:
+                    continue
+                if isinstance(value, Tensor):
+                    state[f"{kind}:{name}"] = value.detach()
+                elif isinstance(value, int | float) and not isinstance(value, bool):
+                    state[f"{kind}-number:{name}"] = torch.tensor(float(value), dtype=torch.float64)
+                elif value is not None:
+                    raise TypeError(
+                        f"{self.optimizer.__name__} keeps a {type(value).__name__} called {name!r}; tensors and numbers can be kept"
+                    )
+        return torch.sub(param, copy.detach()).div_(self.arguments["lr"])
+
+
+def _number(value: Tensor) -> int | float:
+    number = value.item()
+    return int(number) if number == int(number) else number

@@ -1,0 +1,180 @@
+"""The two passes in C, for float32 parameters on CPU: `step.c`, built when l3rs is installed where there is a C compiler."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from l3rs.directions import DIRECTIONS, Direction
+from l3rs.kernels.norms import Norms
+
+# The order of directions and moments in step.c.
+ORDER = ("sgd", "adam", "lion", "lamb", "adamax", "weight_decay")
+MOMENTS = (*("adam/exp_avg", "adam/exp_avg_sq", "lion/exp_avg", "lamb/exp_avg", "lamb/exp_avg_sq", "adamax/exp_avg", "adamax/exp_inf"),)
+SUMS = ("weights", "grads", "adam", "lion", "lamb", "adamax")
+COLUMN = MappingProxyType({"sgd": "grads", "weight_decay": "weights"} | {name: name for name in SUMS[2:]})  # which sum is a direction's
+CONSTANTS = 4
+CHUNK = 16384  # elements a thread takes at a time: 64 KiB a tensor, so that SGD + Adam stay in a core's second-level cache
+
+
+class _Step(ctypes.Structure):
+    """`Step` in step.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("set", "layers", "chunks")),
+        *((name, ctypes.c_void_p) for name in ("chunk_layer", "chunk_from", "chunk_to", "p", "g", "moments")),
+        *((name, ctypes.c_void_p) for name in ("steps", "constants", "scales", "partial", "sums")),
+    ]
+
+
+class Library(NamedTuple):
+    """The functions of step.c, and the means to run them on torch's threads."""
+
+    weights: Callable[..., None]
+    norms: Callable[..., None]
+    apply: Callable[..., None]
+    parallel: ctypes.c_void_p | None
+
+
+@lru_cache(maxsize=1)
+def library() -> Library | None:
+    """The compiled step.c; None if it was not built."""
+    here = Path(__file__).parent
+    built = [here / f"_step{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    found = next((path for path in built if path.exists()), None)
+    if found is None:
+        return None
+    try:
+        c = ctypes.CDLL(str(found))
+    except OSError:  # built for another machine
+        return None
+    functions = [c.l3rs_weights, c.l3rs_norms, c.l3rs_apply]
+    for function in functions:
+        function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int], None
+    weights, norms, apply = functions
+    return Library(weights, norms, apply, _openmp())
+
+
+def _openmp() -> ctypes.c_void_p | None:
+    """GOMP_parallel of the OpenMP runtime that torch has loaded (GCC's, or LLVM's, which has it too): a second pool would fight with it."""
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        if (folder / name).exists():
+            try:
+                return ctypes.cast(ctypes.CDLL(str(folder / name)).GOMP_parallel, ctypes.c_void_p)
+            except (OSError, AttributeError):
+                return None
+    return None
+
+
+class NativeKernel:
+    """Reads 3 words per parameter in the first pass and moves 7 in the second, for SGD + Adam, without temporaries.
+
+    The norms of the parameters are taken at the end of the second pass, and taken again only if a parameter's version says that it has
+    changed since; a change through `p.data`, which leaves the version as it was, is seen one step late in the controller's features.
+    """
+
+    @staticmethod
+    def refusal(params: Sequence[Tensor], directions: Mapping[str, Direction]) -> str | None:
+        """Why this kernel cannot step these parameters along these directions; None if it can."""
+        if library() is None:
+            return "the native kernel was not built: install l3rs where there is a C compiler"
+        other = [name for name, d in directions.items() if DIRECTIONS.get(name) is not d]
+        if other:
+            return f"the native kernel has no direction {other[0]!r}; it has {', '.join(ORDER)}"
+        for p in params:
+            if p.device.type != "cpu" or p.dtype != torch.float32:
+                return f"a parameter is {p.dtype} on {p.device.type}; the native kernel is for torch.float32 on cpu"
+            if not p.is_contiguous() and torch.empty_like(p).stride() != p.stride():  # preserve_format keeps the strides of dense tensors
+                return f"a parameter of shape {tuple(p.shape)} is not dense in memory"
+        return None
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        states: Sequence[dict[str, Tensor]],
+        directions: Mapping[str, Direction],
+        constants: Mapping[str, tuple[float, ...]],
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.library, self.params, self.reduce = library(), list(params), reduce
+        self.strides = [p.stride() for p in params]
+        for state, p in zip(states, params, strict=True):  # the moments lie in memory as their parameter does
+            for key in MOMENTS:
+                if key in state and state[key].stride() != p.stride():
+                    state[key] = torch.empty_like(p).copy_(state[key])
+        self.moments = [[state.get(key) for state in states] for key in MOMENTS]
+        self.columns = [ORDER.index(name) for name in directions]
+        self.sums_of = [SUMS.index(COLUMN[name]) for name in directions]
+        self.versions: list[int] | None = None
+
+        starts = [(layer, start) for layer, p in enumerate(params) for start in range(0, p.numel(), CHUNK)]
+        ends = [min(start + CHUNK, params[layer].numel()) for layer, start in starts]
+        moments = [[0 if t is None else t.data_ptr() for t in row] for row in self.moments]
+        table = torch.zeros(len(ORDER), CONSTANTS)
+        for name, values in constants.items():
+            table[ORDER.index(name), : len(values)] = torch.tensor(values)
+        self.scales = torch.zeros(len(params), len(ORDER))
+        self.sums = torch.zeros(len(params), len(SUMS), dtype=torch.float64)
+        self.grads = torch.zeros(len(params), dtype=torch.int64)
+        self.step = _Step(sum(1 << column for column in self.columns), len(params), len(starts))
+        self.kept = {
+            "chunk_layer": torch.tensor([layer for layer, _ in starts], dtype=torch.int64),
+            "chunk_from": torch.tensor([start for _, start in starts], dtype=torch.int64),
+            "chunk_to": torch.tensor(ends, dtype=torch.int64),
+            "p": torch.tensor([p.data_ptr() for p in params], dtype=torch.int64),
+            "g": self.grads,
+            "moments": torch.tensor(moments, dtype=torch.int64),
+            "constants": table,
+            "scales": self.scales,
+            "partial": torch.zeros(len(starts), len(SUMS), dtype=torch.float64),
+            "sums": self.sums,
+        }
+        for name, tensor in self.kept.items():
+            setattr(self.step, name, tensor.data_ptr())
+        self.numel = sum(p.numel() for p in params)
+
+    def measure(self, grads: Sequence[Tensor], steps: Tensor, ok: Tensor) -> Norms:
+        self.step.steps = steps.data_ptr()
+        self._point(grads)
+        if self.versions is None or self.versions != [p._version for p in self.params]:
+            self._run("weights")
+        self._run("norms")
+        sums = self._sums()
+        ok = ok & sums[:, 1].isfinite().all()
+        if not ok:
+            self._point([torch.zeros_like(p) for p in self.params])
+            self._run("norms")
+            sums = self._sums()
+        norms = sums.sqrt_().float()
+        return Norms(norms[:, 0], norms[:, 1], norms[:, self.sums_of], ok)
+
+    def apply(self, scales: Tensor) -> None:
+        self.scales[:, self.columns] = scales
+        self._run("apply")
+        torch.autograd.graph.increment_version(self.params)
+        self.versions = [p._version for p in self.params]
+
+    def _point(self, grads: Sequence[Tensor]) -> None:
+        """Tells the kernel where the gradients are; those that lie in memory in another order than their parameter are copied."""
+        self.kept_grads = [
+            g if g.stride() == stride else torch.empty_like(p).copy_(g)
+            for g, p, stride in zip(grads, self.params, self.strides, strict=True)
+        ]
+        self.grads.copy_(torch.tensor([g.data_ptr() for g in self.kept_grads], dtype=torch.int64))
+
+    def _sums(self) -> Tensor:
+        return self.sums.clone() if self.reduce is None else self.reduce(self.sums.clone())
+
+    def _run(self, name: str) -> None:
+        assert self.library is not None
+        threads = min(torch.get_num_threads(), self.numel // CHUNK + 1)
+        getattr(self.library, name)(ctypes.addressof(self.step), self.library.parallel, threads)

@@ -86,18 +86,40 @@ def _meta_train(args: jsonargparse.Namespace, parser: Parser) -> None:
     print(f"Wrote {Path(out) / chosen.name}.safetensors: generation {chosen.training['generation']}, {accuracy:.3f} on meta-validation.")
 
 
-COMMANDS = {"finetune": (_finetune_parser, _finetune), "meta-train": (_meta_train_parser, _meta_train)}
+def _info_parser() -> Parser:
+    parser = Parser(
+        description="Show what is installed and shipped, and the number of meta-parameters of every variant of the paper's tables; or, "
+        "given a schedule, what it is and how it was meta-trained."
+    )
+    parser.add_argument("schedule", type=str, nargs="?", help="a shipped schedule's name, or a path")
+    return parser
+
+
+def _info(args: jsonargparse.Namespace, parser: Parser) -> None:
+    from l3rs.info import describe, overview
+
+    try:
+        lines = overview() if args.schedule is None else describe(l3rs.load(args.schedule))
+    except ValueError as error:
+        parser.error(str(error))
+    print(*lines, sep="\n")
+
+
+COMMANDS = {"finetune": (_finetune_parser, _finetune), "meta-train": (_meta_train_parser, _meta_train), "info": (_info_parser, _info)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `l3rs COMMAND ...`; wrong input ends in one line and exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
-    about = "usage: l3rs {finetune,meta-train} [options]   (l3rs COMMAND --help tells more)"
+    about = "usage: l3rs {finetune,meta-train,info} [options]   (l3rs COMMAND --help tells more)"
     if words[:1] == ["--version"]:
         print(f"l3rs {l3rs.__version__}")
         return
     if words[:1] in ([], ["--help"], ["-h"]):
-        print(f"{about}\n\n  finetune    fine-tune on new classes, against tuned baselines\n  meta-train  learn a schedule")
+        print(f"{about}\n")
+        print("  finetune    fine-tune on new classes, against tuned baselines")
+        print("  meta-train  learn a schedule")
+        print("  info        what is installed and shipped, and what a schedule is")
         return
     if words[0] not in COMMANDS:
         print(f"l3rs: error: no command is called {words[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)

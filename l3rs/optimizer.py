@@ -352,11 +352,12 @@ class L3RS(torch.optim.Optimizer):
                 raise ValueError(f"this state is of another kind of schedule; what differs: {', '.join(different[:3])}")
         before = self.param_groups[0]["total_steps"]
         super().load_state_dict(state_dict)
-        # torch has cast floating state to the dtype of its parameter; the averages of a bfloat16 one stay float32
+        # torch shares tensors with the dict, which a step would change, and casts floating state to the dtype of its parameter, which
+        # would round the float32 averages of a bfloat16 one.
         for i, p in zip(ids, (p for group in self.param_groups for p in group["params"]), strict=True):
-            for key, value in state_dict["state"].get(i, {}).items():
-                if isinstance(value, Tensor) and self.state[p][key].dtype != value.dtype:
-                    self.state[p][key] = value.detach().clone().to(p.device)
+            for key, value in self.state[p].items() if i in state_dict["state"] else ():
+                saved = state_dict["state"][i][key]
+                self.state[p][key] = (value if value.dtype == saved.dtype else saved.to(p.device)).detach().clone()
         self._batches, self._key = [], None
         after = self.param_groups[0]["total_steps"]
         if after != before:

@@ -62,9 +62,7 @@ class LearnedSchedule:
             return []
         if match == "position":
             if count > len(self.layers):
-                raise ValueError(
-                    f"{self.name} knows {len(self.layers)} layers, and there are {count}: match='position' needs a slot for each"
-                )
+                raise ValueError(f"{self.name} has slots for {len(self.layers)} layers, and there are {count}, with match='position'")
             return list(range(count))
         advice = "; use learned='auto', a generalist, or match='position' if the layers come in the same order"
         if names is None:

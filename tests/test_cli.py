@@ -137,3 +137,24 @@ def test_finetune_writes_rows_and_a_picture_and_goes_on_where_it_was(tmp_path: P
 def test_read_only_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tmp_path.chmod(0o500)
     assert "cannot be written" in fails(["finetune", "--out", str(tmp_path / "o")], capsys)
+
+
+def test_info_counts_the_meta_parameters_of_every_variant(capsys: pytest.CaptureFixture[str]) -> None:
+    from l3rs.variants import TABLE_2, TABLE_3, TABLE_4
+
+    main(["info"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in (*TABLE_2, *TABLE_3, *TABLE_4))
+    assert f"{len(load('icons-resnet34').theta):,} meta-parameters, knows 110 layers by name" in out
+    assert "kernel" in out
+
+
+def test_info_describes_a_schedule(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main(["info", "icons-resnet34"])
+    out = capsys.readouterr().out
+    assert "directions: ('sgd', 'adam')" in out
+    assert "meta-training, generations: 90" in out
+    save(random_schedule(small_network()), tmp_path / "mine.safetensors")
+    main(["info", str(tmp_path / "mine.safetensors")])
+    assert "layers: 7 by name, 0.weight to 6.bias" in capsys.readouterr().out
+    assert "nonsense is not a file" in fails(["info", "nonsense"], capsys)

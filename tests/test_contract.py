@@ -1,0 +1,502 @@
+"""The contract of torch.optim, clause by clause, and the habits of training loops."""
+
+from __future__ import annotations
+
+import l3rs  # noqa: F401  isort: skip  (before timm)
+
+import copy
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from conftest import batch, random_schedule, small_network
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.nn import functional as F
+
+from l3rs import L3RS, LearnedSchedule
+
+ALL = ("sgd", "adam", "adamax", "lion", "lamb", "weight_decay")
+
+
+def schedule(network: nn.Module, **config: object) -> LearnedSchedule:
+    return random_schedule(network, scale=0.1, **{"lr0": 2e-3, **config})
+
+
+def backward(network: nn.Module, k: int) -> Tensor:
+    inputs, labels = batch(k, next(network.parameters()).dtype)
+    network.zero_grad()
+    loss = F.cross_entropy(network(inputs).float(), labels)
+    loss.backward()
+    return loss
+
+
+def train(network: nn.Module, optimizer: L3RS, steps: range) -> None:
+    for k in steps:
+        optimizer.step(loss=backward(network, k))
+
+
+def weights(network: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in network.parameters()]
+
+
+def equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# -- resume ------------------------------------------------------------------------------------------------------------------------
+
+
+def through_file(state: dict[str, Any], fresh: L3RS, folder: Path) -> None:
+    torch.save(state, folder / "optimizer.pt")
+    fresh.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+
+
+def through_distributed_checkpoint(state: dict[str, Any], fresh: L3RS, folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that no process group is there
+        dcp.save({"optimizer": state}, checkpoint_id=folder / "dcp")
+        place = {"optimizer": fresh.state_dict()}
+        dcp.load(place, checkpoint_id=folder / "dcp")
+    fresh.load_state_dict(place["optimizer"])
+
+
+def directly(state: dict[str, Any], fresh: L3RS, folder: Path) -> None:
+    before = copy.deepcopy(state)
+    fresh.load_state_dict(state)
+    fresh.load_state_dict(state)  # twice
+    assert state["param_groups"] == before["param_groups"]
+    assert all(torch.equal(t, before["state"][i][k]) for i, s in state["state"].items() for k, t in s.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("way", [directly, through_file, through_distributed_checkpoint])
+@pytest.mark.parametrize("after", [0, 1, 7])
+def test_resume_is_bit_equal(way: Callable[..., None], dtype: torch.dtype, after: int, tmp_path: Path) -> None:
+    straight = small_network(dtype)
+    learned = schedule(straight, directions=ALL)
+    optimizer = L3RS(straight.named_parameters(), 12, learned)
+    train(straight, optimizer, range(after))
+    resumed = copy.deepcopy(straight)
+    fresh = L3RS(resumed.named_parameters(), 12, learned)
+    way(copy.deepcopy(optimizer.state_dict()), fresh, tmp_path)
+    train(straight, optimizer, range(after, 12))
+    train(resumed, fresh, range(after, 12))
+    assert equal(weights(straight), weights(resumed))
+    for p, q in zip(straight.parameters(), resumed.parameters(), strict=True):
+        for key, value in optimizer.state[p].items():
+            assert value.dtype == torch.float32
+            assert torch.equal(value, fresh.state[q][key]), key
+
+
+def test_stepping_leaves_the_dict_that_was_loaded_as_it_was() -> None:
+    network = small_network()
+    learned = schedule(network)
+    optimizer = L3RS(network.named_parameters(), 12, learned)
+    train(network, optimizer, range(3))
+    state = copy.deepcopy(optimizer.state_dict())
+    before = copy.deepcopy(state)
+    fresh = L3RS(network.named_parameters(), 12, learned)
+    fresh.load_state_dict(state)
+    train(network, fresh, range(3, 6))
+    assert all(torch.equal(t, before["state"][i][k]) for i, s in state["state"].items() for k, t in s.items())
+
+
+def test_distributed_state_dicts_by_name(tmp_path: Path) -> None:
+    """The functions of torch.distributed.checkpoint that name parameters, into an optimizer that has not stepped yet."""
+    network = small_network()
+    learned = schedule(network)
+    optimizer = L3RS(network.named_parameters(), 12, learned)
+    train(network, optimizer, range(4))
+    saved = get_optimizer_state_dict(network, optimizer)
+    assert set(saved["state"]) == {name for name, _ in network.named_parameters()}
+    resumed = copy.deepcopy(network)
+    fresh = L3RS(resumed.named_parameters(), 12, learned)
+    set_optimizer_state_dict(resumed, fresh, copy.deepcopy(saved))
+    train(network, optimizer, range(4, 8))
+    train(resumed, fresh, range(4, 8))
+    assert equal(weights(network), weights(resumed))
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies_of_the_object_itself_go_on_alike(clone: Callable[[Any], Any]) -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 12, schedule(network))
+    train(network, optimizer, range(4))
+    other_network, other = clone((network, optimizer))
+    train(network, optimizer, range(4, 8))
+    middle = weights(other_network)
+    train(other_network, other, range(4, 8))
+    assert not equal(middle, weights(network))  # the copy stood still
+    assert equal(weights(network), weights(other_network))
+
+
+def test_a_state_of_another_schedule_is_refused() -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 12, schedule(network))
+    train(network, optimizer, range(1))
+    other = L3RS(network.named_parameters(), 12, schedule(network, directions=("sgd", "lion")))
+    with pytest.raises(ValueError, match="another kind of schedule; what differs: adam/exp_avg"):
+        other.load_state_dict(optimizer.state_dict())
+    other = L3RS(network.named_parameters(), 12, schedule(network, ema_factors=(0.9,)))
+    with pytest.raises(ValueError, match="what differs: ema"):
+        other.load_state_dict(optimizer.state_dict())
+
+
+def test_another_total_is_said_when_a_state_is_loaded() -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 12, schedule(network))
+    other = L3RS(network.named_parameters(), 20, schedule(network))
+    with pytest.warns(UserWarning, match="total_steps=12; that takes the place of 20"):
+        other.load_state_dict(optimizer.state_dict())
+
+
+# -- groups ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_groups_have_their_own_multiplier() -> None:
+    network = small_network()
+    named = list(network.named_parameters())
+    optimizer = L3RS([{"params": named[:3], "lr": 0.0}, {"params": named[3:], "lr": 2.0}], 10, schedule(network))
+    plain = small_network()
+    reference = L3RS(plain.named_parameters(), 10, schedule(plain))
+    train(network, optimizer, range(1))
+    train(plain, reference, range(1))
+    for i, (p, q, start) in enumerate(zip(network.parameters(), plain.parameters(), small_network().parameters(), strict=True)):
+        torch.testing.assert_close(p - start, (0.0 if i < 3 else 2.0) * (q - start), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_schedulers_drive_the_multiplier(as_tensor: bool) -> None:
+    network = small_network()
+    named = list(network.named_parameters())
+    lr = torch.tensor(1.0) if as_tensor else 1.0
+    optimizer = L3RS([{"params": named[:2]}, {"params": named[2:]}], 10, schedule(network), lr=lr)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1.0 if k < 2 else 0.0)
+    for k in range(4):
+        before = weights(network)
+        train(network, optimizer, range(k, k + 1))
+        scheduler.step()
+        assert equal(before, weights(network)) == (k >= 2)
+
+
+def test_frozen_parameters_have_no_state_and_do_not_move() -> None:
+    network = small_network()
+    network[0].weight.requires_grad_(False)
+    optimizer = L3RS(network.named_parameters(), 10, schedule(network))
+    before = network[0].weight.clone()
+    train(network, optimizer, range(3))
+    assert torch.equal(before, network[0].weight)
+    assert network[0].weight not in optimizer.state
+    network[0].weight.requires_grad_(True)  # thawed
+    train(network, optimizer, range(3, 5))
+    assert not torch.equal(before, network[0].weight)
+    assert optimizer.state[network[0].weight]["step"] == 2
+    assert optimizer.state[network[4].weight]["step"] == 5
+
+
+def test_a_parameter_without_a_gradient_waits() -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 10, schedule(network))
+    for k in range(4):
+        loss = backward(network, k)
+        if k % 2:
+            network[4].weight.grad = None
+        before = network[4].weight.clone()
+        optimizer.step(loss=loss)
+        assert torch.equal(before, network[4].weight) == bool(k % 2)
+    assert optimizer.state[network[4].weight]["step"] == 2
+    network.zero_grad()
+    optimizer.step(loss=1.0)  # nothing has one: the clock goes on
+    assert optimizer.param_groups[0]["step"] == 5
+
+
+def test_a_group_added_in_the_run_gets_its_slot_and_the_runs_clock() -> None:
+    network = small_network()
+    named = list(network.named_parameters())
+    learned = schedule(network)
+    optimizer = L3RS(named[-2:], 10, learned)
+    train(network, optimizer, range(3))
+    optimizer.add_param_group({"params": named[:-2]})
+    train(network, optimizer, range(3, 4))
+    assert optimizer.param_groups[1]["step"] == 4
+    assert optimizer._slot == {p: i for i, (_, p) in enumerate(named)}
+    assert list(optimizer.decisions().index) == [name for name, _ in (*named[-2:], *named[:-2])]
+    fresh = copy.deepcopy(optimizer.state_dict())
+    again = L3RS([{"params": named[-2:]}, {"params": named[:-2]}], 10, learned)
+    again.load_state_dict(fresh)
+    train(network, again, range(4, 5))
+
+
+def test_a_group_that_does_not_fit_leaves_the_optimizer_as_it_was() -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 10, schedule(network))
+    extra = nn.Parameter(torch.zeros(3))
+    for group, message in (
+        ({"params": [("a.b", extra), ("c.d", nn.Parameter(torch.zeros(1)))]}, r"random knows 7 layers by name, but not a\.b, c\.d"),
+        ({"params": [("a.b", extra)], "total_steps": 0}, "total_steps is 0"),
+        ({"params": [("a.b", extra)], "lr": -1.0}, "lr is -1.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            optimizer.add_param_group(group)
+        assert len(optimizer.param_groups) == 1
+    with pytest.raises(TypeError, match="complex64"):
+        optimizer.add_param_group({"params": [("a.b", nn.Parameter(torch.zeros(3, dtype=torch.complex64)))]})
+    train(network, optimizer, range(2))
+
+
+def test_maximizing_is_minimizing_the_negative() -> None:
+    up, down = small_network(), small_network()
+    learned = schedule(up)
+    a = L3RS(up.named_parameters(), 5, learned, maximize=True)
+    b = L3RS(down.named_parameters(), 5, learned)
+    for k in range(5):
+        (inputs, labels), ends = batch(k), []
+        for network, sign in ((up, -1.0), (down, 1.0)):
+            network.zero_grad()
+            ends.append(sign * F.cross_entropy(network(inputs), labels))
+            ends[-1].backward()
+        a.step(loss=ends[0])
+        b.step(loss=ends[1])
+    assert equal(weights(up), weights(down))
+
+
+# -- training loops ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [torch.tensor([1.0, 2.0]), torch.zeros(0)])
+def test_a_loss_is_one_number(loss: Tensor) -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 5, schedule(network))
+    with pytest.raises(ValueError, match=r"the loss has shape \([02],\)"):
+        optimizer.step(loss=loss)
+
+
+def test_grad_scaler_hands_the_loss_on_and_skips_overflow() -> None:
+    network, plain = small_network(), small_network()
+    optimizer, reference = (L3RS(n.named_parameters(), 5, schedule(n)) for n in (network, plain))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for k in range(4):
+        inputs, labels = batch(k)
+        network.zero_grad()
+        loss = F.cross_entropy(network(inputs), labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer, loss=loss)
+        scaler.update()
+        reference.step(loss=backward(plain, k))
+    assert equal(weights(network), weights(plain))  # 1024 is a power of two
+    before = weights(network)
+    scaler.scale(F.cross_entropy(network(batch(4)[0]), batch(4)[1])).backward()
+    network[4].weight.grad[0, 0] = float("inf")
+    scaler.step(optimizer, loss=1.0)
+    scaler.update()
+    assert equal(before, weights(network))
+    assert scaler.get_scale() == 512.0
+    assert optimizer.skipped_steps == 0  # the scaler skipped it, not L3RS
+
+
+def test_autocast() -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 40, random_schedule(network, scale=0.0), lr=4.0)
+    inputs, labels = batch(0)
+    losses = []
+    for _ in range(40):
+        network.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = F.cross_entropy(network(inputs), labels)
+        loss.backward()
+        optimizer.step(loss=loss)
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(p.dtype == torch.float32 for p in network.parameters())
+
+
+def test_accumulated_gradients_are_one_batch() -> None:
+    network, whole = nn.Linear(4, 3), nn.Linear(4, 3)
+    whole.load_state_dict(network.state_dict())
+    optimizer, reference = (L3RS(n.named_parameters(), 5, schedule(n)) for n in (network, whole))
+    x, y = torch.randn(8, 4), torch.randint(3, (8,))
+    total = 0.0
+    for part in (slice(0, 4), slice(4, 8)):
+        loss = F.cross_entropy(network(x[part]), y[part]) / 2
+        loss.backward()
+        total += loss.item()
+    optimizer.step(loss=total)
+    loss = F.cross_entropy(whole(x), y)
+    loss.backward()
+    reference.step(loss=loss)
+    for p, q in zip(network.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_clipping_before_the_step_is_seen_as_a_shorter_gradient_along_the_same_direction() -> None:
+    """SGD alone and no averages: normalized, a clipped gradient moves layers where the whole one would."""
+    network, clipped = small_network(), small_network()
+    learned = random_schedule(network, scale=0.0, directions=("sgd",))
+    moved = []
+    for n in (network, clipped):
+        optimizer = L3RS(n.named_parameters(), 5, learned)
+        loss = backward(n, 0)
+        if n is clipped:
+            assert nn.utils.clip_grad_norm_(n.parameters(), 0.01) > 0.01
+        optimizer.step(loss=loss)
+        moved.append(weights(n))
+    for a, b in zip(*moved, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # from inside torch.compile, with any optimizer
+def test_compiled_training_step_is_the_eager_one() -> None:
+    compiled, eager = small_network(), small_network()
+    a, b = (L3RS(n.named_parameters(), 5, schedule(n)) for n in (compiled, eager))
+
+    def step(network: nn.Module, optimizer: L3RS, inputs: Tensor, labels: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(inputs), labels)
+        loss.backward()
+        optimizer.step(loss=loss)
+        return loss
+
+    fast = torch.compile(step, backend="aot_eager")
+    for k in range(3):
+        fast(compiled, a, *batch(k))
+        step(eager, b, *batch(k))
+    assert equal(weights(compiled), weights(eager))
+    # a compiled module has other names
+    assert L3RS(torch.compile(eager, backend="eager").named_parameters(), 5, schedule(eager))._slot.keys() == set(eager.parameters())
+
+
+def test_channels_last_is_the_same_training() -> None:
+    last, plain = small_network().to(memory_format=torch.channels_last), small_network()
+    a, b = (L3RS(n.named_parameters(), 5, schedule(n)) for n in (last, plain))
+    for k in range(3):
+        gradients = [torch.randn(p.shape, generator=torch.Generator().manual_seed(k)) for p in plain.parameters()]
+        for network, optimizer in ((last, a), (plain, b)):
+            for p, g in zip(network.parameters(), gradients, strict=True):
+                p.grad = torch.empty_like(p).copy_(g)
+            optimizer.step(loss=1.0)
+    for p, q in zip(last.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_tied_parameters_are_one_layer() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x))
+
+    network = Tied()
+    optimizer = L3RS(network.named_parameters(), 5, schedule(network))
+    loss = network(torch.randn(3, 4)).square().mean()
+    loss.backward()
+    optimizer.step(loss=loss)
+    assert len(optimizer.decisions()) == 3
+    assert network.b.weight is network.a.weight
+
+
+def test_sparse_gradients_are_refused() -> None:
+    table = nn.Embedding(5, 3, sparse=True)
+    optimizer = L3RS(table.named_parameters(), 5, schedule(table))
+    loss = table(torch.tensor([1, 2])).sum()
+    loss.backward()
+    with pytest.raises(ValueError, match=r"torch\.sparse_coo; L3RS takes dense ones"):
+        optimizer.step(loss=loss)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_parameters_are_stepped_in_float32(dtype: torch.dtype) -> None:
+    half, single = small_network(dtype), small_network(dtype).float()
+    a, b = (L3RS(n.named_parameters(), 5, schedule(n)) for n in (half, single))
+    for p, q in zip(half.parameters(), single.parameters(), strict=True):
+        p.grad = torch.randn(p.shape).to(dtype)
+        q.grad = p.grad.float()
+    a.step(loss=1.0)
+    b.step(loss=1.0)
+    for p, q in zip(half.parameters(), single.parameters(), strict=True):
+        torch.testing.assert_close(p, q.to(dtype), rtol=0, atol=torch.finfo(dtype).eps * q.abs().max().item())
+
+
+# -- what is not finite ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fused", [None, False])
+@pytest.mark.parametrize("wrong", ["nan gradient", "inf gradient", "nan loss"])
+def test_what_is_not_finite_moves_no_layer_and_training_goes_on(wrong: str, fused: bool | None) -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 60, random_schedule(network, scale=0.0, directions=ALL), lr=4.0, fused=fused)
+    inputs, labels = batch(0)
+    losses = []
+    for k in range(60):
+        network.zero_grad()
+        loss = F.cross_entropy(network(inputs), labels)
+        loss.backward()
+        losses.append(loss.item())
+        before = weights(network)
+        if k in (0, 4, 5):
+            value = float(wrong.split()[0])
+            if "gradient" in wrong:
+                network[4].weight.grad[0, 0] = value
+            else:
+                loss = loss * value
+        optimizer.step(loss=loss)
+        assert equal(before, weights(network)) == (k in (0, 4, 5))
+        assert (optimizer.decisions()["length"] == 0).all() == (k in (0, 4, 5))
+    assert all(torch.isfinite(t).all() for state in optimizer.state.values() for t in state.values())
+    assert losses[-1] < 0.3 * losses[0]
+    assert optimizer.param_groups[0]["step"] == 60
+    with pytest.warns(UserWarning, match=r"nothing in 3 steps.*\(3 so far\)"):
+        assert optimizer.skipped_steps == 3
+    assert optimizer.skipped_steps == 3  # warned once
+    assert optimizer.state_dict()["param_groups"][0]["skipped"] == 3
+
+
+def test_the_count_of_skipped_steps_survives_a_resume() -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 5, schedule(network))
+    backward(network, 0)
+    optimizer.step(loss=float("nan"))
+    with pytest.warns(UserWarning, match="nothing in 1 step,"):
+        state = optimizer.state_dict()
+    fresh = L3RS(network.named_parameters(), 5, schedule(network))
+    fresh.load_state_dict(state)
+    assert fresh.skipped_steps == 1
+
+
+# -- what it can be asked ----------------------------------------------------------------------------------------------------------
+
+
+def test_decisions() -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 5, schedule(network))
+    with pytest.raises(RuntimeError, match="call step"):
+        optimizer.decisions()
+    start = weights(network)
+    train(network, optimizer, range(1))
+    table = optimizer.decisions()
+    assert list(table.columns) == ["lambda", "length", "mu_sgd", "mu_adam"]
+    assert list(table.index) == [name for name, _ in network.named_parameters()]
+    assert table[["mu_sgd", "mu_adam"]].sum(axis=1).to_numpy() == pytest.approx(1.0)
+    for p, before, length in zip(network.parameters(), start, table["length"], strict=True):
+        assert (p - before).norm().item() <= length * (1 + 1e-4)
+    unnamed = L3RS(network.parameters(), 5, random_schedule(network, specialist=False))
+    backward(network, 0)
+    unnamed.step(loss=1.0)
+    assert list(unnamed.decisions().index) == [str(i) for i in range(7)]
+
+
+def test_unknown_arguments_are_named() -> None:
+    network = small_network()
+    with pytest.raises(ValueError, match="match is 'order'; it is 'name' or 'position'"):
+        L3RS(network.named_parameters(), 5, match="order")
+    for lr in (-1.0, float("nan"), "1"):
+        with pytest.raises(ValueError, match="lr is"):
+            L3RS(network.named_parameters(), 5, lr=lr)  # type: ignore[arg-type]

@@ -1,0 +1,153 @@
+"""Data-parallel and sharded training, on two CPU processes that talk through gloo."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import batch, random_schedule, small_network
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from l3rs import L3RS
+
+ALL = ("sgd", "adam", "adamax", "lion", "lamb", "weight_decay")
+STEPS = 20
+
+
+def on_two_ranks(work: Callable[[int, Path], None], folder: Path) -> list[dict[str, Tensor]]:
+    """Runs `work` on two processes, each of which saves what it found, and gives both findings."""
+    mp.spawn(_start, args=(work, folder), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def _start(rank: int, work: Callable[[int, Path], dict[str, Tensor]], folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
+    try:
+        torch.save(work(rank, folder), folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def half(k: int, rank: int) -> tuple[Tensor, Tensor]:
+    inputs, labels = batch(k)
+    part = slice(8 * rank, 8 * rank + 8)
+    return inputs[part], labels[part]
+
+
+def data_parallel(rank: int, folder: Path) -> dict[str, Tensor]:
+    network = nn.parallel.DistributedDataParallel(small_network())
+    optimizer = L3RS(network.named_parameters(), STEPS, random_schedule(small_network(), scale=0.1, lr0=2e-3))
+    for k in range(STEPS):
+        inputs, labels = half(k, rank)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(inputs), labels)
+        loss.backward()
+        optimizer.step(loss=loss)
+    return {"loss": loss.detach(), **{n: p.detach() for n, p in network.module.named_parameters()}}
+
+
+def test_data_parallel_ranks_stay_bitwise_equal_though_their_losses_differ(tmp_path: Path) -> None:
+    a, b = on_two_ranks(data_parallel, tmp_path)
+    assert a.pop("loss") != b.pop("loss")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not any(torch.equal(a[name], p) for name, p in small_network().named_parameters())
+
+
+def alone(rank: int, folder: Path) -> dict[str, Tensor]:
+    """Each rank for itself, on its own data, in a group of its own."""
+    groups = [dist.new_group([r]) for r in range(2)]
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), STEPS, random_schedule(network, scale=0.1), process_group=groups[rank])
+    if rank == 0:  # would wait for the other rank for ever if it averaged over both
+        inputs, labels = batch(0)
+        loss = F.cross_entropy(network(inputs), labels)
+        loss.backward()
+        optimizer.step(loss=loss)
+    return {}
+
+
+def test_runs_of_their_own_need_a_group_of_one(tmp_path: Path) -> None:
+    on_two_ranks(alone, tmp_path)
+
+
+class Dense(nn.Sequential):
+    """Layers whose sizes two ranks cannot share evenly, a bias of one element among them."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(1)
+        super().__init__(nn.Flatten(), nn.Linear(64, 7), nn.Tanh(), nn.Linear(7, 1), nn.Linear(1, 3))
+
+
+def train_dense(network: nn.Module, optimizer: L3RS, rank: int | None, steps: range) -> None:
+    for k in steps:
+        inputs, labels = batch(k) if rank is None else half(k, rank)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(inputs), labels)
+        loss.backward()
+        if k == 3:  # for all ranks, though only one of them sees it
+            loss = loss * (float("nan") if rank in (None, 1) else 1.0)
+        optimizer.step(loss=loss)
+
+
+def dense_schedule(fused: bool | None):
+    return random_schedule(Dense(), scale=0.1, directions=ALL, lr0=2e-3, unit="relative")
+
+
+def sharded(rank: int, folder: Path) -> dict[str, Tensor]:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    found = {}
+    for fused in (None, False):
+        network = fully_shard(Dense())
+        optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule(fused), fused=fused)
+        train_dense(network, optimizer, rank, range(STEPS // 2))
+        saved = {"optimizer": get_optimizer_state_dict(network, optimizer)}
+        dcp.save(saved, checkpoint_id=folder / f"checkpoint-{fused}")
+
+        fresh = L3RS(network.named_parameters(), STEPS, dense_schedule(fused), fused=fused)
+        place = {"optimizer": get_optimizer_state_dict(network, fresh)}
+        dcp.load(place, checkpoint_id=folder / f"checkpoint-{fused}")
+        set_optimizer_state_dict(network, fresh, place["optimizer"])
+        train_dense(network, fresh, rank, range(STEPS // 2, STEPS))
+        found |= {f"{fused} {name}": p.full_tensor().detach() for name, p in network.named_parameters()}
+        found[f"{fused} moment"] = fresh.state[network[1].weight]["adam/exp_avg"].to_local()
+    return found
+
+
+def test_sharded_training_is_that_of_one_process(tmp_path: Path) -> None:
+    """fully_shard on two ranks, saved and loaded half way through torch.distributed.checkpoint."""
+    network = Dense()
+    optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule(None))
+    train_dense(network, optimizer, None, range(STEPS))
+    with pytest.warns(UserWarning, match="nothing in 1 step"):
+        assert optimizer.skipped_steps == 1
+    a, b = on_two_ranks(sharded, tmp_path)
+    for fused in (None, False):
+        for name, p in network.named_parameters():
+            torch.testing.assert_close(a[f"{fused} {name}"], p.detach(), rtol=1e-4, atol=1e-5)
+            assert torch.equal(a[f"{fused} {name}"], b[f"{fused} {name}"])
+        assert len(a[f"{fused} moment"]) + len(b[f"{fused} moment"]) == 7
+
+
+def wrapped_and_sharded(rank: int, folder: Path) -> dict[str, Tensor]:
+    from torch.distributed.fsdp import fully_shard
+
+    network = fully_shard(Dense())
+    with pytest.raises(ValueError, match=r"'torch\.optim\.NAdam' steps whole parameters, and these are sharded"):
+        L3RS(network.named_parameters(), 5, random_schedule(Dense(), directions=("torch.optim.NAdam",)))
+    return {}
+
+
+def test_wrapped_optimizers_refuse_sharded_parameters(tmp_path: Path) -> None:
+    on_two_ranks(wrapped_and_sharded, tmp_path)

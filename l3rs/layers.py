@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,12 +11,13 @@ from torch import Tensor
 from l3rs.config import L3RSConfig
 from l3rs.controller import Meta, decide
 from l3rs.directions import Direction
+from l3rs.distributed import local, shard_reduction
 from l3rs.features import EMA_SIGNALS, Averages, TimeFeatures, log_rms
 from l3rs.kernels import Norms, choose
 
 
 class Schedule(NamedTuple):
-    """What a learned schedule comes to on one device."""
+    """What a learned schedule comes to: its meta-parameters by name, and its directions with their hyperparameters."""
 
     config: L3RSConfig
     meta: Meta
@@ -47,14 +48,12 @@ class Layers:
     views of these rows.
 
     Args:
-        params: L of them; the local part where they are sharded.
-        numels: their numbers of elements; of the whole where they are sharded.
+        params: L of them.
         states: their states in the optimizer.
         slots: where each is in what is learned by layer; empty if nothing is.
         groups: the number of each one's parameter group.
-        clocks, totals: k and K of each group.
-        schedule: the learned schedule, on this device.
-        reduce: sums squares over the ranks that hold the other parts; None where nothing is sharded.
+        param_groups: of the optimizer, for k and K.
+        schedule: the learned schedule.
         fused: as of `L3RS`.
         where: the places of these parameters among those of all devices.
     """
@@ -62,14 +61,11 @@ class Layers:
     def __init__(
         self,
         params: Sequence[Tensor],
-        numels: Sequence[int],
         states: Sequence[dict[str, Any]],
         slots: Sequence[int],
         groups: Sequence[int],
-        clocks: Sequence[int],
-        totals: Sequence[int],
+        param_groups: Sequence[dict[str, Any]],
         schedule: Schedule,
-        reduce: Callable[[Tensor], Tensor] | None,
         fused: bool | None,
         where: Sequence[int],
     ) -> None:
@@ -79,16 +75,19 @@ class Layers:
         self.averages = Averages(torch.stack([state["ema"].to(device) for state in states]), config)
         for state, step, ema in zip(states, self.steps.unbind(), self.averages.values.unbind(), strict=True):
             state["step"], state["ema"] = step, ema
-        self.root_numel = torch.tensor([float(max(n, 1)) for n in numels], device=device).sqrt()
-        self.time = TimeFeatures(totals, config, device)
-        self.clock = torch.tensor([float(k) for k in clocks], device=device)
+        self.root_numel = torch.tensor([float(max(p.numel(), 1)) for p in params], device=device).sqrt()
+        self.time = TimeFeatures([group["total_steps"] for group in param_groups], config, device)
+        self.clock = torch.tensor([float(group["step"]) for group in param_groups], device=device)
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self.group = torch.tensor(groups, device=device)
-        meta = schedule.meta
+        meta = {name: t.to(device) for name, t in schedule.meta.items()}
         rows = torch.tensor(slots, device=device)
         self.embedding = [meta["embedding"][rows]] if config.embedding else []
         self.mlp = {n: t[rows] if config.controller == "layerwise" else t for n, t in meta.items() if n[0] in "wb" and len(n) == 2}
         self.trusted = [(k, d) for k, d in enumerate(schedule.directions.values()) if type(d).trust is not Direction.trust]
+        reduce = shard_reduction(params)  # where parameters are sharded, this rank steps its parts
+        if reduce is not None:
+            params, states = [local(p) for p in params], [{key: local(t) for key, t in state.items()} for state in states]
         self.kernel = choose(params, states, schedule.directions, schedule.constants, reduce, fused)
         self.decided: Decided | None = None
 

@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 from l3rs.controller import meta_shapes, unflatten
 from l3rs.directions import DIRECTIONS, direction
 from l3rs.directions.torch_optimizer import TorchOptimizerDirection
-from l3rs.distributed import average_over_ranks, local, shard_reduction
+from l3rs.distributed import average_over_ranks, local
 from l3rs.layers import Layers, Schedule, finite, initial_state
 from l3rs.schedule import LearnedSchedule
 
@@ -247,32 +247,16 @@ class L3RS(torch.optim.Optimizer):
             where = [i for i, (_, p) in enumerate(members) if p.device == device]
             params = [members[i][1] for i in where]
             states = [self._state_of(p) for p in params]
-            meta = {name: t.to(device) for name, t in self._schedule.meta.items()}
-            parts = [{key: local(t) for key, t in state.items()} for state in states] if self._sharded else states
-            layers = Layers(
-                params=[local(p) for p in params],
-                numels=[p.numel() for p in params],
-                states=parts,
-                slots=[self._slot[p] for p in params] if self._slot else [],
-                groups=[members[i][0] for i in where],
-                clocks=[group["step"] for group in self.param_groups],
-                totals=[group["total_steps"] for group in self.param_groups],
-                schedule=self._schedule._replace(meta=meta),
-                reduce=shard_reduction(params) if self._sharded else None,
-                fused=self.fused,
-                where=where,
-            )
-            if self._sharded:
-                for state, part in zip(states, parts, strict=True):
-                    state["step"], state["ema"] = part["step"], part["ema"]
-            self._batches.append(layers)
+            slots = [self._slot[p] for p in params] if self._slot else []
+            groups = [members[i][0] for i in where]
+            self._batches.append(Layers(params, states, slots, groups, self.param_groups, self._schedule, self.fused, where))
         self._members = list(members)
 
     def _warn_past_the_end(self) -> None:
         past = [group["total_steps"] for group in self.param_groups if group["step"] >= group["total_steps"]]
         if past and not self._warned_of_end:
             self._warned_of_end = True
-            warnings.warn(f"L3RS was given total_steps={past[0]} and goes on past it, deciding as at its end", stacklevel=4)
+            warnings.warn(f"L3RS was given total_steps={past[0]} and goes on past it, deciding as at its end", stacklevel=7)
 
     # -- what can be asked of it ---------------------------------------------------------------------------------------------------
 
@@ -296,7 +280,7 @@ class L3RS(torch.optim.Optimizer):
             total = self.param_groups[0]["skipped"]
             warnings.warn(
                 f"L3RS moved nothing in {skipped} step{'s' if skipped > 1 else ''}, whose loss or gradient was not finite ({total} so far)",
-                stacklevel=4,
+                stacklevel=3,
             )
 
     def decisions(self) -> pd.DataFrame:
@@ -339,15 +323,11 @@ class L3RS(torch.optim.Optimizer):
             ValueError: the state is of a schedule with other directions or averages, or of other parameters.
         """
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        every = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(ids, every, strict=False):
-            saved, mine = (
-                state_dict["state"].get(i, {}),
-                initial_state(p.detach()[:0] if p.dim() else p, self._schedule.config, self._directions),
-            )
-            lazy = tuple(f"{name}/" for name, d in self._directions.items() if d.lazy)
+        mine = initial_state(torch.zeros(1), self._schedule.config, self._directions)
+        lazy = tuple(f"{name}/" for name, d in self._directions.items() if d.lazy)
+        for saved in state_dict["state"].values():
             keys = {key for key in saved if not key.startswith(lazy)} if lazy else set(saved)
-            if saved and (keys != set(mine) or saved["ema"].shape != mine["ema"].shape):
+            if keys != set(mine) or saved["ema"].shape != mine["ema"].shape:
                 different = sorted(keys ^ set(mine)) or ["ema"]
                 raise ValueError(f"this state is of another kind of schedule; what differs: {', '.join(different[:3])}")
         before = self.param_groups[0]["total_steps"]

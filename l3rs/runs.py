@@ -8,8 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from l3rs.unroll import Report
+
+if TYPE_CHECKING:
+    from l3rs.workbench import Backbone
 
 FIELDS = ("cell", "optimizer", "lr", "steps", "task_seed", "meta_seed", "accuracy", "loss", "seconds")
 
@@ -27,6 +31,7 @@ class Run:
         purpose: of the classes in the Icons split.
         learned: for `l3rs`, the schedule's name or path.
         evaluate_at: steps at which to evaluate besides the end.
+        backbone: the pretrained network; None is the shipped one.
     """
 
     cell: str
@@ -37,10 +42,11 @@ class Run:
     purpose: str
     learned: str = "auto"
     evaluate_at: tuple[int, ...] = ()
+    backbone: Backbone | None = None
 
 
 def execute(run: Run) -> Report:
-    """Fine-tunes the shipped network as `run` says, in this process."""
+    """Fine-tunes the network as `run` says, in this process."""
     from l3rs.baselines import BASELINES, Recipe
     from l3rs.optimizer import L3RS
     from l3rs.tasks import TaskConfig
@@ -50,7 +56,7 @@ def execute(run: Run) -> Report:
     config = TaskConfig()
     tasks = icons_tasks(run.purpose, config)
     task = tasks.draw(run.task_seed, run.steps)
-    network = workbench(config.classes).network_for(task.head_seed)
+    network = workbench(config.classes, run.backbone).network_for(task.head_seed)
     if run.optimizer == "l3rs":
         recipe = Recipe(L3RS(network.named_parameters(), run.steps, run.learned, lr=run.lr), None)
     else:

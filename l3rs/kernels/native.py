@@ -119,9 +119,9 @@ class NativeKernel:
         starts = [(layer, start) for layer, p in enumerate(params) for start in range(0, p.numel(), CHUNK)]
         ends = [min(start + CHUNK, params[layer].numel()) for layer, start in starts]
         moments = [[0 if t is None else t.data_ptr() for t in row] for row in self.moments]
-        table = torch.zeros(len(ORDER), CONSTANTS)
+        table = torch.zeros(len(ORDER), CONSTANTS, dtype=torch.float64)
         for name, values in constants.items():
-            table[ORDER.index(name), : len(values)] = torch.tensor(values)
+            table[ORDER.index(name), : len(values)] = torch.tensor(values, dtype=torch.float64)
         self.scales = torch.zeros(len(params), len(ORDER))
         self.sums = torch.zeros(len(params), len(SUMS), dtype=torch.float64)
         self.grads = torch.zeros(len(params), dtype=torch.int64)

@@ -15,8 +15,11 @@
 enum { SGD = 1, ADAM = 2, LION = 4, LAMB = 8, ADAMAX = 16, WEIGHT_DECAY = 32 };
 enum { DIRECTIONS = 6, SUMS = 6, MOMENTS = 7, CONSTANTS = 4, BLOCK = 1024 };
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+/* GCC compiles each kernel for three generations of x86 and takes what the machine has; "x86-64-v4" means vectors of 512 bits. */
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
 #define VECTOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define VECTOR __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
 #else
 #define VECTOR
 #endif
@@ -44,21 +47,16 @@ typedef struct {
 } Rules;
 
 /* Adam and LAMB: m_hat / (sqrt(v_hat) + eps) = gain m / (sqrt(v) + eps sqrt(c2)), gain = sqrt(c2) / c1, c = 1 - beta^step. */
-INLINE Rule rule(int direction, const float *constant, float step)
+INLINE Rule rule(int direction, const double *constant, double step)
 {
-    float b1 = constant[0], b2 = constant[1];
-    float c1 = -expm1f(step * logf(b1)), root = sqrtf(-expm1f(step * logf(b2)));
-    Rule r = {b1, 1 - b1, b2, 1 - b2, constant[2], 1, constant[3]};
-    if (direction & (ADAM | LAMB)) {
-        r.eps *= root;
-        r.gain = root / c1;
-    } else if (direction & ADAMAX) {
-        r.gain = 1 / c1;
-    }
+    double b1 = constant[0], b2 = constant[1];
+    double c1 = -expm1(step * log(b1)), root = sqrt(-expm1(step * log(b2))); /* log(0) = -inf gives c = 1 */
+    double shrink = direction & (ADAM | LAMB) ? root : 1, gain = direction & (ADAM | LAMB) ? root / c1 : direction & ADAMAX ? 1 / c1 : 1;
+    Rule r = {(float)b1, (float)(1 - b1), (float)b2, (float)(1 - b2), (float)(constant[2] * shrink), (float)gain, (float)constant[3]};
     return r;
 }
 
-INLINE Rules rules_of(int64_t set, const float *constants, float step)
+INLINE Rules rules_of(int64_t set, const double *constants, double step)
 {
     Rules r = {0};
     if (set & ADAM) r.adam = rule(ADAM, constants + 1 * CONSTANTS, step);
@@ -188,7 +186,7 @@ typedef struct {
     const int64_t *chunk_layer, *chunk_from, *chunk_to; /* (chunks), in the order of the layers */
     const int64_t *p, *g, *moments;                     /* addresses; 0 for moments that the set has no use for */
     const float *steps;                                 /* (layers), the number of this step, from 1 */
-    const float *constants;                             /* (DIRECTIONS, CONSTANTS) */
+    const double *constants;                            /* (DIRECTIONS, CONSTANTS) */
     const float *scales;
     double *partial; /* (chunks, SUMS) */
     double *sums;    /* squares of p, g, and the directions of Adam, Lion, LAMB, Adamax */

@@ -99,11 +99,11 @@ class CompiledKernel(ForeachKernel):
 
 
 def parameters(network: nn.Module) -> list[nn.Parameter]:
-    """Copies of the network's parameters with gradients like those of a training step."""
+    """Copies of the network's parameters, on its device, with gradients like those of a training step."""
     generator = torch.Generator().manual_seed(0)
     copies = [nn.Parameter(p.detach().clone()) for p in network.parameters()]
     for p in copies:
-        p.grad = torch.randn(p.shape, generator=generator) * 0.01
+        p.grad = (torch.randn(p.shape, generator=generator) * 0.01).to(p.device)
     return copies
 
 
@@ -137,9 +137,14 @@ def arms(trials: bool) -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def take_step(optimizer: torch.optim.Optimizer) -> float:
-    """The duration of a step, in seconds."""
+    """The duration of a step, in seconds, until the device has done it."""
+    device = optimizer.param_groups[0]["params"][0].device
+    loss = torch.ones((), device=device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
     started = time.perf_counter()
-    optimizer.step(loss=1.0) if isinstance(optimizer, L3RS) else optimizer.step()
+    optimizer.step(loss=loss) if isinstance(optimizer, L3RS) else optimizer.step()
+    wait()
     return time.perf_counter() - started
 
 
@@ -151,27 +156,34 @@ def state_words(optimizer: torch.optim.Optimizer) -> float:
     )
 
 
-def machine() -> dict[str, str | int]:
+def machine(device: str) -> dict[str, str | int]:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         model = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), model)
+    if device == "cuda":
+        model = torch.cuda.get_device_name()
     return {"date": date.today().isoformat(), "device": model, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def step_alone(width: int, rounds: int, trials: bool, quiet: bool = False) -> list[dict]:
+def step_alone(width: int, rounds: int, trials: bool, device: str) -> list[dict]:
     """Rows of FIELDS, one for each arm."""
-    network = resnet34(width)
+    network = resnet34(width).to(device)
     optimizers = {name: make(network) for name, make in arms(trials).items()}
     for optimizer in optimizers.values():
         for _ in range(3):
             take_step(optimizer)
     seconds: dict[str, list[float]] = {name: [] for name in optimizers}
-    for _ in trange(rounds, desc=f"width {width}", disable=quiet):
+    for _ in trange(rounds, desc=f"width {width}"):
         for name, optimizer in optimizers.items():
             seconds[name].append(take_step(optimizer))
     fused = float(np.median(seconds["adam-fused"]))
-    about = {**machine(), "network": f"resnet34-w{width}", "parameters": sum(p.numel() for p in network.parameters()), "rounds": rounds}
+    about = {
+        **machine(device),
+        "network": f"resnet34-w{width}",
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "rounds": rounds,
+    }
     rows = []
     for name, taken in seconds.items():
         q25, median, q75 = np.percentile(taken, [25, 50, 75])
@@ -183,12 +195,13 @@ def step_alone(width: int, rounds: int, trials: bool, quiet: bool = False) -> li
     return rows
 
 
-def share(width: int, pixels: int, rounds: int) -> list[dict]:
+def share(width: int, pixels: int, rounds: int, device: str) -> list[dict]:
     """Rows of SHARE_FIELDS: what part of a training step, at batch 64, is the optimizer's."""
     rows = []
-    inputs, labels = torch.randn(64, 3, pixels, pixels), torch.randint(1000, (64,))
+    inputs, labels = torch.randn(64, 3, pixels, pixels, device=device), torch.randint(1000, (64,), device=device)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for name in ("adam-fused", "l3rs"):
-        network = resnet34(width).to(memory_format=torch.channels_last)
+        network = resnet34(width).to(device, memory_format=torch.channels_last)
         optimizer = L3RS(network.named_parameters(), 100) if name == "l3rs" else torch.optim.Adam(network.parameters(), fused=True)
         whole, part = [], []
         for _ in trange(rounds + 1, desc=f"{name}, {pixels} px"):
@@ -196,13 +209,15 @@ def share(width: int, pixels: int, rounds: int) -> list[dict]:
             loss = F.cross_entropy(network(inputs), labels)
             optimizer.zero_grad()
             loss.backward()
+            wait()
             middle = time.perf_counter()
             optimizer.step(loss=loss) if name == "l3rs" else optimizer.step()
+            wait()
             whole.append(time.perf_counter() - started)
             part.append(time.perf_counter() - middle)
         times = {"training_step_ms": round(1e3 * np.median(whole[1:]), 1), "optimizer_ms": round(1e3 * np.median(part[1:]), 2)}
         about = {"network": f"resnet34-w{width}", "pixels": pixels, "batch": 64, "arm": name, "rounds": rounds}
-        rows.append({**machine(), **about, **times, "share": round(np.median(np.array(part[1:]) / np.array(whole[1:])), 5)})
+        rows.append({**machine(device), **about, **times, "share": round(np.median(np.array(part[1:]) / np.array(whole[1:])), 5)})
     return rows
 
 
@@ -211,22 +226,25 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 16], help="widths of ResNet-34; 64 is the full one (default: 64 16)")
     parser.add_argument("--rounds", type=int, default=50, help="steps of each arm (default: 50)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch (default: all)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
     parser.add_argument("--trials", action="store_true", help="time other implementations too; torch.compile takes minutes")
     parser.add_argument("--share", action="store_true", help="time whole training steps instead; minutes on a CPU at 224 px")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder that the rows are appended in (default: evaluate/results)")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device is cuda, and torch sees no CUDA GPU")
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.share:
         for width, pixels, rounds in ((64, 224, 3), (16, 32, 30)):
-            rows = share(width, pixels, rounds)
+            rows = share(width, pixels, rounds, args.device)
             append_rows(args.out / "step_share.csv", rows, SHARE_FIELDS)
             for row in rows:
                 times = f"{row['optimizer_ms']:9.2f} of {row['training_step_ms']:9.1f} ms"
                 print(f"{row['network']:>14} {pixels:>4} px  {row['arm']:12} {times}  {row['share']:.2%}")
         return
     for width in args.widths:
-        rows = step_alone(width, args.rounds, args.trials)
+        rows = step_alone(width, args.rounds, args.trials, args.device)
         append_rows(args.out / "step_cost.csv", rows, FIELDS)
         print(f"ResNet-34 at width {width}, {rows[0]['parameters'] / 1e6:.2f} M parameters, {args.threads} threads, {args.rounds} rounds")
         for row in rows:

@@ -61,6 +61,12 @@ def test_two_unknown_modules_are_not_a_head(specialist: LearnedSchedule) -> None
         specialist.slots(111, [*specialist.layers, "extra.weight"])
 
 
+def test_a_network_of_which_nothing_is_known_has_no_head(specialist: LearnedSchedule) -> None:
+    assert "icons-generalist" in repr(L3RS(nn.Linear(3, 2).named_parameters(), 5))
+    with pytest.raises(ValueError, match="but not weight, bias"):
+        specialist.slots(2, ["weight", "bias"])
+
+
 def test_auto_falls_back_to_the_generalist() -> None:
     resnet50 = timm.create_model("resnet50", num_classes=3)
     for params in (resnet50.named_parameters(), small_network().named_parameters(), resnet34(2).parameters()):

@@ -1,0 +1,80 @@
+"""On a CUDA GPU: the same steps as on the CPU, without waiting for the device, and in a CUDA graph. Skipped where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import batch, random_schedule, small_network
+from torch import nn
+from torch.nn import functional as F
+
+from l3rs import L3RS
+from l3rs.kernels import ForeachKernel
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+ALL = ("sgd", "adam", "adamax", "lion", "lamb", "weight_decay")
+
+
+def backward(network: nn.Module, k: int) -> torch.Tensor:
+    device = next(network.parameters()).device
+    inputs, labels = (t.to(device) for t in batch(k, next(network.parameters()).dtype))
+    network.zero_grad()
+    loss = F.cross_entropy(network(inputs), labels)
+    loss.backward()
+    return loss
+
+
+def test_20_steps_are_those_of_the_cpu() -> None:
+    """In float64, so that differences are of the step and not of the convolutions."""
+    cpu, cuda = small_network(torch.float64), small_network(torch.float64).cuda()
+    optimizers = [L3RS(n.named_parameters(), 20, random_schedule(n, scale=0.1, directions=ALL, lr0=2e-3)) for n in (cpu, cuda)]
+    for k in range(20):
+        for network, optimizer in zip((cpu, cuda), optimizers, strict=True):
+            optimizer.step(loss=backward(network, k))
+    assert isinstance(optimizers[1]._batches[0].kernel, ForeachKernel)
+    for p, q in zip(cpu.parameters(), cuda.parameters(), strict=True):
+        assert (p - q.cpu()).norm() <= 1e-4 * p.norm()
+
+
+def test_a_step_does_not_wait_for_the_device() -> None:
+    """With two groups of their own lr, after the first step, which makes the tables; a step that is skipped included."""
+    network = small_network().cuda()
+    named = list(network.named_parameters())
+    optimizer = L3RS([{"params": named[:3]}, {"params": named[3:], "lr": 0.5}], 20, random_schedule(network, directions=ALL))
+    losses = [torch.tensor(value, device="cuda") for value in (1.0, 1.0, float("nan"), 1.0)]
+    backward(network, 0)
+    for k, loss in enumerate(losses):
+        torch.cuda.set_sync_debug_mode("error" if k else "default")
+        try:
+            optimizer.step(loss=loss)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    with pytest.warns(UserWarning, match="nothing in 1 step"):
+        assert optimizer.skipped_steps == 1
+
+
+def test_a_step_can_be_captured_in_a_cuda_graph() -> None:
+    """Replayed, it does what eager steps do, its clock included, which the state dict then shows."""
+    graphed, eager = small_network().cuda(), small_network().cuda()
+    a, b = (L3RS(n.named_parameters(), 20, random_schedule(n, scale=0.1, lr0=2e-3)) for n in (graphed, eager))
+    gradients = [torch.randn_like(p) for p in eager.parameters()]
+    loss = torch.tensor(1.0, device="cuda")
+    for network in (graphed, eager):
+        for p, g in zip(network.parameters(), gradients, strict=True):
+            p.grad = g.clone()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        a.step(loss=loss)  # makes the tables
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        a.step(loss=loss)  # recorded, and not run
+    a.param_groups[0]["step"] -= 1
+    for _ in range(9):
+        graph.replay()
+    for _ in range(10):
+        b.step(loss=loss)
+    for p, q in zip(graphed.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    assert a.state_dict()["param_groups"][0]["step"] == 10

@@ -120,7 +120,7 @@ def learned(network: nn.Module, kernel: type[ForeachKernel] | None = None, fused
     return optimizer
 
 
-def arms(trials: bool) -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]]:
+def arms(trials: bool, device: str) -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]]:
     """What is timed, by name."""
     found: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
         "adam-fused": lambda n: torch.optim.Adam(parameters(n), fused=True),
@@ -130,6 +130,8 @@ def arms(trials: bool) -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]
         "l3rs": lambda n: learned(n),
         "l3rs-foreach": lambda n: learned(n, fused=False),
     }
+    if device == "cuda":
+        found["l3rs-triton"] = lambda n: learned(n, fused=True)
     if trials:
         found["l3rs-fused-adam-buffer"] = lambda n: learned(n, FusedBufferKernel)
         found["l3rs-compiled"] = lambda n: learned(n, CompiledKernel)
@@ -169,7 +171,7 @@ def machine(device: str) -> dict[str, str | int]:
 def step_alone(width: int, rounds: int, trials: bool, device: str) -> list[dict]:
     """Rows of FIELDS, one for each arm."""
     network = resnet34(width).to(device)
-    optimizers = {name: make(network) for name, make in arms(trials).items()}
+    optimizers = {name: make(network) for name, make in arms(trials, device).items()}
     for optimizer in optimizers.values():
         for _ in range(3):
             take_step(optimizer)

@@ -57,8 +57,8 @@ class L3RS(torch.optim.Optimizer):
         lr: a multiplier of every step, 1 by default; ordinary schedulers may drive `group["lr"]`.
         maximize: whether the loss that is given is to be maximized.
         match: how layers find what was learned for them: by `"name"`, or by `"position"` among all parameters.
-        fused: whether the two passes over the parameters are native code; None is where that can be: float32 parameters on CPU, if l3rs was
-            installed where there was a C compiler.
+        fused: whether the two passes over the parameters are one compiled kernel each; None is where that can be on CPU: float32
+            parameters, if l3rs was installed where there was a C compiler. On CUDA only True asks for it (Triton, not yet run on a GPU).
         process_group: the ranks that train together; None is all. For runs of their own on each rank, a group of one.
 
     Raises:

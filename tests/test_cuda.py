@@ -36,11 +36,29 @@ def test_20_steps_are_those_of_the_cpu() -> None:
         assert (p - q.cpu()).norm() <= 1e-4 * p.norm()
 
 
-def test_a_step_does_not_wait_for_the_device() -> None:
+def test_triton_equals_foreach() -> None:
+    """Ten steps in float32 on the same gradients, on a network with a layer of many chunks."""
+    networks = [nn.Sequential(nn.Linear(400, 300), nn.Linear(300, 5)).cuda() for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    learned = random_schedule(networks[0], scale=0.1, directions=ALL, lr0=1e-3)
+    optimizers = [L3RS(n.named_parameters(), 10, learned, fused=fused) for n, fused in zip(networks, (True, False), strict=True)]
+    for k in range(10):
+        torch.manual_seed(k)
+        gradients = [torch.randn_like(p) for p in networks[0].parameters()]
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            for p, g in zip(network.parameters(), gradients, strict=True):
+                p.grad = g.clone()
+            optimizer.step(loss=torch.tensor(1.0, device="cuda"))
+    for p, q in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_step_does_not_wait_for_the_device(fused: bool | None) -> None:
     """With two groups of their own lr, after the first step, which makes the tables; a step that is skipped included."""
     network = small_network().cuda()
     named = list(network.named_parameters())
-    optimizer = L3RS([{"params": named[:3]}, {"params": named[3:], "lr": 0.5}], 20, random_schedule(network, directions=ALL))
+    optimizer = L3RS([{"params": named[:3]}, {"params": named[3:], "lr": 0.5}], 20, random_schedule(network, directions=ALL), fused=fused)
     losses = [torch.tensor(value, device="cuda") for value in (1.0, 1.0, float("nan"), 1.0)]
     backward(network, 0)
     for k, loss in enumerate(losses):
@@ -53,10 +71,11 @@ def test_a_step_does_not_wait_for_the_device() -> None:
         assert optimizer.skipped_steps == 1
 
 
-def test_a_step_can_be_captured_in_a_cuda_graph() -> None:
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_step_can_be_captured_in_a_cuda_graph(fused: bool | None) -> None:
     """Replayed, it does what eager steps do, its clock included, which the state dict then shows."""
     graphed, eager = small_network().cuda(), small_network().cuda()
-    a, b = (L3RS(n.named_parameters(), 20, random_schedule(n, scale=0.1, lr0=2e-3)) for n in (graphed, eager))
+    a, b = (L3RS(n.named_parameters(), 20, random_schedule(n, scale=0.1, lr0=2e-3), fused=fused) for n in (graphed, eager))
     gradients = [torch.randn_like(p) for p in eager.parameters()]
     loss = torch.tensor(1.0, device="cuda")
     for network in (graphed, eager):

@@ -1,6 +1,6 @@
-"""The two passes of a step over the parameters, norms and then the update: in torch operations, and in C for CPU.
+"""The two passes of a step over the parameters, norms and then the update: in torch operations, in C for CPU, in Triton for CUDA.
 
-Both say the same; `choose` takes the one that fits. Between the passes the controller decides.
+All say the same; `choose` takes the one that fits. Between the passes the controller decides.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from l3rs.directions import Direction
 from l3rs.kernels.foreach import ForeachKernel
-from l3rs.kernels.native import NativeKernel
+from l3rs.kernels.native import NativeKernel, library
 from l3rs.kernels.norms import Norms
+from l3rs.kernels.tables import refusal
 
 
 class Kernel(Protocol):
@@ -42,11 +43,28 @@ def choose(
     reduce: Callable[[Tensor], Tensor] | None,
     fused: bool | None,
 ) -> Kernel:
-    """The native kernel where it can be used, unless `fused` is False; raises ValueError if it cannot and `fused` is True."""
-    if fused is not False:
-        why = NativeKernel.refusal(params, directions)
-        if why is None:
-            return NativeKernel(params, states, directions, constants, reduce)
+    """The kernel for these parameters.
+
+    On CPU the native one where it can be used; on CUDA the Triton one if `fused` is True, since it has not been run on a GPU yet; else, and
+    if `fused` is False, foreach operations.
+
+    Raises:
+        ValueError: `fused` is True, and neither can be used; the message says why.
+    """
+    device = params[0].device.type
+    if fused or (fused is None and device == "cpu"):
+        why = refusal(params, directions)
+        if why is None and device == "cpu":
+            if library() is not None:
+                return NativeKernel(params, states, directions, constants, reduce)
+            why = "the native kernel was not built: install l3rs where there is a C compiler"
+        elif why is None:
+            try:
+                from l3rs.kernels.triton_kernel import TritonKernel
+
+                return TritonKernel(params, states, directions, constants, reduce)
+            except ImportError:
+                why = "Triton is not installed"
         if fused:
             raise ValueError(f"fused=True, but {why}")
     return ForeachKernel(params, states, directions, constants, reduce)

@@ -7,20 +7,15 @@ import importlib.machinery
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from l3rs.directions import DIRECTIONS, Direction
+from l3rs.directions import Direction
 from l3rs.kernels.norms import Norms
+from l3rs.kernels.tables import COLUMN, MOMENTS, ORDER, SUMS, align_moments, aligned_gradients, chunks
 
-# The order of directions and moments in step.c.
-ORDER = ("sgd", "adam", "lion", "lamb", "adamax", "weight_decay")
-MOMENTS = (*("adam/exp_avg", "adam/exp_avg_sq", "lion/exp_avg", "lamb/exp_avg", "lamb/exp_avg_sq", "adamax/exp_avg", "adamax/exp_inf"),)
-SUMS = ("weights", "grads", "adam", "lion", "lamb", "adamax")
-COLUMN = MappingProxyType({"sgd": "grads", "weight_decay": "weights"} | {name: name for name in SUMS[2:]})  # which sum is a direction's
 CONSTANTS = 4
 CHUNK = 16384  # elements a thread takes at a time: 64 KiB a tensor, so that SGD + Adam stay in a core's second-level cache
 
@@ -82,21 +77,6 @@ class NativeKernel:
     changed since; a change through `p.data`, which leaves the version as it was, is seen one step late in the controller's features.
     """
 
-    @staticmethod
-    def refusal(params: Sequence[Tensor], directions: Mapping[str, Direction]) -> str | None:
-        """Why this kernel cannot step these parameters along these directions; None if it can."""
-        if library() is None:
-            return "the native kernel was not built: install l3rs where there is a C compiler"
-        other = [name for name, d in directions.items() if DIRECTIONS.get(name) is not d]
-        if other:
-            return f"the native kernel has no direction {other[0]!r}; it has {', '.join(ORDER)}"
-        for p in params:
-            if p.device.type != "cpu" or p.dtype != torch.float32:
-                return f"a parameter is {p.dtype} on {p.device.type}; the native kernel is for torch.float32 on cpu"
-            if not p.is_contiguous() and torch.empty_like(p).stride() != p.stride():  # preserve_format keeps the strides of dense tensors
-                return f"a parameter of shape {tuple(p.shape)} is not dense in memory"
-        return None
-
     def __init__(
         self,
         params: Sequence[Tensor],
@@ -106,18 +86,13 @@ class NativeKernel:
         reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.library, self.params, self.reduce = library(), list(params), reduce
-        self.strides = [p.stride() for p in params]
-        for state, p in zip(states, params, strict=True):  # the moments lie in memory as their parameter does
-            for key in MOMENTS:
-                if key in state and state[key].stride() != p.stride():
-                    state[key] = torch.empty_like(p).copy_(state[key])
+        align_moments(params, states)
         self.moments = [[state.get(key) for state in states] for key in MOMENTS]
         self.columns = [ORDER.index(name) for name in directions]
         self.sums_of = [SUMS.index(COLUMN[name]) for name in directions]
         self.versions: list[int] | None = None
 
-        starts = [(layer, start) for layer, p in enumerate(params) for start in range(0, p.numel(), CHUNK)]
-        ends = [min(start + CHUNK, params[layer].numel()) for layer, start in starts]
+        where = chunks(params, CHUNK)
         moments = [[0 if t is None else t.data_ptr() for t in row] for row in self.moments]
         table = torch.zeros(len(ORDER), CONSTANTS, dtype=torch.float64)
         for name, values in constants.items():
@@ -125,17 +100,17 @@ class NativeKernel:
         self.scales = torch.zeros(len(params), len(ORDER))
         self.sums = torch.zeros(len(params), len(SUMS), dtype=torch.float64)
         self.grads = torch.zeros(len(params), dtype=torch.int64)
-        self.step = _Step(sum(1 << column for column in self.columns), len(params), len(starts))
+        self.step = _Step(sum(1 << column for column in self.columns), len(params), len(where))
         self.kept = {
-            "chunk_layer": torch.tensor([layer for layer, _ in starts], dtype=torch.int64),
-            "chunk_from": torch.tensor([start for _, start in starts], dtype=torch.int64),
-            "chunk_to": torch.tensor(ends, dtype=torch.int64),
+            "chunk_layer": torch.tensor([chunk[0] for chunk in where], dtype=torch.int64),
+            "chunk_from": torch.tensor([chunk[1] for chunk in where], dtype=torch.int64),
+            "chunk_to": torch.tensor([chunk[2] for chunk in where], dtype=torch.int64),
             "p": torch.tensor([p.data_ptr() for p in params], dtype=torch.int64),
             "g": self.grads,
             "moments": torch.tensor(moments, dtype=torch.int64),
             "constants": table,
             "scales": self.scales,
-            "partial": torch.zeros(len(starts), len(SUMS), dtype=torch.float64),
+            "partial": torch.zeros(len(where), len(SUMS), dtype=torch.float64),
             "sums": self.sums,
         }
         for name, tensor in self.kept.items():
@@ -164,11 +139,8 @@ class NativeKernel:
         self.versions = [p._version for p in self.params]
 
     def _point(self, grads: Sequence[Tensor]) -> None:
-        """Tells the kernel where the gradients are; those that lie in memory in another order than their parameter are copied."""
-        self.kept_grads = [
-            g if g.stride() == stride else torch.empty_like(p).copy_(g)
-            for g, p, stride in zip(grads, self.params, self.strides, strict=True)
-        ]
+        """Tells the kernel where the gradients are."""
+        self.kept_grads = aligned_gradients(grads, self.params)
         self.grads.copy_(torch.tensor([g.data_ptr() for g in self.kept_grads], dtype=torch.int64))
 
     def _sums(self) -> Tensor:

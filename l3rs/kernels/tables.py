@@ -1,0 +1,47 @@
+"""What the kernels that are compiled have in common: the order of their tables, and the layout of what they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from l3rs.directions import DIRECTIONS, Direction
+
+ORDER = ("sgd", "adam", "lion", "lamb", "adamax", "weight_decay")
+MOMENTS = (*("adam/exp_avg", "adam/exp_avg_sq", "lion/exp_avg", "lamb/exp_avg", "lamb/exp_avg_sq", "adamax/exp_avg", "adamax/exp_inf"),)
+SUMS = ("weights", "grads", "adam", "lion", "lamb", "adamax")
+COLUMN = MappingProxyType({"sgd": "grads", "weight_decay": "weights"} | {name: name for name in SUMS[2:]})  # which sum is a direction's
+
+
+def refusal(params: Sequence[Tensor], directions: Mapping[str, Direction]) -> str | None:
+    """Why no compiled kernel can step these parameters along these directions; None if one can."""
+    other = [name for name, d in directions.items() if DIRECTIONS.get(name) is not d]
+    if other:
+        return f"there is no fused kernel for direction {other[0]!r}, but for {', '.join(ORDER)}"
+    for p in params:
+        if p.device.type not in ("cpu", "cuda") or p.dtype != torch.float32:
+            return f"a parameter is {p.dtype} on {p.device.type}; fused kernels are for torch.float32 on cpu and cuda"
+        if not p.is_contiguous() and torch.empty_like(p).stride() != p.stride():  # preserve_format keeps the strides of dense tensors alone
+            return f"a parameter of shape {tuple(p.shape)} is not dense in memory"
+    return None
+
+
+def chunks(params: Sequence[Tensor], size: int) -> list[tuple[int, int, int]]:
+    """Pieces of at most `size` elements: layer, first element, end; in the order of the layers."""
+    return [(layer, start, min(start + size, p.numel())) for layer, p in enumerate(params) for start in range(0, p.numel(), size)]
+
+
+def align_moments(params: Sequence[Tensor], states: Sequence[dict[str, Tensor]]) -> None:
+    """Makes the moments lie in memory as their parameters do, in place of those in `states` that do not."""
+    for state, p in zip(states, params, strict=True):
+        for key in MOMENTS:
+            if key in state and state[key].stride() != p.stride():
+                state[key] = torch.empty_like(p).copy_(state[key])
+
+
+def aligned_gradients(grads: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients, those that lie in memory in another order than their parameter copied into its."""
+    return [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for g, p in zip(grads, params, strict=True)]

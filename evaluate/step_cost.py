@@ -134,7 +134,6 @@ def arms(trials: bool, device: str) -> dict[str, Callable[[nn.Module], torch.opt
         found["l3rs-triton"] = lambda n: learned(n, fused=True)
     if trials:
         found["l3rs-fused-adam-buffer"] = lambda n: learned(n, FusedBufferKernel)
-        found["l3rs-compiled"] = lambda n: learned(n, CompiledKernel)
     return found
 
 
@@ -168,31 +167,37 @@ def machine(device: str) -> dict[str, str | int]:
     return {"date": date.today().isoformat(), "device": model, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def step_alone(width: int, rounds: int, trials: bool, device: str) -> list[dict]:
-    """Rows of FIELDS, one for each arm."""
-    network = resnet34(width).to(device)
-    optimizers = {name: make(network) for name, make in arms(trials, device).items()}
+def interleaved(optimizers: dict[str, torch.optim.Optimizer], rounds: int, what: str) -> dict[str, list[float]]:
+    """Durations of `rounds` steps of each, one after the other in every round, after three that do not count."""
     for optimizer in optimizers.values():
         for _ in range(3):
             take_step(optimizer)
     seconds: dict[str, list[float]] = {name: [] for name in optimizers}
-    for _ in trange(rounds, desc=f"width {width}"):
+    for _ in trange(rounds, desc=what):
         for name, optimizer in optimizers.items():
             seconds[name].append(take_step(optimizer))
-    fused = float(np.median(seconds["adam-fused"]))
-    about = {
-        **machine(device),
-        "network": f"resnet34-w{width}",
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "rounds": rounds,
-    }
+    return seconds
+
+
+def step_alone(width: int, rounds: int, trials: bool, device: str) -> list[dict]:
+    """Rows of FIELDS, one for each arm."""
+    network = resnet34(width).to(device)
+    optimizers = {name: make(network) for name, make in arms(trials, device).items()}
+    seconds = interleaved(optimizers, rounds, f"width {width}")
+    fused = dict.fromkeys(seconds, float(np.median(seconds["adam-fused"])))
+    if trials:  # last, and beside an Adam of its own: compiled code brings a second pool of OpenMP threads, which slows the first
+        optimizers["l3rs-compiled"] = learned(network, CompiledKernel)
+        pair = interleaved({name: optimizers[name] for name in ("adam-fused", "l3rs-compiled")}, rounds, f"width {width}, compiled")
+        seconds["l3rs-compiled"], fused["l3rs-compiled"] = pair["l3rs-compiled"], float(np.median(pair["adam-fused"]))
+    numel = sum(p.numel() for p in network.parameters())
+    about = {**machine(device), "network": f"resnet34-w{width}", "parameters": numel, "rounds": rounds}
     rows = []
     for name, taken in seconds.items():
         q25, median, q75 = np.percentile(taken, [25, 50, 75])
         times = {"median_ms": median, "q25_ms": q25, "q75_ms": q75}
         rows.append(
-            {**about, "arm": name, **{k: round(1e3 * t, 3) for k, t in times.items()}, "ratio_to_fused_adam": round(median / fused, 3)}
-            | {"state_words": round(state_words(optimizers[name]), 4)}
+            {**about, "arm": name, **{k: round(1e3 * t, 3) for k, t in times.items()}}
+            | {"ratio_to_fused_adam": round(median / fused[name], 3), "state_words": round(state_words(optimizers[name]), 4)}
         )
     return rows
 

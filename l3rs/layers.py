@@ -71,6 +71,9 @@ class Layers:
     ) -> None:
         config, device = schedule.config, params[0].device
         self.config, self.device, self.where = config, device, where
+        kept = tuple(f"{name}/" for name, d in schedule.directions.items() if not d.lazy)
+        for state in states:  # the network may have been moved since they were made; a wrapped optimizer sees to its own
+            state.update({key: t.to(device) for key, t in state.items() if key.startswith(kept) and t.device != device})
         self.steps = torch.stack([state["step"].to(device) for state in states])
         self.averages = Averages(torch.stack([state["ema"].to(device) for state in states]), config)
         for state, step, ema in zip(states, self.steps.unbind(), self.averages.values.unbind(), strict=True):

@@ -95,21 +95,23 @@ def test_every_config_opens_with_its_command_and_is_valid(path: Path) -> None:
         parser.parse_args(["--config", str(path), "--out", "nowhere"])
 
 
-@pytest.mark.parametrize("script", ["pretrain/backbone.py", "evaluate/tune.py", "datasets/build_icons.py"])
+@pytest.mark.parametrize(
+    "script", sorted(str(p.relative_to(ROOT)) for d in ("pretrain", "evaluate", "datasets") for p in (ROOT / d).glob("*.py"))
+)
 def test_scripts_start(script: str) -> None:
     done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["finetune", "meta-train"])
+@pytest.mark.parametrize("command", ["finetune", "meta-train", "info"])
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     main([])
     assert command in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert "--out" in capsys.readouterr().out
+    assert {"info": "schedule"}.get(command, "--out") in capsys.readouterr().out
 
 
 def test_finetune_writes_rows_and_a_picture_and_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

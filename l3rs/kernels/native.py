@@ -17,7 +17,7 @@ from l3rs.kernels.norms import Norms
 from l3rs.kernels.tables import COLUMN, MOMENTS, ORDER, SUMS, align_moments, aligned_gradients, chunks
 
 CONSTANTS = 4
-CHUNK = 16384  # elements a thread takes at a time: 64 KiB a tensor, so that SGD + Adam stay in a core's second-level cache
+CHUNK = 65536  # elements a thread takes at a time: long enough a stretch of memory, and short enough that threads end together
 
 
 class _Step(ctypes.Structure):

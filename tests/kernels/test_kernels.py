@@ -57,7 +57,7 @@ def test_one_step_is_equal_to_rounding() -> None:
 
 def big_network() -> nn.Module:
     torch.manual_seed(3)
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 700), nn.ReLU(), nn.Linear(700, 3))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3000), nn.ReLU(), nn.Linear(3000, 3))
 
 
 def test_the_number_of_threads_does_not_matter() -> None:

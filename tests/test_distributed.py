@@ -1,4 +1,4 @@
-"""Data-parallel and sharded training, on two CPU processes that talk through gloo."""
+"""Data-parallel and sharded training, on CPU processes that talk through gloo."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from conftest import batch, random_schedule, small_network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l3rs import L3RS
+from l3rs import L3RS, LearnedSchedule
 
 ALL = ("sgd", "adam", "adamax", "lion", "lamb", "weight_decay")
 STEPS = 20
 
 
-def on_two_ranks(work: Callable[[int, Path], None], folder: Path) -> list[dict[str, Tensor]]:
-    """Runs `work` on two processes, each of which saves what it found, and gives both findings."""
-    mp.spawn(_start, args=(work, folder), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def on_ranks(work: Callable[[int, Path], dict[str, Tensor]], folder: Path, ranks: int = 2) -> list[dict[str, Tensor]]:
+    """Runs `work` on several processes, each of which saves what it found, and gives their findings."""
+    mp.spawn(_start, args=(work, folder, ranks), nprocs=ranks)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
-def _start(rank: int, work: Callable[[int, Path], dict[str, Tensor]], folder: Path) -> None:
+def _start(rank: int, work: Callable[[int, Path], dict[str, Tensor]], folder: Path, ranks: int) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=ranks)
     try:
         torch.save(work(rank, folder), folder / f"{rank}.pt")
     finally:
@@ -37,9 +37,13 @@ def _start(rank: int, work: Callable[[int, Path], dict[str, Tensor]], folder: Pa
 
 
 def half(k: int, rank: int) -> tuple[Tensor, Tensor]:
-    inputs, labels = batch(k)
-    part = slice(8 * rank, 8 * rank + 8)
-    return inputs[part], labels[part]
+    return share(k, rank, 2)
+
+
+def share(k: int, rank: int, ranks: int) -> tuple[Tensor, Tensor]:
+    """This rank's part of batch k."""
+    inputs, labels = (t.chunk(ranks)[rank] for t in batch(k))
+    return inputs, labels
 
 
 def data_parallel(rank: int, folder: Path) -> dict[str, Tensor]:
@@ -55,7 +59,7 @@ def data_parallel(rank: int, folder: Path) -> dict[str, Tensor]:
 
 
 def test_data_parallel_ranks_stay_bitwise_equal_though_their_losses_differ(tmp_path: Path) -> None:
-    a, b = on_two_ranks(data_parallel, tmp_path)
+    a, b = on_ranks(data_parallel, tmp_path)
     assert a.pop("loss") != b.pop("loss")
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -76,7 +80,7 @@ def alone(rank: int, folder: Path) -> dict[str, Tensor]:
 
 
 def test_runs_of_their_own_need_a_group_of_one(tmp_path: Path) -> None:
-    on_two_ranks(alone, tmp_path)
+    on_ranks(alone, tmp_path)
 
 
 class Dense(nn.Sequential):
@@ -98,7 +102,7 @@ def train_dense(network: nn.Module, optimizer: L3RS, rank: int | None, steps: ra
         optimizer.step(loss=loss)
 
 
-def dense_schedule(fused: bool | None):
+def dense_schedule() -> LearnedSchedule:
     return random_schedule(Dense(), scale=0.1, directions=ALL, lr0=2e-3, unit="relative")
 
 
@@ -110,12 +114,12 @@ def sharded(rank: int, folder: Path) -> dict[str, Tensor]:
     found = {}
     for fused in (None, False):
         network = fully_shard(Dense())
-        optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule(fused), fused=fused)
+        optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule(), fused=fused)
         train_dense(network, optimizer, rank, range(STEPS // 2))
         saved = {"optimizer": get_optimizer_state_dict(network, optimizer)}
         dcp.save(saved, checkpoint_id=folder / f"checkpoint-{fused}")
 
-        fresh = L3RS(network.named_parameters(), STEPS, dense_schedule(fused), fused=fused)
+        fresh = L3RS(network.named_parameters(), STEPS, dense_schedule(), fused=fused)
         place = {"optimizer": get_optimizer_state_dict(network, fresh)}
         dcp.load(place, checkpoint_id=folder / f"checkpoint-{fused}")
         set_optimizer_state_dict(network, fresh, place["optimizer"])
@@ -128,16 +132,46 @@ def sharded(rank: int, folder: Path) -> dict[str, Tensor]:
 def test_sharded_training_is_that_of_one_process(tmp_path: Path) -> None:
     """fully_shard on two ranks, saved and loaded half way through torch.distributed.checkpoint."""
     network = Dense()
-    optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule(None))
+    optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule())
     train_dense(network, optimizer, None, range(STEPS))
     with pytest.warns(UserWarning, match="nothing in 1 step"):
         assert optimizer.skipped_steps == 1
-    a, b = on_two_ranks(sharded, tmp_path)
+    a, b = on_ranks(sharded, tmp_path)
     for fused in (None, False):
         for name, p in network.named_parameters():
             torch.testing.assert_close(a[f"{fused} {name}"], p.detach(), rtol=1e-4, atol=1e-5)
             assert torch.equal(a[f"{fused} {name}"], b[f"{fused} {name}"])
         assert len(a[f"{fused} moment"]) + len(b[f"{fused} moment"]) == 7
+
+
+def hybrid(rank: int, folder: Path) -> dict[str, Tensor]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    network = fully_shard(Dense(), mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+    optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule())
+    for k in range(5):
+        inputs, labels = share(k, rank, 4)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(inputs), labels)
+        loss.backward()
+        optimizer.step(loss=loss)
+    return {name: p.full_tensor().detach() for name, p in network.named_parameters()}
+
+
+def test_hybrid_sharding_is_that_of_one_process(tmp_path: Path) -> None:
+    """Two replicas of two shards: norms are summed over shards, and not over replicas."""
+    network = Dense()
+    optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule())
+    for k in range(5):
+        inputs, labels = batch(k)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(inputs), labels)
+        loss.backward()
+        optimizer.step(loss=loss)
+    for found in on_ranks(hybrid, tmp_path, ranks=4):
+        for name, p in network.named_parameters():
+            torch.testing.assert_close(found[name], p.detach(), rtol=1e-4, atol=1e-5)
 
 
 def wrapped_and_sharded(rank: int, folder: Path) -> dict[str, Tensor]:
@@ -150,4 +184,4 @@ def wrapped_and_sharded(rank: int, folder: Path) -> dict[str, Tensor]:
 
 
 def test_wrapped_optimizers_refuse_sharded_parameters(tmp_path: Path) -> None:
-    on_two_ranks(wrapped_and_sharded, tmp_path)
+    on_ranks(wrapped_and_sharded, tmp_path)

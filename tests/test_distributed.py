@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,10 +31,13 @@ def _start(rank: int, work: Callable[[int, Path], dict[str, Tensor]], folder: Pa
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=ranks)
-    try:
-        torch.save(work(rank, folder), folder / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    torch.save(work(rank, folder), folder / f"{rank}.pt")
+    (folder / f"{rank}.done").touch()
+    # A rank that leaves closes its connections, and one that still waits for its last message may lose it. Where one has failed, its
+    # file never comes, and `mp.spawn` ends the others.
+    while not all((folder / f"{other}.done").exists() for other in range(ranks)):
+        time.sleep(0.01)
+    dist.destroy_process_group()
 
 
 def half(k: int, rank: int) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from tune import Tuning, on_grid
 from l3rs.finetune import digest
 from l3rs.runs import Run, append_rows, execute_all, row
 from l3rs.stats import mean_interval
-from l3rs.workbench import Backbone
+from l3rs.workload import Workload
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FIELDS = ("network", "purpose", "optimizer", "learned", "theta", "lr", "steps", "task_seed", "accuracy", "loss", "seconds")
@@ -78,7 +78,8 @@ class Comparison(Tuning):
     def __init__(self, path: Path, network: str, backbones: Path, workers: int) -> None:
         self.path, self.network, self.workers = path, network, workers
         depth, width, self.tasks_of, _ = NETWORKS[network]
-        self.backbone = Backbone(depth, width, backbones / f"{network}-icons.safetensors")
+        self.weights = backbones / f"{network}-icons.safetensors"
+        self.workload = Workload(model=f"resnet{depth}", width=width, weights=str(self.weights))
         self.theta = {name: digest([l3rs.load(name).theta]) for name in SCHEDULES}  # a schedule that was trained anew is measured anew
         self.read()
 
@@ -112,14 +113,14 @@ class Comparison(Tuning):
                 purpose=CLASSES[purpose],
                 learned=arm.learned,
                 evaluate_at=HORIZONS if arm.optimizer == "adam" else (),
-                backbone=self.backbone,
+                workload=self.workload,
             ): None
             for seed, arm in sorted(missing, key=lambda m: m[0])
         }
-        if runs and not self.backbone.weights.exists():
+        if runs and not self.weights.exists():
             command = "python pretrain/backbone.py --config configs/pretrain-icons.yaml"
-            asked = f"--depth {self.backbone.depth} --width {self.backbone.width} --out {self.backbone.weights.parent}"
-            raise FileNotFoundError(f"{self.backbone.weights} is not there; make it with\n  {command} {asked}")
+            asked = f"--model {self.workload.model} --width {self.workload.width} --out {self.weights.parent}"
+            raise FileNotFoundError(f"{self.weights} is not there; make it with\n  {command} {asked}")
         for run, report in tqdm(execute_all(list(runs), self.workers), f"{self.network} {purpose}", len(runs), disable=not runs):
             known = {"network": self.network, "purpose": purpose, "learned": run.learned, "theta": self.theta.get(run.learned, "")}
             rows = [row(run, report, steps) | known for steps in run.evaluate_at or (run.steps,)]

@@ -25,7 +25,7 @@ from l3rs.meta.problem import fine_tune
 from l3rs.meta.train import meta_train
 from l3rs.runs import append_rows
 from l3rs.tasks import task_seed
-from l3rs.workbench import icons_tasks
+from l3rs.workbench import workbench
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("setting", "meta_seed", "generation", "steps", "task", "accuracy", "loss", "meta_seconds")
@@ -59,10 +59,10 @@ def measure(config: MetaTrainConfig, setting: str, folder: Path, tasks: int, out
         return
     meta_train(config, folder)
     seconds = round(float(pd.read_csv(folder / "curve.csv").seconds.sum()), 1)
-    distribution = icons_tasks("meta-validation", config.task)
+    bench = workbench(config.workload, config.task)
     for generation, steps, task in tqdm(missing, desc=f"{setting}, seed {config.nes.seed}"):
         learned = read(folder / f"theta-{generation:05d}.safetensors")
-        report = fine_tune(learned, learned.theta, distribution, task_seed(task), steps)
+        report = fine_tune(learned, learned.theta, bench, "meta-validation", task_seed(task), steps)
         found = (round(report.accuracy[steps], 6), round(report.loss[steps], 6))
         values = (setting, config.nes.seed, generation, steps, task, *found, seconds if generation else 0.0)
         append_rows(out, [dict(zip(COLUMNS, values, strict=True))], COLUMNS)

@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from l3rs.networks import HEAD
+from l3rs.networks import head_of
 
 
 class Recipe(NamedTuple):
@@ -40,8 +40,8 @@ def adam_cosine(network: nn.Module, lr: float, steps: int) -> Recipe:
 
 def adam_cosine_head10(network: nn.Module, lr: float, steps: int) -> Recipe:
     """Adam with cosine, and ten times the learning rate on the new head."""
-    head = [p for name, p in network.named_parameters() if name.startswith(HEAD)]
-    body = [p for name, p in network.named_parameters() if not name.startswith(HEAD)]
+    head = list(head_of(network).parameters())
+    body = [p for p in network.parameters() if all(p is not h for h in head)]
     return _cosine(torch.optim.Adam([{"params": body, "lr": lr}, {"params": head, "lr": 10 * lr}]), steps)
 
 

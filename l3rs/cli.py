@@ -41,8 +41,8 @@ def _finetune_parser() -> Parser:
 
 
 def _finetune(args: jsonargparse.Namespace, parser: Parser) -> None:
+    from l3rs.backbones import shipped_weights
     from l3rs.finetune import FinetuneConfig, Results, digest, finetune, schedule_for
-    from l3rs.networks import shipped_weights
 
     try:
         values = {**vars(args), "steps": tuple(args.steps), "optimizers": tuple(dict.fromkeys(args.optimizers)), "out": Path(args.out)}

@@ -133,7 +133,7 @@ def planned_runs(config: FinetuneConfig) -> list[Run]:
 
 def schedule_for(config: FinetuneConfig) -> LearnedSchedule:
     """The learned schedule that the comparison uses. Raises ValueError if it does not fit the shipped network."""
-    names = [name for name, _ in workbench(25).network.named_parameters()]
+    names = [name for name, _ in workbench().network.named_parameters()]
     learned = resolve("auto", names) if config.learned == "auto" else load(config.learned)
     learned.slots(len(names), names)
     return learned

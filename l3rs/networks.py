@@ -1,16 +1,16 @@
-"""The networks of the experiments: ResNet-34 by timm, at any width, and the pretrained one that is shipped."""
+"""The networks of the experiments: ResNet-34 by timm at any width, any other model of timm, and their heads."""
 
 from __future__ import annotations
 
-from importlib import resources
+import difflib
+import math
 
+import timm
 import torch
-from safetensors.torch import load as load_safetensors
 from timm.models.resnet import BasicBlock, ResNet
-from torch import Tensor, nn
+from torch import nn
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # of each stage, by depth (He et al. 2015, table 1)
-HEAD = "fc."  # what the names of a ResNet's classifier begin with
 
 
 def resnet(depth: int, width: int = 64, in_chans: int = 3, num_classes: int = 1000) -> ResNet:
@@ -38,34 +38,92 @@ def resnet34(width: int = 64, in_chans: int = 3, num_classes: int = 1000) -> Res
     return resnet(34, width, in_chans, num_classes)
 
 
-def draw_head(network: ResNet, seed: int) -> None:
+def create(model: str, width: int | None = None, in_chans: int = 3, num_classes: int = 1000) -> nn.Module:
+    """A network without pretrained weights.
+
+    Args:
+        model: its name in timm.
+        width: channels of the first stage, for `resnet18` and `resnet34`; None is timm's own.
+
+    Raises:
+        ValueError: timm has no such model (the message names the most similar), or it has no choice of width.
+    """
+    check_model(model, width)
+    if width is not None:
+        sized: nn.Module = resnet(int(model.removeprefix("resnet")), width, in_chans, num_classes)
+        return sized
+    network: nn.Module = timm.create_model(model, pretrained=False, in_chans=in_chans, num_classes=num_classes)
+    return network
+
+
+def check_model(model: str, width: int | None = None) -> None:
+    """Raises ValueError unless `create` knows the model, and this width of it."""
+    if not timm.is_model(model):
+        similar = difflib.get_close_matches(model, timm.list_models(), n=3)
+        hint = f"; similar ones are {', '.join(similar)}" if similar else ""
+        raise ValueError(f"model is {model!r}, which timm {timm.__version__} does not have{hint}")
+    if width is not None:
+        sized = [f"resnet{depth}" for depth in BLOCKS]
+        if model not in sized:
+            raise ValueError(f"width is {width}, and the model is {model}; only {' and '.join(sized)} come in any width")
+        if width < 1:
+            raise ValueError(f"width is {width}; it is at least 1")
+
+
+def head_of(network: nn.Module) -> nn.Linear:
+    """The dense layer that classifies.
+
+    Raises:
+        ValueError: the network, unlike timm's, does not say which it is, or it is no dense layer.
+    """
+    classifier = getattr(network, "get_classifier", None)
+    head = classifier() if callable(classifier) else None
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"{type(network).__name__} has no dense head (get_classifier() gives {type(head).__name__})")
+    return head
+
+
+def head_names(network: nn.Module) -> tuple[str, ...]:
+    """The names of the head's parameters in the network."""
+    of_head = {id(p) for p in head_of(network).parameters()}
+    return tuple(name for name, p in network.named_parameters() if id(p) in of_head)
+
+
+def draw_head(network: nn.Module, seed: int) -> None:
     """Draws the head afresh, from `seed` alone.
 
     Weights are uniform in +-1/sqrt(fan_in) and biases zero: the scale that torch's linear layers start with.
     """
-    head = network.fc
+    head = head_of(network)
     bound = head.in_features**-0.5
     with torch.no_grad():
         head.weight.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
-        head.bias.zero_()
+        if head.bias is not None:
+            head.bias.zero_()
 
 
-def replace_head(network: ResNet, num_classes: int, seed: int) -> None:
+def replace_head(network: nn.Module, num_classes: int, seed: int) -> None:
     """Gives `network` a fresh head for `num_classes` classes, drawn from `seed` alone."""
-    network.reset_classifier(num_classes)
+    network.reset_classifier(num_classes)  # type: ignore[operator]
     draw_head(network, seed)
 
 
-def shipped_weights() -> dict[str, Tensor]:
-    """ResNet-34 at width 16, pretrained on the 200 pretraining classes of Icons by `pretrain/backbone.py`: float32 tensors."""
-    data = (resources.files("l3rs") / "weights" / "resnet34-w16-icons.safetensors").read_bytes()
-    return {name: t.float() if t.is_floating_point() else t for name, t in load_safetensors(data).items()}
+def initialize(network: nn.Module, seed: int) -> None:
+    """Draws all weights afresh, from `seed` alone, as the paper's randomly initialized networks (Klambauer et al. 2017).
 
+    Weights of convolutions and dense layers are normal with variance 1 / fan_in, their biases zero; normalizations start as the identity.
 
-def pretrained(num_classes: int, head_seed: int = 0) -> ResNet:
-    """The shipped network with a fresh head for `num_classes` classes."""
-    weights = shipped_weights()
-    network = resnet34(width=16, in_chans=1, num_classes=weights["fc.bias"].numel())
-    network.load_state_dict(weights)
-    replace_head(network, num_classes, head_seed)
-    return network
+    Raises:
+        ValueError: a module has parameters and is none of these.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+            with torch.no_grad():
+                module.weight.normal_(0, 1 / math.sqrt(module.weight[0].numel()), generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+        elif isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)):
+            module.reset_parameters()
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise ValueError(f"{name} is a {type(module).__name__}, and how to initialize one is not known here; give weights instead")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from l3rs.unroll import Report
 
 if TYPE_CHECKING:
-    from l3rs.workbench import Backbone
+    from l3rs.workload import Workload
 
 FIELDS = ("cell", "optimizer", "lr", "steps", "task_seed", "meta_seed", "accuracy", "loss", "seconds")
 
@@ -28,10 +28,10 @@ class Run:
         lr: the baseline's learning rate; the multiplier of L3RS.
         steps: K.
         task_seed: of the task.
-        purpose: of the classes in the Icons split.
+        purpose: of the classes in the split.
         learned: for `l3rs`, the schedule's name or path.
         evaluate_at: steps at which to evaluate besides the end.
-        backbone: the pretrained network; None is the shipped one.
+        workload: the network and the images; None is the shipped network on Icons.
     """
 
     cell: str
@@ -42,21 +42,20 @@ class Run:
     purpose: str
     learned: str = "auto"
     evaluate_at: tuple[int, ...] = ()
-    backbone: Backbone | None = None
+    workload: Workload | None = None
 
 
 def execute(run: Run) -> Report:
     """Fine-tunes the network as `run` says, in this process."""
     from l3rs.baselines import BASELINES, Recipe
     from l3rs.optimizer import L3RS
-    from l3rs.tasks import TaskConfig
     from l3rs.unroll import unroll
-    from l3rs.workbench import icons_tasks, workbench
+    from l3rs.workbench import workbench
 
-    config = TaskConfig()
-    tasks = icons_tasks(run.purpose, config)
+    bench = workbench(run.workload)
+    tasks = bench.tasks(run.purpose)
     task = tasks.draw(run.task_seed, run.steps)
-    network = workbench(config.classes, run.backbone).network_for(task.head_seed)
+    network = bench.network_for(task.head_seed)
     if run.optimizer == "l3rs":
         recipe = Recipe(L3RS(network.named_parameters(), run.steps, run.learned, lr=run.lr), None)
     else:

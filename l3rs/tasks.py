@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class TaskConfig:
                 raise ValueError(f"{name} is {value}; it is at least 1")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """One fine-tuning task.
 
@@ -38,6 +39,8 @@ class Task:
         classes: int64 (C,), class ids of the image set; a class's label in the task is its place here.
         batches: int64 (K, B), image indices of the K training batches, from the train side.
         evaluation: int64 (E,), image indices of the evaluation batch, from the validation side.
+        crops: int64 (K, B, 3), where each training image is cut out (top, left) and whether it is mirrored; None where the set is not
+            augmented.
         head_seed: draws the fresh head.
         seed: what the task was drawn from.
     """
@@ -45,17 +48,27 @@ class Task:
     classes: Tensor
     batches: Tensor
     evaluation: Tensor
+    crops: Tensor | None
     head_seed: int
     seed: int
 
-    def labels(self, images: ImageSet) -> Tensor:
-        """Label of every image of the set in this task, -1 for other classes: int64 (N,)."""
+    def batch(self, images: ImageSet, step: int) -> tuple[Tensor, Tensor]:
+        """Training batch `step`, counted from 0: normalized inputs (B, channels, height, width), and labels, int64 (B,)."""
+        indices = self.batches[step]
+        return images.inputs(indices, None if self.crops is None else self.crops[step]), self.labels(images, indices)
+
+    def held_out(self, images: ImageSet) -> tuple[Tensor, Tensor]:
+        """The evaluation batch: inputs, cut out of the middle, and labels."""
+        return images.inputs(self.evaluation), self.labels(images, self.evaluation)
+
+    def labels(self, images: ImageSet, indices: Tensor) -> Tensor:
+        """Labels in this task of the images at `indices`, int64; -1 for images of other classes."""
         place = torch.full((len(images.classes),), -1)
         place[self.classes] = torch.arange(len(self.classes))
-        return place[images.labels]
+        return place[images.labels[indices]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TaskDistribution:
     """All tasks over some classes of an image set.
 
@@ -91,11 +104,8 @@ class TaskDistribution:
         if steps < 1:
             raise ValueError(f"steps is {steps}; a task has at least 1")
         c = self.config
-        # The classes, not their purpose's name, are part of the seed: splits of one data set never share a stream.
-        content = zlib.crc32("\n".join((self.images.name, *sorted(self.classes))).encode())
-        streams = [np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence([seed, content]).spawn(4)]
-        names = sorted(self.classes)
-        ids = [self.images.classes.index(names[i]) for i in streams[0].permutation(len(names))[: c.classes]]
+        streams = [np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence([seed, self._content]).spawn(5)]
+        ids = [self._ids[i] for i in streams[0].permutation(len(self._ids))[: c.classes]]
         train = np.concatenate([self.images.by_class[i][0] for i in ids])
         held_out = np.concatenate([self.images.by_class[i][1] for i in ids])
         for what, wanted, there in (("train", c.batch_size, len(train)), ("validation", c.evaluation_size, len(held_out))):
@@ -107,9 +117,26 @@ class TaskDistribution:
             classes=torch.tensor(ids),
             batches=torch.from_numpy(np.concatenate(epochs)[: steps * c.batch_size].reshape(steps, c.batch_size)),
             evaluation=torch.from_numpy(streams[2].permutation(held_out)[: c.evaluation_size]),
+            crops=self._crops(streams[4], steps) if self.images.augmented else None,
             head_seed=int(streams[3].integers(2**31)),
             seed=seed,
         )
+
+    @cached_property
+    def _content(self) -> int:
+        """The classes, not their purpose's name, are part of the seed: splits of one data set never share a stream."""
+        return zlib.crc32("\n".join((self.images.name, *sorted(self.classes))).encode())
+
+    @cached_property
+    def _ids(self) -> list[int]:
+        """Class ids of the image set, in the order of the classes' names."""
+        number = {name: i for i, name in enumerate(self.images.classes)}
+        return [number[name] for name in sorted(self.classes)]
+
+    def _crops(self, stream: np.random.Generator, steps: int) -> Tensor:
+        """Top, left, mirrored of each training image; a longer task begins with those of a shorter one."""
+        choices = np.array([self.images.margin[0] + 1, self.images.margin[1] + 1, 1 + self.images.mirror])
+        return torch.from_numpy((stream.random((steps, self.config.batch_size, 3)) * choices).astype(np.int64))
 
 
 def task_seed(*key: int) -> int:

@@ -60,19 +60,18 @@ def unroll(
     started = time.perf_counter()
     report = Report()
     wanted = {s for s in evaluate_at if s <= len(task.batches)} | {len(task.batches)}
-    labels = task.labels(images)
-    held_out, held_out_labels = images.inputs(task.evaluation), labels[task.evaluation]
+    held_out = task.held_out(images)
 
     def record(step: int) -> None:
         if step in wanted:
-            report.accuracy[step], report.loss[step] = evaluate(network, held_out, held_out_labels)
+            report.accuracy[step], report.loss[step] = evaluate(network, *held_out)
 
     # torch annotates closures as giving floats; they give, and `step` returns, the loss as a tensor
     step_with = cast("Callable[[Callable[[], Tensor]], Tensor]", optimizer.step)
     network.train()
     record(0)
-    for step, batch in enumerate(task.batches, start=1):
-        inputs, targets = images.inputs(batch), labels[batch]
+    for step in range(1, len(task.batches) + 1):
+        inputs, targets = task.batch(images, step - 1)
 
         def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
             optimizer.zero_grad()

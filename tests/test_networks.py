@@ -11,9 +11,10 @@ import pytest
 import timm
 import torch
 
+from l3rs.backbones import pretrained, shipped_weights
 from l3rs.data import load_icons
 from l3rs.data.icons import icons_split
-from l3rs.networks import draw_head, pretrained, resnet34, shipped_weights
+from l3rs.networks import draw_head, resnet34
 
 WEIGHTS = Path(__file__).parent.parent / "l3rs" / "weights"
 

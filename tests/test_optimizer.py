@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from l3rs import L3RS, L3RSConfig, LearnedSchedule
+from l3rs.backbones import pretrained
 from l3rs.controller import initial_theta
-from l3rs.networks import pretrained
 from l3rs.reference import ReferenceL3RS
 
 

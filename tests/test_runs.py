@@ -14,36 +14,38 @@ from safetensors.torch import save_file
 
 from l3rs.networks import resnet
 from l3rs.runs import Run, append_rows, execute, row
+from l3rs.tasks import TaskConfig
 from l3rs.unroll import Report
-from l3rs.workbench import Backbone, Workbench, workbench
+from l3rs.workbench import Workbench, workbench
+from l3rs.workload import Workload
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = Backbone(34, 16, ROOT / "l3rs" / "weights" / "resnet34-w16-icons.safetensors")
+SHIPPED = Workload(width=16, weights=str(ROOT / "l3rs" / "weights" / "resnet34-w16-icons.safetensors"))
 RUN = Run("test", "adam", 0.003, 2, 0, "meta-train")
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Backbone:
+def tiny(tmp_path: Path) -> Workload:
     path = tmp_path / "resnet18-w4-icons.safetensors"
     save_file({k: v.half() if v.is_floating_point() else v for k, v in resnet(18, 4, 1, 7).state_dict().items()}, path)
-    return Backbone(18, 4, path)
+    return Workload(model="resnet18", width=4, weights=str(path))
 
 
 def test_a_run_that_names_no_network_is_on_the_shipped_one() -> None:
-    one, other = execute(RUN), execute(replace(RUN, backbone=SHIPPED))
+    one, other = execute(RUN), execute(replace(RUN, workload=SHIPPED))
     assert (one.train_losses, one.accuracy, one.loss) == (other.train_losses, other.accuracy, other.loss)
 
 
-def test_a_run_on_another_network(tiny: Backbone) -> None:
-    report = execute(replace(RUN, backbone=tiny, optimizer="l3rs", lr=1.0, learned="icons-generalist"))
+def test_a_run_on_another_network(tiny: Workload) -> None:
+    report = execute(replace(RUN, workload=tiny, optimizer="l3rs", lr=1.0, learned="icons-generalist"))
     assert len(report.train_losses) == 2
-    assert report.train_losses != execute(replace(RUN, backbone=tiny)).train_losses
-    assert workbench(25, tiny) is workbench(25, tiny)
-    assert workbench(25, tiny) is not workbench(25)
+    assert report.train_losses != execute(replace(RUN, workload=tiny)).train_losses
+    assert workbench(tiny) is workbench(tiny)
+    assert workbench(tiny) is not workbench()
 
 
-def test_a_workbench_puts_another_network_back_to_its_start(tiny: Backbone) -> None:
-    bench = Workbench(25, tiny)
+def test_a_workbench_puts_another_network_back_to_its_start(tiny: Workload) -> None:
+    bench = Workbench(tiny, TaskConfig())
     before = {k: v.clone() for k, v in bench.network_for(5).state_dict().items()}
     assert sum(p.numel() for p in bench.network.parameters()) == sum(p.numel() for p in resnet(18, 4, 1, 25).parameters())
     bench.network(torch.ones(4, 1, 32, 32)).sum().backward()
@@ -55,11 +57,11 @@ def test_a_workbench_puts_another_network_back_to_its_start(tiny: Backbone) -> N
     assert all(p.grad is None for p in after.parameters())
 
 
-def test_a_backbone_that_is_not_there_or_is_another(tiny: Backbone) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        Workbench(25, replace(tiny, weights=Path("nowhere.safetensors")))
-    with pytest.raises(RuntimeError, match="layer1"):
-        Workbench(25, replace(tiny, depth=34))
+def test_a_backbone_that_is_not_there_or_is_another(tiny: Workload) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.safetensors are not a file"):
+        Workbench(replace(tiny, weights="nowhere.safetensors"), TaskConfig())
+    with pytest.raises(ValueError, match=r"another network: for layer1\.2\.conv1\.weight they have no such tensor"):
+        Workbench(replace(tiny, model="resnet34"), TaskConfig())
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def test_missing_networks_are_named_with_the_command_that_makes_them(
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert f"{tmp_path / 'none' / 'resnet18-w16-icons.safetensors'} is not there" in said
-    assert f"pretrain/backbone.py --config configs/pretrain-icons.yaml --depth 18 --width 16 --out {tmp_path / 'none'}" in said
+    assert f"pretrain/backbone.py --config configs/pretrain-icons.yaml --model resnet18 --width 16 --out {tmp_path / 'none'}" in said
 
 
 def test_the_comparison_tunes_past_the_edge_goes_on_where_it_was_and_counts_a_diverged_run_as_0(

@@ -34,9 +34,10 @@ def test_a_task_is_well_formed(seed: int, steps: int, classes: int, size: int) -
     assert not IMAGES.validation[task.batches].any()
     assert IMAGES.validation[task.evaluation].all()
     assert len(set(task.evaluation.tolist())) == 16
-    labels = task.labels(IMAGES)
-    assert 0 <= labels[task.batches].min() <= labels[task.batches].max() < classes
-    assert (labels[task.evaluation] >= 0).all()
+    labels = task.labels(IMAGES, task.batches.flatten())
+    assert 0 <= labels.min() <= labels.max() < classes
+    assert (task.labels(IMAGES, task.evaluation) >= 0).all()
+    assert task.crops is None
     assert all(len(set(b.tolist())) == size for b in task.batches)  # without replacement
 
 

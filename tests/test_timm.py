@@ -13,7 +13,7 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from l3rs import L3RS
-from l3rs.networks import pretrained
+from l3rs.backbones import pretrained
 
 CASES = {
     "plain": lambda w, b: [w, b],

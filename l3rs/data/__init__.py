@@ -1,7 +1,8 @@
-"""Images, class splits and the embedded data sets."""
+"""Images, class splits, trees of image files and the embedded data sets."""
 
 from l3rs.data.icons import load_icons
 from l3rs.data.images import ImageSet
 from l3rs.data.splits import ClassSplit
+from l3rs.data.trees import ImageTree, read_tree
 
-__all__ = ["ClassSplit", "ImageSet", "load_icons"]
+__all__ = ["ClassSplit", "ImageSet", "ImageTree", "load_icons", "read_tree"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 PURPOSES = ("pretrain", "meta-train", "meta-validation", "meta-test")
 
@@ -14,27 +17,121 @@ class ClassSplit:
     """The classes of a data set by purpose; no class serves two.
 
     Attributes:
-        dataset: name of the data set.
-        seed: of the draw.
-        classes: purpose to class names, for every purpose in `PURPOSES`.
+        dataset: what the classes are of; `places365` is read in the layout of Places, all others as folders of classes.
+        seed: of the draw, and of the draw of validation images where a data set has no validation side of its own.
+        classes: purpose to class ids, for every purpose in `PURPOSES`; a purpose may have none.
+        name: of the split.
+        names: class id to what people call it, where that is not its id.
+
+    Raises:
+        ValueError: a purpose is missing or not known, a class is in two, or a name is of no class.
     """
 
     dataset: str
     seed: int
-    classes: dict[str, tuple[str, ...]]
+    classes: Mapping[str, tuple[str, ...]]
+    name: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.dataset)
         if set(self.classes) != set(PURPOSES):
-            raise ValueError(f"a split of {self.dataset} has the purposes {sorted(self.classes)}; it needs {sorted(PURPOSES)}")
+            raise ValueError(f"the split {self.name} has the purposes {', '.join(sorted(self.classes))}; it needs {', '.join(PURPOSES)}")
         seen: dict[str, str] = {}
-        for purpose, names in self.classes.items():
-            for name in names:
-                if name in seen:
-                    raise ValueError(f"class {name!r} of {self.dataset} is in both {seen[name]} and {purpose}")
-                seen[name] = purpose
+        for purpose, ids in self.classes.items():
+            for c in ids:
+                if c in seen:
+                    raise ValueError(f"class {c!r} of {self.name} is in both {seen[c]} and {purpose}")
+                seen[c] = purpose
+        unknown = sorted(set(self.names) - set(seen))
+        if unknown:
+            raise ValueError(f"the split {self.name} names class {unknown[0]!r}, which serves no purpose in it")
 
     @classmethod
     def read(cls, path: str | Path) -> ClassSplit:
-        """Reads a split's JSON file; raises ValueError when classes overlap or a purpose is missing."""
-        raw = json.loads(Path(path).read_text())
-        return cls(raw.pop("dataset"), raw.pop("seed"), {purpose: tuple(names) for purpose, names in raw.items()})
+        """Reads a split's JSON file.
+
+        It holds `dataset`, `seed`, perhaps `name`, and each purpose with its class ids: a list, or a mapping of ids to names.
+
+        Raises:
+            ValueError: there is no such file, it is not such JSON, or what `ClassSplit` raises; the message begins with the path.
+        """
+        path = Path(path)
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(raw, dict):
+                raise ValueError(f"it holds a {type(raw).__name__}, not an object")
+            unknown = sorted(set(raw) - {"dataset", "seed", "name", *PURPOSES})
+            if unknown:
+                raise ValueError(f"no field is called {unknown[0]!r}; there are dataset, seed, name, {', '.join(PURPOSES)}")
+            missing = sorted({"dataset", "seed"} - set(raw))
+            if missing:
+                raise ValueError(f"it has no {missing[0]!r}")
+            purposes = {p: raw[p] for p in PURPOSES if p in raw}
+            for purpose, ids in purposes.items():
+                if not isinstance(ids, (list, dict)) or not all(isinstance(c, str) for c in ids):
+                    raise ValueError(f"{purpose} is neither a list of class ids nor a mapping of ids to names")
+            names = {c: n for ids in purposes.values() if isinstance(ids, dict) for c, n in ids.items() if n != c}
+            return cls(
+                str(raw["dataset"]), int(raw["seed"]), {p: tuple(ids) for p, ids in purposes.items()}, str(raw.get("name", "")), names
+            )
+        except (OSError, ValueError, TypeError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ValueError(f"{path} is no class split: {why}") from None
+
+    def write(self, path: str | Path) -> None:
+        """Writes the JSON file that `read` takes."""
+        about = {"name": self.name, "dataset": self.dataset, "seed": self.seed}
+        ids = {p: {c: self.names.get(c, c) for c in self.classes[p]} if self.names else list(self.classes[p]) for p in PURPOSES}
+        Path(path).write_text(json.dumps(about | ids, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def check(self, there: Collection[str], where: str) -> None:
+        """Raises ValueError, naming the missing, unless all classes of the split are `there`; `where` is said in the message."""
+        missing = [c for purpose in PURPOSES for c in self.classes[purpose] if c not in set(there)]
+        if missing:
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise ValueError(f"{where} lacks {len(missing)} classes of the split {self.name}: {', '.join(missing[:5])}{more}")
+
+
+def draw(classes: Sequence[str], wanted: Mapping[str, float | Sequence[str]], seed: int) -> dict[str, tuple[str, ...]]:
+    """Divides classes among the purposes.
+
+    Explicit lists are served first. The others are drawn at random, by `seed` alone, from the classes that are left.
+
+    Args:
+        classes: all there are.
+        wanted: purpose to its class ids, or to how many it gets: a number of classes if it is 1 or more, else a share of all. A
+            purpose that is not there gets none.
+
+    Returns:
+        Purpose to class ids, in the order of `classes`.
+
+    Raises:
+        ValueError: a purpose or a class is not known, a class is asked for twice, or more classes are asked for than there are.
+    """
+    unknown = sorted(set(wanted) - set(PURPOSES))
+    if unknown:
+        raise ValueError(f"no purpose is called {unknown[0]!r}; there are {', '.join(PURPOSES)}")
+    listed = {p: tuple(w) for p, w in wanted.items() if not isinstance(w, (int, float))}
+    taken: dict[str, str] = {}
+    for purpose, ids in listed.items():
+        for c in ids:
+            if c not in classes:
+                raise ValueError(f"{purpose} asks for class {c!r}, which is not there; there are {len(classes)}, such as {classes[0]!r}")
+            if c in taken:
+                raise ValueError(f"class {c!r} is asked for twice, by {taken[c]} and by {purpose}")
+            taken[c] = purpose
+    counts: dict[str, int] = {}
+    for purpose, share in wanted.items():
+        if isinstance(share, (int, float)):
+            if not 0 <= share < float("inf"):
+                raise ValueError(f"{purpose} is {share}; it is a share between 0 and 1, a number of classes, or a list of them")
+            counts[purpose] = int(share) if share >= 1 else round(share * len(classes))
+    left = [c for c in classes if c not in taken]
+    if sum(counts.values()) > len(left):
+        asked = ", ".join(f"{n} for {p}" for p, n in counts.items())
+        raise ValueError(f"{asked}: that is {sum(counts.values())} classes, and there are {len(left)} to draw from")
+    shuffled = iter(np.random.Generator(np.random.PCG64(seed)).permutation(len(left)).tolist())
+    for purpose in (p for p in PURPOSES if p in counts):
+        taken |= {left[next(shuffled)]: purpose for _ in range(counts[purpose])}
+    return {p: tuple(c for c in classes if taken.get(c) == p) for p in PURPOSES}

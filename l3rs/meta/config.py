@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from l3rs.config import L3RSConfig
 from l3rs.tasks import TaskConfig
+from l3rs.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class NESConfig:
 
 
 @dataclass(frozen=True)
-class MetaTrainConfig:
-    """One meta-training run on Icons.
+class MetaTrainConfig(Workload):
+    """One meta-training run: the fields of a `Workload`, by default the shipped network on Icons, and these.
 
     Attributes:
-        name: of the schedule that comes out.
+        name: of the schedule that comes out; by default those of the split and of the model.
         generations: NES updates.
         specialist: whether something is learned by layer name, an embedding or an MLP (a specialist), or nothing is (a generalist).
         steps: K is drawn uniformly from this range, ends included, once a generation [choice: 10 to 100].
@@ -53,7 +54,7 @@ class MetaTrainConfig:
         schedule, nes, task: see there.
     """
 
-    name: str = "icons-resnet34"
+    name: str = ""
     generations: int = 150
     specialist: bool = True
     steps: tuple[int, int] = (10, 100)
@@ -69,7 +70,13 @@ class MetaTrainConfig:
     nes: NESConfig = field(default_factory=NESConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
 
+    @property
+    def workload(self) -> Workload:
+        """The network and the images."""
+        return Workload.of(self)
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.steps
         if not 1 <= low <= high:
             raise ValueError(f"steps is {list(self.steps)}; it is a range of at least 1, the smaller end first")

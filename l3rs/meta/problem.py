@@ -11,15 +11,17 @@ from torch import Tensor
 
 from l3rs.meta.nes import Problem
 from l3rs.schedule import LearnedOptimizer
-from l3rs.tasks import TaskConfig, TaskDistribution
+from l3rs.tasks import TaskConfig
 from l3rs.unroll import Report, unroll
-from l3rs.workbench import icons_tasks, workbench
+from l3rs.workbench import Workbench, workbench
+from l3rs.workload import Workload
 
 
-def fine_tune(learned: LearnedOptimizer, theta: Tensor, tasks: TaskDistribution, seed: int, steps: int) -> Report:
-    """One run of the schedule that `theta` defines, on the task of this seed, from the shipped network."""
+def fine_tune(learned: LearnedOptimizer, theta: Tensor, bench: Workbench, purpose: str, seed: int, steps: int) -> Report:
+    """One run of the schedule that `theta` defines, on the task of this seed over the classes of this purpose."""
+    tasks = bench.tasks(purpose)
     task = tasks.draw(seed, steps)
-    network = workbench(tasks.config.classes).network_for(task.head_seed)
+    network = bench.network_for(task.head_seed)
     return unroll(network, learned.build(theta, network.named_parameters(), steps), tasks.images, task)
 
 
@@ -28,13 +30,14 @@ class FineTuning(Problem):
 
     Args:
         learned: what is meta-trained.
-        config: size of the tasks, which are drawn from Icons25.
+        workload: the network, and the images; tasks are over its meta-train classes.
+        task: their size.
         penalty: the loss of a run that diverged; also the cap of every loss.
         workers: processes to evaluate in; 1 is this one.
     """
 
-    def __init__(self, learned: LearnedOptimizer, config: TaskConfig, penalty: float, workers: int = 1) -> None:
-        self.learned, self.config, self.penalty = learned, config, penalty
+    def __init__(self, learned: LearnedOptimizer, workload: Workload, task: TaskConfig, penalty: float, workers: int = 1) -> None:
+        self.learned, self.workload, self.task, self.penalty = learned, workload, task, penalty
         self.tasks: Sequence[tuple[int, int]] = ()  # (seed, steps) of this generation's
         self.diverged = 0
         super().__init__(
@@ -57,8 +60,8 @@ class FineTuning(Problem):
         """The objective of one candidate."""
         if not self.tasks:
             raise RuntimeError("no tasks were set for this generation")
-        distribution = icons_tasks("meta-train", self.config)
-        reports = [fine_tune(self.learned, theta, distribution, seed, steps) for seed, steps in self.tasks]
+        bench = workbench(self.workload, self.task)
+        reports = [fine_tune(self.learned, theta, bench, "meta-train", seed, steps) for seed, steps in self.tasks]
         losses = [r.loss[steps] for r, (_, steps) in zip(reports, self.tasks, strict=True)]
         return sum(min(x, self.penalty) if math.isfinite(x) else self.penalty for x in losses) / len(losses)
 

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,22 +22,23 @@ from l3rs.controller import initial_theta
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.nes import NES
 from l3rs.meta.problem import FineTuning, fine_tune
-from l3rs.networks import HEAD, resnet34
+from l3rs.networks import head_names
 from l3rs.plots import plot_curve
 from l3rs.runs import append_rows
 from l3rs.schedule import LearnedSchedule
 from l3rs.tasks import task_seed
-from l3rs.workbench import icons_tasks
+from l3rs.workbench import workbench
 
 CURVE = ("generation", "steps", "mean_loss", "best_loss", "sigma", "lr", "validation_accuracy", "validation_loss", "seconds")
 
 
 def start(config: MetaTrainConfig) -> LearnedSchedule:
     """The schedule that meta-training starts from."""
-    names = tuple(name for name, _ in resnet34(width=16, in_chans=1, num_classes=config.task.classes).named_parameters())
-    layers = names if config.specialist else ()
-    head = {name for name in names if name.startswith(HEAD)}
-    return LearnedSchedule(config.schedule, layers, initial_theta(config.schedule, layers, config.nes.seed, head), config.name)
+    network = workbench(config.workload, config.task).network
+    layers = tuple(name for name, _ in network.named_parameters()) if config.specialist else ()
+    theta = initial_theta(config.schedule, layers, config.nes.seed, head_names(network))
+    name = config.name or f"{config.workload.class_split.name}-{config.model}"
+    return LearnedSchedule(config.schedule, layers, theta, name)
 
 
 def generation_tasks(config: MetaTrainConfig, generation: int) -> list[tuple[int, int]]:
@@ -53,12 +54,12 @@ def meta_validate(learned: LearnedSchedule, theta: Tensor, config: MetaTrainConf
 
     A run that diverged has NaN for both, and so has the mean.
     """
-    tasks = icons_tasks("meta-validation", config.task)
+    bench = workbench(config.workload, config.task)
     runs = [
         (r.accuracy[steps], r.loss[steps])
         for steps in config.validation_steps
         for number in numbers
-        for r in [fine_tune(learned, theta, tasks, task_seed(number), steps)]
+        for r in [fine_tune(learned, theta, bench, "meta-validation", task_seed(number), steps)]
     ]
     accuracies, losses = zip(*runs, strict=True)
     return sum(accuracies) / len(runs), sum(losses) / len(runs)
@@ -73,7 +74,8 @@ class RunFolder:
         described = json.loads(json.dumps(asdict(config)))
         file = path / "config.json"
         # How long a run goes on, on how many processes, and how one is chosen in the end change nothing of what it did before.
-        free = ("generations", "workers", "finalists", "final_tasks")
+        # And images stay what they are wherever they lie.
+        free = ("generations", "workers", "finalists", "final_tasks", "data", "cache")
         if file.exists():
             before = json.loads(file.read_text())
             different = [k for k in described if k not in free and before.get(k) != described[k]]
@@ -132,22 +134,24 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
 
     Raises:
         CheckpointError: `out` holds a run of another config.
+        ValueError: the images, the class split or the weights cannot be used.
     """
-    folder = RunFolder(Path(out), config)
+    config.workload.prepare(("meta-train", "meta-validation"), config.task, progress)
     learned = start(config)
+    folder = RunFolder(Path(out), config)
     workers = config.workers or os.cpu_count() or 1
-    problem = FineTuning(learned, config.task, config.penalty, workers)
+    problem = FineTuning(learned, config.workload, config.task, config.penalty, workers)
     nes = NES(problem, learned.theta, config.nes)
     folder.load_state(nes)
 
     def validated(row: dict[str, float | int | str]) -> float:
         theta = nes.center.clone()
         accuracy, loss = meta_validate(learned, theta, config, range(config.validation_tasks))
-        save(LearnedSchedule(config.schedule, learned.layers, theta, config.name), folder.theta_file(nes.generation))
+        save(replace(learned, theta=theta), folder.theta_file(nes.generation))
         row |= {"validation_accuracy": round(accuracy, 6), "validation_loss": round(loss, 6)}
         return accuracy
 
-    bar = tqdm(total=config.generations, initial=nes.generation, desc=config.name, unit="gen", disable=not progress)
+    bar = tqdm(total=config.generations, initial=nes.generation, desc=learned.name, unit="gen", disable=not progress)
     if nes.generation == 0 and not folder.curve():
         row: dict[str, float | int | str] = {"generation": 0, "seconds": 0}
         bar.set_postfix(accuracy=f"{validated(row):.3f}")

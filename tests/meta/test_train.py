@@ -15,7 +15,8 @@ from l3rs.meta.problem import FineTuning, fine_tune
 from l3rs.meta.train import generation_tasks, meta_train, start
 from l3rs.stats import mean_interval
 from l3rs.tasks import TaskConfig
-from l3rs.workbench import icons_tasks
+from l3rs.workbench import workbench
+from l3rs.workload import Workload
 
 TASK = TaskConfig(classes=5, batch_size=16, evaluation_size=40)
 
@@ -45,9 +46,10 @@ def test_held_out_loss_falls_beyond_noise(tmp_path: Path) -> None:
     config = tiny(6)
     meta_train(config, tmp_path, progress=False)
     learned = read(tmp_path / "theta-00006.safetensors")
-    before, tasks = start(config), icons_tasks("meta-validation", TASK)
+    before, bench = start(config), workbench(config.workload, TASK)
     changes = [
-        fine_tune(learned, learned.theta, tasks, seed, 5).loss[5] - fine_tune(before, before.theta, tasks, seed, 5).loss[5]
+        fine_tune(learned, learned.theta, bench, "meta-validation", seed, 5).loss[5]
+        - fine_tune(before, before.theta, bench, "meta-validation", seed, 5).loss[5]
         for seed in range(1000, 1012)
     ]
     mean, _, high = mean_interval(changes)
@@ -99,7 +101,7 @@ def test_generations_share_tasks_and_differ_from_each_other() -> None:
 
 def test_a_diverged_candidate_gets_the_penalty() -> None:
     learned = start(tiny(1, schedule=L3RSConfig(embedding=0, lr0=1e30)))
-    problem = FineTuning(learned, TASK, penalty=20.0)
+    problem = FineTuning(learned, Workload(), TASK, penalty=20.0)
     problem.tasks = [(0, 3)]
     assert problem.loss(learned.theta) == 20.0
 

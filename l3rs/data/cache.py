@@ -1,0 +1,233 @@
+"""Decoded images on disk: decoded once, then mapped into memory, so that a task's batches cost no JPEG decoding.
+
+A cache is a folder. `pixels.u8` holds all images one after the other; `plan.json` says what they were decoded from, and how; `chunks.txt`
+has a line for each finished chunk of images, with the SHA-256 of its pixels, so that a stopped build goes on after the last one;
+`index.csv` lists the images, and `done.json`, written last, its SHA-256 and that of `chunks.txt`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock
+from torch import Tensor
+from tqdm import tqdm
+
+from l3rs.data.decode import BrokenImage, Decoder
+from l3rs.data.trees import ImageTree
+
+CHUNK = 256  # images; a build that is killed loses the chunk that it was at
+FORMAT = 1
+
+
+class CacheError(ValueError):
+    """A cache that cannot be made or used; the message says why and what to do."""
+
+
+def size_in_bytes(images: int, decoder: Decoder) -> int:
+    """How much disk the pixels of so many images take."""
+    return images * decoder.channels * decoder.side**2
+
+
+def build(tree: ImageTree, decoder: Decoder, folder: Path, skip_broken: bool = False, workers: int = 0, progress: bool = True) -> None:
+    """Decodes all images of `tree` into `folder`, or goes on with a build that was stopped, or finds that all is done.
+
+    Args:
+        tree: what to decode.
+        decoder: how.
+        folder: of the cache; made if needed. Builds of two processes take turns.
+        skip_broken: whether images that cannot be decoded are left out and counted; else they are an error, once all have been tried.
+        workers: processes that decode; 0 is one a core.
+        progress: whether to show a progress bar.
+
+    Raises:
+        CacheError: the disk is too small, the folder holds a cache of other images, or, unless `skip_broken`, images are broken.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            _build(tree, decoder, folder, skip_broken, workers or os.cpu_count() or 1, progress)
+    except OSError as error:
+        raise CacheError(f"the cache {folder} cannot be written ({error.strerror}); give another folder") from error
+
+
+def _build(tree: ImageTree, decoder: Decoder, folder: Path, skip_broken: bool, workers: int, progress: bool) -> None:
+    plan = {"format": FORMAT, "images": len(tree.files), "decoder": asdict(decoder), "tree": fingerprint(tree)}
+    _check_plan(folder, plan)
+    if not (folder / "done.json").exists():
+        needed = size_in_bytes(len(tree.files), decoder)
+        pixels = folder / "pixels.u8"
+        there = pixels.stat().st_blocks * 512 if pixels.exists() else 0  # the file is sparse: this is what it takes by now
+        free = shutil.disk_usage(folder).free
+        if needed - there > free:
+            raise CacheError(
+                f"decoding {len(tree.files)} images to {decoder.side} px takes {in_words(needed - there)} of disk, and {folder} has "
+                f"{in_words(free)} left; give fewer pixels, or a folder on a larger disk"
+            )
+        (folder / "plan.json").write_text(json.dumps(plan, indent=1) + "\n")
+        broken = _decode_all(tree, decoder, folder, workers, progress)
+        _write_index(tree, broken, folder)
+    broken_rows = [row for row in _read_index(folder).itertuples() if row.broken]
+    if broken_rows and not skip_broken:
+        shown = "\n".join(f"  {row.broken}" for row in broken_rows[:10])
+        more = f"\n  and {len(broken_rows) - 10} more, in {folder / 'index.csv'}" if len(broken_rows) > 10 else ""
+        raise CacheError(f"{len(broken_rows)} of {len(tree.files)} images cannot be decoded; --skip-broken leaves them out\n{shown}{more}")
+
+
+def _check_plan(folder: Path, plan: dict[str, object]) -> None:
+    file = folder / "plan.json"
+    if file.exists():
+        before = json.loads(file.read_text())
+        different = [key for key in plan if before.get(key) != json.loads(json.dumps(plan[key]))]
+        if different:
+            raise CacheError(f"{folder} was made of other images, or otherwise ({', '.join(different)} differ); remove it to make it again")
+
+
+def _decode_all(tree: ImageTree, decoder: Decoder, folder: Path, workers: int, progress: bool) -> dict[int, str]:
+    """Decodes the chunks that are missing; gives what is wrong with each broken image, by its place."""
+    chunks = [range(a, min(a + CHUNK, len(tree.files))) for a in range(0, len(tree.files), CHUNK)]
+    log = folder / "chunks.txt"
+    done = [line for line in log.read_text().splitlines() if line.endswith("]")] if log.exists() else []  # a cut line is of no chunk
+    log.write_text("".join(f"{line}\n" for line in done))
+    file = folder / "pixels.u8"
+    file.touch()
+    os.truncate(file, size_in_bytes(len(tree.files), decoder))
+    broken: dict[int, str] = {}
+    for line in done:
+        broken |= {int(i): why for i, why in json.loads(line.split(" ", 1)[1])}
+    bar = tqdm(total=len(tree.files), initial=sum(map(len, chunks[: len(done)])), desc="decoding", unit="image", disable=not progress)
+    with bar, file.open("r+b") as pixels, log.open("a") as lines:
+        for chunk, (block, wrong) in zip(chunks[len(done) :], _decoded(tree, decoder, chunks[len(done) :], workers), strict=True):
+            pixels.seek(size_in_bytes(chunk.start, decoder))
+            pixels.write(block)
+            pixels.flush()
+            os.fsync(pixels.fileno())
+            lines.write(f"{hashlib.sha256(block).hexdigest()} {json.dumps(wrong)}\n")  # only now that the pixels are on the disk
+            lines.flush()
+            broken |= dict(wrong)
+            bar.update(len(chunk))
+    return broken
+
+
+def _decoded(tree: ImageTree, decoder: Decoder, chunks: list[range], workers: int) -> Iterator[tuple[bytes, list[tuple[int, str]]]]:
+    """The chunks in order, each as its pixels and what is wrong in it."""
+    jobs = [(tree.root, [tree.files[i] for i in chunk], chunk.start, decoder) for chunk in chunks]
+    if workers == 1 or len(jobs) < 2:
+        yield from map(_decode_chunk, jobs)
+        return
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+        # So few in flight that decoded chunks do not pile up in memory where the disk is the slower one.
+        ahead = [pool.submit(_decode_chunk, job) for job in jobs[: 2 * workers]]
+        for i in range(len(jobs)):
+            yield ahead.pop(0).result()
+            if i + 2 * workers < len(jobs):
+                ahead.append(pool.submit(_decode_chunk, jobs[i + 2 * workers]))
+
+
+def _decode_chunk(job: tuple[Path, list[str], int, Decoder]) -> tuple[bytes, list[tuple[int, str]]]:
+    root, files, start, decoder = job
+    block = np.zeros((len(files), decoder.channels, decoder.side, decoder.side), np.uint8)
+    wrong = []
+    for i, file in enumerate(files):
+        try:
+            block[i] = decoder(root / file)
+        except BrokenImage as error:
+            wrong.append((start + i, str(error)))
+    return block.tobytes(), wrong
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _write_index(tree: ImageTree, broken: dict[int, str], folder: Path) -> None:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["file", "class", "validation", "broken"])
+    for i, (file, label, side) in enumerate(zip(tree.files, tree.labels.tolist(), tree.validation.tolist(), strict=True)):
+        writer.writerow([file, tree.classes[label], int(side), broken.get(i, "")])
+    data = table.getvalue().encode()
+    (folder / "index.csv").write_bytes(data)
+    sums = {"index.csv": hashlib.sha256(data).hexdigest(), "chunks.txt": _sum_of(folder / "chunks.txt")}
+    temporary = folder / "done.tmp"
+    temporary.write_text(json.dumps(sums, indent=1) + "\n")
+    os.replace(temporary, folder / "done.json")
+
+
+def _read_index(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "index.csv", dtype=str, keep_default_na=False)
+
+
+def _sum_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def open_cache(folder: Path, classes: tuple[str, ...], verify: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """A finished cache, mapped into memory.
+
+    Args:
+        folder: of the cache.
+        classes: which class is which number.
+        verify: whether to read everything and compare the SHA-256 of each chunk.
+
+    Returns:
+        Pixels, uint8 (N, channels, side, side); labels, int64 (N,), -1 for broken images; validation, bool (N,).
+
+    Raises:
+        CacheError: it is not finished, a file has not the size or the hash that it was made with, or it has other classes.
+    """
+    if not (folder / "done.json").exists():
+        raise CacheError(f"{folder} is no finished cache; build it first")
+    plan, sums = (json.loads((folder / name).read_text()) for name in ("plan.json", "done.json"))
+    decoder, file = Decoder(**plan["decoder"]), folder / "pixels.u8"
+    wrong = [name for name, sha in sums.items() if _sum_of(folder / name) != sha]
+    if not wrong and file.stat().st_size != size_in_bytes(plan["images"], decoder):
+        wrong = [file.name]
+    if not wrong and verify:
+        with file.open("rb") as pixels:
+            for line in (folder / "chunks.txt").read_text().splitlines():
+                if hashlib.sha256(pixels.read(size_in_bytes(CHUNK, decoder))).hexdigest() != line.split(" ", 1)[0]:
+                    wrong = [file.name]
+    if wrong:
+        raise CacheError(f"{folder / wrong[0]} is not as it was made; remove {folder} to make it again")
+    index = _read_index(folder)
+    unknown = sorted(set(index["class"]) - set(classes))
+    if unknown:
+        raise CacheError(f"{folder} has images of class {unknown[0]!r}, which was not asked for; remove it to make it again")
+    # Copy-on-write: nothing is ever written, but torch wants memory that could be.
+    mapped = np.memmap(file, np.uint8, "c", shape=(plan["images"], decoder.channels, decoder.side, decoder.side))
+    number = {c: i for i, c in enumerate(classes)}
+    labels = index["class"].map(number).where(index["broken"] == "", -1).to_numpy(np.int64)
+    return torch.from_numpy(mapped), torch.from_numpy(labels.copy()), torch.from_numpy((index["validation"] == "1").to_numpy(bool).copy())
+
+
+def fingerprint(tree: ImageTree) -> str:
+    """SHA-256 of the files' names, sizes, classes and sides: another one where an image was added, removed or replaced."""
+    sha = hashlib.sha256()
+    for file, label, side in zip(tree.files, tree.labels.tolist(), tree.validation.tolist(), strict=True):
+        path = tree.root / file
+        size = path.stat().st_size if path.exists() else -1
+        sha.update(f"{file}\0{tree.classes[label]}\0{int(side)}\0{size}\n".encode())
+    return sha.hexdigest()
+
+
+def in_words(size: float) -> str:
+    """A number of bytes as people read it."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB" if size < 1000 else f"{size / 1000:.1f} TB"

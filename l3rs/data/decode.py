@@ -1,0 +1,74 @@
+"""From an image file to pixels: any format and mode that Pillow reads."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torchvision.transforms import InterpolationMode, v2
+
+
+class BrokenImage(ValueError):
+    """A file that cannot be decoded; the message has its path and why."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes, resizes the shorter side to `side` and cuts the middle out.
+
+    Attributes:
+        side: height and width of what comes out, in pixels.
+        channels: 3, RGB; or 1, grey.
+        interpolation: how it is resized, by Pillow's name: `bilinear` or `bicubic` (what a timm model's data config may say).
+    """
+
+    side: int
+    channels: int = 3
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.side < 1:
+            raise ValueError(f"side is {self.side} pixels; it is at least 1")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels}; it is 1 (grey) or 3 (RGB)")
+
+    @cached_property
+    def _transform(self) -> v2.Transform:
+        return v2.Compose([v2.Resize(self.side, InterpolationMode(self.interpolation)), v2.CenterCrop(self.side), v2.PILToTensor()])
+
+    def __call__(self, path: str | Path) -> np.ndarray:
+        """Pixels, uint8 (channels, side, side). Raises `BrokenImage`."""
+        pixels: np.ndarray = self._transform(open_image(path, self.channels)).numpy()
+        return pixels
+
+
+def open_image(path: str | Path, channels: int = 3) -> Image.Image:
+    """An image, decoded, in mode RGB or L. What is transparent is seen on white.
+
+    Raises:
+        BrokenImage: the file is missing, no image, truncated, or so large that it may be meant to fill the memory.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning)  # Pillow's remarks on odd EXIF and TIFF tags
+            with Image.open(path) as file:
+                file.load()
+                image: Image.Image = file
+                if image.has_transparency_data:
+                    over = image.convert("RGBA")
+                    image = Image.new("RGBA", over.size, "white")
+                    image.alpha_composite(over)
+                elif image.mode.startswith("I;16"):  # 16 bits of grey; Pillow would clip them to 255
+                    image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+                return image.convert("RGB" if channels == 3 else "L")
+    except UnidentifiedImageError:
+        size = Path(path).stat().st_size
+        raise BrokenImage(f"{path}: {'it is not an image' if size else 'it is empty'}") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BrokenImage(f"{path}: {why}") from None

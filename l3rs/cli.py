@@ -57,12 +57,52 @@ def _finetune(args: jsonargparse.Namespace, parser: Parser) -> None:
     finetune(config, learned, results)
 
 
+def _split_parser() -> Parser:
+    from l3rs.data.splits import PURPOSES
+    from l3rs.splitting import SHARES
+    from l3rs.tasks import TaskConfig
+
+    d = TaskConfig()
+    parser = Parser(
+        description="Divide the classes of a folder of images, FOLDER/CLASS/IMAGE or FOLDER/{train,val}/CLASS/IMAGE, among four purposes, "
+        "and write the class split that `l3rs meta-train --split` takes. A purpose asks for a share of all classes (0.5), a number of them "
+        "(40), their names, or @FILE with a name a line; names are served first, and the others drawn at random."
+    )
+    parser.add_argument("folder", type=str, help="folder of the images; without val/, a fifth of each class is for validation")
+    for purpose in PURPOSES:
+        shown = f"{SHARES[purpose]:g}"
+        parser.add_argument(
+            f"--{purpose}", type=str, nargs="+", default=[shown], metavar="WANTED", help=f"{purpose} classes (default: {shown})"
+        )
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    parser.add_argument("--classes-per-task", type=int, default=d.classes, help="of the tasks to come (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=d.batch_size, help="of the tasks to come (default: %(default)s)")
+    parser.add_argument("--evaluation-size", type=int, default=d.evaluation_size, help="of the tasks to come (default: %(default)s)")
+    parser.add_argument("--name", type=str, default=None, help="of the split (default: that of the folder)")
+    parser.add_argument("--out", type=str, default="split.json", help="file to write (default: %(default)s)")
+    return parser
+
+
+def _split(args: jsonargparse.Namespace, parser: Parser) -> None:
+    from l3rs.data.splits import PURPOSES
+    from l3rs.splitting import SplitConfig, as_table, make_split, wanted
+    from l3rs.tasks import TaskConfig
+
+    try:
+        shares = {purpose: wanted(purpose, args[purpose.replace("-", "_")]) for purpose in PURPOSES}
+        task = TaskConfig(args.classes_per_task, args.batch_size, args.evaluation_size)
+        split, tree = make_split(SplitConfig(Path(args.folder), Path(args.out), args.name, args.seed, shares, task))
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"{as_table(split, tree)}\n\nWrote {args.out}.")
+
+
 def _meta_train_parser() -> Parser:
     from l3rs.meta.config import MetaTrainConfig
 
     parser = Parser(
-        description="Meta-train a schedule by evolution strategies on Icons25. Stop it when you like: the same command goes on where it "
-        "was. Writes the schedule that did best on meta-validation classes, its curve and its config to --out."
+        description="Meta-train a schedule by evolution strategies, on Icons25 or on classes of your own. Stop it when you like: the same "
+        "command goes on where it was. Writes the schedule that did best on meta-validation classes, its curve and its config to --out."
     )
     parser.add_argument("--config", action="config", help="a YAML file with the settings below, such as one in configs/")
     parser.add_argument("--out", type=str, required=True, help="folder of the run")
@@ -105,19 +145,36 @@ def _info(args: jsonargparse.Namespace, parser: Parser) -> None:
     print(*lines, sep="\n")
 
 
-COMMANDS = {"finetune": (_finetune_parser, _finetune), "meta-train": (_meta_train_parser, _meta_train), "info": (_info_parser, _info)}
+def spelled_out(words: Sequence[str], flags: Sequence[str] = ("--skip_broken", "--from_scratch")) -> list[str]:
+    """Options as the parser of a config knows them: `--skip-broken` is `--skip_broken true`."""
+    out: list[str] = []
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        out.append(name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else word)
+        if out[-1] in flags and words[i + 1 : i + 2] not in (["true"], ["false"]):
+            out.append("true")
+    return out
+
+
+COMMANDS = {
+    "finetune": (_finetune_parser, _finetune),
+    "split": (_split_parser, _split),
+    "meta-train": (_meta_train_parser, _meta_train),
+    "info": (_info_parser, _info),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `l3rs COMMAND ...`; wrong input ends in one line and exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
-    about = "usage: l3rs {finetune,meta-train,info} [options]   (l3rs COMMAND --help tells more)"
+    about = "usage: l3rs {finetune,split,meta-train,info} [options]   (l3rs COMMAND --help tells more)"
     if words[:1] == ["--version"]:
         print(f"l3rs {l3rs.__version__}")
         return
     if words[:1] in ([], ["--help"], ["-h"]):
         print(f"{about}\n")
         print("  finetune    fine-tune on new classes, against tuned baselines")
+        print("  split       divide the classes of your own images")
         print("  meta-train  learn a schedule")
         print("  info        what is installed and shipped, and what a schedule is")
         return
@@ -127,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     make, run = COMMANDS[words[0]]
     parser = make()
     parser.prog = f"l3rs {words[0]}"
-    run(parser.parse_args(words[1:]), parser)
+    run(parser.parse_args(spelled_out(words[1:]) if words[0] == "meta-train" else words[1:]), parser)
 
 
 if __name__ == "__main__":

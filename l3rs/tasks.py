@@ -7,6 +7,7 @@ the same on any worker, and batches come first to last: the task of 25 steps is 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,6 +30,26 @@ class TaskConfig:
         for name, value in vars(self).items():
             if value < 1:
                 raise ValueError(f"{name} is {value}; it is at least 1")
+
+
+def check_sizes(counts: Mapping[str, tuple[int, int]], task: TaskConfig, what: str) -> None:
+    """Raises ValueError unless every task of this size can be drawn from these classes, if there are any.
+
+    Args:
+        counts: class to its numbers of train and of validation images.
+        what: the classes, in the message.
+    """
+    if counts and len(counts) < task.classes:
+        raise ValueError(f"{what} has {len(counts)} classes, and a task has {task.classes}: give it more, or draw tasks of fewer classes")
+    for side, name, size in ((0, "train", task.batch_size), (1, "validation", task.evaluation_size)):
+        needed = -(-size // task.classes)  # so that even the smallest classes fill a batch
+        few = [f"{c} ({n[side]})" for c, n in counts.items() if n[side] < needed]
+        if few:
+            more = f" and {len(few) - 10} more" if len(few) > 10 else ""
+            raise ValueError(
+                f"{len(few)} classes of {what} have fewer than {needed} {name} images, which batches of {size} from {task.classes} classes "
+                f"need: {', '.join(few[:10])}{more}; leave these classes out, add images, or make the {name} batch smaller"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from l3rs.data.images import ImageSet
 from l3rs.data.splits import ClassSplit
 from l3rs.data.trees import ImageTree, read_tree
 from l3rs.networks import check_model, create
-from l3rs.tasks import TaskConfig, TaskDistribution
+from l3rs.tasks import TaskConfig, check_sizes
 
 EMBEDDED = ("icons", "glyphs")
 CROP = 224 / 256  # what a network sees of a stored image's side, unless timm's data config of the model says otherwise
@@ -148,16 +148,16 @@ class Workload:
         return root / f"{split.name.replace('/', '-')}-{purpose}-{self.decoder.side}px-{key}"
 
     def prepare(self, purposes: Collection[str], task: TaskConfig, progress: bool = True) -> None:
-        """Decodes the images of these purposes, unless that is done, and tries whether tasks of this size can be drawn.
+        """Decodes the images of these purposes, unless that is done, once it is clear that tasks of this size can be drawn.
 
         Raises:
-            ValueError: what `tree`, `l3rs.data.cache.build` and `TaskDistribution` raise.
+            ValueError: what `tree`, `check_sizes` and `l3rs.data.cache.build` raise.
         """
-        trees = {} if self.embedded else {p: self.tree(p) for p in purposes}  # all checked before the first is decoded
+        trees = {} if self.embedded else {p: self.tree(p) for p in purposes}
+        for purpose, tree in trees.items():  # all are checked before the first is decoded
+            check_sizes(tree.counts(), task, f"{purpose} of {self.class_split.name}")
         for purpose, tree in trees.items():
             cache.build(tree, self.decoder, self.cache_folder(purpose), self.skip_broken, progress=progress)
-        for purpose in purposes:
-            TaskDistribution(self.images(purpose), self.class_split.classes[purpose], task).draw(0, 1)
 
     def images(self, purpose: str) -> ImageSet:
         """The decoded images of a purpose's classes, or more; `prepare` has been there before, for images of your own."""

@@ -30,6 +30,7 @@ from l3rs.data.decode import BrokenImage, Decoder
 from l3rs.data.trees import ImageTree
 
 CHUNK = 256  # images; a build that is killed loses the chunk that it was at
+START_UP = 16  # chunks that one process decodes in the time that others take to start
 FORMAT = 1
 
 
@@ -125,7 +126,7 @@ def _decode_all(tree: ImageTree, decoder: Decoder, folder: Path, workers: int, p
 def _decoded(tree: ImageTree, decoder: Decoder, chunks: list[range], workers: int) -> Iterator[tuple[bytes, list[tuple[int, str]]]]:
     """The chunks in order, each as its pixels and what is wrong in it."""
     jobs = [(tree.root, [tree.files[i] for i in chunk], chunk.start, decoder) for chunk in chunks]
-    if workers == 1 or len(jobs) < 2:
+    if workers == 1 or len(jobs) <= START_UP:
         yield from map(_decode_chunk, jobs)
         return
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:

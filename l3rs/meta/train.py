@@ -136,8 +136,8 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
         CheckpointError: `out` holds a run of another config.
         ValueError: the images, the class split or the weights cannot be used.
     """
+    learned = start(config)  # finds the weights, or fails, before images are decoded
     config.workload.prepare(("meta-train", "meta-validation"), config.task, progress)
-    learned = start(config)
     folder = RunFolder(Path(out), config)
     workers = config.workers or os.cpu_count() or 1
     problem = FineTuning(learned, config.workload, config.task, config.penalty, workers)

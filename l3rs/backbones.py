@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from urllib.parse import urlsplit
 import huggingface_hub
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
@@ -48,8 +46,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             return _float32(load_safetensors(path.read_bytes()))
         state = torch.load(path, map_location="cpu", weights_only=True)
         return _float32(state.get("state_dict", state))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError) as error:
-        raise WeightsError(f"{path} holds no weights that can be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # torch's unpickler stumbles over garbage in many ways: IndexError, KeyError, struct.error
+        raise WeightsError(f"{path} holds no weights that can be read: {_first_line(error)}") from None
 
 
 def _float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -88,9 +86,12 @@ def from_hub(model: str, in_chans: int, num_classes: int) -> nn.Module:
         with _offline_unless_reachable():
             network: nn.Module = timm.create_model(model, pretrained=True, in_chans=in_chans, num_classes=num_classes)
     except (OSError, RuntimeError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise WeightsError(f"the pretrained weights of {model} cannot be had from the Hub ({why}); {advice}") from None
+        raise WeightsError(f"the pretrained weights of {model} cannot be had from the Hub ({_first_line(error)}); {advice}") from None
     return network
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

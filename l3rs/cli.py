@@ -97,6 +97,51 @@ def _split(args: jsonargparse.Namespace, parser: Parser) -> None:
     print(f"{as_table(split, tree)}\n\nWrote {args.out}.")
 
 
+def _cache_parser() -> Parser:
+    from l3rs.data.splits import PURPOSES
+    from l3rs.workload import Workload
+
+    parser = Parser(
+        description="Decode the images of a split once, so that training on them decodes nothing; meta-training does this by itself. "
+        "A build that was stopped goes on where it was. With the same options, meta-training finds the cache."
+    )
+    parser.add_argument(
+        "--purposes", type=str, nargs="+", default=list(PURPOSES[1:]), help=f"some of {', '.join(PURPOSES)} (default: the meta ones)"
+    )
+    parser.add_argument("--plan", action="store_true", help="only say how many images there are, and how much disk they take")
+    parser.add_argument("--verify", action="store_true", help="read all pixels of finished caches again, and compare their SHA-256")
+    parser.add_class_arguments(Workload, as_group=False)
+    return parser
+
+
+def _cache(args: jsonargparse.Namespace, parser: Parser) -> None:
+    from l3rs.data.cache import in_words, open_cache, size_in_bytes
+    from l3rs.data.splits import PURPOSES
+    from l3rs.workload import Workload
+
+    purposes, plan, verify = args.pop("purposes"), args.pop("plan"), args.pop("verify")
+    try:
+        unknown = [p for p in purposes if p not in PURPOSES]
+        if unknown:
+            raise ValueError(f"--purposes is {unknown[0]!r}; it is some of {', '.join(PURPOSES)}")
+        workload = Workload(**vars(args))
+        if workload.embedded:
+            raise ValueError(f"the images of {workload.split} are embedded; there is nothing to decode")
+        purposes = [p for p in purposes if workload.class_split.classes[p]]
+        for purpose in purposes:
+            tree, folder = workload.tree(purpose), workload.cache_folder(purpose)
+            size = in_words(size_in_bytes(len(tree.files), workload.decoder))
+            print(f"{purpose}: {len(tree.classes)} classes, {len(tree.files)} images of {workload.decoder.side} px, {size} in {folder}")
+        if not plan:
+            workload.prepare(purposes)
+        if verify:
+            for purpose in purposes:
+                open_cache(workload.cache_folder(purpose), workload.class_split.classes[purpose], verify=True)
+            print("All pixels are as they were decoded.")
+    except ValueError as error:
+        parser.error(str(error))
+
+
 def _meta_train_parser() -> Parser:
     from l3rs.meta.config import MetaTrainConfig
 
@@ -151,7 +196,7 @@ def spelled_out(words: Sequence[str], flags: Sequence[str] = ("--skip_broken", "
     for i, word in enumerate(words):
         name, equals, value = word.partition("=")
         out.append(name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else word)
-        if out[-1] in flags and words[i + 1 : i + 2] not in (["true"], ["false"]):
+        if out[-1] in flags and [w.lower() for w in words[i + 1 : i + 2]] not in (["true"], ["false"]):
             out.append("true")
     return out
 
@@ -159,6 +204,7 @@ def spelled_out(words: Sequence[str], flags: Sequence[str] = ("--skip_broken", "
 COMMANDS = {
     "finetune": (_finetune_parser, _finetune),
     "split": (_split_parser, _split),
+    "cache": (_cache_parser, _cache),
     "meta-train": (_meta_train_parser, _meta_train),
     "info": (_info_parser, _info),
 }
@@ -167,7 +213,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `l3rs COMMAND ...`; wrong input ends in one line and exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
-    about = "usage: l3rs {finetune,split,meta-train,info} [options]   (l3rs COMMAND --help tells more)"
+    about = "usage: l3rs {finetune,split,cache,meta-train,info} [options]   (l3rs COMMAND --help tells more)"
     if words[:1] == ["--version"]:
         print(f"l3rs {l3rs.__version__}")
         return
@@ -175,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{about}\n")
         print("  finetune    fine-tune on new classes, against tuned baselines")
         print("  split       divide the classes of your own images")
+        print("  cache       decode your own images once, beforehand")
         print("  meta-train  learn a schedule")
         print("  info        what is installed and shipped, and what a schedule is")
         return
@@ -184,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     make, run = COMMANDS[words[0]]
     parser = make()
     parser.prog = f"l3rs {words[0]}"
-    run(parser.parse_args(spelled_out(words[1:]) if words[0] == "meta-train" else words[1:]), parser)
+    run(parser.parse_args(spelled_out(words[1:]) if words[0] in ("cache", "meta-train") else words[1:]), parser)
 
 
 if __name__ == "__main__":

@@ -126,4 +126,5 @@ def initialize(network: nn.Module, seed: int) -> None:
         elif isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)):
             module.reset_parameters()
         elif next(module.parameters(recurse=False), None) is not None:
-            raise ValueError(f"{name} is a {type(module).__name__}, and how to initialize one is not known here; give weights instead")
+            what = f"{name or 'the network'} is a {type(module).__name__}"
+            raise ValueError(f"{what}, and how to initialize one is not known here; give weights instead")

@@ -33,6 +33,10 @@ class SplitConfig:
     shares: Mapping[str, float | Sequence[str]] = field(default_factory=lambda: dict(SHARES))
     task: TaskConfig = field(default_factory=TaskConfig)
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"--seed is {self.seed}; it is at least 0")
+
 
 def wanted(purpose: str, words: Sequence[str]) -> float | tuple[str, ...]:
     """What a purpose asks for on the command line: a share or a number of classes, class ids, or `@FILE` with one id a line.
@@ -42,9 +46,10 @@ def wanted(purpose: str, words: Sequence[str]) -> float | tuple[str, ...]:
     """
     if len(words) == 1 and words[0].startswith("@"):
         try:
-            lines = Path(words[0][1:]).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ValueError(f"--{purpose} is {words[0]}, and that file cannot be read ({error.strerror})") from None
+            lines = Path(words[0][1:]).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ValueError(f"--{purpose} is {words[0]}, and that file cannot be read ({why})") from None
         return tuple(line.strip() for line in lines if line.strip())
     if len(words) == 1:
         try:

@@ -84,7 +84,7 @@ class Task:
 
     def labels(self, images: ImageSet, indices: Tensor) -> Tensor:
         """Labels in this task of the images at `indices`, int64; -1 for images of other classes."""
-        place = torch.full((len(images.classes),), -1)
+        place = torch.full((len(images.classes) + 1,), -1)  # the last is that of images of no class, whose label is -1
         place[self.classes] = torch.arange(len(self.classes))
         return place[images.labels[indices]]
 

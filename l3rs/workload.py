@@ -21,7 +21,7 @@ from l3rs.data.embedded import load_embedded, read_split
 from l3rs.data.images import ImageSet
 from l3rs.data.splits import ClassSplit
 from l3rs.data.trees import ImageTree, read_tree
-from l3rs.networks import check_model, create
+from l3rs.networks import check_model, create, initialize
 from l3rs.tasks import TaskConfig, check_sizes
 
 EMBEDDED = ("icons", "glyphs")
@@ -34,8 +34,8 @@ class Workload:
     """A pretrained network, and the classes that it is fine-tuned on.
 
     Attributes:
-        split: `icons` or `glyphs`, which are embedded, or the JSON file of a class split.
-        data: for a split of your own, the folder of its images.
+        split: `icons` or `glyphs`, which are embedded; `imagenet25-0` or another shipped class split; or the JSON file of one.
+        data: for a split whose images are not embedded, their folder.
         side: height and width, in pixels, of what the network sees; None is what timm's data config says, 224 for ResNets.
         channels: 3, colour, or 1, grey.
         augment: whether training images are cut out and mirrored at random.
@@ -47,7 +47,7 @@ class Workload:
         from_scratch: whether the network starts at random instead, anew for each task.
 
     Raises:
-        ValueError: values that do not go together; the message says which.
+        ValueError: values that are wrong, or do not go together; the message says which.
     """
 
     split: str = "icons"
@@ -71,12 +71,15 @@ class Workload:
             raise ValueError(f"the split {self.split} needs data, the folder of its images; embedded splits are {', '.join(EMBEDDED)}")
         if self.from_scratch and self.weights is not None:
             raise ValueError(f"weights is {self.weights}, and from_scratch is set; choose one")
-        if self.weights in SHIPPED and self.model != "resnet34":
-            raise ValueError(f"the shipped weights {self.weights} are of resnet34 at width {WIDTH}, and model is {self.model}")
+        if self.weights in SHIPPED and (self.model != "resnet34" or self.width not in (None, WIDTH)):
+            other = self.model if self.width is None else f"{self.model} at width {self.width}"
+            raise ValueError(f"the shipped weights {self.weights} are of resnet34 at width {WIDTH}, and model is {other}")
         if self.from_hub and self.width is not None:
             raise ValueError(
                 f"width is {self.width}, and pretrained weights are of timm's own width: give weights, or from_scratch, or leave it out"
             )
+        if self.side is not None and self.side < 1:
+            raise ValueError(f"side is {self.side} pixels; it is at least 1")
         check_model(self.model, self.width)
         self.decoder  # noqa: B018  (raises for a wrong side or wrong channels)
 
@@ -125,7 +128,7 @@ class Workload:
     @cached_property
     def class_split(self) -> ClassSplit:
         """The classes by purpose. Raises ValueError where the file is no class split."""
-        return read_split(self.split) if self.embedded else ClassSplit.read(self.split)
+        return read_split(self.split) if self.embedded else ClassSplit.find(self.split)
 
     def tree(self, purpose: str) -> ImageTree:
         """The image files of a purpose's classes.
@@ -147,15 +150,21 @@ class Workload:
         root = Path(self.cache or os.environ.get("L3RS_CACHE") or "~/.cache/l3rs").expanduser()
         return root / f"{split.name.replace('/', '-')}-{purpose}-{self.decoder.side}px-{key}"
 
-    def prepare(self, purposes: Collection[str], task: TaskConfig, progress: bool = True) -> None:
-        """Decodes the images of these purposes, unless that is done, once it is clear that tasks of this size can be drawn.
+    def prepare(self, purposes: Collection[str], task: TaskConfig | None = None, progress: bool = True) -> None:
+        """Decodes the images of these purposes, unless that is done or they are embedded.
+
+        Args:
+            task: the size of tasks that must be possible; None asks for nothing.
 
         Raises:
             ValueError: what `tree`, `check_sizes` and `l3rs.data.cache.build` raise.
         """
         trees = {} if self.embedded else {p: self.tree(p) for p in purposes}
         for purpose, tree in trees.items():  # all are checked before the first is decoded
-            check_sizes(tree.counts(), task, f"{purpose} of {self.class_split.name}")
+            if task is not None:
+                if not tree.classes:
+                    raise ValueError(f"the split {self.class_split.name} has no {purpose} classes")
+                check_sizes(tree.counts(), task, f"{purpose} of {self.class_split.name}")
         for purpose, tree in trees.items():
             cache.build(tree, self.decoder, self.cache_folder(purpose), self.skip_broken, progress=progress)
 
@@ -180,12 +189,14 @@ class Workload:
         """The network as pretrained, with a head of `num_classes` classes that is yet to be drawn.
 
         Raises:
-            ValueError: the weights cannot be had, or do not fit.
+            ValueError: the weights cannot be had, or do not fit, or there is a layer that is not known to start from scratch.
         """
         if self.from_hub:
             return from_hub(self.model, self.in_chans, num_classes)
         network = create(self.model, WIDTH if self.shipped else self.width, self.in_chans, num_classes)
-        if not self.from_scratch:
+        if self.from_scratch:
+            initialize(network, 0)  # each task draws its own; this one tells whether that is known of all layers
+        else:
             load(network, self.shipped or str(self.weights))
         return network
 

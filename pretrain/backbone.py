@@ -1,41 +1,75 @@
-"""Pretrain a ResNet on the pretraining classes of Icons, with pytorch-lightning.
+"""Pretrain a network on the pretraining classes of a split, with pytorch-lightning.
 
     python pretrain/backbone.py --config configs/pretrain-icons.yaml
 
-writes the weights (half precision), `pretrain-log.csv` and `pretrain.json` (config, final accuracy, duration) to `--out`.
+writes to `--out` the weights (half precision), a log of the validations (CSV; `tensorboard --logdir` reads the folder too), and a record
+(JSON): config, accuracy, SHA-256 of the weights, duration. A run that was stopped goes on from its last validation when the same
+command is given again. Any model of timm, any class split; `--devices 2` trains on two processes or GPUs, `--precision bf16-mixed` in mixed
+precision.
 """
 
 from __future__ import annotations
 
 import l3rs  # noqa: F401  isort: skip  (first: it mends `import torchvision`, which Lightning does, beside a CPU-only torch)
 
+import hashlib
 import json
 import logging
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import pandas as pd
 import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentParser
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l3rs.data import ImageSet, load_icons
-from l3rs.data.icons import icons_split
-from l3rs.networks import resnet
+from l3rs.data import ImageSet
+from l3rs.networks import create
+from l3rs.runs import append_rows
+from l3rs.workload import Workload
+
+LOG = ("step", "train_loss", "val_loss", "val_accuracy")
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """How the backbone is pretrained; each field is a choice of ours."""
+    """How the backbone is pretrained; each field is a choice of ours.
 
+    Attributes:
+        split, data, side, channels, augment, skip_broken, cache, model, width: as in `l3rs.workload.Workload`.
+        seed: of the first weights, the order of the images, and their augmentation.
+        steps: of training.
+        batch_size: images a step, on all devices together.
+        lr: the peak of a one-cycle schedule.
+        weight_decay: of weights of two or more dimensions.
+        label_smoothing: of the cross entropy.
+        shift: pixels by which images that have no margin to be cut out of are shifted at random.
+        mirror: whether these are mirrored at random.
+        ema: decay of an exponential moving average of the weights, which is what is validated and kept; 0 is none.
+        validate_every: steps between validations; what is lost at most when a run is stopped.
+        precision: Lightning's, such as 32-true, bf16-mixed or 16-mixed.
+        devices: processes or GPUs.
+        accelerator: Lightning's, such as cpu or cuda.
+        loaders: processes that make batches beside each device's own.
+    """
+
+    split: str = "icons"
+    data: str | None = None
+    side: int | None = None
+    channels: int = 3
+    augment: bool = True
+    skip_broken: bool = False
+    cache: str | None = None
+    model: str = "resnet34"
+    width: int | None = None
     seed: int = 0
-    depth: int = 34
-    width: int = 16
     steps: int = 2500
     batch_size: int = 64
     lr: float = 4e-3
@@ -43,40 +77,122 @@ class PretrainConfig:
     label_smoothing: float = 0.1
     shift: int = 3
     mirror: bool = False
+    ema: float = 0.0
+    validate_every: int = 250
+    precision: str = "32-true"
+    devices: int = 1
+    accelerator: str = "auto"
+    loaders: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "validate_every", "devices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
+        if self.batch_size % self.devices:
+            raise ValueError(f"batch_size is {self.batch_size}, which {self.devices} devices cannot share evenly")
+        if self.steps > self.validate_every and self.steps % self.validate_every:
+            raise ValueError(f"steps is {self.steps}, and validations come every {self.validate_every}: that does not come out even")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it is at least 0 and below 1")
+
+    @property
+    def workload(self) -> Workload:
+        """The images, and the network before it is pretrained."""
+        shared = {f.name for f in fields(Workload)} & {f.name for f in fields(self)}
+        return Workload(**{name: getattr(self, name) for name in shared}, from_scratch=True)
+
+    @property
+    def stem(self) -> str:
+        """What the files are called, without their suffixes."""
+        width = "" if self.width is None else f"-w{self.width}"
+        return f"{self.model}{width}-{self.workload.class_split.name}".replace("/", "-")
 
 
 class Batches(torch.utils.data.IterableDataset):
-    """`steps` batches of (inputs, labels), a function of the seed alone; images are shifted (and mirrored) at random."""
+    """The training batches from `start` on, as (inputs, labels): a function of the seed and of the step alone.
 
-    def __init__(self, images: ImageSet, index: Tensor, labels: Tensor, config: PretrainConfig) -> None:
-        self.images, self.index, self.labels, self.config = images, index, labels, config
+    Every process draws all batches, which are numbers yet, and makes inputs of its own share only; so a run that goes on, or is spread
+    over more loaders, sees the same batches.
+    """
 
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.config.seed)
+    def __init__(self, images: ImageSet, config: PretrainConfig, start: int, rank: int) -> None:
+        self.images, self.config, self.start, self.rank = images, config, start, rank
+        self.index = torch.nonzero((images.labels >= 0) & ~images.validation).flatten()
+        if len(self.index) < config.batch_size:
+            raise ValueError(f"batch_size is {config.batch_size}, and there are {len(self.index)} images to pretrain on")
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        c, worker = self.config, torch.utils.data.get_worker_info()
+        number, of = (worker.id, worker.num_workers) if worker else (0, 1)
+        mine = slice(self.rank, None, c.devices)
+        for step, (rows, crops) in enumerate(self.draws()):
+            if step >= self.start and (step - self.start) % of == number:
+                yield self.inputs(rows[mine], crops[mine]), self.images.labels[rows[mine]]
+
+    def draws(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each step the images, (B,), and where each is cut out and whether it is mirrored, (B, 3)."""
+        c, generator = self.config, torch.Generator().manual_seed(self.config.seed)
+        (down, right), mirror = (self.images.margin, self.images.mirror) if self.images.augmented else ((2 * c.shift,) * 2, c.mirror)
         order = torch.empty(0, dtype=torch.int64)
-        for _ in range(self.config.steps):
-            if len(order) < self.config.batch_size:
+        for _ in range(c.steps):
+            if len(order) < c.batch_size:
                 order = torch.randperm(len(self.index), generator=generator)
-            rows, order = order[: self.config.batch_size], order[self.config.batch_size :]
-            yield self.augment(self.images.inputs(self.index[rows]), generator), self.labels[rows]
+            rows, order = order[: c.batch_size], order[c.batch_size :]
+            corners = torch.randint(0, max(down, right) + 1, (c.batch_size, 2), generator=generator)
+            flips = torch.rand(c.batch_size, 1, generator=generator) < 0.5 if mirror else torch.zeros(c.batch_size, 1, dtype=torch.bool)
+            yield self.index[rows], torch.cat([corners, flips.long()], dim=1)
 
-    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        s, side = self.config.shift, x.shape[-1]
-        padded = F.pad(x, (s, s, s, s), value=-self.images.mean / self.images.std)  # the value of an empty pixel
-        corners = torch.randint(0, 2 * s + 1, (len(x), 2), generator=generator).tolist()
-        x = torch.stack([p[:, i : i + side, j : j + side] for p, (i, j) in zip(padded, corners, strict=True)])
-        if self.config.mirror:
-            flip = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
-            x = torch.where(flip, x.flip(-1), x)
-        return x
+    def inputs(self, rows: Tensor, crops: Tensor) -> Tensor:
+        """The images as the network sees them; those that have no margin are given one of the ground's colour."""
+        if self.images.augmented:
+            return self.images.inputs(rows, crops)
+        x, s = self.images.inputs(rows), self.config.shift
+        n, channels, height, width = x.shape
+        ground = torch.tensor([-mean / std for mean, std in zip(self.images.mean, self.images.std, strict=True)])
+        padded = ground.view(1, channels, 1, 1).repeat(n, 1, height + 2 * s, width + 2 * s)
+        padded[:, :, s : s + height, s : s + width] = x
+        cut = torch.stack([p[:, i : i + height, j : j + width] for p, (i, j, _) in zip(padded, crops.tolist(), strict=True)])
+        return torch.where(crops[:, 2].bool().view(-1, 1, 1, 1), cut.flip(-1), cut)
+
+
+class HeldOut(torch.utils.data.Dataset):
+    """The validation images, a batch an item."""
+
+    def __init__(self, images: ImageSet, batch_size: int) -> None:
+        self.images = images
+        self.parts = torch.nonzero((images.labels >= 0) & images.validation).flatten().split(batch_size)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.images.inputs(self.parts[i]), self.images.labels[self.parts[i]]
+
+
+class Data(pl.LightningDataModule):
+    """Batches from where the trainer is; the validation images in batches of 512."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def setup(self, stage: str) -> None:
+        self.images = pretraining_images(self.config)
+
+    def train_dataloader(self):
+        batches = Batches(self.images, self.config, self.trainer.global_step, self.trainer.global_rank)
+        return torch.utils.data.DataLoader(batches, batch_size=None, num_workers=self.config.loaders)
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(HeldOut(self.images, 512), batch_size=None, num_workers=self.config.loaders)
 
 
 class Backbone(pl.LightningModule):
     """A classifier trained by AdamW with a one-cycle schedule; logs `train_loss`, `val_loss`, `val_accuracy`."""
 
-    def __init__(self, network: nn.Module, config: PretrainConfig) -> None:
+    def __init__(self, network: nn.Module, config: PretrainConfig, log: Path) -> None:
         super().__init__()
-        self.network, self.config, self.rows = network, config, []
+        self.network, self.config, self.log_file = network, config, log
 
     def training_step(self, batch, _):
         inputs, labels = batch
@@ -87,13 +203,13 @@ class Backbone(pl.LightningModule):
     def validation_step(self, batch, _):
         inputs, labels = batch
         logits = self.network(inputs)
-        self.log("val_loss", F.cross_entropy(logits, labels), on_epoch=True, batch_size=len(labels))
-        self.log("val_accuracy", (logits.argmax(1) == labels).float().mean(), on_epoch=True, prog_bar=True, batch_size=len(labels))
+        for name, value in (("val_loss", F.cross_entropy(logits, labels)), ("val_accuracy", (logits.argmax(1) == labels).float().mean())):
+            self.log(name, value, on_epoch=True, prog_bar=True, batch_size=len(labels), sync_dist=True)
 
     def on_validation_epoch_end(self):
-        seen = self.trainer.callback_metrics
-        names = ("train_loss", "val_loss", "val_accuracy")
-        self.rows.append({"step": self.global_step, **{n: float(seen[n]) for n in names if n in seen}})
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            seen = self.trainer.callback_metrics
+            append_rows(self.log_file, [{"step": self.global_step, **{n: float(seen[n]) for n in LOG[1:] if n in seen}}], LOG)
 
     def configure_optimizers(self):
         c = self.config
@@ -105,77 +221,127 @@ class Backbone(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def accuracy(network: nn.Module, images: ImageSet, index: Tensor, labels: Tensor) -> float:
-    """Share of `index` that `network` classifies right, in evaluation mode."""
+def pretraining_images(config: PretrainConfig) -> ImageSet:
+    """The images of the pretraining classes, labelled by these classes' places in the split; all others by -1."""
+    workload = config.workload
+    images, classes = workload.images("pretrain"), workload.class_split.classes["pretrain"]
+    number = {c: i for i, c in enumerate(classes)}
+    place = torch.tensor([*(number.get(c, -1) for c in images.classes), -1])  # the last for images of no class, -1
+    return ImageSet(**{**vars_of(images), "labels": place[images.labels], "classes": classes})
+
+
+def vars_of(images: ImageSet) -> dict[str, object]:
+    """The fields of an image set, by name."""
+    return {f.name: getattr(images, f.name) for f in fields(images)}
+
+
+def accuracy(network: nn.Module, images: ImageSet) -> float:
+    """Share of the validation images that `network` classifies right, in evaluation mode and full precision."""
     network.eval()
+    parts = HeldOut(images, 512)
     with torch.no_grad():
-        right = sum(int((network(images.inputs(i)).argmax(1) == y).sum()) for i, y in zip(index.split(512), labels.split(512), strict=True))
-    return right / len(index)
+        right = sum(int((network(inputs).argmax(1) == labels).sum()) for inputs, labels in (parts[i] for i in range(len(parts))))
+    return right / sum(map(len, parts.parts))
 
 
-def pretrain(config: PretrainConfig, out: str) -> None:
-    """Pretrains the backbone and writes it to `out`."""
+def resumable(folder: Path, config: PretrainConfig) -> Path | None:
+    """The checkpoint to go on from, if the folder has one.
+
+    Raises:
+        ValueError: it is of another config.
+    """
+    about, last = folder / f"{config.stem}.config.json", folder / f"{config.stem}.ckpt"
+    described = json.loads(json.dumps(asdict(config)))
+    free = ("data", "cache", "loaders")
+    if last.exists() and about.exists():
+        before = json.loads(about.read_text())
+        different = [k for k, v in described.items() if k not in free and before.get(k) != v]
+        if different:
+            raise ValueError(f"{last} is of a run with another config: {', '.join(different)} differ; remove it, or choose another --out")
+        return last
+    about.write_text(json.dumps(described, indent=1) + "\n")
+    (folder / f"{config.stem}.csv").unlink(missing_ok=True)
+    return None
+
+
+def pretrain(config: PretrainConfig, out: str) -> dict[str, object]:
+    """Pretrains the backbone, writes it to `out`, and gives the record."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    for message in (".*does not have many workers.*", ".*num_workers.*", ".*ckpt_path.*", ".*Checkpoint directory.*"):
+        warnings.filterwarnings("ignore", message)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    last, stem = resumable(folder, config), folder / config.stem
+    workload = config.workload
+    workload.prepare(("pretrain",))
     pl.seed_everything(config.seed, verbose=False)
-    images, split = load_icons(), icons_split()
-    number = torch.full((len(images.classes),), -1)
-    for i, name in enumerate(split.classes["pretrain"]):
-        number[images.classes.index(name)] = i
-    labels = number[images.labels]
-    train, val = (torch.nonzero((labels >= 0) & (images.validation == side)).flatten() for side in (False, True))
-
-    network = resnet(config.depth, config.width, in_chans=1, num_classes=len(split.classes["pretrain"]))
-    module = Backbone(network, config)
-    validation = [(images.inputs(i), labels[i]) for i in val.split(512)]
+    classes = workload.class_split.classes["pretrain"]
+    network = create(config.model, config.width, workload.in_chans, len(classes))
+    module = Backbone(network, config, Path(f"{stem}.csv"))
+    # An epoch is from one validation to the next, so that a run always goes on from between two epochs.
+    callbacks: list[pl.Callback] = [
+        ModelCheckpoint(folder, config.stem, monitor=None, enable_version_counter=False, save_on_train_epoch_end=False)
+    ]
+    if config.ema:
+        callbacks.append(EMAWeightAveraging(decay=config.ema))
     started = time.perf_counter()
     trainer = pl.Trainer(
         max_steps=config.steps,
-        val_check_interval=min(250, config.steps),
-        check_val_every_n_epoch=None,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
+        limit_train_batches=min(config.validate_every, config.steps),
+        reload_dataloaders_every_n_epochs=1,
+        accelerator=config.accelerator,
+        devices=config.devices,
+        precision=config.precision,  # type: ignore[arg-type]
+        logger=TensorBoardLogger(folder, name="tensorboard", version=config.stem),
+        callbacks=callbacks,
+        log_every_n_steps=min(50, config.validate_every),
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(
-        module,
-        torch.utils.data.DataLoader(Batches(images, train, labels[train], config), batch_size=None),
-        torch.utils.data.DataLoader(validation, batch_size=None),
-    )
+    trainer.fit(module, datamodule=Data(config), ckpt_path=last, weights_only=True)
     seconds = time.perf_counter() - started
+    if not trainer.is_global_zero:
+        return {}
+    return keep(network.cpu(), config, stem, seconds)
 
-    full = accuracy(network, images, val, labels[val])
-    halves = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
+
+def keep(network: nn.Module, config: PretrainConfig, stem: Path, seconds: float) -> dict[str, object]:
+    """Writes the weights in half precision and the record, with the accuracy of both precisions; gives the record."""
+    images = pretraining_images(config)
+    full = accuracy(network, images)
+    halves = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in network.state_dict().items()}
     network.load_state_dict(halves)
-    half = accuracy(network, images, val, labels[val])
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"resnet{config.depth}-w{config.width}-icons"
-    save_file({k: v.contiguous() for k, v in halves.items()}, f"{stem}.safetensors")
-    pd.DataFrame(module.rows).to_csv(f"{stem}.csv", index=False)
-    about = {
+    save_file(halves, f"{stem}.safetensors")
+    sides = images.validation[images.labels >= 0]
+    about: dict[str, object] = {
         "config": asdict(config),
-        "train_images": len(train),
-        "validation_images": len(val),
-        "classes": len(split.classes["pretrain"]),
+        "train_images": int((~sides).sum()),
+        "validation_images": int(sides.sum()),
+        "classes": len(images.classes),
         "validation_accuracy": full,
-        "validation_accuracy_half": half,
+        "validation_accuracy_half": accuracy(network, images),
+        "sha256": hashlib.sha256(Path(f"{stem}.safetensors").read_bytes()).hexdigest(),
         "seconds": round(seconds, 1),
         "torch": torch.__version__,
     }
     Path(f"{stem}.json").write_text(json.dumps(about, indent=1) + "\n")
-    print(json.dumps(about))
+    for leftover in (".ckpt", ".config.json"):  # the run is over
+        Path(f"{stem}{leftover}").unlink(missing_ok=True)
+    return about
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--config", action="config", help="a YAML file with the settings below")
-    parser.add_argument("--out", type=str, default="l3rs/weights", help="folder for the weights, the log and the record")
+    parser.add_argument("--out", type=str, default="runs/pretrain", help="folder for the weights, the log and the record")
     parser.add_class_arguments(PretrainConfig, as_group=False)
     args = parser.parse_args()
-    pretrain(PretrainConfig(**{f.name: args[f.name] for f in fields(PretrainConfig)}), args.out)
+    try:
+        about = pretrain(PretrainConfig(**{f.name: args[f.name] for f in fields(PretrainConfig)}), args.out)
+    except ValueError as error:
+        parser.error(str(error))
+    if about:
+        print(json.dumps(about))
 
 
 if __name__ == "__main__":

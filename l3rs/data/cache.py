@@ -78,14 +78,18 @@ def _build(tree: ImageTree, decoder: Decoder, folder: Path, skip_broken: bool, w
                 f"decoding {len(tree.files)} images to {decoder.side} px takes {in_words(needed - there)} of disk, and {folder} has "
                 f"{in_words(free)} left; give fewer pixels, or a folder on a larger disk"
             )
-        (folder / "plan.json").write_text(json.dumps(plan, indent=1) + "\n")
+        _write_json(folder / "plan.json", plan)
         broken = _decode_all(tree, decoder, folder, workers, progress)
         _write_index(tree, broken, folder)
+    _check_files(folder)
     broken_rows = [row for row in _read_index(folder).itertuples() if row.broken]
     if broken_rows and not skip_broken:
         shown = "\n".join(f"  {row.broken}" for row in broken_rows[:10])
         more = f"\n  and {len(broken_rows) - 10} more, in {folder / 'index.csv'}" if len(broken_rows) > 10 else ""
-        raise CacheError(f"{len(broken_rows)} of {len(tree.files)} images cannot be decoded; --skip-broken leaves them out\n{shown}{more}")
+        raise CacheError(
+            f"{len(broken_rows)} of {len(tree.files)} images cannot be decoded; --skip-broken leaves them out, or, once they are mended, "
+            f"remove {folder} to make it again\n{shown}{more}"
+        )
 
 
 def _check_plan(folder: Path, plan: dict[str, object]) -> None:
@@ -101,7 +105,7 @@ def _decode_all(tree: ImageTree, decoder: Decoder, folder: Path, workers: int, p
     """Decodes the chunks that are missing; gives what is wrong with each broken image, by its place."""
     chunks = [range(a, min(a + CHUNK, len(tree.files))) for a in range(0, len(tree.files), CHUNK)]
     log = folder / "chunks.txt"
-    done = [line for line in log.read_text().splitlines() if line.endswith("]")] if log.exists() else []  # a cut line is of no chunk
+    done = log.read_text().split("\n")[:-1] if log.exists() else []  # what follows the last line's end is of a line that was cut
     log.write_text("".join(f"{line}\n" for line in done))
     file = folder / "pixels.u8"
     file.touch()
@@ -160,16 +164,21 @@ def _write_index(tree: ImageTree, broken: dict[int, str], folder: Path) -> None:
     writer.writerow(["file", "class", "validation", "broken"])
     for i, (file, label, side) in enumerate(zip(tree.files, tree.labels.tolist(), tree.validation.tolist(), strict=True)):
         writer.writerow([file, tree.classes[label], int(side), broken.get(i, "")])
-    data = table.getvalue().encode()
+    data = table.getvalue().encode(errors="surrogateescape")  # names of files need not be UTF-8
     (folder / "index.csv").write_bytes(data)
-    sums = {"index.csv": hashlib.sha256(data).hexdigest(), "chunks.txt": _sum_of(folder / "chunks.txt")}
-    temporary = folder / "done.tmp"
-    temporary.write_text(json.dumps(sums, indent=1) + "\n")
-    os.replace(temporary, folder / "done.json")
+    sums: dict[str, object] = {"index.csv": hashlib.sha256(data).hexdigest(), "chunks.txt": _sum_of(folder / "chunks.txt")}
+    _write_json(folder / "done.json", sums)
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    """Writes it so that, whenever this process is killed, the file is whole or not there."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
 
 
 def _read_index(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "index.csv", dtype=str, keep_default_na=False)
+    return pd.read_csv(folder / "index.csv", dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
 
 
 def _sum_of(path: Path) -> str:
@@ -192,18 +201,9 @@ def open_cache(folder: Path, classes: tuple[str, ...], verify: bool = False) -> 
     """
     if not (folder / "done.json").exists():
         raise CacheError(f"{folder} is no finished cache; build it first")
-    plan, sums = (json.loads((folder / name).read_text()) for name in ("plan.json", "done.json"))
-    decoder, file = Decoder(**plan["decoder"]), folder / "pixels.u8"
-    wrong = [name for name, sha in sums.items() if _sum_of(folder / name) != sha]
-    if not wrong and file.stat().st_size != size_in_bytes(plan["images"], decoder):
-        wrong = [file.name]
-    if not wrong and verify:
-        with file.open("rb") as pixels:
-            for line in (folder / "chunks.txt").read_text().splitlines():
-                if hashlib.sha256(pixels.read(size_in_bytes(CHUNK, decoder))).hexdigest() != line.split(" ", 1)[0]:
-                    wrong = [file.name]
-    if wrong:
-        raise CacheError(f"{folder / wrong[0]} is not as it was made; remove {folder} to make it again")
+    _check_files(folder, verify)
+    plan, file = json.loads((folder / "plan.json").read_text()), folder / "pixels.u8"
+    decoder = Decoder(**plan["decoder"])
     index = _read_index(folder)
     unknown = sorted(set(index["class"]) - set(classes))
     if unknown:
@@ -215,13 +215,41 @@ def open_cache(folder: Path, classes: tuple[str, ...], verify: bool = False) -> 
     return torch.from_numpy(mapped), torch.from_numpy(labels.copy()), torch.from_numpy((index["validation"] == "1").to_numpy(bool).copy())
 
 
+def _check_files(folder: Path, verify: bool = False) -> None:
+    """Raises CacheError unless the files of a finished cache are as they were made; only `verify` reads all pixels."""
+    wrong = _wrong_file(folder, verify)
+    if wrong is not None:
+        raise CacheError(f"{folder / wrong} is not as it was made; remove {folder} to make it again")
+
+
+def _wrong_file(folder: Path, verify: bool) -> str | None:
+    for name in ("plan.json", "index.csv", "chunks.txt", "pixels.u8"):
+        if not (folder / name).exists():
+            return name
+    plan, sums = (json.loads((folder / name).read_text()) for name in ("plan.json", "done.json"))
+    for name, sha in sums.items():
+        if _sum_of(folder / name) != sha:
+            return str(name)
+    decoder, file = Decoder(**plan["decoder"]), folder / "pixels.u8"
+    if file.stat().st_size != size_in_bytes(plan["images"], decoder):
+        return file.name
+    if verify:
+        with file.open("rb") as pixels:
+            for line in (folder / "chunks.txt").read_text().splitlines():
+                if hashlib.sha256(pixels.read(size_in_bytes(CHUNK, decoder))).hexdigest() != line.split(" ", 1)[0]:
+                    return file.name
+    return None
+
+
 def fingerprint(tree: ImageTree) -> str:
     """SHA-256 of the files' names, sizes, classes and sides: another one where an image was added, removed or replaced."""
     sha = hashlib.sha256()
     for file, label, side in zip(tree.files, tree.labels.tolist(), tree.validation.tolist(), strict=True):
-        path = tree.root / file
-        size = path.stat().st_size if path.exists() else -1
-        sha.update(f"{file}\0{tree.classes[label]}\0{int(side)}\0{size}\n".encode())
+        try:
+            size = (tree.root / file).stat().st_size
+        except OSError:  # it is not there, or may not be seen: decoding will say which
+            size = -1
+        sha.update(f"{file}\0{tree.classes[label]}\0{int(side)}\0{size}\n".encode(errors="surrogateescape"))
     return sha.hexdigest()
 
 

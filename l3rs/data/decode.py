@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode, v2
 
+STRIP = 32  # times as long as wide: of longer images, only the middle is resized
+
 
 class BrokenImage(ValueError):
     """A file that cannot be decoded; the message has its path and why."""
@@ -42,7 +44,12 @@ class Decoder:
 
     def __call__(self, path: str | Path) -> np.ndarray:
         """Pixels, uint8 (channels, side, side). Raises `BrokenImage`."""
-        pixels: np.ndarray = self._transform(open_image(path, self.channels)).numpy()
+        image = open_image(path, self.channels)
+        short, long = sorted(image.size)
+        if long > STRIP * short:  # resized whole, a strip of one pixel by 50,000 would take gigabytes
+            left = (long - STRIP * short) // 2
+            image = image.crop((left, 0, long - left, short) if image.width == long else (0, left, short, long - left))
+        pixels: np.ndarray = self._transform(image).numpy()
         return pixels
 
 
@@ -59,16 +66,17 @@ def open_image(path: str | Path, channels: int = 3) -> Image.Image:
             with Image.open(path) as file:
                 file.load()
                 image: Image.Image = file
-                if image.has_transparency_data:
+                if image.mode.startswith("I;16") or (image.mode == "I" and file.format in ("PNG", "PPM")):
+                    grey = np.asarray(image).astype(np.int64)  # 16 bits, which Pillow would clip to 255
+                    image = Image.fromarray(np.where(grey == file.info.get("transparency", -1), 255, grey >> 8).astype(np.uint8))
+                elif image.has_transparency_data:
                     over = image.convert("RGBA")
                     image = Image.new("RGBA", over.size, "white")
                     image.alpha_composite(over)
-                elif image.mode.startswith("I;16"):  # 16 bits of grey; Pillow would clip them to 255
-                    image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
                 return image.convert("RGB" if channels == 3 else "L")
     except UnidentifiedImageError:
         size = Path(path).stat().st_size
         raise BrokenImage(f"{path}: {'it is not an image' if size else 'it is empty'}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+    except Exception as error:  # in a damaged file, Pillow may stumble over anything: AssertionError, TypeError, struct.error
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise BrokenImage(f"{path}: {why}") from None

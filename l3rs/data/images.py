@@ -59,18 +59,20 @@ class ImageSet:
             indices: int64 (n,).
             crops: int (n, 3), top, left and whether mirrored; None cuts out the middle.
         """
-        pixels = self.pixels[indices] if self.side is None else self._cut(indices, crops)
+        pixels = self._cut(indices, crops) if self.augmented else self.pixels[indices]
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        inputs = pixels.float().div_(255).sub_(mean).div_(std)
-        if self.mirror and crops is not None:
-            inputs = torch.where(crops[:, 2].bool().view(-1, 1, 1, 1), inputs.flip(-1), inputs)
-        return inputs
+        return pixels.float().div_(255).sub_(mean).div_(std)
 
     def _cut(self, indices: Tensor, crops: Tensor | None) -> Tensor:
-        side, (down, right) = self.side or 0, self.margin
-        corners = [(down // 2, right // 2)] * len(indices) if crops is None else crops[:, :2].tolist()
-        cut = [self.pixels[i, :, y : y + side, x : x + side] for i, (y, x) in zip(indices.tolist(), corners, strict=True)]
-        return torch.stack(cut)
+        """What is seen of each image, mirrored or not: uint8, as that is a quarter of what moving floats costs."""
+        (down, right), (*_, height, width) = self.margin, self.pixels.shape
+        height, width = height - down, width - right
+        places = [(down // 2, right // 2, 0)] * len(indices) if crops is None else crops.tolist()
+        seen = torch.empty(len(indices), self.pixels.shape[1], height, width, dtype=torch.uint8)
+        for i, (index, (y, x, mirrored)) in enumerate(zip(indices.tolist(), places, strict=True)):
+            cut = self.pixels[index, :, y : y + height, x : x + width]
+            seen[i] = cut.flip(-1) if mirrored and self.mirror else cut
+        return seen
 
     @cached_property
     def by_class(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 PURPOSES = ("pretrain", "meta-train", "meta-validation", "meta-test")
+SHIPPED_SPLITS = ("imagenet25-0", "imagenet25-1", "imagenet25-2", "places25")  # their images are not; see `datasets/`
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class ClassSplit:
         names: class id to what people call it, where that is not its id.
 
     Raises:
-        ValueError: a purpose is missing or not known, a class is in two, or a name is of no class.
+        ValueError: a purpose is missing or not known, a class is in two, a name is of no class, the seed is negative, or the split's own
+            name cannot be part of a file's.
     """
 
     dataset: str
@@ -35,6 +38,10 @@ class ClassSplit:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.dataset)
+        if "/" in self.name or "\\" in self.name:
+            raise ValueError(f"the split is called {self.name!r}; files are called after it, so it has no slash")
+        if self.seed < 0:
+            raise ValueError(f"the seed of the split {self.name} is {self.seed}; it is at least 0")
         if set(self.classes) != set(PURPOSES):
             raise ValueError(f"the split {self.name} has the purposes {', '.join(sorted(self.classes))}; it needs {', '.join(PURPOSES)}")
         seen: dict[str, str] = {}
@@ -67,17 +74,29 @@ class ClassSplit:
             missing = sorted({"dataset", "seed"} - set(raw))
             if missing:
                 raise ValueError(f"it has no {missing[0]!r}")
+            for name, kind, said in (("dataset", str, "a string"), ("seed", int, "a whole number"), ("name", str, "a string")):
+                if name in raw and type(raw[name]) is not kind:
+                    raise ValueError(f"{name} is {raw[name]!r}; it is {said}")
             purposes = {p: raw[p] for p in PURPOSES if p in raw}
             for purpose, ids in purposes.items():
-                if not isinstance(ids, (list, dict)) or not all(isinstance(c, str) for c in ids):
+                words = [*ids, *ids.values()] if isinstance(ids, dict) else ids
+                if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
                     raise ValueError(f"{purpose} is neither a list of class ids nor a mapping of ids to names")
             names = {c: n for ids in purposes.values() if isinstance(ids, dict) for c, n in ids.items() if n != c}
-            return cls(
-                str(raw["dataset"]), int(raw["seed"]), {p: tuple(ids) for p, ids in purposes.items()}, str(raw.get("name", "")), names
-            )
-        except (OSError, ValueError, TypeError) as error:
+            return cls(raw["dataset"], raw["seed"], {p: tuple(ids) for p, ids in purposes.items()}, raw.get("name", ""), names)
+        except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise ValueError(f"{path} is no class split: {why}") from None
+
+    @classmethod
+    def find(cls, name_or_path: str | Path) -> ClassSplit:
+        """A split that is shipped, by its name in `SHIPPED_SPLITS`, or one from a file. Raises ValueError."""
+        if name_or_path in SHIPPED_SPLITS:
+            with resources.as_file(resources.files("l3rs.data") / "classes" / f"{name_or_path}.json") as path:
+                return cls.read(path)
+        if not Path(name_or_path).exists():
+            raise ValueError(f"the split {name_or_path} is neither a file nor one of {', '.join(SHIPPED_SPLITS)}")
+        return cls.read(name_or_path)
 
     def write(self, path: str | Path) -> None:
         """Writes the JSON file that `read` takes."""
@@ -87,7 +106,8 @@ class ClassSplit:
 
     def check(self, there: Collection[str], where: str) -> None:
         """Raises ValueError, naming the missing, unless all classes of the split are `there`; `where` is said in the message."""
-        missing = [c for purpose in PURPOSES for c in self.classes[purpose] if c not in set(there)]
+        found = set(there)
+        missing = [c for purpose in PURPOSES for c in self.classes[purpose] if c not in found]
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise ValueError(f"{where} lacks {len(missing)} classes of the split {self.name}: {', '.join(missing[:5])}{more}")
@@ -100,8 +120,8 @@ def draw(classes: Sequence[str], wanted: Mapping[str, float | Sequence[str]], se
 
     Args:
         classes: all there are.
-        wanted: purpose to its class ids, or to how many it gets: a number of classes if it is 1 or more, else a share of all. A
-            purpose that is not there gets none.
+        wanted: purpose to its class ids, or to how many it gets: a number of classes if it is 1 or more, else a share of all, rounded
+            such that shares that sum to 1 are all classes. A purpose that is not there gets none.
 
     Returns:
         Purpose to class ids, in the order of `classes`.
@@ -113,25 +133,31 @@ def draw(classes: Sequence[str], wanted: Mapping[str, float | Sequence[str]], se
     if unknown:
         raise ValueError(f"no purpose is called {unknown[0]!r}; there are {', '.join(PURPOSES)}")
     listed = {p: tuple(w) for p, w in wanted.items() if not isinstance(w, (int, float))}
-    taken: dict[str, str] = {}
+    there, taken = set(classes), dict[str, str]()
     for purpose, ids in listed.items():
         for c in ids:
-            if c not in classes:
-                raise ValueError(f"{purpose} asks for class {c!r}, which is not there; there are {len(classes)}, such as {classes[0]!r}")
+            if c not in there:
+                raise ValueError(f"{purpose} asks for class {c!r}, which is not there; of {len(classes)}, some are {list(classes[:3])}")
             if c in taken:
                 raise ValueError(f"class {c!r} is asked for twice, by {taken[c]} and by {purpose}")
             taken[c] = purpose
     counts: dict[str, int] = {}
-    for purpose, share in wanted.items():
+    shares = 0.0
+    for purpose in PURPOSES:
+        share = wanted.get(purpose)
         if isinstance(share, (int, float)):
-            if not 0 <= share < float("inf"):
+            if not 0 <= share < float("inf") or (share > 1 and share != int(share)):
                 raise ValueError(f"{purpose} is {share}; it is a share between 0 and 1, a number of classes, or a list of them")
-            counts[purpose] = int(share) if share >= 1 else round(share * len(classes))
+            if share >= 1:
+                counts[purpose] = int(share)
+            else:
+                counts[purpose] = round((shares + share) * len(classes)) - round(shares * len(classes))
+                shares += share
     left = [c for c in classes if c not in taken]
     if sum(counts.values()) > len(left):
         asked = ", ".join(f"{n} for {p}" for p, n in counts.items())
         raise ValueError(f"{asked}: that is {sum(counts.values())} classes, and there are {len(left)} to draw from")
     shuffled = iter(np.random.Generator(np.random.PCG64(seed)).permutation(len(left)).tolist())
-    for purpose in (p for p in PURPOSES if p in counts):
-        taken |= {left[next(shuffled)]: purpose for _ in range(counts[purpose])}
+    for purpose, count in counts.items():
+        taken |= {left[next(shuffled)]: purpose for _ in range(count)}
     return {p: tuple(c for c in classes if taken.get(c) == p) for p in PURPOSES}

@@ -59,17 +59,18 @@ def read_folder(root: str | Path, seed: int = 0, classes: Collection[str] | None
 
     Either `root/train/<class>/*` and `root/val/<class>/*`, or `root/<class>/*`: then `validation_share` of each class's images, drawn
     from (seed, class), is the validation side. Class folders may have folders of their own. Files that are not called like images
-    are passed over, and so are hidden ones.
+    are passed over, and so are hidden ones. A folder `train` or `val` that is alone, and has no folders, is a class.
 
     Raises:
-        TreeError: there is no such folder, no class in it, or the validation folder has a class that the train folder lacks.
+        TreeError: there is no such folder, no class in it, one side alone, or a class in the validation folder that the train folder lacks.
     """
     root = _existing(root)
     sides = [next((root / n for n in names if (root / n).is_dir()), None) for names in (TRAIN, VALIDATION)]
     train, held_out = sides
     if train is None or held_out is None:
-        if train is not None:
-            raise TreeError(f"{root} has a folder {train.name} and none for validation: it may be called {' or '.join(VALIDATION)}")
+        lone, missing, called = (train, "validation", VALIDATION) if train is not None else (held_out, "training", TRAIN)
+        if lone is not None and any(entry.is_dir() and not entry.name.startswith(".") for entry in lone.iterdir()):
+            raise TreeError(f"{root} has a folder {lone.name} and none for {missing}: it may be called {' or '.join(called)}")
         return _divided(root, seed, classes, validation_share)
     names = _class_folders(train)
     strange = sorted(set(_class_folders(held_out)) - set(names))
@@ -90,7 +91,7 @@ def _divided(root: Path, seed: int, classes: Collection[str] | None, share: floa
     kept = [n for n in _class_folders(root) if classes is None or n in classes]
     for i, name in enumerate(kept):
         files = sorted(_images(root / name))
-        stream = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
+        stream = np.random.SeedSequence([seed, zlib.crc32(name.encode(errors="surrogateescape"))])
         held_out = set(np.random.Generator(np.random.PCG64(stream)).permutation(len(files))[: round(share * len(files))].tolist())
         found += [(f"{name}/{file}", i, j in held_out) for j, file in enumerate(files)]
     return _tree(root, kept, found)
@@ -99,7 +100,7 @@ def _divided(root: Path, seed: int, classes: Collection[str] | None, share: floa
 def read_places(root: str | Path, classes: Collection[str] | None = None) -> ImageTree:
     """Places365-standard as torchvision lays it out, with small images (256 px) or, where these are not there, large ones.
 
-    Class ids are those of `categories_places365.txt`, such as `/a/airfield`, in its order.
+    Class ids are those of `categories_places365.txt`, such as `/a/airfield`, in the order of their numbers there.
 
     Raises:
         TreeError: a list or an image folder is not there, or a list cannot be read; the message names it.
@@ -110,25 +111,29 @@ def read_places(root: str | Path, classes: Collection[str] | None = None) -> Ima
         raise TreeError(f"{root} has neither data_256_standard nor data_large_standard, where Places365 has its train images")
     if not (root / f"val_{size}").is_dir():
         raise TreeError(f"{root} has no val_{size}, where Places365 has its validation images")
-    every = [c for c, _ in _list(root / "categories_places365.txt")]
-    kept = [c for c in every if classes is None or c in classes]
-    number = {every.index(c): i for i, c in enumerate(kept)}
+    every = {n: c for c, n in sorted(read_list(root / "categories_places365.txt"), key=lambda line: line[1])}
+    kept = [c for c in every.values() if classes is None or c in classes]
+    label = {c: i for i, c in enumerate(kept)}
     found = []
     for file, folder, side in (
         ("places365_train_standard.txt", f"data_{size}_standard", False),
         ("places365_val.txt", f"val_{size}", True),
     ):
-        found += [(f"{folder}/{image.lstrip('/')}", number[label], side) for image, label in _list(root / file) if label in number]
+        for image, n in read_list(root / file):
+            if n not in every:
+                raise TreeError(f"{root / file} has {image} of class {n}, and categories_places365.txt has no such number")
+            if every[n] in label:
+                found.append((f"{folder}/{image.lstrip('/')}", label[every[n]], side))
     return _tree(root, kept, found)
 
 
-def _list(path: Path) -> Iterator[tuple[str, int]]:
-    """The lines of one of Places' lists: a path and a class number."""
+def read_list(path: Path) -> Iterator[tuple[str, int]]:
+    """The lines of one of Places' lists: a path, or a class id, and a class number. Raises `TreeError`."""
     if not path.is_file():
         raise TreeError(f"{path} is not there; it comes with filelist_places365-standard.tar")
-    for n, line in enumerate(path.read_text().splitlines(), start=1):
+    for n, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), start=1):
         words = line.split()
-        if len(words) != 2 or not words[1].isdigit():
+        if len(words) != 2 or not words[1].isdecimal():
             raise TreeError(f"{path}, line {n}: {line!r} is not a path and a class number")
         yield words[0], int(words[1])
 

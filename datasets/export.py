@@ -1,0 +1,46 @@
+"""Write an embedded set out as a folder of PNG files, `train/<class>/*.png` and `val/<class>/*.png`.
+
+    python datasets/export.py icons --classes 150 --out photos
+
+For trying on files what is meant for files, and for using the set with other software. Ink is dark on white.
+"""
+
+from __future__ import annotations
+
+import l3rs  # noqa: F401  isort: skip  (first: it mends `import torchvision` beside a CPU-only torch)
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from l3rs.data.embedded import load_embedded
+from l3rs.workload import EMBEDDED
+
+
+def export(name: str, out: Path, classes: int | None = None) -> int:
+    """Writes the first `classes` classes of the set, or all, and gives the number of images."""
+    images = load_embedded(name)
+    written = 0
+    for label, sides in tqdm(list(zip(images.classes, images.by_class, strict=True))[:classes], unit="class"):
+        for side, members in zip(("train", "val"), sides, strict=True):
+            folder = out / side / label
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in members.tolist():
+                Image.fromarray(255 - images.pixels[i, 0].numpy()).save(folder / f"{i}.png")
+            written += len(members)
+    return written
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=EMBEDDED, help="which")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the images")
+    parser.add_argument("--classes", type=int, help="only the first so many classes")
+    args = parser.parse_args()
+    print(f"Wrote {export(args.set, args.out, args.classes)} images to {args.out}.")
+
+
+if __name__ == "__main__":
+    main()

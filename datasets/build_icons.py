@@ -10,14 +10,10 @@ each time. `--check` rebuilds and compares with what is there instead. Every lis
 from __future__ import annotations
 
 import argparse
-import csv
-import hashlib
 import io
 import json
-import lzma
 import multiprocessing
 import sys
-import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +23,22 @@ import resvg_py
 import yaml
 from PIL import Image
 
+from l3rs.data.build import (
+    Drawing,
+    check,
+    classes_with_enough,
+    draw_split,
+    draw_validation,
+    drop_copies,
+    quantize,
+    shape_of,
+    write_set,
+)
+from l3rs.data.embedded import SIDE
+
 ROOT = Path(__file__).resolve().parent.parent
-SIDE = 32  # pixels
-GREY_LEVELS = 16  # of ink; more cannot be seen at 32 px and would not fit the package
 CLASSES = {"pretrain": 200, "meta-train": 100, "meta-validation": 40, "meta-test": 100}
-MIN_VALIDATION, MIN_TRAIN = 8, 16  # images a class, as an evaluation batch of 25 classes x 8 needs
+SPLIT_SEED = 0  # of the draw of the classes
 MAX_PER_SET = 3  # drawings of one class by one icon set: weights and sizes of one drawing teach little
 MIN_GROUPS = 6  # designer groups that draw a name before it is rendered at all
 VALIDATION_SHARE = 0.35  # of the designer groups
@@ -41,12 +48,9 @@ NEAR_DUPLICATE = 0.97
 
 
 @dataclass(frozen=True)
-class Icon:
-    """One icon before rendering: where it comes from, what it is called, and its SVG."""
+class Icon(Drawing):
+    """One icon before rendering: the prefix of its icon set, what it is called there, its class, and its SVG."""
 
-    set: str
-    name: str
-    label: str
     svg: str
 
 
@@ -138,8 +142,7 @@ def render(svg: str) -> np.ndarray:
         top, left = (SIDE - ink.shape[0]) // 2, (SIDE - ink.shape[1]) // 2
         out[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
         ink = out
-    step = 255 // (GREY_LEVELS - 1)
-    return ((ink.astype(np.uint16) + step // 2) // step * step).astype(np.uint8)
+    return quantize(ink)
 
 
 def try_render(svg: str) -> np.ndarray | None:
@@ -149,20 +152,6 @@ def try_render(svg: str) -> np.ndarray | None:
     except ValueError:
         return None
     return ink if 0.01 * 255 * ink.size < ink.sum() < 0.9 * 255 * ink.size else None
-
-
-def shape_of(ink: np.ndarray) -> np.ndarray:
-    """A centred unit vector, float32 (256,), that stays the same when a drawing is shifted or scaled; products are correlations."""
-    rows, cols = np.flatnonzero(ink.max(1) > 64), np.flatnonzero(ink.max(0) > 64)
-    if not len(rows) or not len(cols):
-        return np.zeros(256, np.float32)
-    cut = Image.fromarray(ink[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1])
-    side = max(cut.size)
-    square = Image.new("L", (side, side), 0)
-    square.paste(cut, ((side - cut.size[0]) // 2, (side - cut.size[1]) // 2))
-    v = np.asarray(square.resize((16, 16), Image.Resampling.BOX), dtype=np.float32).ravel()
-    v -= v.mean()
-    return v / max(float(np.linalg.norm(v)), 1e-6)
 
 
 def drop_within_sets(icons: list[Icon], shapes: np.ndarray) -> np.ndarray:
@@ -178,35 +167,12 @@ def drop_within_sets(icons: list[Icon], shapes: np.ndarray) -> np.ndarray:
     return keep
 
 
-def drop_across(icons: list[Icon], pixels: np.ndarray, shapes: np.ndarray, validation: np.ndarray) -> np.ndarray:
-    """Keeps one of each near duplicate within a class, and no validation image that is on the train side too: bool (n,).
-
-    Near duplicates are looked for within a class (a plus and a first-aid cross may be the same shape and rightly be two
-    classes); exact copies in all of them.
-    """
-    keep = np.ones(len(icons), bool)
-    train_copies = {pixels[i].tobytes() for i in np.flatnonzero(~validation)}
-    by_class = defaultdict(list)
-    for i, icon in enumerate(icons):
-        if validation[i] and pixels[i].tobytes() in train_copies:
-            keep[i] = False
-        else:
-            by_class[icon.label].append(i)
-    for members in by_class.values():
-        train_first = sorted(members, key=lambda i: bool(validation[i]))
-        similar = shapes[train_first] @ shapes[train_first].T >= NEAR_DUPLICATE
-        for j, i in enumerate(train_first):
-            keep[i] = not (similar[j, :j] & keep[train_first[:j]]).any()
-    return keep
-
-
 def choose_classes(icons: list[Icon], validation: np.ndarray, keep: np.ndarray, groups: dict[str, str]) -> list[str]:
     """The classes drawn by most designer groups among those with enough images on both sides."""
-    drawn_by, sides = defaultdict(set), defaultdict(lambda: [0, 0])
+    drawn_by = defaultdict(set)
     for i in np.flatnonzero(keep):
         drawn_by[icons[i].label].add(groups[icons[i].set])
-        sides[icons[i].label][int(validation[i])] += 1
-    enough = [c for c, (train, val) in sides.items() if train >= MIN_TRAIN and val >= MIN_VALIDATION]
+    enough = classes_with_enough(icons, validation, keep)
     wanted = sum(CLASSES.values())
     if len(enough) < wanted:
         raise SystemExit(f"only {len(enough)} classes have enough images; {wanted} are wanted")
@@ -235,37 +201,6 @@ def attribution(sets: dict, used: dict[str, int], groups: dict[str, str], held_o
     return "\n".join(lines) + "\n"
 
 
-def compress(data: bytes) -> bytes:
-    return lzma.compress(data, format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
-
-
-def write_set(out: Path, icons: list[Icon], pixels: np.ndarray, validation: np.ndarray, classes: list[str], about: str) -> None:
-    """Writes the five files of the set; images are ordered by class, then side, then set and name."""
-    number = {c: i for i, c in enumerate(classes)}
-    order = sorted(range(len(icons)), key=lambda i: (number[icons[i].label], bool(validation[i]), icons[i].set, icons[i].name))
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["class", "side", "set", "name"])
-    for i in order:
-        side = "validation" if validation[i] else "train"
-        writer.writerow([icons[i].label, side, icons[i].set, icons[i].name])
-    draw = np.random.Generator(np.random.PCG64(0)).permutation(len(classes))
-    bounds = np.cumsum([0, *CLASSES.values()])
-    split = {purpose: sorted(classes[j] for j in draw[a:b]) for purpose, a, b in zip(CLASSES, bounds, bounds[1:], strict=False)}
-    files = {
-        "pixels.xz": compress((pixels[order] // (255 // (GREY_LEVELS - 1))).tobytes()),
-        "index.csv.xz": compress(table.getvalue().encode()),
-        "split.json": (json.dumps({"dataset": "icons", "seed": 0, **split}, indent=1) + "\n").encode(),
-        "ATTRIBUTION.md": about.encode(),
-    }
-    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
-    out.mkdir(parents=True, exist_ok=True)
-    for name, data in {**files, "SHA256SUMS": sums.encode()}.items():
-        (out / name).write_bytes(data)
-    total = sum(len(d) for d in files.values())
-    print(f"{len(order)} images, {len(classes)} classes, {total / 2**20:.2f} MiB in {out}")
-
-
 def build(source: Path, out: Path) -> None:
     lists = read_lists(ROOT / "datasets" / "icons.yaml")
     version = json.loads((source / "package.json").read_text())["version"]
@@ -290,11 +225,9 @@ def build(source: Path, out: Path) -> None:
     keep = drop_within_sets(icons, shapes)
     icons, pixels, shapes = [i for i, k in zip(icons, keep, strict=True) if k], pixels[keep], shapes[keep]
 
-    names = sorted(set(groups.values()))
-    shuffled = np.random.Generator(np.random.PCG64(lists["seed"])).permutation(len(names))
-    held_out = {names[j] for j in shuffled[: round(VALIDATION_SHARE * len(names))]}
+    held_out = draw_validation(groups.values(), VALIDATION_SHARE, lists["seed"])
     validation = np.array([groups[i.set] in held_out for i in icons])
-    keep = drop_across(icons, pixels, shapes, validation)
+    keep = drop_copies(icons, pixels, shapes, validation, NEAR_DUPLICATE)
     print(f"{len(icons)} drawings, {int((~keep).sum())} of them near duplicates; {validation[keep].mean():.0%} for validation")
 
     classes = choose_classes(icons, validation, keep, groups)
@@ -304,7 +237,8 @@ def build(source: Path, out: Path) -> None:
     used: dict[str, int] = defaultdict(int)
     for icon in icons:
         used[icon.set] += 1
-    write_set(out, icons, pixels, validation, classes, attribution(sets, used, groups, held_out, lists))
+    split = {"dataset": "icons", "seed": SPLIT_SEED, **draw_split(classes, CLASSES, SPLIT_SEED)}
+    write_set(out, icons, pixels, validation, split, attribution(sets, used, groups, held_out, lists))
 
 
 def main() -> None:
@@ -317,11 +251,7 @@ def main() -> None:
         parser.error(f"--source {args.source}: no collections.json there; unpack {args.source.name} with npm pack first")
     if not args.check:
         return build(args.source, args.out)
-    with tempfile.TemporaryDirectory() as tmp:
-        build(args.source, Path(tmp))
-        names = (line.split("  ")[1] for line in (args.out / "SHA256SUMS").read_text().splitlines())
-        wrong = [n for n in names if (Path(tmp) / n).read_bytes() != (args.out / n).read_bytes()]
-    sys.exit(f"differ from a fresh build: {wrong}" if wrong else print("identical to a fresh build"))
+    sys.exit(check(lambda fresh: build(args.source, fresh), args.out) or print("identical to a fresh build"))
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def _images(folder: Path) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders.sort()
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
         at = Path(path).relative_to(folder)
         yield from ((at / f).as_posix() for f in files if f.lower().endswith(IMG_EXTENSIONS) and not f.startswith("."))
 

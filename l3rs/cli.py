@@ -162,11 +162,15 @@ def _meta_train(args: jsonargparse.Namespace, parser: Parser) -> None:
     args.pop("config", None)
     try:
         config = parser.instantiate(args)
-        from l3rs.meta.train import meta_train
+        from l3rs.meta.folder import last_generation
+        from l3rs.meta.train import MetaTrainingError, meta_train
 
         chosen = meta_train(MetaTrainConfig(**vars(config)), out)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MetaTrainingError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        print(f"\nStopped. {out} holds the run up to generation {last_generation(Path(out))}; the same command goes on from there.")
+        sys.exit(130)
     accuracy = chosen.training["validation_accuracy"]
     print(f"Wrote {Path(out) / chosen.name}.safetensors: generation {chosen.training['generation']}, {accuracy:.3f} on meta-validation.")
 

@@ -97,7 +97,7 @@ def draw_head(network: nn.Module, seed: int) -> None:
     head = head_of(network)
     bound = head.in_features**-0.5
     with torch.no_grad():
-        head.weight.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
+        head.weight.copy_(torch.empty(head.weight.shape).uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed)))
         if head.bias is not None:
             head.bias.zero_()
 
@@ -120,7 +120,8 @@ def initialize(network: nn.Module, seed: int) -> None:
     for name, module in network.named_modules():
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
             with torch.no_grad():
-                module.weight.normal_(0, 1 / math.sqrt(module.weight[0].numel()), generator=generator)
+                drawn = torch.randn(module.weight.shape, generator=generator)  # on CPU, and in one order whatever the memory format
+                module.weight.copy_(drawn / math.sqrt(module.weight[0].numel()))
                 if module.bias is not None:
                     module.bias.zero_()
         elif isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)):

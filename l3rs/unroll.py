@@ -15,6 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from l3rs.data.images import ImageSet
 from l3rs.tasks import Task
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 @dataclass
 class Report:
@@ -32,13 +34,17 @@ class Report:
     seconds: float = 0.0
 
 
-def evaluate(network: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
+def evaluate(network: nn.Module, inputs: Tensor, labels: Tensor, precision: str = "float32") -> tuple[float, float]:
     """Accuracy and cross entropy with BatchNorm's running statistics; the network is left in train mode."""
     network.eval()
-    with torch.no_grad():
+    with torch.no_grad(), _autocast(inputs.device, precision):
         logits = network(inputs).float()
     network.train()
     return (logits.argmax(1) == labels).float().mean().item(), F.cross_entropy(logits, labels).item()
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def unroll(
@@ -48,34 +54,38 @@ def unroll(
     task: Task,
     scheduler: LRScheduler | None = None,
     evaluate_at: Collection[int] = (),
+    precision: str = "float32",
 ) -> Report:
-    """Fine-tunes `network`, in place, on all batches of `task`, BatchNorm in train mode.
+    """Fine-tunes `network`, in place, where it is, on all batches of `task`, BatchNorm in train mode.
 
     The optimizer gets the loss through a closure, as any optimizer may. A run whose loss is not finite stops there; what is
     still to be evaluated is NaN.
 
     Args:
         evaluate_at: after how many steps to evaluate, besides the end. 0 is before the first.
+        precision: of forward and backward pass: `float32`, or `bfloat16`, autocast.
     """
     started = time.perf_counter()
     report = Report()
     wanted = {s for s in evaluate_at if s <= len(task.batches)} | {len(task.batches)}
-    held_out = task.held_out(images)
+    device = next(network.parameters()).device
+    held_out = [t.to(device) for t in task.held_out(images)]
 
     def record(step: int) -> None:
         if step in wanted:
-            report.accuracy[step], report.loss[step] = evaluate(network, *held_out)
+            report.accuracy[step], report.loss[step] = evaluate(network, *held_out, precision)
 
     # torch annotates closures as giving floats; they give, and `step` returns, the loss as a tensor
     step_with = cast("Callable[[Callable[[], Tensor]], Tensor]", optimizer.step)
     network.train()
     record(0)
     for step in range(1, len(task.batches) + 1):
-        inputs, targets = task.batch(images, step - 1)
+        inputs, targets = (t.to(device, non_blocking=True) for t in task.batch(images, step - 1))
 
         def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
             optimizer.zero_grad()
-            loss = F.cross_entropy(network(inputs), targets)
+            with _autocast(device, precision):
+                loss = F.cross_entropy(network(inputs), targets)
             loss.backward()
             return loss
 

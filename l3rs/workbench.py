@@ -18,12 +18,13 @@ class Workbench:
     Args:
         workload: what to load.
         task: the size of its tasks, and so of the head.
+        device: where the network is.
     """
 
-    def __init__(self, workload: Workload, task: TaskConfig) -> None:
+    def __init__(self, workload: Workload, task: TaskConfig, device: str = "cpu") -> None:
         self.workload, self.task = workload, task
         # channels_last is 10 to 15% faster on CPU
-        self.network: nn.Module = workload.network(task.classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: nn.Module = workload.network(task.classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._start = {name: t.clone() for name, t in self.network.state_dict().items()}
         self._tasks: dict[str, TaskDistribution] = {}
 
@@ -46,6 +47,6 @@ class Workbench:
 
 
 @lru_cache(maxsize=2)
-def workbench(workload: Workload | None = None, task: TaskConfig | None = None) -> Workbench:
+def workbench(workload: Workload | None = None, task: TaskConfig | None = None, device: str = "cpu") -> Workbench:
     """This process's workbench; by default the shipped network on Icons, in tasks of 25 classes."""
-    return Workbench(workload or Workload(), task or TaskConfig())
+    return Workbench(workload or Workload(), task or TaskConfig(), device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,9 +12,8 @@ import pytest
 import timm
 import torch
 
-from l3rs.backbones import pretrained, shipped_weights
-from l3rs.data import load_icons
-from l3rs.data.icons import icons_split
+from l3rs.backbones import SHIPPED, pretrained, shipped_weights
+from l3rs.data.embedded import load_embedded, read_split
 from l3rs.networks import draw_head, resnet34
 
 WEIGHTS = Path(__file__).parent.parent / "l3rs" / "weights"
@@ -27,23 +27,25 @@ def test_every_width_has_the_layers_of_the_full_network() -> None:
     assert [p.shape for p in resnet34(64).parameters()] == [p.shape for p in timm.create_model("resnet34").parameters()]
 
 
-def test_pretrained_accuracy_is_the_recorded_one() -> None:
-    """The whole validation side of the 200 pretraining classes, in half precision as shipped."""
-    images, split = load_icons(), icons_split()
-    weights = shipped_weights()
-    network = resnet34(16, 1, 200)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_pretrained_accuracy_is_the_recorded_one(name: str) -> None:
+    """The whole validation side of the pretraining classes, in half precision as shipped."""
+    images, pretraining = load_embedded(name), read_split(name).classes["pretrain"]
+    weights = shipped_weights(name)
+    network = resnet34(16, 1, len(pretraining))
     network.load_state_dict(weights)
     network.eval()
-    label = torch.full((440,), -1)
-    label[[images.classes.index(c) for c in split.classes["pretrain"]]] = torch.arange(200)
+    label = torch.full((len(images.classes),), -1)
+    label[[images.classes.index(c) for c in pretraining]] = torch.arange(len(pretraining))
     labels = label[images.labels]
     index = torch.nonzero((labels >= 0) & images.validation).flatten()
     with torch.no_grad():
         right = sum(int((network(images.inputs(i)).argmax(1) == labels[i]).sum()) for i in index.split(1024))
-    about = json.loads((WEIGHTS / "resnet34-w16-icons.json").read_text())
+    about = json.loads((WEIGHTS / f"resnet34-w16-{name}.json").read_text())
     assert len(index) == about["validation_images"]
     assert right / len(index) == pytest.approx(about["validation_accuracy_half"], abs=0.002)
     assert abs(about["validation_accuracy"] - about["validation_accuracy_half"]) < 0.002
+    assert hashlib.sha256((WEIGHTS / f"resnet34-w16-{name}.safetensors").read_bytes()).hexdigest() == about["sha256"]
 
 
 def test_a_head_is_a_function_of_its_seed() -> None:

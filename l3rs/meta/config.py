@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 
 from l3rs.config import L3RSConfig
 from l3rs.tasks import TaskConfig
+from l3rs.unroll import PRECISIONS
 from l3rs.workload import Workload
+
+DISTRIBUTIONS, OBJECTIVES, CENTER_OPTIMIZERS = ("uniform", "log-uniform"), ("final", "mean"), ("adam", "sgd")
 
 
 @dataclass(frozen=True)
@@ -16,23 +19,29 @@ class NESConfig:
     Attributes:
         population: candidates a generation, in antithetic pairs [choice].
         sigma: standard deviation of the noise at generation 0 [choice].
-        lr: Adam's learning rate on the centre at generation 0 [choice].
-        half_life: generations in which both halve [paper: 500, for far longer runs].
+        sigma_half_life: generations in which it halves [paper: 500, for far longer runs].
+        lr: learning rate of the centre at generation 0 [choice].
+        lr_half_life: generations in which it halves [paper: 500].
+        optimizer: of the centre: `adam` or `sgd` [choice].
         seed: of the noise, of the tasks and of the first controller.
     """
 
     population: int = 16
     sigma: float = 0.03
+    sigma_half_life: float = 60.0
     lr: float = 0.01
-    half_life: float = 60.0
+    lr_half_life: float = 60.0
+    optimizer: str = "adam"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.population < 2 or self.population % 2:
             raise ValueError(f"population is {self.population}; candidates come in pairs, so it is even and at least 2")
-        for name in ("sigma", "lr", "half_life"):
+        for name in ("sigma", "sigma_half_life", "lr", "lr_half_life"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is positive")
+        if self.optimizer not in CENTER_OPTIMIZERS:
+            raise ValueError(f"optimizer is {self.optimizer!r}; it is one of {', '.join(CENTER_OPTIMIZERS)}")
 
 
 @dataclass(frozen=True)
@@ -43,14 +52,19 @@ class MetaTrainConfig(Workload):
         name: of the schedule that comes out; by default those of the split and of the model.
         generations: NES updates.
         specialist: whether something is learned by layer name, an embedding or an MLP (a specialist), or nothing is (a generalist).
-        steps: K is drawn uniformly from this range, ends included, once a generation [choice: 10 to 100].
+        steps: K is drawn from this range, ends included, once a generation [choice: 10 to 100].
+        steps_distribution: `uniform` [paper] or `log-uniform`, which dwells on short runs.
         meta_batch: tasks a generation; all candidates see the same ones [choice].
-        penalty: the loss that counts for a run that diverged [choice].
+        objective: what is minimized: `final`, the evaluation loss after K steps [paper]; `mean`, the training loss averaged over the run.
+        penalty: the loss that counts for a run that diverged, and the cap of every loss [choice].
+        precision: of forward and backward pass, `float32` or `bfloat16` (autocast); meta-parameters and updates are float32.
         validate_every: generations between meta-validations.
         validation_tasks: tasks at each of `validation_steps`, the same ones every time.
         finalists: how many of the generations that validated best meet again at the end, to choose one.
         final_tasks: meta-validation tasks, other ones, on which they meet, at each of `validation_steps`.
-        workers: processes, one thread each; 0 is one a core.
+        workers: processes, one thread each; 0 is one a core, of the whole cluster.
+        ray_address: of a Ray cluster to run on; none is this machine.
+        gpus_per_actor: share of a GPU for each process; 0 runs on CPU.
         schedule, nes, task: see there.
     """
 
@@ -58,14 +72,19 @@ class MetaTrainConfig(Workload):
     generations: int = 150
     specialist: bool = True
     steps: tuple[int, int] = (10, 100)
+    steps_distribution: str = "uniform"
     meta_batch: int = 1
+    objective: str = "final"
     penalty: float = 20.0
+    precision: str = "float32"
     validate_every: int = 10
     validation_steps: tuple[int, ...] = (10, 25, 50, 100)
     validation_tasks: int = 4
     finalists: int = 3
     final_tasks: int = 8
     workers: int = 0
+    ray_address: str | None = None
+    gpus_per_actor: float = 0.0
     schedule: L3RSConfig = field(default_factory=L3RSConfig)
     nes: NESConfig = field(default_factory=NESConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -80,11 +99,17 @@ class MetaTrainConfig(Workload):
         low, high = self.steps
         if not 1 <= low <= high:
             raise ValueError(f"steps is {list(self.steps)}; it is a range of at least 1, the smaller end first")
+        for name, allowed in (("steps_distribution", DISTRIBUTIONS), ("objective", OBJECTIVES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
         for name in ("generations", "meta_batch", "validate_every", "validation_tasks", "finalists", "final_tasks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}; it is at least 0 (one a core)")
+        for name in ("workers", "gpus_per_actor"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 0")
+        if self.penalty <= 0:
+            raise ValueError(f"penalty is {self.penalty}; it is positive")
         if self.schedule.by_layer != self.specialist:
             raise ValueError(
                 f"specialist is {self.specialist}, with schedule.embedding {self.schedule.embedding} and schedule.controller "

@@ -1,7 +1,7 @@
 """Natural evolution strategies as in Salimans et al. 2017 (arXiv 1703.03864), on EvoTorch's functional PGPE.
 
 Antithetic pairs, centred ranks, isotropic Gaussian noise of which only the mean is learned, and a learning rate and a noise
-standard deviation that halve every `half_life` generations: x_g = x_0 * 0.5^(g / half_life).
+standard deviation that halve every so many generations: x_g = x_0 * 0.5^(g / half_life).
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ class NES(SearchAlgorithm):
     One `step()` samples, evaluates and updates. Noise is a function of (seed, generation), and the whole state is a few
     tensors, so that a run resumed from `state_dict()` goes on bit by bit as it would have.
 
+    Attributes:
+        candidates, evaluations: of the last generation: (population, n), and (population, 1 + what else the problem says of each).
+
     Args:
         problem: to minimize, of sense "min": with "max" EvoTorch ranks a NaN best.
         center: (n,), where to start.
@@ -48,7 +51,7 @@ class NES(SearchAlgorithm):
             stdev_max_change=None,
             objective_sense="min",
             ranking_method="centered",
-            optimizer="adam",
+            optimizer=config.optimizer,
             symmetric=True,
         )
 
@@ -64,18 +67,15 @@ class NES(SearchAlgorithm):
         """The mean of the search distribution, (n,)."""
         return self._get_center()
 
-    def _decay(self) -> float:
-        return float(0.5 ** (self.generation / self.config.half_life))
-
     @property
     def sigma(self) -> float:
         """The noise standard deviation of the coming generation."""
-        return self.config.sigma * self._decay()
+        return float(self.config.sigma * 0.5 ** (self.generation / self.config.sigma_half_life))
 
     @property
     def lr(self) -> float:
         """The learning rate of the coming generation."""
-        return self.config.lr * self._decay()
+        return float(self.config.lr * 0.5 ** (self.generation / self.config.lr_half_life))
 
     def _step(self) -> None:
         s = self._search
@@ -89,19 +89,24 @@ class NES(SearchAlgorithm):
         batch = self.problem.generate_batch(len(candidates), empty=True)
         batch.set_values(candidates)
         self.problem.evaluate(batch)
-        losses = batch.evals[:, 0].clone()
+        self.candidates, self.evaluations = candidates, batch.evals.clone()
+        losses = self.evaluations[:, 0]
         self._search = pgpe_tell(s, candidates, losses)
         self.generation += 1
-        self.update_status({"mean_loss": losses.mean().item(), "best_loss": losses.min().item()})
+        self.update_status({"mean_loss": losses.mean().item(), "best_loss": losses.min().item(), "spread": losses.std().item()})
+
+    @property
+    def _kept(self) -> tuple[str, ...]:
+        """What of the centre's optimizer changes from step to step, beside the learning rate, which is a function of the generation."""
+        return {"adam": ("center", "m", "v", "t"), "sgd": ("center", "velocity")}[self.config.optimizer]
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers from which `load_state_dict` goes on."""
-        adam = self._search.optimizer_state
-        return {"generation": self.generation, "center": adam.center, "m": adam.m, "v": adam.v, "t": adam.t}
+        return {"generation": self.generation, **{name: getattr(self._search.optimizer_state, name) for name in self._kept}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up a saved state."""
         self.generation = int(state["generation"])
-        adam = self._search.optimizer_state
-        fields = {name: torch.as_tensor(state[name], dtype=getattr(adam, name).dtype) for name in ("center", "m", "v", "t")}
-        self._search = self._search._replace(optimizer_state=adam._replace(**fields))
+        s = self._search.optimizer_state
+        fields = {name: torch.as_tensor(state[name], dtype=getattr(s, name).dtype) for name in self._kept}
+        self._search = self._search._replace(optimizer_state=s._replace(**fields))

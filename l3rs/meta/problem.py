@@ -3,49 +3,62 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+import ray
 import torch
+from ray.exceptions import RayActorError
 from torch import Tensor
 
+from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.nes import Problem
 from l3rs.schedule import LearnedOptimizer
-from l3rs.tasks import TaskConfig
 from l3rs.unroll import Report, unroll
 from l3rs.workbench import Workbench, workbench
-from l3rs.workload import Workload
+
+REPLACEMENTS = 3  # times in a row that dead processes are replaced before the run is given up
+T = TypeVar("T")
+Tasks = Sequence[tuple[int, int]]  # (seed, steps) of each
 
 
-def fine_tune(learned: LearnedOptimizer, theta: Tensor, bench: Workbench, purpose: str, seed: int, steps: int) -> Report:
+def fine_tune(
+    learned: LearnedOptimizer, theta: Tensor, bench: Workbench, purpose: str, seed: int, steps: int, precision: str = "float32"
+) -> Report:
     """One run of the schedule that `theta` defines, on the task of this seed over the classes of this purpose."""
     tasks = bench.tasks(purpose)
     task = tasks.draw(seed, steps)
     network = bench.network_for(task.head_seed)
-    return unroll(network, learned.build(theta, network.named_parameters(), steps), tasks.images, task)
+    return unroll(network, learned.build(theta, network.named_parameters(), steps), tasks.images, task, precision=precision)
 
 
 class FineTuning(Problem):
-    """EvoTorch's view of it: minimize the mean evaluation loss over this generation's tasks.
+    """EvoTorch's view of it: minimize the mean loss over this generation's tasks.
+
+    Beside its loss a candidate is given whether a run of it diverged, and whether one raised an error; both count as the penalty.
+    Processes that die are replaced, and their candidates evaluated again: a candidate's loss is a function of it and the tasks, so
+    the result is the same.
 
     Args:
         learned: what is meta-trained.
-        workload: the network, and the images; tasks are over its meta-train classes.
-        task: their size.
-        penalty: the loss of a run that diverged; also the cap of every loss.
+        config: workload, tasks, objective and penalty.
         workers: processes to evaluate in; 1 is this one.
     """
 
-    def __init__(self, learned: LearnedOptimizer, workload: Workload, task: TaskConfig, penalty: float, workers: int = 1) -> None:
-        self.learned, self.workload, self.task, self.penalty = learned, workload, task, penalty
-        self.tasks: Sequence[tuple[int, int]] = ()  # (seed, steps) of this generation's
-        self.diverged = 0
+    def __init__(self, learned: LearnedOptimizer, config: MetaTrainConfig, workers: int = 1) -> None:
+        self.learned, self.config = learned, config
+        self.tasks: Tasks = ()  # of this generation
+        self.replaced = 0  # processes, so far
+        gpus = config.gpus_per_actor
         super().__init__(
             "min",
             solution_length=len(learned.theta),
             initial_bounds=(-1.0, 1.0),
             dtype=torch.float32,
-            num_actors=workers if workers > 1 else None,
+            eval_data_length=2,
+            num_actors=workers if workers > 1 or config.ray_address or gpus else None,
+            num_gpus_per_actor=gpus or None,
+            subbatch_size=1,  # whichever process is free takes the next candidate
             store_solution_stats=False,
         )
 
@@ -56,15 +69,75 @@ class FineTuning(Problem):
     def _use_sync_data_from_main(self, received: dict[str, Any]) -> None:
         self.tasks = received["tasks"]
 
-    def loss(self, theta: Tensor) -> float:
-        """The objective of one candidate."""
+    def _bench(self) -> Workbench:
+        if self.is_remote:
+            torch.set_num_threads(1)
+            self.config.workload.prepare(("meta-train", "meta-validation"), progress=False)  # on a node of its own, decodes the images
+        return workbench(self.config.workload, self.config.task, "cuda" if self.config.gpus_per_actor else "cpu")
+
+    def loss(self, theta: Tensor) -> tuple[float, bool]:
+        """The objective of one candidate, and whether a run of it diverged."""
         if not self.tasks:
             raise RuntimeError("no tasks were set for this generation")
-        bench = workbench(self.workload, self.task)
-        reports = [fine_tune(self.learned, theta, bench, "meta-train", seed, steps) for seed, steps in self.tasks]
-        losses = [r.loss[steps] for r, (_, steps) in zip(reports, self.tasks, strict=True)]
-        return sum(min(x, self.penalty) if math.isfinite(x) else self.penalty for x in losses) / len(losses)
+        bench, c = self._bench(), self.config
+        losses = []
+        for seed, steps in self.tasks:
+            report = fine_tune(self.learned, theta, bench, "meta-train", seed, steps, c.precision)
+            finite = math.isfinite(report.loss[steps])
+            mean = sum(report.train_losses) / len(report.train_losses)
+            losses.append((report.loss[steps] if c.objective == "final" else mean) if finite else math.nan)
+        diverged = any(math.isnan(x) for x in losses)
+        return sum(c.penalty if math.isnan(x) else min(x, c.penalty) for x in losses) / len(losses), diverged
 
     def _evaluate_batch(self, batch: Any) -> None:
-        torch.set_num_threads(1) if self.is_remote else None
-        batch.set_evals(torch.tensor([self.loss(theta.clone()) for theta in batch.values]))
+        rows = []
+        for theta in batch.values:
+            try:
+                loss, diverged = self.loss(theta.clone())
+                rows.append((loss, float(diverged), 0.0))
+            except Exception:  # what one candidate meets must not end the run; many failures do, see `meta_train`
+                rows.append((self.config.penalty, 0.0, 1.0))
+        found = torch.tensor(rows)
+        batch.set_evals(found[:, :1], eval_data=found[:, 1:])
+
+    def evaluate(self, x: Any) -> None:
+        """Evaluates candidates on all processes."""
+        self._surviving(lambda: super(FineTuning, self).evaluate(x))
+
+    def runs(self, theta: Tensor, purpose: str, tasks: Tasks) -> list[tuple[float, float]]:
+        """(accuracy, loss) of one candidate on each of `tasks`, NaN where it diverged, made on all processes."""
+        if self._num_actors in (None, 0):
+            return self._share(theta, purpose, tasks, 0, 1)
+        parts: list[list[tuple[float, float]]] = self._surviving(lambda: self.all_remote_problems()._share(theta, purpose, tasks))
+        return [parts[i % len(parts)][i // len(parts)] for i in range(len(tasks))]
+
+    def _share(
+        self, theta: Tensor, purpose: str, tasks: Tasks, number: int | None = None, of: int | None = None
+    ) -> list[tuple[float, float]]:
+        number, of = (self.actor_index, self._num_actors) if number is None else (number, of)
+        bench = self._bench()
+        reports = [
+            (steps, fine_tune(self.learned, theta, bench, purpose, seed, steps, self.config.precision)) for seed, steps in tasks[number::of]
+        ]
+        return [(r.accuracy[steps], r.loss[steps]) for steps, r in reports]
+
+    def _surviving(self, work: Callable[[], T]) -> T:
+        for _ in range(REPLACEMENTS):
+            try:
+                return work()
+            except RayActorError:
+                self.replaced += 1
+                self.stop()
+                # A node that is gone has taken its cores along, and actors that find none would wait for ever.
+                self._num_actors = max(1, min(self._num_actors, cores_of_cluster()))
+        return work()
+
+    def stop(self) -> None:
+        """Ends the processes; the next evaluation starts new ones."""
+        if self.is_main and self._actors is not None:
+            self.kill_actors()
+
+
+def cores_of_cluster() -> int:
+    """The CPU cores of the Ray cluster that this process has joined."""
+    return int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]

@@ -57,14 +57,14 @@ def test_ranks_make_it_blind_to_the_scale_of_the_loss() -> None:
 
 def test_finds_the_minimum() -> None:
     target = torch.tensor([0.5, -0.5, 1.0])
-    nes = NES(Quadratic(target), torch.zeros(3), NESConfig(population=20, sigma=0.1, lr=0.05, half_life=50))
+    nes = NES(Quadratic(target), torch.zeros(3), NESConfig(population=20, sigma=0.1, lr=0.05, sigma_half_life=50, lr_half_life=50))
     for _ in range(150):
         nes.step()
     assert (nes.center - target).abs().max() < 0.05
 
 
 def test_both_halve_every_half_life() -> None:
-    nes = NES(Quadratic(torch.zeros(2)), torch.ones(2), NESConfig(population=4, sigma=0.2, lr=0.1, half_life=10))
+    nes = NES(Quadratic(torch.zeros(2)), torch.ones(2), NESConfig(population=4, sigma=0.2, lr=0.1, sigma_half_life=10, lr_half_life=10))
     for _ in range(10):
         nes.step()
     assert (nes.sigma, nes.lr) == pytest.approx((0.1, 0.05))

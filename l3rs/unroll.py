@@ -69,11 +69,11 @@ def unroll(
     report = Report()
     wanted = {s for s in evaluate_at if s <= len(task.batches)} | {len(task.batches)}
     device = next(network.parameters()).device
-    held_out = [t.to(device) for t in task.held_out(images)]
+    held_out, held_out_labels = (t.to(device) for t in task.held_out(images))
 
     def record(step: int) -> None:
         if step in wanted:
-            report.accuracy[step], report.loss[step] = evaluate(network, *held_out, precision)
+            report.accuracy[step], report.loss[step] = evaluate(network, held_out, held_out_labels, precision)
 
     # torch annotates closures as giving floats; they give, and `step` returns, the loss as a tensor
     step_with = cast("Callable[[Callable[[], Tensor]], Tensor]", optimizer.step)

@@ -106,19 +106,18 @@ class FineTuning(Problem):
 
     def runs(self, theta: Tensor, purpose: str, tasks: Tasks) -> list[tuple[float, float]]:
         """(accuracy, loss) of one candidate on each of `tasks`, NaN where it diverged, made on all processes."""
-        if self._num_actors in (None, 0):
-            return self._share(theta, purpose, tasks, 0, 1)
-        parts: list[list[tuple[float, float]]] = self._surviving(lambda: self.all_remote_problems()._share(theta, purpose, tasks))
+        if not self._num_actors:
+            return self._share(theta, purpose, tasks, 1)
+        parts: list[list[tuple[float, float]]] = self._surviving(
+            lambda: self.all_remote_problems()._share(theta, purpose, tasks, self._num_actors)
+        )
         return [parts[i % len(parts)][i // len(parts)] for i in range(len(tasks))]
 
-    def _share(
-        self, theta: Tensor, purpose: str, tasks: Tasks, number: int | None = None, of: int | None = None
-    ) -> list[tuple[float, float]]:
-        number, of = (self.actor_index, self._num_actors) if number is None else (number, of)
-        bench = self._bench()
-        reports = [
-            (steps, fine_tune(self.learned, theta, bench, purpose, seed, steps, self.config.precision)) for seed, steps in tasks[number::of]
-        ]
+    def _share(self, theta: Tensor, purpose: str, tasks: Tasks, processes: int) -> list[tuple[float, float]]:
+        """What `runs` gives, of the tasks that fall to this one of so many processes."""
+        bench, c = self._bench(), self.config
+        mine = tasks[self.actor_index or 0 :: processes]
+        reports = [(steps, fine_tune(self.learned, theta, bench, purpose, seed, steps, c.precision)) for seed, steps in mine]
         return [(r.accuracy[steps], r.loss[steps]) for steps, r in reports]
 
     def _surviving(self, work: Callable[[], T]) -> T:
@@ -129,7 +128,7 @@ class FineTuning(Problem):
                 self.replaced += 1
                 self.stop()
                 # A node that is gone has taken its cores along, and actors that find none would wait for ever.
-                self._num_actors = max(1, min(self._num_actors, cores_of_cluster()))
+                self._num_actors: int = max(1, min(int(self._num_actors), cores_of_cluster()))
         return work()
 
     def stop(self) -> None:

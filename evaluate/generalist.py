@@ -1,7 +1,7 @@
 """Measure the shipped generalist schedule on networks that it was not meta-trained on, against Adam tuned on each.
 
-    python pretrain/backbone.py --config configs/pretrain-icons.yaml --depth 18 --out runs/backbones
-    python pretrain/backbone.py --config configs/pretrain-icons.yaml --width 64 --out runs/backbones
+    python pretrain/backbone.py --config configs/pretrain/icons.yaml --model resnet18 --out runs/backbones
+    python pretrain/backbone.py --config configs/pretrain/icons_full.yaml --out runs/backbones
     python evaluate/generalist.py --backbones runs/backbones
 
 pretrains ResNet-18 at width 16 and ResNet-34 at full width on the pretraining classes of Icons, and fine-tunes them on tasks of 25 classes
@@ -118,7 +118,7 @@ class Comparison(Tuning):
             for seed, arm in sorted(missing, key=lambda m: m[0])
         }
         if runs and not self.weights.exists():
-            command = "python pretrain/backbone.py --config configs/pretrain-icons.yaml"
+            command = "python pretrain/backbone.py --config configs/pretrain/icons.yaml"
             asked = f"--model {self.workload.model} --width {self.workload.width} --out {self.weights.parent}"
             raise FileNotFoundError(f"{self.weights} is not there; make it with\n  {command} {asked}")
         for run, report in tqdm(execute_all(list(runs), self.workers), f"{self.network} {purpose}", len(runs), disable=not runs):

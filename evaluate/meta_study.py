@@ -2,7 +2,7 @@
 
     python evaluate/meta_study.py
 
-meta-trains every setting of `configs/meta-study.yaml` at the same cost and runs what comes out, and the start of it, on the same
+meta-trains every setting of `configs/meta_study.yaml` at the same cost and runs what comes out, and the start of it, on the same
 meta-validation tasks. One row a run is appended to `evaluate/results/meta_study.csv`; what is there already is not made again, and a
 meta-training that was stopped goes on where it was.
 """
@@ -70,7 +70,7 @@ def measure(config: MetaTrainConfig, setting: str, folder: Path, tasks: int, out
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "meta-study.yaml", help="base and settings")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "meta_study.yaml", help="base and settings")
     parser.add_argument("--only", nargs="+", help="some settings by name (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of meta-training")
     parser.add_argument("--tasks", type=int, default=16, help="meta-validation tasks at each horizon")

@@ -161,11 +161,14 @@ def _meta_train(args: jsonargparse.Namespace, parser: Parser) -> None:
     out = args.pop("out")
     args.pop("config", None)
     try:
-        config = parser.instantiate(args)
-        from l3rs.meta.folder import last_generation
-        from l3rs.meta.train import MetaTrainingError, meta_train
+        config = MetaTrainConfig(**vars(parser.instantiate(args)))
+    except ValueError as error:
+        parser.error(str(error))
+    from l3rs.meta.folder import last_generation  # only now that the settings are right: EvoTorch takes seconds
+    from l3rs.meta.train import MetaTrainingError, meta_train
 
-        chosen = meta_train(MetaTrainConfig(**vars(config)), out)
+    try:
+        chosen = meta_train(config, out)
     except (ValueError, OSError, MetaTrainingError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Pretrain a network on the pretraining classes of a split, with pytorch-lightning.
 
-    python pretrain/backbone.py --config configs/pretrain-icons.yaml
+    python pretrain/backbone.py --config configs/pretrain/icons.yaml
 
 writes to `--out` the weights (half precision), a log of the validations (CSV; `tensorboard --logdir` reads the folder too), and a record
 (JSON): config, accuracy, SHA-256 of the weights, duration. A run that was stopped goes on from its last validation when the same

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import random_schedule, small_network
 
 from l3rs.checkpoint import load, save
 from l3rs.cli import _meta_train_parser, main
+from l3rs.meta.config import MetaTrainConfig
 from l3rs.runs import FIELDS
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +68,7 @@ def test_checkpoint_of_another_network(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no command is called 'finetun'; there are finetune, meta-train" in fails(["finetun"], capsys)
+    assert "no command is called 'finetun'; there are finetune, split, cache, meta-train, info" in fails(["finetun"], capsys)
 
 
 def test_meta_train_names_bad_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -86,13 +88,31 @@ def test_meta_train_takes_its_settings_from_a_file_and_the_command_line(tmp_path
     assert "another config: nes differ" in fails([*argv[:-4], "--nes.seed", "8", "--out", str(tmp_path / "run")], capsys)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_config_opens_with_its_command_and_is_valid(path: Path) -> None:
-    first = path.read_text().splitlines()[0]
-    assert f"--config configs/{path.name}" in first
-    if "meta-train" in first:
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_config_opens_with_its_command_and_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, kind = path.read_text().splitlines()[0], path.parent.name
+    settings = yaml.safe_load(path.read_text())
+    monkeypatch.syspath_prepend(str(ROOT / "pretrain"))
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    if kind == "meta_train":
+        assert f"# l3rs meta-train --config {path.relative_to(ROOT)} " in first
+        data = ["--data", "images"] if "--data" in first else []
         parser = _meta_train_parser()
-        parser.parse_args(["--config", str(path), "--out", "nowhere"])
+        parser.instantiate(parser.parse_args(["--config", str(path), *data, "--out", "nowhere"]))
+    elif kind == "pretrain":
+        from backbone import PretrainConfig
+
+        assert f"# python pretrain/backbone.py --config {path.relative_to(ROOT)} " in first
+        assert PretrainConfig(**settings, data="images" if "--data" in first else None).workload.from_scratch
+    else:
+        from meta_study import with_overrides
+
+        assert first.startswith("# python evaluate/meta_study.py ")
+        base = with_overrides(MetaTrainConfig(), settings["base"])
+        changed = [with_overrides(base, overrides) for overrides in settings["settings"].values()]
+        cost = {c.nes.population * c.meta_batch * c.generations for c in changed}
+        assert len(cost) == 1
+        assert len(set(map(repr, changed))) == len(changed)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +124,7 @@ def test_scripts_start(script: str) -> None:
     assert "--" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["finetune", "meta-train", "info"])
+@pytest.mark.parametrize("command", ["finetune", "split", "cache", "meta-train", "info"])
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     main([])
     assert command in capsys.readouterr().out

@@ -158,7 +158,7 @@ def places_tree(root: Path) -> int:
 def test_two_steps_of_the_papers_own(name: str, tree: object, backbone: ModuleType, tmp_path: Path) -> None:
     """The committed config, with full ResNet-34 at 224 px, but two steps of a small batch."""
     classes = tree(tmp_path / "data")
-    settings = yaml.safe_load((ROOT / "configs" / f"pretrain-{name}.yaml").read_text())
+    settings = yaml.safe_load((ROOT / "configs" / "pretrain" / f"{name}.yaml").read_text())
     small = {"steps": 2, "validate_every": 2, "batch_size": 4, "loaders": 0, "accelerator": "cpu"}
     config = backbone.PretrainConfig(**{**settings, **small, "data": str(tmp_path / "data"), "cache": str(tmp_path / "cache")})
     held_out = backbone.HeldOut

@@ -82,7 +82,7 @@ def test_missing_networks_are_named_with_the_command_that_makes_them(
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert f"{tmp_path / 'none' / 'resnet18-w16-icons.safetensors'} is not there" in said
-    assert f"pretrain/backbone.py --config configs/pretrain-icons.yaml --model resnet18 --width 16 --out {tmp_path / 'none'}" in said
+    assert f"pretrain/backbone.py --config configs/pretrain/icons.yaml --model resnet18 --width 16 --out {tmp_path / 'none'}" in said
 
 
 def test_the_comparison_tunes_past_the_edge_goes_on_where_it_was_and_counts_a_diverged_run_as_0(

@@ -1,0 +1,99 @@
+"""What meta-training costs beyond forward and backward pass, and what a second process gives.
+
+    python evaluate/meta_throughput.py
+
+appends to `evaluate/results/meta_throughput.csv`. The bare pass is that of the same network on the same batches, without drawing,
+features, update or evaluation. Generations are those of a meta-training run with K uniform in 10 to 100: all of an NES step is in
+them, on one process and on two. Bare passes and generations are interleaved, and the ratio is of medians. The machine should have
+nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import trange
+
+from l3rs.meta.config import MetaTrainConfig, NESConfig
+from l3rs.meta.nes import NES
+from l3rs.meta.problem import FineTuning
+from l3rs.meta.train import generation_tasks, processes, start
+from l3rs.runs import append_rows
+from l3rs.workbench import workbench
+
+ROOT = Path(__file__).resolve().parent.parent
+FIELDS = ("date", "what", "processes", "inner_steps_per_second", "times_bare", "torch")
+
+
+def bare(config: MetaTrainConfig, steps: int) -> float:
+    """Seconds of one forward and backward pass, without anything else."""
+    bench = workbench(config.workload, config.task)
+    tasks = bench.tasks("meta-train")
+    task = tasks.draw(0, 8)
+    network = bench.network_for(task.head_seed).train()
+    batches = [task.batch(tasks.images, i) for i in range(8)]
+    started = time.perf_counter()
+    for i in range(steps):
+        inputs, labels = batches[i % 8]
+        for p in network.parameters():
+            p.grad = None
+        F.cross_entropy(network(inputs), labels).backward()
+    return (time.perf_counter() - started) / steps
+
+
+def generation(nes: NES, problem: FineTuning, config: MetaTrainConfig, number: int) -> float:
+    """Seconds of an inner step, all costs of a generation included."""
+    problem.tasks = generation_tasks(config, number)
+    started = time.perf_counter()
+    nes.step()
+    return (time.perf_counter() - started) / (config.nes.population * sum(steps for _, steps in problem.tasks))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generations", type=int, default=7, help="measured, for each number of processes")
+    parser.add_argument("--population", type=int, default=8, help="candidates a generation")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes")
+    parser.add_argument("--out", type=Path, default=ROOT / "evaluate" / "results" / "meta_throughput.csv", help="file for the rows")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 1000, args.generations)
+    passes: list[float] = []
+    rates: dict[int, list[float]] = {}
+    for workers in args.processes:
+        config = MetaTrainConfig(workers=workers, nes=NESConfig(population=args.population))
+        learned = start(config)
+        problem = FineTuning(learned, config, processes(config))
+        nes = NES(problem, learned.theta, config.nes)
+        bare(config, 50)
+        problem.tasks = [(0, 3)]
+        nes.step()  # the processes start, and load what they need
+        rates[workers] = []
+        for i in trange(args.generations, desc=f"{workers} processes"):
+            passes.append(bare(config, 100))
+            rates[workers].append(generation(nes, problem, config, int(numbers[i])))
+        problem.stop()
+    once = float(np.median(passes))
+    rows = [{"what": "forward and backward", "processes": 1, "inner_steps_per_second": round(1 / once, 1), "times_bare": 1.0}]
+    for workers, times in rates.items():
+        each = float(np.median(times))
+        times_bare = round(each * workers / once, 3)
+        rows.append({"what": "meta-training", "processes": workers, "inner_steps_per_second": round(1 / each, 1), "times_bare": times_bare})
+    for row in rows:
+        print(
+            f"{row['what']}, processes: {row['processes']}: {row['inner_steps_per_second']} steps/s, {row['times_bare']} times bare a core"
+        )
+    append_rows(args.out, [{"date": date.today().isoformat(), **row, "torch": torch.__version__} for row in rows], FIELDS)
+    if {1, 2} <= set(rates):
+        print(f"two processes make {np.median(rates[1]) / np.median(rates[2]):.2f} times as many steps as one")
+
+
+if __name__ == "__main__":
+    main()

@@ -131,7 +131,7 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert {"info": "schedule"}.get(command, "--out") in capsys.readouterr().out
+    assert {"info": "schedule", "cache": "--plan"}.get(command, "--out") in capsys.readouterr().out
 
 
 def test_finetune_writes_rows_and_a_picture_and_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

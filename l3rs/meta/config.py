@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from l3rs.config import L3RSConfig
@@ -9,7 +10,7 @@ from l3rs.tasks import TaskConfig
 from l3rs.unroll import PRECISIONS
 from l3rs.workload import Workload
 
-DISTRIBUTIONS, OBJECTIVES, CENTER_OPTIMIZERS = ("uniform", "log-uniform"), ("final", "mean"), ("adam", "sgd")
+DISTRIBUTIONS, OBJECTIVES, CENTER_OPTIMIZERS = ("uniform", "log-uniform"), ("final", "mean", "error"), ("adam", "sgd")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class NESConfig:
         lr: learning rate of the centre at generation 0 [choice].
         lr_half_life: generations in which it halves [paper: 500].
         optimizer: of the centre: `adam` or `sgd` [choice].
-        seed: of the noise, of the tasks and of the first controller.
+        seed: of the noise, of the tasks and of the first controller; at least 0, and below 2^32.
     """
 
     population: int = 16
@@ -38,8 +39,13 @@ class NESConfig:
         if self.population < 2 or self.population % 2:
             raise ValueError(f"population is {self.population}; candidates come in pairs, so it is even and at least 2")
         for name in ("sigma", "sigma_half_life", "lr", "lr_half_life"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # neither is NaN
                 raise ValueError(f"{name} is {getattr(self, name)}; it is positive")
+        for name in ("sigma", "lr"):
+            if math.isinf(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; it is finite")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; it is at least 0, and below 2^32")
         if self.optimizer not in CENTER_OPTIMIZERS:
             raise ValueError(f"optimizer is {self.optimizer!r}; it is one of {', '.join(CENTER_OPTIMIZERS)}")
 
@@ -49,13 +55,14 @@ class MetaTrainConfig(Workload):
     """One meta-training run: the fields of a `Workload`, by default the shipped network on Icons, and these.
 
     Attributes:
-        name: of the schedule that comes out; by default those of the split and of the model.
+        name: of the schedule that comes out, and of its file; by default those of the split and of the model.
         generations: NES updates.
         specialist: whether something is learned by layer name, an embedding or an MLP (a specialist), or nothing is (a generalist).
         steps: K is drawn from this range, ends included, once a generation [choice: 10 to 100].
         steps_distribution: `uniform` [paper] or `log-uniform`, which dwells on short runs.
         meta_batch: tasks a generation; all candidates see the same ones [choice].
-        objective: what is minimized: `final`, the evaluation loss after K steps [paper]; `mean`, the training loss averaged over the run.
+        objective: what is minimized: `final`, the evaluation loss after K steps [paper]; `mean`, the training loss averaged over the
+            run; `error`, the share of the evaluation batch that is classified wrong after K steps.
         penalty: the loss that counts for a run that diverged, and the cap of every loss [choice].
         precision: of forward and backward pass, `float32` or `bfloat16` (autocast); meta-parameters and updates are float32.
         validate_every: generations between meta-validations.
@@ -106,10 +113,14 @@ class MetaTrainConfig(Workload):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
         for name in ("workers", "gpus_per_actor"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least 0")
-        if self.penalty <= 0:
-            raise ValueError(f"penalty is {self.penalty}; it is positive")
+        if not 0 < self.penalty < math.inf:
+            raise ValueError(f"penalty is {self.penalty}; it is positive and finite")
+        if not self.validation_steps or min(self.validation_steps) < 1:
+            raise ValueError(f"validation_steps is {list(self.validation_steps)}; it is one or more numbers of at least 1")
+        if "/" in self.name or "\\" in self.name:
+            raise ValueError(f"name is {self.name!r}; a file is called after it, so it has no slash")
         if self.schedule.by_layer != self.specialist:
             raise ValueError(
                 f"specialist is {self.specialist}, with schedule.embedding {self.schedule.embedding} and schedule.controller "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from torch import Tensor
 
 from l3rs.meta.config import MetaTrainConfig
@@ -18,8 +19,14 @@ from l3rs.unroll import Report, unroll
 from l3rs.workbench import Workbench, workbench
 
 REPLACEMENTS = 3  # times in a row that dead processes are replaced before the run is given up
+PATIENCE = 60.0  # seconds without a further process having started, after which those that have not are done without
+LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)  # a process, or what it had found out
 T = TypeVar("T")
 Tasks = Sequence[tuple[int, int]]  # (seed, steps) of each
+
+
+class MetaTrainingError(RuntimeError):
+    """Meta-training cannot go on: most candidates failed, or its processes die or find no place. What was done before is saved."""
 
 
 def fine_tune(
@@ -48,7 +55,8 @@ class FineTuning(Problem):
     def __init__(self, learned: LearnedOptimizer, config: MetaTrainConfig, workers: int = 1) -> None:
         self.learned, self.config = learned, config
         self.tasks: Tasks = ()  # of this generation
-        self.replaced = 0  # processes, so far
+        self.replaced = 0  # times that processes were, so far
+        self.met = ""  # the last error that a candidate met in this process, in this generation
         gpus = config.gpus_per_actor
         super().__init__(
             "min",
@@ -58,6 +66,7 @@ class FineTuning(Problem):
             eval_data_length=2,
             num_actors=workers if workers > 1 or config.ray_address or gpus else None,
             num_gpus_per_actor=gpus or None,
+            actor_config={"num_cpus": 1},  # a core each: of actors that ask for none, Ray puts several on one node while others idle
             subbatch_size=1,  # whichever process is free takes the next candidate
             store_solution_stats=False,
         )
@@ -67,7 +76,7 @@ class FineTuning(Problem):
         return {"tasks": list(self.tasks)}
 
     def _use_sync_data_from_main(self, received: dict[str, Any]) -> None:
-        self.tasks = received["tasks"]
+        self.tasks, self.met = received["tasks"], ""
 
     def _bench(self) -> Workbench:
         if self.is_remote:
@@ -83,9 +92,12 @@ class FineTuning(Problem):
         losses = []
         for seed, steps in self.tasks:
             report = fine_tune(self.learned, theta, bench, "meta-train", seed, steps, c.precision)
-            finite = math.isfinite(report.loss[steps])
-            mean = sum(report.train_losses) / len(report.train_losses)
-            losses.append((report.loss[steps] if c.objective == "final" else mean) if finite else math.nan)
+            loss = {
+                "final": report.loss[steps],
+                "mean": sum(report.train_losses) / len(report.train_losses),
+                "error": 1 - report.accuracy[steps],
+            }[c.objective]
+            losses.append(loss if math.isfinite(report.loss[steps]) else math.nan)
         diverged = any(math.isnan(x) for x in losses)
         return sum(c.penalty if math.isnan(x) else min(x, c.penalty) for x in losses) / len(losses), diverged
 
@@ -95,14 +107,23 @@ class FineTuning(Problem):
             try:
                 loss, diverged = self.loss(theta.clone())
                 rows.append((loss, float(diverged), 0.0))
-            except Exception:  # what one candidate meets must not end the run; many failures do, see `meta_train`
+            except Exception as error:  # what one candidate meets must not end the run; many failures do, see `meta_train`
+                self.met = f"{type(error).__name__}: {error}"
                 rows.append((self.config.penalty, 0.0, 1.0))
         found = torch.tensor(rows)
         batch.set_evals(found[:, :1], eval_data=found[:, 1:])
 
     def evaluate(self, x: Any) -> None:
         """Evaluates candidates on all processes."""
+        self.met = ""
         self._surviving(lambda: super(FineTuning, self).evaluate(x))
+
+    def error(self) -> str:
+        """An error that a candidate of this generation met, on any process; empty if none did."""
+        if self._actors is None:
+            return self.met
+        met: list[str] = self._surviving(lambda: self.all_remote_problems().error())
+        return next(filter(None, met), "")
 
     def runs(self, theta: Tensor, purpose: str, tasks: Tasks) -> list[tuple[float, float]]:
         """(accuracy, loss) of one candidate on each of `tasks`, NaN where it diverged, made on all processes."""
@@ -120,16 +141,39 @@ class FineTuning(Problem):
         reports = [(steps, fine_tune(self.learned, theta, bench, purpose, seed, steps, c.precision)) for seed, steps in mine]
         return [(r.accuracy[steps], r.loss[steps]) for steps, r in reports]
 
-    def _surviving(self, work: Callable[[], T]) -> T:
-        for _ in range(REPLACEMENTS):
-            try:
-                return work()
-            except RayActorError:
-                self.replaced += 1
-                self.stop()
-                # A node that is gone has taken its cores along, and actors that find none would wait for ever.
-                self._num_actors: int = max(1, min(int(self._num_actors), cores_of_cluster()))
-        return work()
+    def _surviving(self, work: Callable[[], T], replacements: int = REPLACEMENTS) -> T:
+        try:
+            return work()
+        except LOST as error:
+            self.stop()
+            if not replacements:
+                raise MetaTrainingError(
+                    f"processes died {REPLACEMENTS + 1} times in a row, at last with {type(error).__name__}: {error}. What was done before "
+                    "is saved. If memory is short, fewer workers need less of it"
+                ) from error
+            self.replaced += 1
+            # A node that is gone has taken its cores along.
+            self._num_actors: int = max(1, min(int(self._num_actors), places(self.config.gpus_per_actor)))
+        return self._surviving(work, replacements - 1)
+
+    def _parallelize(self) -> None:
+        """Starts the processes, unless they run. Those that find no core in time are done without, instead of waiting for ever."""
+        while self.is_main and self._num_actors and self._actors is None:
+            super()._parallelize()
+            actors: list[Any] = self.actors
+            waiting, started = [actor.get.remote("actor_index") for actor in actors], 0
+            while waiting:
+                ready, waiting = ray.wait(waiting, timeout=PATIENCE)
+                if not ready:
+                    break
+                started += 1
+            if not waiting:
+                return
+            self.stop()
+            if not started:
+                raise MetaTrainingError(f"none of {self._num_actors} processes found a free core, or GPU, in {PATIENCE:g} seconds")
+            warnings.warn(f"{len(waiting)} of {self._num_actors} processes found no free core, or GPU; going on without", stacklevel=2)
+            self._num_actors = started
 
     def stop(self) -> None:
         """Ends the processes; the next evaluation starts new ones."""
@@ -137,6 +181,8 @@ class FineTuning(Problem):
             self.kill_actors()
 
 
-def cores_of_cluster() -> int:
-    """The CPU cores of the Ray cluster that this process has joined."""
-    return int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+def places(gpus_per_actor: float) -> int:
+    """How many processes the Ray cluster that this one has joined has room for: cores, or shares of its GPUs where these are fewer."""
+    found = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cores = int(found.get("CPU", 1))
+    return min(cores, int(found.get("GPU", 0) / gpus_per_actor + 1e-6)) if gpus_per_actor else cores

@@ -1,0 +1,97 @@
+"""Plan a meta-training at the paper's scale: operations, processes, days, bytes; from a config and one measured rate.
+
+    python evaluate/meta_plan.py --config configs/meta_train/imagenet25_l3rs.yaml --images-per-second 2000
+
+The rate is that of forward and backward pass on one GPU, which you measure; everything else is counted. A process runs one candidate at a
+time, whichever is free takes the next, and all runs of a generation have the same length: so a generation takes as many rounds as the
+candidates fill the processes, and no more processes help than there are candidates.
+"""
+
+from __future__ import annotations
+
+import l3rs  # noqa: F401  isort: skip  (first: it mends `import torchvision` beside a CPU-only torch)
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from l3rs.controller import meta_shapes
+from l3rs.meta.config import MetaTrainConfig
+from l3rs.networks import create
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def operations(config: MetaTrainConfig) -> tuple[float, float]:
+    """Floating-point operations of a forward, and of a forward and backward pass, for one image."""
+    network = create(config.model, config.width, config.in_chans, config.task.classes)
+    inputs = torch.randn(2, config.in_chans, config.side or 224, config.side or 224)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        network(inputs)
+    with FlopCounterMode(display=False) as both:
+        F.cross_entropy(network(inputs), torch.tensor([0, 1])).backward()
+    return forward.get_total_flops() / 2, both.get_total_flops() / 2
+
+
+def meta_parameters(config: MetaTrainConfig) -> int:
+    """How many numbers a candidate is."""
+    network = create(config.model, config.width, config.in_chans, config.task.classes)
+    layers = tuple(name for name, _ in network.named_parameters()) if config.specialist else ()
+    return sum(math.prod(shape) for shape in meta_shapes(config.schedule, layers).values())
+
+
+def plan(config: MetaTrainConfig, rate: float) -> str:
+    """The plan, as people read it.
+
+    Args:
+        rate: images a second through forward and backward pass on one GPU.
+    """
+    forward, both = operations(config)
+    steps, t, n = sum(config.steps) / 2, config.task, meta_parameters(config)
+    runs = config.nes.population * config.meta_batch
+    run_images = steps * t.batch_size + t.evaluation_size * forward / both  # an evaluation is a forward pass
+    validations = config.generations // config.validate_every * config.validation_tasks
+    images = config.generations * runs * run_images + validations * (
+        sum(config.validation_steps) * t.batch_size + len(config.validation_steps) * t.evaluation_size * forward / both
+    )
+    candidate = config.meta_batch * run_images / rate
+    lines = [
+        f"{config.model} at {config.side} px: {both / 1e9:.1f} billion operations an image, forward and backward; {n:,} meta-parameters",
+        f"a step, batch {t.batch_size}: {both * t.batch_size / 1e12:.2f} trillion; a run of {steps:g} steps with its evaluation: "
+        f"{both * run_images / 1e12:.0f} trillion",
+        f"a generation, {config.nes.population} candidates x {config.meta_batch} tasks: {both * run_images * runs / 1e15:.1f} quadrillion, "
+        f"{runs * run_images / rate / 3600:.2f} GPU hours at {rate:g} images a second",
+        f"{config.generations} generations and their validations: {images / rate / 86400:.0f} GPU days; in four days, "
+        f"{math.ceil(images / rate / 86400 / 4)} GPUs",
+        f"to a process for each candidate: {4 * n / 1e3:.1f} kB of meta-parameters, {16 * config.meta_batch} bytes of task seeds and "
+        "lengths; back: 12 bytes; images: none",
+        "",
+        "processes  rounds  seconds a generation  busy",
+    ]
+    sizes = sorted({2**i for i in range(1, 10) if 2**i <= 2 * config.nes.population} | {config.nes.population})
+    for processes in sizes:
+        rounds = math.ceil(config.nes.population / processes)
+        lines.append(f"{processes:>9}  {rounds:>6}  {rounds * candidate:>20.0f}  {config.nes.population / (rounds * processes):>4.0%}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    outer = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    outer.add_argument("--config", type=Path, default=ROOT / "configs" / "meta_train" / "imagenet25_l3rs.yaml", help="of meta-training")
+    outer.add_argument("--images-per-second", type=float, required=True, help="through forward and backward pass on one GPU")
+    args = outer.parse_args()
+    parser = ArgumentParser()
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(MetaTrainConfig, as_group=False)
+    settings = parser.parse_args(["--config", str(args.config), "--data", "."])
+    settings.pop("config")
+    print(plan(MetaTrainConfig(**vars(parser.instantiate(settings))), args.images_per_second))
+
+
+if __name__ == "__main__":
+    main()

@@ -167,6 +167,10 @@ class Workload:
                 check_sizes(tree.counts(), task, f"{purpose} of {self.class_split.name}")
         for purpose, tree in trees.items():
             cache.build(tree, self.decoder, self.cache_folder(purpose), self.skip_broken, progress=progress)
+            if self.skip_broken and task is not None:
+                images = self.images(purpose)
+                sound = {c: (len(train), len(held_out)) for c, (train, held_out) in zip(images.classes, images.by_class, strict=True)}
+                check_sizes(sound, task, f"{purpose} of {self.class_split.name}, without broken images,")
 
     def images(self, purpose: str) -> ImageSet:
         """The decoded images of a purpose's classes, or more; `prepare` has been there before, for images of your own."""

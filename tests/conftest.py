@@ -1,15 +1,21 @@
-"""Fixtures: one thread, a fixed seed, a small network with convolution, BatchNorm and dense layers, and a random schedule for it."""
+"""Fixtures: one thread, a fixed seed, a small network with convolution, BatchNorm and dense layers, a random schedule for it, and
+folders of image files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from l3rs.config import L3RSConfig
 from l3rs.controller import initial_theta
+from l3rs.data.images import ImageSet
 from l3rs.schedule import LearnedSchedule
 
 
@@ -49,3 +55,29 @@ def random_schedule(network: nn.Module, specialist: bool = True, scale: float = 
 def batch(step: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(100 + step)
     return torch.randn(16, 1, 8, 8, generator=generator, dtype=dtype), torch.randint(3, (16,), generator=generator)
+
+
+def noise(key: str, width: int, height: int) -> Image.Image:
+    """An RGB image that only the key decides."""
+    rng = np.random.default_rng(zlib.crc32(key.encode()))
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def write_tree(root: Path, counts: Mapping[str, int], width: int = 5, height: int = 4, suffix: str = ".png") -> Path:
+    """Image files `root/<class>/<class>-<number>.png`, so many a class; gives `root`."""
+    for folder, number in counts.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(number):
+            file = root / folder / f"{Path(folder).name}-{i:03d}{suffix}"
+            noise(f"{folder} {i}", width, height).save(file)
+    return root
+
+
+def image_set(classes: int, each: int, height: int = 12, width: int = 12, side: int | None = None, mirror: bool = False) -> ImageSet:
+    """Random colour images, classes one after the other; the last quarter of each class is for validation."""
+    number = classes * each
+    pixels = torch.randint(256, (number, 3, height, width), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    labels = torch.arange(classes).repeat_interleave(each)
+    validation = torch.arange(number) % each >= each - each // 4
+    names = tuple(map(str, range(classes)))
+    return ImageSet("made up", pixels, labels, names, validation, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), side, mirror)

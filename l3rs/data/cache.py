@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 
@@ -55,12 +56,15 @@ def build(tree: ImageTree, decoder: Decoder, folder: Path, skip_broken: bool = F
         progress: whether to show a progress bar.
 
     Raises:
-        CacheError: the disk is too small, the folder holds a cache of other images, or, unless `skip_broken`, images are broken.
+        CacheError: the disk is too small or cannot be written, the folder holds a cache of other images, a process was killed, or, unless
+            `skip_broken`, images are broken.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
             _build(tree, decoder, folder, skip_broken, workers or os.cpu_count() or 1, progress)
+    except BrokenProcessPool as error:
+        raise CacheError(f"a decoding process was killed, maybe for want of memory; {folder} keeps what is done: start again") from error
     except OSError as error:
         raise CacheError(f"the cache {folder} cannot be written ({error.strerror}); give another folder") from error
 
@@ -178,7 +182,7 @@ def _write_json(path: Path, content: dict[str, object]) -> None:
 
 
 def _read_index(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "index.csv", dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
+    return pd.read_csv(folder / "index.csv", dtype=str, keep_default_na=False, lineterminator="\n", encoding_errors="surrogateescape")
 
 
 def _sum_of(path: Path) -> str:

@@ -151,8 +151,8 @@ def draw(classes: Sequence[str], wanted: Mapping[str, float | Sequence[str]], se
             if share >= 1:
                 counts[purpose] = int(share)
             else:
-                counts[purpose] = round((shares + share) * len(classes)) - round(shares * len(classes))
-                shares += share
+                before, after = (int(round(s * len(classes), 9) + 0.5) for s in (shares, shares + share))
+                counts[purpose], shares = after - before, shares + share
     left = [c for c in classes if c not in taken]
     if sum(counts.values()) > len(left):
         asked = ", ".join(f"{n} for {p}" for p, n in counts.items())

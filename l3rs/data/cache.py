@@ -94,6 +94,10 @@ def _build(tree: ImageTree, decoder: Decoder, folder: Path, skip_broken: bool, w
             f"{len(broken_rows)} of {len(tree.files)} images cannot be decoded; --skip-broken leaves them out, or, once they are mended, "
             f"remove {folder} to make it again\n{shown}{more}"
         )
+    if broken_rows and progress:
+        tqdm.write(
+            f"{len(broken_rows)} of {len(tree.files)} images cannot be decoded and are left out; {folder / 'index.csv'} says which and why"
+        )
 
 
 def _check_plan(folder: Path, plan: dict[str, object]) -> None:

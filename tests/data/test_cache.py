@@ -147,6 +147,12 @@ def test_a_file_that_a_list_has_and_the_disk_has_not_is_broken(tree: ImageTree, 
         make(tree, folder)
 
 
+def test_how_many_are_left_out_is_said(tree: ImageTree, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    break_images(tree, 1, 7)
+    build(tree, DECODER, folder, skip_broken=True, workers=1)
+    assert f"2 of 10 images cannot be decoded and are left out; {folder / 'index.csv'} says which" in "".join(capsys.readouterr())
+
+
 def test_broken_images_are_left_out_and_no_image_is_decoded_again_for_it(tree: ImageTree, folder: Path, decoded: list[str]) -> None:
     break_images(tree, 1, 7)
     with pytest.raises(CacheError):

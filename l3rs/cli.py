@@ -165,7 +165,8 @@ def _meta_train(args: jsonargparse.Namespace, parser: Parser) -> None:
     except ValueError as error:
         parser.error(str(error))
     from l3rs.meta.folder import last_generation  # only now that the settings are right: EvoTorch takes seconds
-    from l3rs.meta.train import MetaTrainingError, meta_train
+    from l3rs.meta.problem import MetaTrainingError
+    from l3rs.meta.train import meta_train
 
     try:
         chosen = meta_train(config, out)

@@ -97,7 +97,8 @@ def draw_head(network: nn.Module, seed: int) -> None:
     head = head_of(network)
     bound = head.in_features**-0.5
     with torch.no_grad():
-        head.weight.copy_(torch.empty(head.weight.shape).uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed)))
+        drawn = torch.empty(head.weight.shape, dtype=head.weight.dtype)  # on CPU, as in `initialize`
+        head.weight.copy_(drawn.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed)))
         if head.bias is not None:
             head.bias.zero_()
 

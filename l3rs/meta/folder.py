@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from l3rs import checkpoint
 from l3rs.checkpoint import CheckpointError
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.nes import NES
-from l3rs.runs import append_rows
+from l3rs.schedule import LearnedSchedule
 
 CURVE = (
     "generation", "steps", "mean_loss", "best_loss", "spread", "diverged", "failed", "sigma", "lr", "validation_accuracy",
@@ -30,18 +34,23 @@ KEPT = 3  # states
 FREE = ("generations", "workers", "ray_address", "gpus_per_actor", "finalists", "final_tasks", "data", "cache")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces a file: whatever happens on the way, the old one or the new one is there, whole."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a file to write in place of `path`: whatever happens on the way, the old one or the new one is there, whole."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces a file, as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 class RunFolder:
@@ -63,14 +72,25 @@ class RunFolder:
             raise CheckpointError(f"another process is meta-training in {path}; choose another --out, or wait for it") from None
         except OSError as error:
             raise CheckpointError(f"{path} cannot be written ({error.strerror}); choose another --out") from None
-        described, file = json.loads(json.dumps(asdict(config))), path / "config.json"
+        try:
+            self._take(path / "config.json")
+        except BaseException:
+            self.close()
+            raise
+
+    def _take(self, file: Path) -> None:
+        """Compares the config with that of the run that is here, if one is, and writes it."""
+        described = json.loads(json.dumps(asdict(self.config)))
         if file.exists():
-            before = json.loads(file.read_text())
-            different = [k for k in described if k not in FREE and before.get(k) != described[k]]
+            try:
+                before = _with_defaults(json.loads(file.read_text()))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise CheckpointError(f"{file} cannot be read ({error}), and nothing else tells which run is there") from None
+            different = [k for k in described if k not in FREE and before[k] != described[k]]
             if different:
-                self.close()
-                raise CheckpointError(f"{path} holds a run of another config: {', '.join(different)} differ; choose another --out")
-        write_atomically(file, (json.dumps(described, indent=1) + "\n").encode())
+                raise CheckpointError(f"{self.path} holds a run of another config: {', '.join(different)} differ; choose another --out")
+        with self.writing(file):
+            write_atomically(file, (json.dumps(described, indent=1) + "\n").encode())
 
     def __enter__(self) -> RunFolder:
         return self
@@ -82,6 +102,18 @@ class RunFolder:
         """Lets others in."""
         self._lock.release()
 
+    @contextmanager
+    def writing(self, what: object) -> Iterator[None]:
+        """Says what is lost, what is not, and what to do, where something cannot be written."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise CheckpointError(
+                f"{what} could not be written ({why}); everything up to generation {last_generation(self.path)} is saved in {self.path}. "
+                "Make room there, or whatever it takes, and start the same run again: it goes on from there"
+            ) from error
+
     def states(self) -> list[Path]:
         """The saved states, newest first."""
         return sorted(self.path.glob("state-*.safetensors"), reverse=True)
@@ -89,22 +121,27 @@ class RunFolder:
     def save_state(self, nes: NES) -> None:
         """Saves the state, and removes all but the last few."""
         tensors = {k: torch.as_tensor(v).clone().contiguous() for k, v in nes.state_dict().items()}
-        write_atomically(self.path / f"state-{nes.generation:06d}.safetensors", save(tensors))
-        for old in self.states()[KEPT:]:
-            old.unlink()
+        file = self.path / f"state-{nes.generation:06d}.safetensors"
+        with self.writing(file):
+            write_atomically(file, save(tensors))
+            for old in self.states()[KEPT:]:
+                old.unlink()
 
     def load_state(self, nes: NES) -> None:
-        """Takes up the newest state that can be read, if there is one, and forgets rows of generations that it had not seen."""
+        """Takes up the newest state that can be read, if there is one, and forgets rows of generations that it had not seen.
+
+        States that cannot be read are put aside, so that they are not taken for the newest.
+        """
         for file in self.states():
             try:
                 nes.load_state_dict(load(file.read_bytes()))
                 break
             except (SafetensorError, KeyError, ValueError, OSError) as error:
                 warnings.warn(f"{file} cannot be read ({error}); going on from the state before it", stacklevel=3)
-        rows = [row for row in self.curve() if int(row["generation"]) <= nes.generation]
+                with self.writing(file):
+                    file.rename(f"{file}.unreadable")
         if (self.path / "curve.csv").exists():
-            text = [",".join(CURVE), *(",".join(row[name] for name in CURVE) for row in rows)]
-            write_atomically(self.path / "curve.csv", ("\n".join(text) + "\n").encode())
+            self._write_curve(row for row in self.curve() if int(row["generation"]) <= nes.generation)
 
     def curve(self) -> list[dict[str, str]]:
         """The rows of `curve.csv` so far; one that was cut off is none."""
@@ -112,15 +149,34 @@ class RunFolder:
         if not file.exists():
             return []
         with file.open(newline="") as rows:
-            return [row for row in csv.DictReader(rows) if row["generation"] and row["generation"].isdigit() and row["seconds"]]
+            return [row for row in csv.DictReader(rows) if (row.get("generation") or "").isdigit() and row.get("seconds")]
 
     def append(self, row: Mapping[str, float | int | str]) -> None:
         """Adds a row to `curve.csv`."""
-        append_rows(self.path / "curve.csv", [row], CURVE)
+        self._write_curve([*self.curve(), row])
+
+    def _write_curve(self, rows: Iterable[Mapping[str, float | int | str]]) -> None:
+        file, text = self.path / "curve.csv", io.StringIO()
+        writer = csv.DictWriter(text, CURVE, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        with self.writing(file):
+            write_atomically(file, text.getvalue().encode())
+
+    def save_schedule(self, learned: LearnedSchedule, file: Path) -> None:
+        """Writes a schedule."""
+        with self.writing(file), replacing(file) as temporary:
+            checkpoint.save(learned, temporary)
 
     def theta_file(self, generation: int) -> Path:
         """Where the schedule of a validated generation is kept."""
         return self.path / f"theta-{generation:05d}.safetensors"
+
+
+def _with_defaults(before: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as it was written, and today's defaults of settings that there were not yet: they are what was done then."""
+    defaults: dict[str, Any] = json.loads(json.dumps(asdict(MetaTrainConfig())))
+    return defaults | {k: defaults[k] | v if isinstance(defaults.get(k), dict) else v for k, v in before.items()}
 
 
 def last_generation(path: Path) -> int:

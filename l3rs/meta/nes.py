@@ -105,8 +105,11 @@ class NES(SearchAlgorithm):
         return {"generation": self.generation, **{name: getattr(self._search.optimizer_state, name) for name in self._kept}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up a saved state."""
-        self.generation = int(state["generation"])
+        """Takes up a saved state. Raises KeyError or ValueError, and changes nothing, where it is not one of this search."""
         s = self._search.optimizer_state
         fields = {name: torch.as_tensor(state[name], dtype=getattr(s, name).dtype) for name in self._kept}
-        self._search = self._search._replace(optimizer_state=s._replace(**fields))
+        wrong = [name for name, value in fields.items() if value.shape != getattr(s, name).shape]
+        if wrong:
+            raise ValueError(f"{wrong[0]} has the shape {tuple(fields[wrong[0]].shape)}, not {tuple(getattr(s, wrong[0]).shape)}")
+        generation = int(state["generation"])  # all is there; only now is anything changed
+        self.generation, self._search = generation, self._search._replace(optimizer_state=s._replace(**fields))

@@ -19,7 +19,8 @@ from l3rs.unroll import Report, unroll
 from l3rs.workbench import Workbench, workbench
 
 REPLACEMENTS = 3  # times in a row that dead processes are replaced before the run is given up
-PATIENCE = 60.0  # seconds without a further process having started, after which those that have not are done without
+PATIENCE = 60.0  # seconds without a further process having started, after which those that have not are done without; five times that
+# for the first, for a cluster may have to read all of torch from a slow disk
 LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)  # a process, or what it had found out
 T = TypeVar("T")
 Tasks = Sequence[tuple[int, int]]  # (seed, steps) of each
@@ -163,7 +164,7 @@ class FineTuning(Problem):
             actors: list[Any] = self.actors
             waiting, started = [actor.get.remote("actor_index") for actor in actors], 0
             while waiting:
-                ready, waiting = ray.wait(waiting, timeout=PATIENCE)
+                ready, waiting = ray.wait(waiting, timeout=PATIENCE if started else 5 * PATIENCE)
                 if not ready:
                     break
                 started += 1
@@ -171,7 +172,7 @@ class FineTuning(Problem):
                 return
             self.stop()
             if not started:
-                raise MetaTrainingError(f"none of {self._num_actors} processes found a free core, or GPU, in {PATIENCE:g} seconds")
+                raise MetaTrainingError(f"none of {self._num_actors} processes found a free core, or GPU, in {5 * PATIENCE:g} seconds")
             warnings.warn(f"{len(waiting)} of {self._num_actors} processes found no free core, or GPU; going on without", stacklevel=2)
             self._num_actors = started
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from l3rs.plots import plot_curve
@@ -25,7 +31,10 @@ class Progress:
     def __init__(self, folder: Path, name: str, generation: int, generations: int, shown: bool) -> None:
         self.folder, self.name = folder, name
         self.bar = tqdm(total=generations, initial=generation, desc=name, unit="gen", disable=not shown)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=generation)
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        # Not tensorboardX's SummaryWriter: where its thread cannot write, as on a full disk, the run waits for it for ever.
+        self.board = EventsWriter(str(folder / "tensorboard" / "events"), f".{os.getpid()}")
+        self._event(generation + 1, session_log=SessionLog(status=SessionLog.START))  # hides what a run that was stopped said of later ones
         self.validation: dict[str, str] = {}
 
     def generation(self, row: Mapping[str, float | int | str]) -> None:
@@ -33,7 +42,8 @@ class Progress:
         step = int(row["generation"])
         for name, value in row.items():
             if name not in ("generation", "steps") and value != "":
-                self.board.add_scalar(name, float(value), step)
+                self._event(step, summary=scalar(name, float(value)))
+        self.board.flush()
         if "validation_accuracy" in row:
             self.validation = {"val": f"{float(row['validation_accuracy']):.3f}"}
             plot_curve(pd.read_csv(self.folder / "curve.csv"), self.folder / "curve.png", f"{self.name}: meta-training")
@@ -49,7 +59,11 @@ class Progress:
             self.bar.set_postfix({**numbers, **self.validation, **rates, **lost})
             self.bar.update()
 
+    def _event(self, step: int, **content: Any) -> None:
+        self.board.write_event(Event(wall_time=time.time(), step=step, **content))
+
     def close(self) -> None:
         """Ends the bar and flushes TensorBoard's files."""
         self.bar.close()
-        self.board.close()
+        with suppress(OSError):  # all was flushed, or has been said
+            self.board.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from dataclasses import replace
@@ -16,22 +17,18 @@ import ray
 import torch
 from torch import Tensor
 
-from l3rs.checkpoint import read, save
+from l3rs.checkpoint import read
 from l3rs.controller import initial_theta
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.folder import RunFolder
 from l3rs.meta.nes import NES
-from l3rs.meta.problem import FineTuning, cores_of_cluster
+from l3rs.meta.problem import FineTuning, MetaTrainingError, places
 from l3rs.meta.progress import Progress
 from l3rs.networks import head_names
 from l3rs.plots import plot_curve
 from l3rs.schedule import LearnedSchedule
 from l3rs.tasks import task_seed
 from l3rs.workbench import workbench
-
-
-class MetaTrainingError(RuntimeError):
-    """Most candidates of a generation failed; the message says why, and how to see it again."""
 
 
 def start(config: MetaTrainConfig) -> LearnedSchedule:
@@ -73,7 +70,10 @@ def processes(config: MetaTrainConfig) -> int:
     if not ray.is_initialized():
         local: dict[str, Any] = {} if config.ray_address else {"include_dashboard": False, "num_cpus": max(config.workers, cores)}
         ray.init(config.ray_address, logging_level=logging.ERROR, **local)
-    return config.workers or int(cores_of_cluster())
+    room = places(config.gpus_per_actor)
+    if not room:
+        raise ValueError(f"gpus_per_actor is {config.gpus_per_actor}, and there is no such GPU; 0 runs on CPU")
+    return config.workers or room
 
 
 def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) -> LearnedSchedule:
@@ -89,7 +89,8 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
 
     Raises:
         CheckpointError: `out` holds a run of another config, another process is at work in it, or it cannot be written.
-        MetaTrainingError: more than half of a generation's candidates diverged or met an error.
+        MetaTrainingError: more than half of a generation's candidates diverged or met an error, or processes keep dying. All generations
+            before are saved.
         ValueError: the images, the class split or the weights cannot be used.
     """
     learned = start(config)  # finds the weights, or fails, before images are decoded
@@ -110,12 +111,13 @@ def run(folder: RunFolder, problem: FineTuning, learned: LearnedSchedule, config
     """The generations that are missing; each is written before the next begins."""
     nes = NES(problem, learned.theta, config.nes)
     folder.load_state(nes)
-    shown = Progress(folder.path, learned.name, nes.generation, config.generations, progress)
+    with folder.writing(folder.path / "tensorboard"):
+        shown = Progress(folder.path, learned.name, nes.generation, config.generations, progress)
     try:
         if nes.generation == 0 and not folder.curve():
             row: dict[str, float | int | str] = {"generation": 0, **validated(folder, problem, learned, nes, config), "seconds": 0}
             folder.append(row)
-            shown.generation(row)
+            show(folder, shown, row)
         while nes.generation < config.generations:
             started = time.perf_counter()
             row = one_generation(problem, nes, config)
@@ -124,9 +126,15 @@ def run(folder: RunFolder, problem: FineTuning, learned: LearnedSchedule, config
             row["seconds"] = round(time.perf_counter() - started, 2)
             folder.append(row)
             folder.save_state(nes)
-            shown.generation(row)
+            show(folder, shown, row)
     finally:
         shown.close()
+
+
+def show(folder: RunFolder, shown: Progress, row: dict[str, float | int | str]) -> None:
+    """Shows a row of the curve."""
+    with folder.writing(f"TensorBoard's file or the picture in {folder.path}"):
+        shown.generation(row)
 
 
 def one_generation(problem: FineTuning, nes: NES, config: MetaTrainConfig) -> dict[str, float | int | str]:
@@ -150,16 +158,12 @@ def one_generation(problem: FineTuning, nes: NES, config: MetaTrainConfig) -> di
 
 
 def explain(problem: FineTuning, nes: NES, diverged: int, failed: int) -> str:
-    """What is said where most candidates of a generation failed: the error of the first that met one, seen again in this process."""
+    """What is said where most candidates of a generation failed."""
     generation, (_, steps) = nes.generation - 1, problem.tasks[0]
     seeds = ", ".join(str(seed) for seed, _ in problem.tasks)
     said = f"in generation {generation}, {diverged} of {len(nes.candidates)} candidates diverged and {failed} met an error"
-    if failed:
-        first = int(nes.evaluations[:, 2].argmax())
-        try:
-            problem.loss(nes.candidates[first])
-        except Exception as error:
-            said += f", such as {type(error).__name__}: {error}"
+    if error := problem.error():
+        said += f", such as {error}"
     return (
         f"{said}; nothing was learned from it. To see it again: nes.seed {nes.config.seed}, tasks {seeds}, {steps} steps. A smaller "
         "nes.sigma or schedule.lr0 makes runs tamer"
@@ -170,7 +174,7 @@ def validated(folder: RunFolder, problem: FineTuning, learned: LearnedSchedule, 
     """Validates the centre and keeps it as a schedule; gives its columns of the curve."""
     theta = nes.center.clone()
     accuracy, loss = meta_validate(problem, theta, range(config.validation_tasks))
-    save(replace(learned, theta=theta), folder.theta_file(nes.generation))
+    folder.save_schedule(replace(learned, theta=theta), folder.theta_file(nes.generation))
     return {"validation_accuracy": round(accuracy, 6), "validation_loss": round(loss, 6)}
 
 
@@ -179,16 +183,17 @@ def choose(folder: RunFolder, problem: FineTuning, learned: LearnedSchedule, con
 
     The best of many noisy validations is mostly lucky. So the `finalists` that validated most accurately, the newest first among
     equals, are validated again on `final_tasks` other meta-validation tasks, and the one with the lowest loss there is kept: the
-    loss is what was meta-trained, and the steadier of the two.
+    loss is what was meta-trained, and the steadier of the two. One that diverged in validation is kept only where all others did.
     """
     rows = folder.curve()
-    candidates = [r for r in rows if r["validation_accuracy"]]
+    validated = [r for r in rows if r["validation_accuracy"]]
+    candidates = [r for r in validated if math.isfinite(float(r["validation_loss"]))] or validated[-1:]
     candidates.sort(key=lambda r: (float(r["validation_accuracy"]), int(r["generation"])), reverse=True)
     finals = {}
     for generation in (int(r["generation"]) for r in candidates[: config.finalists]):
         theta = read(folder.theta_file(generation)).theta
         finals[generation] = meta_validate(problem, theta, range(config.validation_tasks, config.validation_tasks + config.final_tasks))
-    generation, (accuracy, loss) = min(finals.items(), key=lambda item: item[1][1])
+    generation, (accuracy, loss) = min(finals.items(), key=lambda item: (not math.isfinite(item[1][1]), item[1][1]))
     training = {
         "config": json.loads((folder.path / "config.json").read_text()),
         "generation": generation,
@@ -198,6 +203,7 @@ def choose(folder: RunFolder, problem: FineTuning, learned: LearnedSchedule, con
         "seconds": round(sum(float(r["seconds"]) for r in rows), 1),
     }
     chosen = replace(learned, theta=read(folder.theta_file(generation)).theta, training=training)
-    save(chosen, folder.path / f"{learned.name}.safetensors")
-    plot_curve(pd.read_csv(folder.path / "curve.csv"), folder.path / "curve.png", f"{learned.name}: meta-training")
+    folder.save_schedule(chosen, folder.path / f"{learned.name}.safetensors")
+    with folder.writing(folder.path / "curve.png"):
+        plot_curve(pd.read_csv(folder.path / "curve.csv"), folder.path / "curve.png", f"{learned.name}: meta-training")
     return chosen

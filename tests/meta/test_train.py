@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import ray
 import torch
+from small_runs import bits, quick, same
 
-from l3rs.checkpoint import CheckpointError, read
+from l3rs.checkpoint import read
 from l3rs.config import L3RSConfig
 from l3rs.meta.config import MetaTrainConfig, NESConfig
 from l3rs.meta.problem import FineTuning, fine_tune
@@ -38,6 +44,15 @@ def tiny(generations: int, **changes: object) -> MetaTrainConfig:
         "task": TASK,
     }
     return MetaTrainConfig(**(settings | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two generations."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("plain")
+    meta_train(quick(2), out, progress=False)
+    return out
 
 
 def test_held_out_loss_falls_beyond_noise(tmp_path: Path) -> None:
@@ -71,21 +86,13 @@ def test_the_best_finalist_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "curve.png").exists()
 
 
-def test_a_run_in_two_parts_is_the_same_run(tmp_path: Path) -> None:
-    meta_train(tiny(3, validate_every=3), tmp_path / "straight", progress=False)
-    meta_train(tiny(2, validate_every=3), tmp_path / "parts", progress=False)
-    with (tmp_path / "parts" / "curve.csv").open("a") as curve:
-        curve.write("9,5,1,1,1,1,,,1\n")  # as if it had been killed between a row and the state
-    meta_train(tiny(3, validate_every=3), tmp_path / "parts", progress=False)
-    a, b = (read(tmp_path / part / "theta-00003.safetensors").theta for part in ("straight", "parts"))
-    assert torch.equal(a, b)
-    assert pd.read_csv(tmp_path / "parts" / "curve.csv").generation.to_list() == [0, 1, 2, 3]
-
-
-def test_a_folder_takes_one_config(tmp_path: Path) -> None:
-    meta_train(tiny(1), tmp_path, progress=False)
-    with pytest.raises(CheckpointError, match="another config: nes differ"):
-        meta_train(tiny(1, nes=NESConfig(population=4)), tmp_path, progress=False)
+def test_a_run_in_two_parts_is_the_same_run(plain: Path, tmp_path: Path) -> None:
+    meta_train(quick(1), tmp_path, progress=False)
+    with (tmp_path / "curve.csv").open("a") as curve:
+        curve.write("9,5,1,1,1,1,0,1,1,,,1,1\n")  # as if it had been killed between a row and the state
+    meta_train(quick(2), tmp_path, progress=False)
+    assert same(bits(plain, 2), bits(tmp_path, 2))
+    assert pd.read_csv(tmp_path / "curve.csv").generation.to_list() == [0, 1, 2]
 
 
 def test_generations_share_tasks_and_differ_from_each_other() -> None:
@@ -98,6 +105,50 @@ def test_generations_share_tasks_and_differ_from_each_other() -> None:
     assert (min(drawn), max(drawn)) == (10, 100)
 
 
+def test_log_uniform_steps_dwell_on_short_runs() -> None:
+    """Both ends are drawn, and half of all runs are shorter than the geometric mean of the ends; of uniform ones, a quarter."""
+    drawn = {
+        distribution: np.array([generation_tasks(MetaTrainConfig(steps_distribution=distribution), g)[0][1] for g in range(3000)])
+        for distribution in ("uniform", "log-uniform")
+    }
+    short = {distribution: (steps < math.sqrt(10 * 100)).mean() for distribution, steps in drawn.items()}
+    assert short["log-uniform"] == pytest.approx(math.log(31.5 / 9.5) / math.log(100.5 / 9.5), abs=0.03)
+    assert short["log-uniform"] == pytest.approx(0.5, abs=0.04)
+    assert short["uniform"] == pytest.approx(22 / 91, abs=0.03)
+    for steps in drawn.values():
+        assert (steps.min(), steps.max()) == (10, 100)
+    tens = (drawn["log-uniform"] == 10).mean()  # an end is no rarer than it should be
+    assert tens == pytest.approx(math.log(10.5 / 9.5) / math.log(100.5 / 9.5), abs=0.015)
+    narrow = {generation_tasks(MetaTrainConfig(steps=(1, 2), steps_distribution="log-uniform"), g)[0][1] for g in range(100)}
+    assert narrow == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"objective": "mean"}, {"precision": "bfloat16"}, {"nes": replace(quick().nes, lr=5.0, optimizer="sgd")}],
+    ids=["mean", "bfloat16", "sgd"],
+)
+def test_settings_change_what_is_learned_and_resume_all_the_same(changes: dict[str, object], plain: Path, tmp_path: Path) -> None:
+    meta_train(quick(2, **changes), tmp_path / "straight", progress=False)
+    for generations in (1, 2):
+        meta_train(quick(generations, **changes), tmp_path / "parts", progress=False)
+    assert same(bits(tmp_path / "straight", 2), bits(tmp_path / "parts", 2))
+    assert not torch.equal(bits(tmp_path / "straight", 2)["center"], bits(plain, 2)["center"])
+    losses = [pd.read_csv(run / "curve.csv").mean_loss[1] for run in (tmp_path / "straight", plain)]
+    assert ("nes" in changes) == (losses[0] == losses[1])
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_objective_mean_is_the_mean_of_the_training_losses() -> None:
+    config = quick(objective="mean", meta_batch=2)
+    learned = start(config)
+    problem = FineTuning(learned, config)
+    problem.tasks = generation_tasks(config, 0)
+    bench = workbench(config.workload, config.task)
+    reports = [fine_tune(learned, learned.theta, bench, "meta-train", seed, steps) for seed, steps in problem.tasks]
+    assert problem.loss(learned.theta) == (pytest.approx(np.mean([np.mean(r.train_losses) for r in reports])), False)
+
+
 def test_a_diverged_candidate_gets_the_penalty() -> None:
     learned = start(tiny(1, schedule=L3RSConfig(embedding=0, lr0=1e30)))
     problem = FineTuning(learned, tiny(1))
@@ -105,8 +156,14 @@ def test_a_diverged_candidate_gets_the_penalty() -> None:
     assert problem.loss(learned.theta) == (20.0, True)
 
 
+@pytest.fixture
+def ray_ends() -> Iterator[None]:
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.slow
-def test_two_workers_do_what_one_does(tmp_path: Path) -> None:
+def test_two_workers_do_what_one_does(tmp_path: Path, ray_ends: None) -> None:
     alone = meta_train(tiny(2), tmp_path / "1", progress=False)
     both = meta_train(tiny(2, workers=2), tmp_path / "2", progress=False)
     assert torch.equal(alone.theta, both.theta)

@@ -1,0 +1,327 @@
+"""The folder of a run: whole files, several states, one process at a time, one config, and what is said where the disk is full."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tensorboardX.record_writer
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from small_runs import Quadratic, arguments, bits, quick, same
+
+from l3rs import checkpoint
+from l3rs.checkpoint import CheckpointError
+from l3rs.cli import main
+from l3rs.meta.config import NESConfig
+from l3rs.meta.folder import CURVE, RunFolder, last_generation, write_atomically
+from l3rs.meta.nes import NES
+from l3rs.meta.train import meta_train
+
+FULL = Path("/dev/full")  # takes nothing: "No space left on device"
+full_disk = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+
+
+def search() -> NES:
+    return NES(Quadratic(torch.zeros(3)), torch.ones(3), NESConfig(population=4))
+
+
+def row(generation: int) -> dict[str, float | int | str]:
+    numbers = {name: 0.125 for name in CURVE if not name.startswith("validation")}
+    return numbers | {"generation": generation, "steps": 3, "diverged": 0, "failed": 0, "seconds": 12.34}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three generations without a disturbance."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("straight")
+    meta_train(quick(), out, progress=False)
+    return out
+
+
+def ends_as(out: Path, straight: Path) -> None:
+    """All that is left of a run is what a run without a disturbance leaves."""
+    assert same(bits(out, 3), bits(straight, 3))
+    timing = ["inner_steps_per_second", "seconds"]
+    curves = [pd.read_csv(folder / "curve.csv").drop(columns=timing) for folder in (out, straight)]
+    pd.testing.assert_frame_equal(*curves, check_exact=True)
+    assert not list(out.glob("**/*.tmp"))
+    assert same(load_file(out / "quick.safetensors"), load_file(straight / "quick.safetensors"))
+
+
+def test_a_crash_between_write_and_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomically(tmp_path / "file", b"old")
+
+    def crash(source: Path, target: Path) -> None:
+        assert Path(source).read_bytes() == b"new"
+        raise OSError(errno.EIO, "crash")
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(OSError, match="crash"):
+        write_atomically(tmp_path / "file", b"new")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"file": b"old"}
+
+
+def test_ctrl_c_in_the_middle_of_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    write_atomically(tmp_path / "file", b"old")
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", b"new")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"file": b"old"}
+
+
+def test_the_last_three_states_are_kept(tmp_path: Path) -> None:
+    nes = search()
+    assert last_generation(tmp_path) == 0
+    with RunFolder(tmp_path, quick()) as folder:
+        for _ in range(12):
+            nes.step()
+            folder.save_state(nes)
+    assert [p.name for p in folder.states()] == [f"state-0000{g}.safetensors" for g in (12, 11, 10)]
+    assert last_generation(tmp_path) == 12
+    other = search()
+    folder.load_state(other)
+    assert (other.generation, other.center.tolist()) == (12, nes.center.tolist())
+
+
+def without_v(file: Path) -> None:
+    save_file({k: v for k, v in load_file(file).items() if k != "v"}, file)
+
+
+@pytest.mark.parametrize(
+    "corrupt",
+    [
+        lambda file: file.write_bytes(file.read_bytes()[:-100]),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(bytes(file.stat().st_size)),
+        without_v,
+        lambda file: save_file(load_file(file) | {"center": torch.zeros(4)}, file),
+    ],
+    ids=["torn", "empty", "zeros", "incomplete", "of another size"],
+)
+def test_a_corrupt_newest_state_is_passed_over(corrupt: Callable[[Path], None], tmp_path: Path) -> None:
+    with RunFolder(tmp_path, quick()) as folder:
+        nes, other = search(), search()
+        for _ in range(4):
+            before = nes.center
+            nes.step()
+            folder.save_state(nes)
+        corrupt(tmp_path / "state-000004.safetensors")
+        with pytest.warns(UserWarning, match=r"state-000004.safetensors cannot be read .*; going on from the state before it"):
+            folder.load_state(other)
+        assert other.generation == 3
+        assert torch.equal(other.center, before)
+        other.step()
+        assert torch.equal(other.center, nes.center)
+
+
+def test_a_corrupt_newest_state_costs_one_generation_and_no_bit(straight: Path, tmp_path: Path) -> None:
+    meta_train(quick(2), tmp_path, progress=False)
+    file = tmp_path / "state-000002.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=r"state-000002.safetensors cannot be read .*; going on from the state before it"):
+        meta_train(quick(), tmp_path, progress=False)
+    ends_as(tmp_path, straight)
+
+
+def test_where_no_state_can_be_read_new_ones_are_kept(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, quick()) as folder:
+        for generation in (7, 8, 9):
+            (tmp_path / f"state-{generation:06d}.safetensors").write_bytes(b"x")
+        nes = search()
+        with pytest.warns(UserWarning, match="cannot be read"):
+            folder.load_state(nes)
+        nes.step()
+        folder.save_state(nes)
+        assert last_generation(tmp_path) == nes.generation == 1
+        other = search()
+        folder.load_state(other)  # and nothing is warned of twice
+        assert other.generation == 1
+
+
+def test_a_row_torn_anywhere_is_none(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, quick()) as folder:
+        nes = search()
+        for _ in range(2):
+            nes.step()
+            folder.append(row(nes.generation))
+        folder.save_state(nes)
+        whole = (tmp_path / "curve.csv").read_text()
+        folder.append(row(3))
+        both = (tmp_path / "curve.csv").read_text()
+        for length in range(len(whole), len(both) + 1, 3):  # a row is written before its state, so its generation is made again
+            (tmp_path / "curve.csv").write_text(both[:length])
+            folder.load_state(nes)
+            assert (tmp_path / "curve.csv").read_text() == whole
+        for length in range(whole.index("\n")):  # even one of which the head is torn
+            (tmp_path / "curve.csv").write_text(whole[:length])
+            folder.load_state(nes)
+            folder.append(row(3))
+            assert [r["generation"] for r in folder.curve()] == ["3"]
+
+
+def test_a_curve_of_a_version_with_fewer_columns_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "curve.csv").write_text("generation,mean_loss,extra,seconds\n0,2.5,x,1\n1,2.4,x,1\n")
+    with RunFolder(tmp_path, quick()) as folder:
+        nes = search()
+        nes.generation = 1
+        folder.load_state(nes)
+        folder.append(row(2))
+    curve = pd.read_csv(tmp_path / "curve.csv")
+    assert tuple(curve.columns) == CURVE
+    assert curve.generation.tolist() == [0, 1, 2]
+    assert curve.mean_loss.tolist() == [2.5, 2.4, 0.125]
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, quick()), pytest.raises(CheckpointError, match=f"another process is meta-training in {tmp_path}"):
+        RunFolder(tmp_path, quick())
+    holding = f"from filelock import FileLock; lock = FileLock({str(tmp_path / 'lock')!r}); lock.acquire(); print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(CheckpointError, match="another process is meta-training in"):
+            meta_train(quick(), tmp_path, progress=False)
+        other.kill()  # the lock of a process that is dead is none
+    with RunFolder(tmp_path, quick()):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_or_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(CheckpointError, match=f"{path} cannot be written .*; choose another --out"):
+            RunFolder(path, quick())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(Permission denied\); choose another --out"):
+        RunFolder(tmp_path, quick())
+
+
+@full_disk
+@pytest.mark.parametrize(
+    ("file", "saved"),
+    [
+        pytest.param("config.json.tmp", 0, marks=pytest.mark.slow),
+        ("curve.csv.tmp", 0),
+        ("state-000002.safetensors.tmp", 1),
+        pytest.param("curve.png", 0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_full_disk_costs_nothing_that_was_there(file: str, saved: int, straight: Path, tmp_path: Path) -> None:
+    (tmp_path / file).symlink_to(FULL)
+    with pytest.raises(CheckpointError) as stop:
+        meta_train(quick(), tmp_path, progress=False)
+    said = str(stop.value)
+    assert str(tmp_path / file.removesuffix(".tmp")) in said or file == "curve.png"
+    assert f"could not be written (No space left on device); everything up to generation {saved} is saved in {tmp_path}" in said
+    assert last_generation(tmp_path) == saved
+    if saved:
+        assert same(bits(tmp_path, 1), bits(straight, 1))
+    (tmp_path / file).unlink(missing_ok=True)  # room again
+    meta_train(quick(), tmp_path, progress=False)
+    ends_as(tmp_path, straight)
+
+
+@pytest.mark.parametrize(("name", "saved"), [("theta-00003", 2), ("quick", 3)])
+def test_a_schedule_that_cannot_be_written_costs_nothing_else(
+    name: str, saved: int, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_file(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        if Path(path).name.startswith(name):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        write(tensors, path, metadata)
+
+    write = checkpoint.save_file
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", save_file)
+        expected = f"{name}.safetensors could not be written (I/O error: No space left on device (os error 28)); everything up to"
+        with pytest.raises(CheckpointError, match=re.escape(f"{expected} generation {saved} is saved")):
+            meta_train(quick(), tmp_path, progress=False)
+    meta_train(quick(), tmp_path, progress=False)
+    ends_as(tmp_path, straight)
+
+
+@full_disk
+def test_a_full_disk_under_tensorboard_ends_the_run_instead_of_hanging_it(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FULL.open("wb") as full, monkeypatch.context() as patch:
+        patch.setattr(tensorboardX.record_writer, "open_file", lambda _: full)
+        with pytest.raises(CheckpointError, match=r"TensorBoard's file .* could not be written \(No space left on device\)"):
+            meta_train(quick(), tmp_path, progress=False)
+        full.raw.close()
+    meta_train(quick(), tmp_path, progress=False)
+    ends_as(tmp_path, straight)
+
+
+@full_disk
+def test_the_command_says_in_one_line_that_the_disk_is_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "state-000001.safetensors.tmp").symlink_to(FULL)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(quick(), out))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == (
+        f"l3rs: error: {out}/state-000001.safetensors could not be written (No space left on device); everything up to generation 0 is "
+        f"saved in {out}. Make room there, or whatever it takes, and start the same run again: it goes on from there"
+    )
+
+
+def test_a_folder_takes_one_config_but_more_of_it(tmp_path: Path) -> None:
+    RunFolder(tmp_path, quick()).close()
+    free = {"workers": 2, "ray_address": "auto", "gpus_per_actor": 0.5, "finalists": 1, "final_tasks": 9, "cache": "elsewhere"}
+    RunFolder(tmp_path, quick(9, **free)).close()
+    assert json.loads((tmp_path / "config.json").read_text())["generations"] == 9
+    before = (tmp_path / "config.json").read_bytes()
+    for changes, named in (
+        ({"nes": NESConfig(population=4, sigma=0.1, lr=0.06)}, "nes"),
+        ({"steps": (2, 4), "penalty": 5.0}, "steps, penalty"),
+    ):
+        with pytest.raises(CheckpointError, match=f"{tmp_path} holds a run of another config: {named} differ; choose another --out"):
+            RunFolder(tmp_path, quick(**changes))
+    assert (tmp_path / "config.json").read_bytes() == before
+    RunFolder(tmp_path, quick()).close()  # those refused left no lock
+
+
+def test_settings_that_there_were_not_yet_had_the_defaults_of_today(tmp_path: Path) -> None:
+    RunFolder(tmp_path, quick()).close()
+    file = tmp_path / "config.json"
+    old = json.loads(file.read_text())
+    del old["precision"], old["nes"]["sigma_half_life"]
+    old["dropped_since"] = 1
+    file.write_text(json.dumps(old))
+    with pytest.raises(CheckpointError, match="precision differ"):
+        RunFolder(tmp_path, quick(precision="bfloat16"))
+    with pytest.raises(CheckpointError, match="nes differ"):
+        RunFolder(tmp_path, quick(nes=NESConfig(population=4, sigma=0.1, lr=0.05, sigma_half_life=9)))
+    RunFolder(tmp_path, quick()).close()
+    assert json.loads(file.read_text())["precision"] == "float32"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "7"])
+def test_a_config_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    for _ in range(2):  # and the lock is given back
+        with pytest.raises(CheckpointError, match=f"{tmp_path / 'config.json'} cannot be read"):
+            RunFolder(tmp_path, quick())
+    assert (tmp_path / "config.json").read_text() == text

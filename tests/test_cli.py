@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -115,13 +116,24 @@ def test_every_config_opens_with_its_command_and_is_valid(path: Path, monkeypatc
         assert len(set(map(repr, changed))) == len(changed)
 
 
-@pytest.mark.parametrize(
-    "script", sorted(str(p.relative_to(ROOT)) for d in ("pretrain", "evaluate", "datasets") for p in (ROOT / d).glob("*.py"))
-)
-def test_scripts_start(script: str) -> None:
+SCRIPTS = sorted(str(p.relative_to(ROOT)) for d in ("pretrain", "evaluate", "datasets") for p in (ROOT / d).glob("*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_start_in_a_process_of_their_own(script: str) -> None:
     done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "--" in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_start(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert stop.value.code == 0
+    assert "--" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["finetune", "split", "cache", "meta-train", "info"])

@@ -141,6 +141,7 @@ def test_a_schedule_that_diverges_in_validation_is_not_kept(straight: Path, tmp_
     assert set(meta_train(quick(6), tmp_path, progress=False).training["finalists"]) == {"6"}  # better than none: the last
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_where_the_run_is_and_costs_no_bit(tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = command(quick(LONG), out)
@@ -151,7 +152,7 @@ def test_ctrl_c_says_where_the_run_is_and_costs_no_bit(tmp_path: Path) -> None:
     reached = last_generation(out)
     assert f"Stopped. {out} holds the run up to generation {reached}; the same command goes on from there." in said
     assert "Traceback" not in errors
-    assert reached >= 2
+    assert reached >= 1  # rows come before states
     goes_on(out, tmp_path, reached + 1)
 
 

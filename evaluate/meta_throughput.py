@@ -4,14 +4,16 @@
 
 appends to `evaluate/results/meta_throughput.csv`. The bare pass is that of the same network on the same batches, without drawing,
 features, update or evaluation. Generations are those of a meta-training run with K uniform in 10 to 100: all of an NES step is in
-them, on one process and on two. Bare passes and generations are interleaved, and the ratio is of medians. The machine should have
-nothing else to do.
+them, on one process and on two. Bare passes and generations are interleaved, and the ratio is of medians. As many bare passes side by
+side as there are processes show what the machine itself loses. It should have nothing else to do.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -45,6 +47,20 @@ def bare(config: MetaTrainConfig, steps: int) -> float:
             p.grad = None
         F.cross_entropy(network(inputs), labels).backward()
     return (time.perf_counter() - started) / steps
+
+
+def bare_alone(steps: int) -> float:
+    """`bare` in a process of its own, of one thread."""
+    torch.set_num_threads(1)
+    config = MetaTrainConfig()
+    bare(config, 20)
+    return bare(config, steps)
+
+
+def bare_together(count: int, steps: int = 400) -> float:
+    """Passes a second that `count` processes make side by side: what the machine gives, whatever is run on it."""
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return sum(1 / seconds for seconds in pool.map(bare_alone, [steps] * count))
 
 
 def generation(nes: NES, problem: FineTuning, config: MetaTrainConfig, number: int) -> float:
@@ -82,9 +98,12 @@ def main() -> None:
         problem.stop()
     once = float(np.median(passes))
     rows = [{"what": "forward and backward", "processes": 1, "inner_steps_per_second": round(1 / once, 1), "times_bare": 1.0}]
+    together = {workers: round(bare_together(workers), 1) for workers in args.processes if workers > 1}
+    for workers, rate in together.items():
+        rows.append({"what": "forward and backward", "processes": workers, "inner_steps_per_second": rate, "times_bare": 1.0})
     for workers, times in rates.items():
         each = float(np.median(times))
-        times_bare = round(each * workers / once, 3)
+        times_bare = round((together[workers] if workers > 1 else 1 / once) * each, 3)  # against as many processes
         rows.append({"what": "meta-training", "processes": workers, "inner_steps_per_second": round(1 / each, 1), "times_bare": times_bare})
     for row in rows:
         print(
@@ -92,7 +111,8 @@ def main() -> None:
         )
     append_rows(args.out, [{"date": date.today().isoformat(), **row, "torch": torch.__version__} for row in rows], FIELDS)
     if {1, 2} <= set(rates):
-        print(f"two processes make {np.median(rates[1]) / np.median(rates[2]):.2f} times as many steps as one")
+        gain, bound = np.median(rates[1]) / np.median(rates[2]), together[2] * once
+        print(f"two processes make {gain:.2f} times as many steps as one, where bare passes make {bound:.2f} times as many")
 
 
 if __name__ == "__main__":

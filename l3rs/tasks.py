@@ -33,7 +33,8 @@ class TaskConfig:
 
 
 def check_sizes(counts: Mapping[str, tuple[int, int]], task: TaskConfig, what: str) -> None:
-    """Raises ValueError unless every task of this size can be drawn from these classes, if there are any.
+    """Raises ValueError unless every task of this size can be drawn from these classes, if there are any: even the smallest classes
+    together fill a batch, and none is empty.
 
     Args:
         counts: class to its numbers of train and of validation images.
@@ -42,9 +43,10 @@ def check_sizes(counts: Mapping[str, tuple[int, int]], task: TaskConfig, what: s
     if counts and len(counts) < task.classes:
         raise ValueError(f"{what} has {len(counts)} classes, and a task has {task.classes}: give it more, or draw tasks of fewer classes")
     for side, name, size in ((0, "train", task.batch_size), (1, "validation", task.evaluation_size)):
-        needed = -(-size // task.classes)  # so that even the smallest classes fill a batch
-        few = [f"{c} ({n[side]})" for c, n in counts.items() if n[side] < needed]
-        if few:
+        smallest = sorted(n[side] for n in counts.values())[: task.classes]
+        if counts and (sum(smallest) < size or not smallest[0]):
+            needed = -(-size // task.classes)  # of each, if all had as many
+            few = [f"{c} ({n[side]})" for c, n in counts.items() if n[side] < needed]
             more = f" and {len(few) - 10} more" if len(few) > 10 else ""
             raise ValueError(
                 f"{len(few)} classes of {what} have fewer than {needed} {name} images, which batches of {size} from {task.classes} classes "

@@ -159,18 +159,22 @@ class Workload:
         Raises:
             ValueError: what `tree`, `check_sizes` and `l3rs.data.cache.build` raise.
         """
+        split = self.class_split
+        empty = [p for p in purposes if task is not None and not split.classes[p]]
+        if empty:
+            raise ValueError(f"the split {split.name} has no {empty[0]} classes")
         trees = {} if self.embedded else {p: self.tree(p) for p in purposes}
         for purpose, tree in trees.items():  # all are checked before the first is decoded
             if task is not None:
-                if not tree.classes:
-                    raise ValueError(f"the split {self.class_split.name} has no {purpose} classes")
-                check_sizes(tree.counts(), task, f"{purpose} of {self.class_split.name}")
+                check_sizes(tree.counts(), task, f"{purpose} of {split.name}")
         for purpose, tree in trees.items():
             cache.build(tree, self.decoder, self.cache_folder(purpose), self.skip_broken, progress=progress)
-            if self.skip_broken and task is not None:
+        for purpose in purposes:
+            if task is not None and (self.embedded or self.skip_broken):
                 images = self.images(purpose)
-                sound = {c: (len(train), len(held_out)) for c, (train, held_out) in zip(images.classes, images.by_class, strict=True)}
-                check_sizes(sound, task, f"{purpose} of {self.class_split.name}, without broken images,")
+                sides = dict(zip(images.classes, images.by_class, strict=True))
+                counts = {c: (len(sides[c][0]), len(sides[c][1])) for c in split.classes[purpose]}
+                check_sizes(counts, task, f"{purpose} of {split.name}" + (", without broken images," if self.skip_broken else ""))
 
     def images(self, purpose: str) -> ImageSet:
         """The decoded images of a purpose's classes, or more; `prepare` has been there before, for images of your own."""

@@ -358,3 +358,11 @@ def test_a_picture_too_many_makes_another_cache_necessary(own: Workload) -> None
     noise("new", 9, 9).save(Path(str(own.data)) / "bee" / "new.png")
     with pytest.raises(ValueError, match="was made of other images"):
         prepare(own, "meta-train")
+
+
+def test_embedded_sets_are_checked_too() -> None:
+    with pytest.raises(ValueError, match="the split glyphs has no meta-train classes"):
+        Workload("glyphs").prepare(["meta-train"], TaskConfig())
+    with pytest.raises(ValueError, match="meta-train of icons has 100 classes, and a task has 101"):
+        Workload().prepare(["meta-train"], TaskConfig(classes=101))
+    Workload("glyphs").prepare(["meta-test"], TaskConfig())

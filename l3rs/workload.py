@@ -138,8 +138,7 @@ class Workload:
         """
         split, classes = self.class_split, self.class_split.classes[purpose]
         tree = read_tree(split.dataset, str(self.data), split.seed, classes)
-        missing = ClassSplit(split.dataset, split.seed, {**dict.fromkeys(split.classes, ()), purpose: classes}, split.name)
-        missing.check([c for c, (train, held_out) in tree.counts().items() if train or held_out], f"the folder {self.data}")
+        split.check([c for c, (train, held_out) in tree.counts().items() if train or held_out], f"the folder {self.data}", (purpose,))
         return tree
 
     def cache_folder(self, purpose: str) -> Path:
@@ -148,7 +147,7 @@ class Workload:
         made_of = (str(Path(str(self.data)).resolve()), split.classes[purpose], split.dataset, split.seed, asdict(self.decoder))
         key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8]
         root = Path(self.cache or os.environ.get("L3RS_CACHE") or "~/.cache/l3rs").expanduser()
-        return root / f"{split.name.replace('/', '-')}-{purpose}-{self.decoder.side}px-{key}"
+        return root / f"{split.name}-{purpose}-{self.decoder.side}px-{key}"
 
     def prepare(self, purposes: Collection[str], task: TaskConfig | None = None, progress: bool = True) -> None:
         """Decodes the images of these purposes, unless that is done or they are embedded.

@@ -18,7 +18,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -105,7 +105,7 @@ class PretrainConfig:
     def stem(self) -> str:
         """What the files are called, without their suffixes."""
         width = "" if self.width is None else f"-w{self.width}"
-        return f"{self.model}{width}-{self.workload.class_split.name}".replace("/", "-")
+        return f"{self.model}{width}-{self.workload.class_split.name}"
 
 
 class Batches(torch.utils.data.IterableDataset):
@@ -227,12 +227,7 @@ def pretraining_images(config: PretrainConfig) -> ImageSet:
     images, classes = workload.images("pretrain"), workload.class_split.classes["pretrain"]
     number = {c: i for i, c in enumerate(classes)}
     place = torch.tensor([*(number.get(c, -1) for c in images.classes), -1])  # the last for images of no class, -1
-    return ImageSet(**{**vars_of(images), "labels": place[images.labels], "classes": classes})
-
-
-def vars_of(images: ImageSet) -> dict[str, object]:
-    """The fields of an image set, by name."""
-    return {f.name: getattr(images, f.name) for f in fields(images)}
+    return replace(images, labels=place[images.labels], classes=classes)
 
 
 def accuracy(network: nn.Module, images: ImageSet) -> float:

@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from l3rs.data.decode import BrokenImage, Decoder
 from l3rs.data.trees import ImageTree
+from l3rs.files import write_atomically
 
 CHUNK = 256  # images; a build that is killed loses the chunk that it was at
 START_UP = 16  # chunks that one process decodes in the time that others take to start
@@ -82,7 +83,7 @@ def _build(tree: ImageTree, decoder: Decoder, folder: Path, skip_broken: bool, w
                 f"decoding {len(tree.files)} images to {decoder.side} px takes {in_words(needed - there)} of disk, and {folder} has "
                 f"{in_words(free)} left; give fewer pixels, or a folder on a larger disk"
             )
-        _write_json(folder / "plan.json", plan)
+        write_atomically(folder / "plan.json", _as_json(plan))
         broken = _decode_all(tree, decoder, folder, workers, progress)
         _write_index(tree, broken, folder)
     _check_files(folder)
@@ -174,15 +175,12 @@ def _write_index(tree: ImageTree, broken: dict[int, str], folder: Path) -> None:
         writer.writerow([file, tree.classes[label], int(side), broken.get(i, "")])
     data = table.getvalue().encode(errors="surrogateescape")  # names of files need not be UTF-8
     (folder / "index.csv").write_bytes(data)
-    sums: dict[str, object] = {"index.csv": hashlib.sha256(data).hexdigest(), "chunks.txt": _sum_of(folder / "chunks.txt")}
-    _write_json(folder / "done.json", sums)
+    sums = {"index.csv": hashlib.sha256(data).hexdigest(), "chunks.txt": _sum_of(folder / "chunks.txt")}
+    write_atomically(folder / "done.json", _as_json(sums))
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
-    """Writes it so that, whenever this process is killed, the file is whole or not there."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+def _as_json(content: Mapping[str, object]) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def _read_index(folder: Path) -> pd.DataFrame:

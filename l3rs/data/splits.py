@@ -104,10 +104,10 @@ class ClassSplit:
         ids = {p: {c: self.names.get(c, c) for c in self.classes[p]} if self.names else list(self.classes[p]) for p in PURPOSES}
         Path(path).write_text(json.dumps(about | ids, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def check(self, there: Collection[str], where: str) -> None:
-        """Raises ValueError, naming the missing, unless all classes of the split are `there`; `where` is said in the message."""
+    def check(self, there: Collection[str], where: str, purposes: Sequence[str] = PURPOSES) -> None:
+        """Raises ValueError, naming the missing, unless all classes of these purposes are `there`; `where` is said in the message."""
         found = set(there)
-        missing = [c for purpose in PURPOSES for c in self.classes[purpose] if c not in found]
+        missing = [c for purpose in purposes for c in self.classes[purpose] if c not in found]
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise ValueError(f"{where} lacks {len(missing)} classes of the split {self.name}: {', '.join(missing[:5])}{more}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from l3rs.config import L3RSConfig
 from l3rs.tasks import TaskConfig
@@ -96,7 +97,7 @@ class MetaTrainConfig(Workload):
     nes: NESConfig = field(default_factory=NESConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
 
-    @property
+    @cached_property
     def workload(self) -> Workload:
         """The network and the images."""
         return Workload.of(self)

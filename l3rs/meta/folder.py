@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from safetensors.torch import load, save
 
 from l3rs import checkpoint
 from l3rs.checkpoint import CheckpointError
+from l3rs.files import replacing, write_atomically
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.nes import NES
 from l3rs.schedule import LearnedSchedule
@@ -32,25 +32,6 @@ KEPT = 3  # states
 # How long a run goes on, on which processes, and how one schedule is chosen in the end change nothing of what it did before; and images
 # stay what they are wherever they lie.
 FREE = ("generations", "workers", "ray_address", "gpus_per_actor", "finalists", "final_tasks", "data", "cache")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a file to write in place of `path`: whatever happens on the way, the old one or the new one is there, whole."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        yield temporary
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces a file, as `replacing` does."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
 
 
 class RunFolder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import ray
@@ -15,8 +16,10 @@ from torch import Tensor
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.nes import Problem
 from l3rs.schedule import LearnedOptimizer
+from l3rs.tasks import TaskConfig
 from l3rs.unroll import Report, unroll
 from l3rs.workbench import Workbench, workbench
+from l3rs.workload import Workload
 
 REPLACEMENTS = 3  # times in a row that dead processes are replaced before the run is given up
 PATIENCE = 60.0  # seconds without a further process having started, after which those that have not are done without; five times that
@@ -38,6 +41,14 @@ def fine_tune(
     task = tasks.draw(seed, steps)
     network = bench.network_for(task.head_seed)
     return unroll(network, learned.build(theta, network.named_parameters(), steps), tasks.images, task, precision=precision)
+
+
+@lru_cache(maxsize=1)
+def remote_bench(workload: Workload, task: TaskConfig, device: str) -> Workbench:
+    """`workbench` in a process that evaluates candidates: made ready once, not for each of them, as every image file is looked at."""
+    torch.set_num_threads(1)
+    workload.prepare(("meta-train", "meta-validation"), progress=False)  # on a node of its own, decodes the images
+    return workbench(workload, task, device)
 
 
 class FineTuning(Problem):
@@ -80,10 +91,8 @@ class FineTuning(Problem):
         self.tasks, self.met = received["tasks"], ""
 
     def _bench(self) -> Workbench:
-        if self.is_remote:
-            torch.set_num_threads(1)
-            self.config.workload.prepare(("meta-train", "meta-validation"), progress=False)  # on a node of its own, decodes the images
-        return workbench(self.config.workload, self.config.task, "cuda" if self.config.gpus_per_actor else "cpu")
+        c = self.config
+        return (remote_bench if self.is_remote else workbench)(c.workload, c.task, "cuda" if c.gpus_per_actor else "cpu")
 
     def loss(self, theta: Tensor) -> tuple[float, bool]:
         """The objective of one candidate, and whether a run of it diverged."""

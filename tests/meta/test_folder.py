@@ -22,8 +22,9 @@ from small_runs import Quadratic, arguments, bits, quick, same
 from l3rs import checkpoint
 from l3rs.checkpoint import CheckpointError
 from l3rs.cli import main
+from l3rs.files import write_atomically
 from l3rs.meta.config import NESConfig
-from l3rs.meta.folder import CURVE, RunFolder, last_generation, write_atomically
+from l3rs.meta.folder import CURVE, RunFolder, last_generation
 from l3rs.meta.nes import NES
 from l3rs.meta.train import meta_train
 

@@ -1,0 +1,27 @@
+"""Files that are replaced as a whole: whenever this process is killed, the old one or the new one is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a file to write in place of `path`: whatever happens on the way, the old one or the new one is there, whole."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces a file, as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)

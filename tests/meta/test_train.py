@@ -17,11 +17,12 @@ from small_runs import bits, quick, same
 from l3rs.checkpoint import read
 from l3rs.config import L3RSConfig
 from l3rs.meta.config import MetaTrainConfig, NESConfig
-from l3rs.meta.problem import FineTuning, fine_tune
+from l3rs.meta.problem import FineTuning, fine_tune, remote_bench
 from l3rs.meta.train import generation_tasks, meta_train, start
 from l3rs.stats import mean_interval
 from l3rs.tasks import TaskConfig
 from l3rs.workbench import workbench
+from l3rs.workload import Workload
 
 TASK = TaskConfig(classes=5, batch_size=16, evaluation_size=40)
 
@@ -167,3 +168,13 @@ def test_two_workers_do_what_one_does(tmp_path: Path, ray_ends: None) -> None:
     alone = meta_train(tiny(2), tmp_path / "1", progress=False)
     both = meta_train(tiny(2, workers=2), tmp_path / "2", progress=False)
     assert torch.equal(alone.theta, both.theta)
+
+
+def test_a_process_looks_at_the_images_once_and_not_for_each_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[object] = []
+    monkeypatch.setattr(Workload, "prepare", lambda *what, **how: looked.append(what))
+    problem = FineTuning(start(tiny(1)), tiny(1))
+    problem._actor_index = 0  # as in a process of Ray's
+    remote_bench.cache_clear()
+    assert problem._bench() is problem._bench()
+    assert len(looked) == 1

@@ -39,26 +39,33 @@ class Library(NamedTuple):
     parallel: ctypes.c_void_p | None
 
 
-@lru_cache(maxsize=1)
-def library() -> Library | None:
-    """The compiled step.c; None if it was not built."""
+def shared_library(name: str) -> ctypes.CDLL | None:
+    """A compiled C file of this folder; None if it was not built, or not for this machine."""
     here = Path(__file__).parent
-    built = [here / f"_step{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    built = [here / f"{name}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     found = next((path for path in built if path.exists()), None)
     if found is None:
         return None
     try:
-        c = ctypes.CDLL(str(found))
+        return ctypes.CDLL(str(found))
     except OSError:  # built for another machine
+        return None
+
+
+@lru_cache(maxsize=1)
+def library() -> Library | None:
+    """The compiled step.c; None if it was not built."""
+    c = shared_library("_step")
+    if c is None:
         return None
     functions = [c.l3rs_weights, c.l3rs_norms, c.l3rs_apply]
     for function in functions:
         function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int], None
     weights, norms, apply = functions
-    return Library(weights, norms, apply, _openmp())
+    return Library(weights, norms, apply, openmp())
 
 
-def _openmp() -> ctypes.c_void_p | None:
+def openmp() -> ctypes.c_void_p | None:
     """GOMP_parallel of the OpenMP runtime that torch has loaded (GCC's, or LLVM's, which has it too): a second pool would fight with it."""
     folder = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):

@@ -1,0 +1,177 @@
+"""The contract of torch.optim, kept once for all learned optimizers but L3RS."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.optim.optimizer import ParamsT
+
+from l3rs.learned.accumulators import State
+
+
+class Member(NamedTuple):
+    """A parameter that is stepped now.
+
+    Attributes:
+        param: itself.
+        g, p: its gradient and its values, of the dtype of its state; a scalar as (1,).
+        state: what is remembered of it.
+        group: the parameter group it is in.
+    """
+
+    param: Tensor
+    g: Tensor
+    p: Tensor
+    state: State
+    group: dict[str, Any]
+
+
+class LearnedRule(torch.optim.Optimizer):
+    """What VeLO, Celo and Celo2 share: groups, gradients that are not finite, saving and resuming.
+
+    If any gradient, or the loss where it is watched, is not finite, the step changes nothing, and `skipped_steps` counts it; that this can
+    be known, each step waits for the device. Parameters that are frozen or have no gradient stay as they are.
+    """
+
+    watches_loss = False
+    _kept: tuple[str, ...] = ("skipped_steps", "_ready")  # attributes that copies of the object have too
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        self.skipped_steps = 0
+        super().__init__(params, {**defaults, "step": 0})
+        for group in self.param_groups:
+            self._init_group(group)
+
+    # -- what each of them says -------------------------------------------------------------------------------------------------------
+
+    def _initial_state(self, p: Tensor, group: dict[str, Any]) -> State:
+        """The state of a parameter before its first step; `p` of the state's dtype, a scalar as (1,)."""
+        raise NotImplementedError
+
+    def _update(self, members: Sequence[Member], loss: Tensor | None) -> Iterator[Tensor]:
+        """What to subtract from each, of the shape of its `p`, one after the other; advances the states. There is at least one member."""
+        raise NotImplementedError
+
+    def _validate(self, group: dict[str, Any]) -> None:
+        """Raises ValueError or TypeError for options that make no sense."""
+        lr = group["lr"]
+        if not isinstance(lr, Tensor) and not (isinstance(lr, int | float) and 0 <= lr < math.inf):
+            raise ValueError(f"lr is {lr!r}; it is a number of at least 0")
+        for p in group["params"]:
+            if not p.is_floating_point():
+                raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; {type(self).__name__} steps real floating parameters")
+
+    # -- groups -----------------------------------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, also during the run, whose clock it shares. Raises ValueError or TypeError; the optimizer is then as it was."""
+        started = bool(self.param_groups) and "step" in self.param_groups[0] and hasattr(self, "_ready")
+        if started:
+            param_group = {"step": self.param_groups[0]["step"], **param_group}
+        super().add_param_group(param_group)
+        try:
+            self._validate(self.param_groups[-1])
+        except (ValueError, TypeError):
+            self.param_groups.pop()
+            raise
+        if started:
+            self._init_group(self.param_groups[-1])
+
+    def _init_group(self, group: dict[str, Any]) -> None:
+        self._ready = True
+        for p in group["params"]:
+            if p.requires_grad:
+                self._state_of(p, group)
+
+    def _state_of(self, p: Tensor, group: dict[str, Any]) -> State:
+        state: State = self.state[p]
+        if not state:
+            state.update(self._initial_state(self._values(p), group))
+        return state
+
+    @staticmethod
+    def _values(p: Tensor) -> Tensor:
+        """Detached, of the dtype in which it is computed with, float32 at least, and a scalar as (1,)."""
+        t = p.detach().to(torch.promote_types(p.dtype, torch.float32))
+        return t.reshape(1) if t.dim() == 0 else t
+
+    # -- the step ---------------------------------------------------------------------------------------------------------------------
+
+    @_disable_dynamo
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
+        """Takes one step.
+
+        Args:
+            closure: evaluates the model and returns the loss; called once.
+            loss: the loss of this step's batch, where there is no closure, for an optimizer that watches it.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            ValueError: the optimizer watches the loss and was given none, or it is not one number; or a gradient is sparse.
+        """
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        observed = self._observed(loss if loss is not None else result)
+        members = []
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    if p.grad.layout != torch.strided:
+                        raise ValueError(f"a gradient of shape {tuple(p.shape)} is {p.grad.layout}; {type(self).__name__} takes dense ones")
+                    g = self._values(-p.grad if group["maximize"] else p.grad)
+                    members.append(Member(p, g, self._values(p), self._state_of(p, group), group))
+        if members and self._finite(members, observed):
+            for m, change in zip(members, self._update(members, observed), strict=True):
+                m.param.sub_(change.view(m.param.shape))
+        for group in self.param_groups:
+            group["step"] += 1
+        return result
+
+    def _observed(self, loss: Tensor | float | None) -> Tensor | None:
+        if not self.watches_loss:
+            return None
+        name = type(self).__name__
+        if loss is None:
+            raise ValueError(f"{name} watches the loss: call step(loss=loss), or step(closure) with a closure that returns it")
+        observed = torch.as_tensor(loss).detach()
+        if observed.numel() != 1:
+            raise ValueError(f"the loss has shape {tuple(observed.shape)}; it is one number: its mean over the batch")
+        return observed.reshape(())
+
+    def _finite(self, members: Sequence[Member], loss: Tensor | None) -> bool:
+        ends = [end for m in members for end in torch.aminmax(m.g)]  # NaN if there is one
+        ok = all(torch.stack([end.to(ends[0]) for end in ends]).isfinite().tolist()) and (loss is None or bool(loss.isfinite()))
+        if not ok:
+            self.skipped_steps += 1
+            said = f"{type(self).__name__} moved nothing in a step whose loss or gradient was not finite"
+            warnings.warn(f"{said} ({self.skipped_steps} so far)", stacklevel=4)
+        return ok
+
+    # -- saving and loading -----------------------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where a saved run was; the dict stays as it is. Raises ValueError if the state is of another kind of optimizer."""
+        mine = {key for state in self.state.values() for key in state}
+        for saved in state_dict["state"].values():
+            if mine and not set(saved) <= mine:
+                raise ValueError(f"this state is of another kind of optimizer; what differs: {', '.join(sorted(set(saved) ^ mine)[:3])}")
+        super().load_state_dict(state_dict)
+        # torch shares tensors with the dict, which a step would change, and casts floating state to the dtype of its parameter.
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for i, p in zip(ids, (p for group in self.param_groups for p in group["params"]), strict=True):
+            for key, saved in state_dict["state"].get(i, {}).items():
+                self.state[p][key] = saved.detach().to(p.device, copy=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in self._kept}}

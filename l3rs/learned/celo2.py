@@ -1,0 +1,159 @@
+"""Celo2 and Celo2-base (arXiv 2602.19142): a learned direction for every element, and a learning rate of yours."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from l3rs.learned.accumulators import State, initial_state
+from l3rs.learned.base import LearnedRule, Member
+from l3rs.learned.layout import jax_order
+from l3rs.learned.mlp import MLP, Rule, direction
+from l3rs.learned.theta import count, mlp, mlp_shapes, resolve
+
+HIDDEN = 8
+SHAPES = mlp_shapes(HIDDEN)
+RULE = Rule(rho=0.95, eps=1e-8, delta=1e-9, exponent=0.0, by_matrix=True)
+NEWTON_SCHULZ, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+BETAS, EPS = (0.9, 0.95), 1e-8  # of Adam, for vectors
+VECTORS = ("adamw", "adam", "learned")
+
+
+class Celo2(LearnedRule):
+    r"""Celo2, "Towards Learned Optimization Free Lunch" (arXiv 2602.19142).
+
+    An MLP of two layers of 8 sees 30 features of each element and gives a direction d, whose matrices (input by output channels, for each
+    spatial position) are orthogonalized by Newton and Schulz's iteration, and scaled to a root mean square of 1. The step is
+    p <- p - lr (d + weight_decay p): like Muon, it needs a learning rate, and schedulers drive it.
+
+    Vectors, and what `adam_names` matches, are moved by Adam. Both published forms are here:
+
+    - `vectors="adamw"`, that of the model card, `optax.adamw(mult * lr, 0.9, 0.95)`: m_hat / (sqrt(v_hat) + 1e-8), bias-corrected, and
+      the multiple is up to you (`adam_lr_mult`, 1 by default);
+    - `vectors="adam"`, that of meta-training: m / sqrt(v + 1e-8), not corrected, with 20 times the learning rate;
+    - `vectors="learned"`: the learned direction for them too.
+
+    Celo2-base is `orthogonalize=False, vectors="learned"`.
+
+    Args:
+        params: parameters, named or not, or groups of them. A group may have its own lr, weight_decay, maximize, vectors and adam_lr_mult.
+        theta: the meta-parameters: (SIZE,), or the published file, `theta.state`, or PyLO's safetensors.
+        lr: learning rate.
+        weight_decay: decoupled, multiplied by the learning rate.
+        orthogonalize: whether matrices are.
+        vectors: see above.
+        adam_lr_mult: of Adam's learning rate; None is the published one, 1 or 20.
+        adam_names: a regular expression; parameters whose name holds it go to Adam whatever their shape. The model card has "embed".
+        maximize: whether gradients point uphill of what is wanted.
+
+    Raises:
+        ValueError: an option is not what it should be; theta is of another size, or cannot be read (a `CheckpointError`); or `adam_names`
+            is given and parameters have no names.
+        TypeError: a parameter is complex or not floating.
+    """
+
+    SIZE = count(SHAPES)
+    _kept = (*LearnedRule._kept, "theta", "adam_names")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        theta: Tensor | str | Path | Sequence[str | Path],
+        lr: float | Tensor = 1e-3,
+        *,
+        weight_decay: float = 0.0,
+        orthogonalize: bool = True,
+        vectors: str = "adamw",
+        adam_lr_mult: float | None = None,
+        adam_names: str | None = None,
+        maximize: bool = False,
+    ) -> None:
+        self.theta = resolve(theta, SHAPES)
+        self.adam_names = adam_names
+        defaults = {"lr": lr, "weight_decay": weight_decay, "orthogonalize": orthogonalize, "vectors": vectors}
+        super().__init__(params, {**defaults, "adam_lr_mult": adam_lr_mult, "maximize": maximize})
+
+    def _validate(self, group: dict[str, Any]) -> None:
+        super()._validate(group)
+        if group["vectors"] not in VECTORS:
+            raise ValueError(f"vectors is {group['vectors']!r}; it is one of {', '.join(VECTORS)}")
+        for name in ("weight_decay", "adam_lr_mult"):
+            if group[name] is not None and not 0 <= group[name] < math.inf:
+                raise ValueError(f"{name} is {group[name]!r}; it is a number of at least 0")
+        if self.adam_names is not None and "param_names" not in group:
+            raise ValueError(f"adam_names is {self.adam_names!r}, and the parameters have no names: pass model.named_parameters()")
+
+    def _by_adam(self, p: Tensor, group: dict[str, Any]) -> bool:
+        """Whether Adam moves this parameter (`p` as its values: a scalar has one axis)."""
+        if group["vectors"] != "learned" and p.dim() < 2:
+            return True
+        if self.adam_names is None:
+            return False
+        mine = next(name for q, name in zip(group["params"], group["param_names"], strict=True) if q.data_ptr() == p.data_ptr())
+        return re.search(self.adam_names, mine) is not None
+
+    def _initial_state(self, p: Tensor, group: dict[str, Any]) -> State:
+        if self._by_adam(p, group):
+            return {"adam/step": torch.zeros(()), "adam/m": torch.zeros_like(p), "adam/v": torch.zeros_like(p)}
+        return initial_state(p)
+
+    def _update(self, members: Sequence[Member], loss: Tensor | None) -> Iterator[Tensor]:
+        networks: dict[tuple[torch.dtype, torch.device], MLP] = {}
+        for m in members:
+            lr, decay = m.group["lr"], m.group["weight_decay"]
+            if "adam/m" in m.state:
+                corrected = m.group["vectors"] != "adam"
+                mult = m.group["adam_lr_mult"]
+                lr = lr * ((1.0 if corrected else 20.0) if mult is None else mult)
+                change = adam(m, corrected)
+            else:
+                kind = (m.p.dtype, m.p.device)
+                if kind not in networks:
+                    networks[kind] = mlp({name: t.to(m.p) for name, t in self.theta.items()})
+                change = learned(m, networks[kind], m.group["orthogonalize"])
+            yield change.add(m.p, alpha=decay).mul_(lr) if decay else change.mul_(lr)
+
+
+def adam(m: Member, corrected: bool) -> Tensor:
+    """Adam's direction of one parameter; the published forms differ in the correction and in the place of epsilon."""
+    b1, b2 = BETAS
+    first, second = m.state["adam/m"], m.state["adam/v"]
+    first.lerp_(m.g, 1 - b1)
+    second.mul_(b2).addcmul_(m.g, m.g, value=1 - b2)
+    m.state["adam/step"] += 1
+    if not corrected:
+        return first * (second + EPS).rsqrt()
+    n = float(m.state["adam/step"])
+    step: Tensor = (first / (1 - b1**n)) / ((second / (1 - b2**n)).sqrt() + EPS)
+    return step
+
+
+def learned(m: Member, network: MLP, orthogonalize: bool) -> Tensor:
+    """The learned direction of one parameter, with a root mean square of 1 over its matrix."""
+    d = direction(m.state, m.g, m.p, network, RULE)
+    if orthogonalize and m.p.dim() > 1:
+        d = newton_schulz(d)
+    return d * (d.square().mean(RULE.axes(m.p), keepdim=True) + 1e-9).rsqrt()
+
+
+def newton_schulz(d: Tensor) -> Tensor:
+    """The nearest orthogonal matrices, about: five steps of a quintic iteration (Jordan et al. 2024, Muon), for each spatial position."""
+    order = jax_order(d.dim())
+    x = d.permute(order)
+    wide = x.shape[-2] > x.shape[-1]
+    x = (x.mT if wide else x).contiguous()
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-8)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    x = x.mT if wide else x
+    back: Tensor = x.permute([order.index(axis) for axis in range(d.dim())])
+    return back

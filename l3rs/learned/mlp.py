@@ -1,0 +1,112 @@
+"""The MLP that all elements of a parameter go through, in pieces that fit the cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from l3rs.kernels.elements import kernel
+from l3rs.learned.accumulators import (
+    CLIP,
+    OF_VECTORS,
+    WIDTHS,
+    Elements,
+    State,
+    advance_factors,
+    advance_moments,
+    elements,
+    factors,
+    features,
+    rows,
+)
+from l3rs.learned.layout import matrix_axes
+
+PIECE = 1 << 16  # elements at a time; 30 features of each are 8 MB
+
+
+class MLP(NamedTuple):
+    """Two hidden layers with ReLU; x @ w + b. Shapes: w0 (features, h), b0 (h), w1 (h, h), b1 (h), w2 (h, 3), b2 (3).
+
+    The outputs are a direction, a log magnitude, and one that is unused."""
+
+    w0: Tensor
+    b0: Tensor
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(features, n) to (2, n): direction and log magnitude."""
+        x = torch.relu(torch.addmm(self.b0[:, None], self.w0.T, x))
+        x = torch.relu(torch.addmm(self.b1[:, None], self.w1.T, x))
+        return torch.addmm(self.b2[:2, None], self.w2[:, :2].T, x)
+
+
+def pieces(e: Elements) -> Iterator[tuple[slice, Elements]]:
+    """The parameter row by row along its first axis, some rows at a time."""
+    count = e.g.shape[0]
+    step = max(1, PIECE * count // max(e.g.numel(), 1))
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        yield slice(start, stop), rows(e, start, stop)
+
+
+class Rule(NamedTuple):
+    """What differs between the optimizers.
+
+    Attributes:
+        rho: decay of the mean square r.
+        eps: in s = (r + eps)^-1/2.
+        delta: added to a feature's mean square before it is normalized.
+        exponent: multiplies the MLP's log magnitude.
+        by_matrix: whether features are normalized over each spatial position's matrix, and vectors go without factored features; else over
+            the whole parameter.
+    """
+
+    rho: float
+    eps: float
+    delta: float
+    exponent: float
+    by_matrix: bool
+
+    def axes(self, p: Tensor) -> tuple[int, ...]:
+        """Over which features are normalized."""
+        return matrix_axes(p.dim()) if self.by_matrix else tuple(range(p.dim()))
+
+    def groups(self, p: Tensor) -> int:
+        """How many groups of features there are."""
+        return OF_VECTORS if self.by_matrix and p.dim() < 2 else len(WIDTHS)
+
+
+def direction(state: State, g: Tensor, p: Tensor, mlp: MLP, rule: Rule) -> Tensor:
+    """Advances the state of one parameter by its gradient, and gives what the MLP makes of it: direction times exp(exponent magnitude).
+
+    Args:
+        g, p: (*shape), of the dtype of the state, with at least one axis.
+    """
+    g = g.clamp(-CLIP, CLIP)
+    advance_factors(state, g)
+    native = kernel(p, rule.by_matrix)
+    if native is None:
+        advance_moments(state, g, rule.rho)
+        return _direction(elements(state, g, p), mlp, rule)
+    return native(state, g, p, factors(state, p), mlp, rule)
+
+
+def _direction(e: Elements, mlp: MLP, rule: Rule) -> Tensor:
+    """The same in torch operations, for any device and dtype."""
+    groups, axes = rule.groups(e.p), rule.axes(e.p)
+    total = sum(features(part, rule.eps, groups).square_().sum([axis + 1 for axis in axes], keepdim=True) for _, part in pieces(e))
+    assert isinstance(total, Tensor)
+    normalize = (total / math.prod(e.g.shape[axis] for axis in axes) + rule.delta).rsqrt_()
+    mlp = mlp._replace(w0=mlp.w0[: len(normalize)])
+    d = torch.empty_like(e.g)
+    for where, part in pieces(e):
+        found, magnitude = mlp(features(part, rule.eps, groups).mul_(normalize).flatten(1))
+        d[where] = (found * (magnitude * rule.exponent).exp_() if rule.exponent else found).view(part.g.shape)
+    return d

@@ -1,0 +1,205 @@
+"""The meta-parameters of the learned optimizers by name, as one flat vector and back, and the files that they are published in.
+
+Names and shapes are those of the published JAX code, `module/name` with layers as x @ w + b. A file is never unpickled.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from l3rs.checkpoint import CheckpointError
+from l3rs.learned.accumulators import WIDTHS
+from l3rs.learned.mlp import MLP
+
+Theta = Mapping[str, Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
+MODULE = "ff_mod_stack/~/"
+
+
+def mlp_shapes(hidden: int, stack: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Of the MLP, or of a stack of so many. Its first layer is kept in pieces, one for each group of features."""
+    lead = () if stack is None else (stack,)
+    shapes: dict[str, tuple[int, ...]] = {f"w0__{i}": (width, hidden) for i, width in enumerate(WIDTHS)}
+    shapes |= {"b0": (hidden,), "w1": (hidden, hidden), "b1": (hidden,), "w2": (hidden, 3), "b2": (3,)}
+    return {MODULE + name: (*lead, *shape) for name, shape in shapes.items()}
+
+
+def lstm_shapes(rows: int, lstm: int, stack: int) -> dict[str, tuple[int, ...]]:
+    """Of the LSTM that sees `rows` numbers of each tensor, and of what turns its state into a step size and `stack` controls."""
+    shapes: dict[str, tuple[int, ...]] = {"lstm_init_state/hidden": (1, lstm), "lstm_init_state/cell": (1, lstm)}
+    layers: dict[str, tuple[int, int]] = {
+        "linear": (rows, lstm),
+        "linear_1": (rows, lstm),
+        "linear_2": (rows, lstm),
+        "rnn/linear": (2 * lstm, 4 * lstm),
+    }
+    layers |= {"rnn_to_controls": (lstm, stack), "step_size": (lstm, 1)}
+    for name, shape in layers.items():
+        shapes |= {f"rnn_params/{name}/w": shape, f"rnn_params/{name}/b": shape[1:]}
+    return shapes
+
+
+def count(shapes: Shapes) -> int:
+    """Meta-parameters in all."""
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def flatten(theta: Theta, shapes: Shapes) -> Tensor:
+    """One float32 vector, in the order of `shapes`."""
+    return torch.cat([theta[name].detach().float().flatten() for name in shapes])
+
+
+def unflatten(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
+    """Views by name. Raises ValueError if the length is not theirs."""
+    if flat.shape != (count(shapes),):
+        raise ValueError(f"theta has shape {tuple(flat.shape)}; this optimizer has ({count(shapes)},) meta-parameters")
+    parts = flat.split([math.prod(shape) for shape in shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def random(shapes: Shapes, seed: int) -> Tensor:
+    """A flat vector of weights from a normal distribution, cut off at two standard deviations of 1 / sqrt(number of inputs), and biases of
+    zero, as the originals start from. All pieces of the MLP's first layer count as one."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {}
+    for name, shape in shapes.items():
+        leaf = name.rpartition("/")[2]
+        inputs = sum(WIDTHS) if leaf.startswith("w0__") else shape[-2] if leaf.startswith("w") else 0
+        drawn[name] = torch.zeros(shape)
+        if inputs:
+            torch.nn.init.trunc_normal_(drawn[name], std=inputs**-0.5, a=-2 * inputs**-0.5, b=2 * inputs**-0.5, generator=generator)
+    return flatten(drawn, shapes)
+
+
+def resolve(theta: Tensor | str | Path | Sequence[str | Path], shapes: Shapes) -> dict[str, Tensor]:
+    """Meta-parameters by name, float32, from a flat vector or from published files. Raises as `unflatten` and `read` do."""
+    if isinstance(theta, Tensor):
+        return unflatten(theta.detach().float(), shapes)
+    return unflatten(read(shapes, *([theta] if isinstance(theta, str | Path) else theta)), shapes)
+
+
+def mlp(theta: Theta) -> MLP:
+    """The MLP, or the stack of them."""
+    first = torch.cat([theta[f"{MODULE}w0__{i}"] for i in range(len(WIDTHS))], dim=-2)
+    return MLP(first, *(theta[MODULE + name] for name in ("b0", "w1", "b1", "w2", "b2")))
+
+
+def read(shapes: Shapes, *paths: str | Path) -> Tensor:
+    """Reads a flat vector from published files: flax's msgpack (`theta.state`), `.npz`, or safetensors, with the names of the JAX code or
+    with those of PyLO, whose VeLO comes in two files.
+
+    Raises:
+        CheckpointError: a file is missing, cannot be read, or does not hold these names and shapes; the message says which and why.
+    """
+    found: dict[str, Tensor] = {}
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a file; the meta-parameters are published as .state (flax), .safetensors or .npz files")
+        found |= _tensors(path)
+    where = " and ".join(map(str, paths))
+    missing = [name for name in shapes if name not in found]
+    unknown = [name for name in found if name not in shapes]
+    if missing or unknown:
+        what = f"lacks {missing[0]}" if missing else f"holds {unknown[0]}, which is not of this optimizer"
+        raise CheckpointError(f"{where} {what} ({len(missing)} names are missing, {len(unknown)} unknown)")
+    for name, shape in shapes.items():
+        if tuple(found[name].shape) != shape:
+            raise CheckpointError(f"{where} holds {name} of shape {tuple(found[name].shape)}, not {shape}: another optimizer, or size")
+        if not found[name].isfinite().all():
+            raise CheckpointError(f"{where} holds {name} with numbers that are not finite")
+    return flatten(found, shapes)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Everything in one file, with the names of the JAX code."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return {name: torch.from_numpy(file[name]) for name in file.files}
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return _from_pylo({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  (not a dict)
+        tree = msgpack.unpackb(path.read_bytes(), ext_hook=_array, raw=False, strict_map_key=False)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path} cannot be read ({why}); it may be truncated, or of another format") from None
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path} holds {type(tree).__name__}, not names and arrays")
+    return dict(_leaves(tree, path))
+
+
+def _array(code: int, data: bytes) -> Any:
+    """flax's extension types: 1 is an array, 3 a number, as (shape, dtype, bytes)."""
+    if code not in (1, 3):
+        raise CheckpointError(f"there is an object of type {code}; arrays (1) and numbers (3) are read")
+    shape, dtype, buffer = msgpack.unpackb(data, raw=False)
+    if dtype not in ("float32", "float64", "float16"):
+        raise CheckpointError(f"there is an array of {dtype}; floating ones are read")
+    return torch.from_numpy(np.frombuffer(buffer, dtype=dtype).reshape(shape).copy())
+
+
+def _leaves(tree: Mapping[Any, Any], path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _leaves(value, path, f"{name}/")
+        elif isinstance(value, Tensor):
+            yield name, value
+        else:
+            raise CheckpointError(f"{path} holds {name} as {type(value).__name__}, not as an array")
+
+
+_LINEAR = {
+    "mix_layer1": "linear",
+    "mix_layer2": "linear_1",
+    "final_mix_layer": "linear_2",
+    "lstm.linear": "rnn/linear",
+    "rnn_to_controls": "rnn_to_controls",
+    "step_size": "step_size",
+}
+
+
+def _from_pylo(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of PyLO turned into those of the JAX code; files with other names stay as they are.
+
+    PyLO stores dense layers as (out, in), its Celo2 excepted. Its VeLO keeps the MLP last in use beside the stack (`input_weights` beside
+    `input_weights_`); that one is a leftover.
+    """
+    named: dict[str, Tensor] = {}
+    for name, t in found.items():
+        module, _, leaf = name.rpartition(".")
+        if module in _LINEAR and leaf in ("weight", "bias"):
+            named[f"rnn_params/{_LINEAR[module]}/{leaf[0]}"] = t.T if leaf == "weight" else t
+        elif name in ("lstm_init_state.0", "lstm_init_state.1"):
+            named["lstm_init_state/" + ("hidden", "cell")[int(name[-1])]] = t
+        elif name == "input_weights_":
+            pieces = t.transpose(1, 2).split(WIDTHS, dim=1) if t.dim() == 3 and t.shape[2] == sum(WIDTHS) else ()
+            named |= {f"{MODULE}w0__{i}": piece for i, piece in enumerate(pieces)}
+        elif re.fullmatch(r"(hidden|output)_weights_(\.0)?", name):
+            named[f"{MODULE}w{1 if name[0] == 'h' else 2}"] = t.transpose(1, 2)
+        elif re.fullmatch(r"(input|hidden|output)_bias_(\.0)?", name):
+            named[f"{MODULE}b{'iho'.index(name[0])}"] = t
+        elif re.fullmatch(r"(input|hidden|output)_(weights|bias)(\.0)?", name):
+            continue
+        elif re.fullmatch(r"w0\.\d+", name):
+            named[f"{MODULE}w0__{name[3:]}"] = t
+        elif re.fullmatch(r"dense_[wb]\.[01]", name):
+            named[f"{MODULE}{name[6]}{int(name[-1]) + 1}"] = t
+        else:
+            named[MODULE + name if name == "b0" else name] = t
+    return named
+
+
+__all__ = ["MODULE", "Shapes", "Theta", "count", "flatten", "lstm_shapes", "mlp", "mlp_shapes", "random", "read", "resolve", "unflatten"]

@@ -1,0 +1,201 @@
+"""VeLO (arXiv 2211.09760) and Celo (arXiv 2501.12670): an LSTM watches each tensor and makes the MLP that moves its elements."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.optim.optimizer import ParamsT
+
+from l3rs.learned.accumulators import State, initial_state
+from l3rs.learned.base import LearnedRule, Member
+from l3rs.learned.mlp import MLP, Rule, direction
+from l3rs.learned.theta import Shapes, count, lstm_shapes, mlp, mlp_shapes, resolve
+
+RULE = Rule(rho=0.999, eps=1e-6, delta=1e-5, exponent=0.001, by_matrix=False)
+PROGRESS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)  # reference points of k / K
+HALF_LIVES = 10  # averages of the loss
+FAR = 999999999999.0  # what the smallest average starts from
+STEP = 0.001  # multiplies the step
+STACK_SCALE = 100.0
+
+
+class Form(NamedTuple):
+    """How VeLO and Celo differ.
+
+    Attributes:
+        rows: numbers of a tensor that the LSTM sees.
+        lstm: its width.
+        stack: MLPs that are mixed.
+        exponential: the step size is exp of the LSTM's output times 0.1, or the output itself.
+    """
+
+    rows: int
+    lstm: int
+    stack: int
+    exponential: bool
+
+    @property
+    def shapes(self) -> Shapes:
+        """Names and shapes of the meta-parameters."""
+        return {**lstm_shapes(self.rows, self.lstm, self.stack), **mlp_shapes(4, self.stack)}
+
+
+class VeLO(LearnedRule):
+    """VeLO, "Training Versatile Learned Optimizers by Scaling Up" (arXiv 2211.09760), in its published form, HyperV2.
+
+    Quirks that the published weights depend on are kept: one of the three layers that mix the tensors' features is computed for nothing
+    (and so is left out), the deviation of r is taken from the mean of m, and the MLP is 100 times the mean of the mixed stack.
+
+    There is no learning rate to tune: `lr` multiplies the learned step and is 1. The loss has to be given: `step(loss=loss)`, or
+    `step(closure)`. The tensors that have a gradient see each other; so a head alone, the rest frozen, is as if there were no rest.
+
+    Args:
+        params: parameters, or groups of them. A group may have its own lr and maximize.
+        theta: the meta-parameters: (SIZE,), or the published files: `theta.state`, or the two safetensors of PyLO.
+        total_steps: K, the number of steps of the whole run.
+        lr: a multiplier.
+        maximize: whether gradients and the loss are of what is to be maximized.
+
+    Raises:
+        ValueError: an option is not what it should be, or theta is of another size, or cannot be read (a `CheckpointError`).
+        TypeError: a parameter is complex or not floating.
+    """
+
+    FORM = Form(rows=30, lstm=512, stack=256, exponential=False)
+    SIZE = count(FORM.shapes)
+    watches_loss = True
+    _kept = (*LearnedRule._kept, "theta")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        theta: Tensor | str | Path | Sequence[str | Path],
+        total_steps: int,
+        lr: float | Tensor = 1.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        self.theta = resolve(theta, self.FORM.shapes)
+        super().__init__(params, {"lr": lr, "total_steps": total_steps, "maximize": maximize, "loss_means": None, "loss_least": None})
+
+    def _validate(self, group: dict[str, Any]) -> None:
+        super()._validate(group)
+        steps = group["total_steps"]
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"total_steps is {steps!r}; it is a whole number of at least 1: the steps of the whole run")
+
+    def _initial_state(self, p: Tensor, group: dict[str, Any]) -> State:
+        hidden, cell = (self.theta[f"lstm_init_state/{name}"][0].to(p, copy=True) for name in ("hidden", "cell"))
+        return {**initial_state(p), "hidden": hidden, "cell": cell}
+
+    def _update(self, members: Sequence[Member], loss: Tensor | None) -> Iterator[Tensor]:
+        assert loss is not None
+        like = members[0].p
+        theta = {name: t.to(like) for name, t in self.theta.items()}
+        of_loss = self._loss_features(-loss if members[0].group["maximize"] else loss, like)
+        x = self._rows(members, of_loss)
+        h, c = self._lstm(theta, x, *(torch.stack([m.state[name].to(like) for m in members]) for name in ("hidden", "cell")))
+        for m, hidden, cell in zip(members, h, c, strict=True):
+            m.state["hidden"].copy_(hidden), m.state["cell"].copy_(cell)
+        size = (h @ theta["rnn_params/step_size/w"] + theta["rnn_params/step_size/b"])[:, 0]
+        sizes = 0.1 * size.exp() if self.FORM.exponential else size
+        controls = h @ theta["rnn_params/rnn_to_controls/w"] + theta["rnn_params/rnn_to_controls/b"]
+        for m, s, network in zip(members, sizes, self._mlps(theta, controls), strict=True):
+            yield self._change(m, s, network)
+
+    def _mlps(self, theta: dict[str, Tensor], controls: Tensor) -> Iterator[MLP]:
+        """Each tensor's own MLP, 100 times the mean of controls_k stack_k."""
+        stack = mlp(theta)
+        mixed = controls @ torch.cat([t.flatten(1) for t in stack], 1) * (STACK_SCALE / len(stack.b0))
+        for row in mixed:
+            parts = row.split([t[0].numel() for t in stack])
+            yield MLP(*(part.view(t.shape[1:]) for part, t in zip(parts, stack, strict=True)))
+
+    def _change(self, m: Member, size: Tensor, network: MLP) -> Tensor:
+        scale = (m.p.square().mean() + 1e-9).sqrt() * STEP * m.group["lr"] * size.to(m.p)
+        return direction(m.state, m.g, m.p, MLP(*(t.to(m.p) for t in network)), RULE).mul_(scale)
+
+    # -- what the LSTM sees ------------------------------------------------------------------------------------------------------------
+
+    def _loss_features(self, loss: Tensor, like: Tensor) -> Tensor:
+        """How the averages of the loss compare, (HALF_LIVES - 1,), each with the next longer one; advances them."""
+        group = self.param_groups[0]
+        t = group["step"]
+        shortest, longest = 1.0, math.log10(group["total_steps"])
+        gamma = torch.exp(-1 / torch.logspace(shortest, longest, HALF_LIVES, dtype=like.dtype))
+        means = torch.tensor(group["loss_means"] or [0.0] * HALF_LIVES, dtype=like.dtype)
+        least = torch.tensor(group["loss_least"] or [FAR] * HALF_LIVES, dtype=like.dtype)
+        loss = loss.to(means)
+        correction = 1 - gamma ** (t + 1)
+        largest = loss if t == 0 else (means / correction).max()
+        means = gamma * means + (1 - gamma) * torch.minimum(loss, 2 * largest.abs())
+        corrected = means / correction
+        least = torch.minimum(least, corrected)
+        for g in self.param_groups:
+            g["loss_means"], g["loss_least"] = means.tolist(), least.tolist()
+        if t < 2:
+            return torch.zeros(HALF_LIVES - 1).to(like)
+        above = corrected - least
+        found: Tensor = (above[:-1] / (corrected[1:] - least[:-1]).clamp(min=1e-8) - 1).clamp(-1, 1)
+        return found.to(like)
+
+    def _rows(self, members: Sequence[Member], of_loss: Tensor) -> Tensor:
+        """What the LSTM sees of each tensor, (L, rows), from before this step's gradient."""
+        like = members[0].p
+        measured = torch.stack([torch.stack(_moments(m)).to(like) for m in members])
+        squares, mean_r, var_r, mean_m, var_m = measured[:, :1], measured[:, 1:2], measured[:, 2:3], measured[:, 3::2], measured[:, 4::2]
+        n = squares.clamp(min=1e-9).rsqrt()  # means are of tensors divided by the root mean square of p
+        deviations = [var_m * n.square(), (var_r + (mean_r - mean_m).square()) * n.square()]  # E (x - a)^2 = var x + (E x - a)^2
+        progress = torch.tensor([[m.group["step"] / m.group["total_steps"]] for m in members], dtype=like.dtype)
+        time = torch.tanh(10 * (progress - torch.tensor(PROGRESS, dtype=like.dtype))).to(like)
+        rank = functional.one_hot(torch.tensor([min(sum(size > 1 for size in m.param.shape), 4) for m in members]), 5).to(like)
+        of_loss = of_loss.expand(len(members), -1)
+        return torch.cat([time, of_loss, _log(mean_r * n), rank, *map(_log, deviations)], 1)[:, : self.FORM.rows]
+
+    @staticmethod
+    def _lstm(theta: dict[str, Tensor], x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """One step for all tensors, from (L, rows); what each contributes to the others is a maximum over them."""
+        shared = torch.relu(x @ theta["rnn_params/linear_1/w"] + theta["rnn_params/linear_1/b"]).amax(0)
+        z = x @ theta["rnn_params/linear_2/w"] + theta["rnn_params/linear_2/b"] + shared
+        gates = torch.cat([z, h], 1) @ theta["rnn_params/rnn/linear/w"] + theta["rnn_params/rnn/linear/b"]
+        i, g, f, o = gates.chunk(4, dim=1)
+        c = torch.sigmoid(f + 1) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def _moments(m: Member) -> list[Tensor]:
+    """Mean square of p; mean and variance of r, then of each momentum: 9 numbers."""
+    found = [m.p.square().mean()]
+    for x in (m.state["second"], *m.state["momentum"]):
+        mean = x.mean()
+        found += [mean, (x - mean).square_().mean()]
+    return found
+
+
+def _log(x: Tensor) -> Tensor:
+    """Half of log(1e-8 + 10 |x|), clipped to -5 and 5 before."""
+    return 0.5 * torch.log(1e-8 + (10 * x).abs()).clamp(-5, 5)
+
+
+class Celo(VeLO):
+    """Celo, "Celo: Training Versatile Learned Optimizers on a Compute Diet" (arXiv 2501.12670): a smaller VeLO.
+
+    The LSTM has 64 units and sees the clock and the loss alone, and instead of mixing MLPs there is one; the step size is an exponential.
+    Arguments as for VeLO.
+    """
+
+    FORM = Form(rows=18, lstm=64, stack=1, exponential=True)
+    SIZE = count(FORM.shapes)
+
+    def _mlps(self, theta: dict[str, Tensor], controls: Tensor) -> Iterator[MLP]:
+        return itertools.repeat(MLP(*(t[0] for t in mlp(theta))), len(controls))
+
+
+__all__ = ["Celo", "VeLO"]

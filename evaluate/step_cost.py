@@ -2,16 +2,18 @@
 
     python evaluate/step_cost.py                  # the step alone, on ResNet-34 (21.3 M parameters) and at width 16
     python evaluate/step_cost.py --trials         # with other ways to compute it, which were tried
+    python evaluate/step_cost.py --learned        # VeLO, Celo and Celo2, and the memory that a step needs beside the state
     python evaluate/step_cost.py --share          # the step in a training step at batch 64
 
 All arms run in one process, one after the other in every round, so that a busy machine slows all of them; each has parameters,
 gradients and state of its own, which the others push out of the caches, as a forward and a backward pass would. Prints medians with
-quartiles and the ratio to `Adam(fused=True)`, and appends a row for each arm to `evaluate/results/step_cost.csv`.
+quartiles and the ratio to `Adam(fused=True)`, and appends a row for each arm to a CSV file in `evaluate/results`.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +28,11 @@ from tqdm import trange
 
 from l3rs import L3RS
 from l3rs.kernels import ForeachKernel, Norms
+from l3rs.kernels.elements import kernel
+from l3rs.learned import Celo, Celo2, VeLO, mlp
+from l3rs.learned.base import LearnedRule
+from l3rs.learned.celo2 import SHAPES
+from l3rs.learned.theta import random
 from l3rs.networks import resnet34
 from l3rs.runs import append_rows
 
@@ -33,6 +40,7 @@ FIELDS = (
     *("date", "device", "threads", "torch", "network", "parameters", "arm", "rounds"),
     *("median_ms", "q25_ms", "q75_ms", "ratio_to_fused_adam", "state_words"),
 )
+LEARNED_FIELDS = (*FIELDS, "peak_words")
 SHARE_FIELDS = (
     "date",
     "device",
@@ -137,6 +145,52 @@ def arms(trials: bool, device: str) -> dict[str, Callable[[nn.Module], torch.opt
     return found
 
 
+def without_kernel(make: Callable[[], LearnedRule]) -> LearnedRule:
+    """The same in torch operations, as on a GPU or without a C compiler."""
+    optimizer = make()
+
+    def pre(*_) -> None:
+        mlp.kernel = lambda p, by_matrix: None
+
+    def post(*_) -> None:
+        mlp.kernel = kernel
+
+    optimizer.register_step_pre_hook(pre)
+    optimizer.register_step_post_hook(post)
+    return optimizer
+
+
+def other_learned_optimizers() -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]]:
+    """With meta-parameters drawn at random, which cost what published ones do."""
+    celo2, celo, velo = random(SHAPES, 0), random(Celo.FORM.shapes, 0), random(VeLO.FORM.shapes, 0)
+    makers: dict[str, Callable[[nn.Module], LearnedRule]] = {
+        "celo2-base": lambda n: Celo2(parameters(n), celo2, orthogonalize=False, vectors="learned"),
+        "celo2": lambda n: Celo2(parameters(n), celo2),
+        "celo": lambda n: Celo(parameters(n), celo, 10**6),
+        "velo": lambda n: VeLO(parameters(n), velo, 10**6),
+    }
+    slow = {f"{name}-torch": lambda n, make=make: without_kernel(lambda: make(n)) for name, make in makers.items()}
+    return {"adam-fused": lambda n: torch.optim.Adam(parameters(n), fused=True), **makers, **slow}
+
+
+def peak_words(optimizer: torch.optim.Optimizer) -> float:
+    """The memory that a step needs beside parameters, gradients and state, at most, in float32 words per parameter; NaN but on Linux."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def kilobytes(key: str) -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key))
+
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier steps have freed
+        reset.write_text("5")  # sets the peak, VmHWM, to what there is now
+    except (OSError, AttributeError):
+        return float("nan")
+    before = kilobytes("VmRSS")
+    take_step(optimizer)
+    numel = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    return (kilobytes("VmHWM") - before) * 1024 / 4 / numel
+
+
 def take_step(optimizer: torch.optim.Optimizer) -> float:
     """The duration of a step, in seconds, until the device has done it."""
     device = optimizer.param_groups[0]["params"][0].device
@@ -144,7 +198,7 @@ def take_step(optimizer: torch.optim.Optimizer) -> float:
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     started = time.perf_counter()
-    optimizer.step(loss=loss) if isinstance(optimizer, L3RS) else optimizer.step()
+    optimizer.step(loss=loss) if isinstance(optimizer, L3RS | LearnedRule) else optimizer.step()
     wait()
     return time.perf_counter() - started
 
@@ -179,10 +233,10 @@ def interleaved(optimizers: dict[str, torch.optim.Optimizer], rounds: int, what:
     return seconds
 
 
-def step_alone(width: int, rounds: int, trials: bool, device: str) -> list[dict]:
+def step_alone(width: int, rounds: int, trials: bool, device: str, others: bool = False) -> list[dict]:
     """Rows of FIELDS, one for each arm."""
     network = resnet34(width).to(device)
-    optimizers = {name: make(network) for name, make in arms(trials, device).items()}
+    optimizers = {name: make(network) for name, make in (other_learned_optimizers() if others else arms(trials, device)).items()}
     seconds = interleaved(optimizers, rounds, f"width {width}")
     fused = dict.fromkeys(seconds, float(np.median(seconds["adam-fused"])))
     if trials:  # last, and beside an Adam of its own: compiled code brings a second pool of OpenMP threads, which slows the first
@@ -197,6 +251,7 @@ def step_alone(width: int, rounds: int, trials: bool, device: str) -> list[dict]
         times = {"median_ms": median, "q25_ms": q25, "q75_ms": q75}
         rows.append(
             {**about, "arm": name, **{k: round(1e3 * t, 3) for k, t in times.items()}}
+            | ({"peak_words": round(peak_words(optimizers[name]), 3)} if others else {})
             | {"ratio_to_fused_adam": round(median / fused[name], 3), "state_words": round(state_words(optimizers[name]), 4)}
         )
     return rows
@@ -235,6 +290,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch (default: all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
     parser.add_argument("--trials", action="store_true", help="time other implementations too; torch.compile takes minutes")
+    parser.add_argument("--learned", action="store_true", help="time VeLO, Celo and Celo2 instead")
     parser.add_argument("--share", action="store_true", help="time whole training steps instead; minutes on a CPU at 224 px")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder that the rows are appended in (default: evaluate/results)")
     args = parser.parse_args()
@@ -251,13 +307,16 @@ def main() -> None:
                 print(f"{row['network']:>14} {pixels:>4} px  {row['arm']:12} {times}  {row['share']:.2%}")
         return
     for width in args.widths:
-        rows = step_alone(width, args.rounds, args.trials, args.device)
-        append_rows(args.out / "step_cost.csv", rows, FIELDS)
+        rows = step_alone(width, args.rounds, args.trials, args.device, args.learned)
+        file, fields = ("learned_cost.csv", LEARNED_FIELDS) if args.learned else ("step_cost.csv", FIELDS)
+        append_rows(args.out / file, rows, fields)
         print(f"ResNet-34 at width {width}, {rows[0]['parameters'] / 1e6:.2f} M parameters, {args.threads} threads, {args.rounds} rounds")
         for row in rows:
             spread = f"{row['q25_ms']:.2f} to {row['q75_ms']:.2f}"
             ratio = f"x{row['ratio_to_fused_adam']:.2f}"
-            print(f"  {row['arm']:24} {row['median_ms']:8.2f} ms ({spread:>16})  {ratio}  state {row['state_words']:.4f} words a parameter")
+            words = f"state {row['state_words']:.4f} words a parameter"
+            beside = f", at most {row['peak_words']:.2f} beside it" if args.learned else ""
+            print(f"  {row['arm']:24} {row['median_ms']:8.2f} ms ({spread:>16})  {ratio}  {words}{beside}")
 
 
 if __name__ == "__main__":

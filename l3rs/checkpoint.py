@@ -62,6 +62,8 @@ def read(path: str | Path) -> LearnedSchedule:
         schema = about["schema"]
         if schema != SCHEMA:
             raise CheckpointError(f"{path} has schema version {schema}; this version of l3rs reads {SCHEMA}")
+        if "kind" in about:
+            raise CheckpointError(f"{path} holds a {about['kind']}, not a schedule of L3RS; l3rs.learned.weights.read reads it")
         config = L3RSConfig(**about["config"])
         layers = tuple(about["layers"])
         expected = feature_names(config)

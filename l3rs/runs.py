@@ -6,7 +6,7 @@ import csv
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,14 +24,15 @@ class Run:
 
     Attributes:
         cell: which comparison it belongs to.
-        optimizer: `l3rs` or a baseline's name.
-        lr: the baseline's learning rate; the multiplier of L3RS.
+        optimizer: `l3rs`, a baseline's name, or another learned optimizer, one of `KINDS`; with `-head` it is given the head alone.
+        lr: the baseline's learning rate; the multiplier of a learned optimizer, and of Celo2 lr as of `LearnedWeights`.
         steps: K.
         task_seed: of the task.
         purpose: of the classes in the split.
-        learned: for `l3rs`, the schedule's name or path.
+        learned: for `l3rs`, the schedule's name or path; for another learned optimizer the file of its weights.
         evaluate_at: steps at which to evaluate besides the end.
         workload: the network and the images; None is the shipped network on Icons.
+        label: what the row calls the optimizer; by default as above.
     """
 
     cell: str
@@ -43,11 +44,14 @@ class Run:
     learned: str = "auto"
     evaluate_at: tuple[int, ...] = ()
     workload: Workload | None = None
+    label: str = ""
 
 
 def execute(run: Run) -> Report:
     """Fine-tunes the network as `run` says, in this process."""
     from l3rs.baselines import BASELINES, Recipe
+    from l3rs.learned.weights import KINDS, load
+    from l3rs.networks import head_of
     from l3rs.optimizer import L3RS
     from l3rs.unroll import unroll
     from l3rs.workbench import workbench
@@ -56,8 +60,16 @@ def execute(run: Run) -> Report:
     tasks = bench.tasks(run.purpose)
     task = tasks.draw(run.task_seed, run.steps)
     network = bench.network_for(task.head_seed)
+    kind = run.optimizer.removesuffix("-head")
     if run.optimizer == "l3rs":
         recipe = Recipe(L3RS(network.named_parameters(), run.steps, run.learned, lr=run.lr), None)
+    elif kind in KINDS:
+        if run.optimizer.endswith("-head"):
+            network.requires_grad_(False)
+            head_of(network).requires_grad_(True)
+        weights = replace(load(run.learned, kind), lr=run.lr)
+        trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        recipe = Recipe(weights.build(weights.theta, trained, run.steps), None)
     else:
         recipe = BASELINES[run.optimizer](network, run.lr, run.steps)
     return unroll(network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at)
@@ -65,7 +77,7 @@ def execute(run: Run) -> Report:
 
 def row(run: Run, report: Report, steps: int, meta_seed: int | str = "") -> dict[str, str | int | float]:
     """The row of a run's evaluation after `steps` steps."""
-    values = (run.cell, run.optimizer, run.lr, steps, run.task_seed, meta_seed if run.optimizer == "l3rs" else "")
+    values = (run.cell, run.label or run.optimizer, run.lr, steps, run.task_seed, meta_seed if run.optimizer == "l3rs" else "")
     measured = (round(report.accuracy[steps], 6), round(report.loss[steps], 6), round(report.seconds, 3))
     return dict(zip(FIELDS, (*values, *measured), strict=True))
 

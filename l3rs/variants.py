@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import torch
+
 from l3rs.config import L3RSConfig
+from l3rs.controller import meta_shapes
+from l3rs.schedule import LearnedSchedule
 
 _SETS = {"SGD": ("sgd",), "Adam": ("adam",), "SGD + Adam": ("sgd", "adam")}
 _CONTROLLERS: dict[str, dict[str, str | int]] = {
@@ -44,3 +49,24 @@ TABLE_4: Mapping[str, L3RSConfig] = MappingProxyType(
     }
 )
 """Larger sets of base directions."""
+
+
+def fixed_mix(shares: Mapping[str, float], lr: float = 1e-3) -> LearnedSchedule:
+    """A schedule that learned nothing: every layer's step is the same mix of directions, always.
+
+    With Adam and SGD this is ATMO (Landro et al. 2021, "Combining optimization methods using an adaptive meta optimizer"), but that each
+    direction is normalized, layer by layer: p <- p - lr sqrt(numel) sum_d share_d d / ||d||.
+
+    Args:
+        shares: of each base direction, positive, with sum 1.
+        lr: step size per element, as Adam's.
+
+    Raises:
+        ValueError: a share is not positive, or they do not sum to 1.
+    """
+    if not all(share > 0 for share in shares.values()) or not math.isclose(sum(shares.values()), 1, rel_tol=1e-6):
+        raise ValueError(f"shares is {dict(shares)}; they are positive, and their sum is 1")
+    config = L3RSConfig(directions=tuple(shares), embedding=0, controller="global", lr0=lr)
+    meta = {name: torch.zeros(shape) for name, shape in meta_shapes(config, ()).items()}
+    meta["b3"][1:] = torch.tensor([math.log(share) for share in shares.values()])
+    return LearnedSchedule(config, (), torch.cat([t.flatten() for t in meta.values()]), f"fixed-mix-{'-'.join(shares)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from l3rs import L3RS, L3RSConfig, LearnedSchedule
 from l3rs.controller import initial_theta
 from l3rs.features import feature_names
 from l3rs.reference import ReferenceL3RS
-from l3rs.variants import TABLE_2, TABLE_3, TABLE_4
+from l3rs.variants import TABLE_2, TABLE_3, TABLE_4, fixed_mix
 
 VARIANTS = {**TABLE_2, **TABLE_3, **TABLE_4}
 
@@ -103,3 +104,32 @@ def test_configs_that_mean_nothing_are_refused(wrong: dict[str, object], message
 def test_no_averages_at_all_leaves_time_and_directions() -> None:
     names = feature_names(VARIANTS["EMA factors none"])
     assert not any(name.startswith("ema/") for name in names)
+
+
+def test_atmo_is_l3rs_with_a_constant_controller() -> None:
+    """Adam and SGD mixed by fixed coefficients, written out, against `fixed_mix`."""
+    network = small_network()
+    mine = copy.deepcopy(network)
+    adam = torch.optim.Adam(mine.parameters(), lr=1.0)
+    optimizer = L3RS(network.named_parameters(), 10, fixed_mix({"sgd": 0.3, "adam": 0.7}, lr=0.01))
+    for k in range(5):
+        inputs, labels = batch(k)
+        for net in (network, mine):
+            net.zero_grad()
+            loss = F.cross_entropy(net(inputs), labels)
+            loss.backward()
+        optimizer.step(loss=loss)
+        before = [p.detach().clone() for p in mine.parameters()]
+        adam.step()  # for its direction alone
+        with torch.no_grad():
+            for p, old in zip(mine.parameters(), before, strict=True):
+                sgd, d = p.grad, old - p
+                p.copy_(old - 0.01 * p.numel() ** 0.5 * (0.3 * sgd / sgd.norm() + 0.7 * d / d.norm()))
+        for p, q in zip(network.parameters(), mine.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shares", [{"sgd": 0.5}, {"sgd": 0.0, "adam": 1.0}, {"sgd": -0.5, "adam": 1.5}])
+def test_shares_that_are_none_are_refused(shares: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="positive, and their sum is 1"):
+        fixed_mix(shares)

@@ -50,7 +50,7 @@ def direction(name: str) -> Direction:
         return known[name]
     found = getattr(torch.optim, name.removeprefix("torch.optim."), None) if name.startswith("torch.optim.") else None
     if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
-        return TorchOptimizerDirection(found)
+        return TorchOptimizerDirection(found, as_matrices=found is torch.optim.Muon)
     raise ValueError(f"no direction is called {name!r}; there are {', '.join(known)}, torch.optim.NAME, and what you register()")
 
 

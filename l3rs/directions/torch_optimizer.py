@@ -20,13 +20,15 @@ class TorchOptimizerDirection(Direction):
 
     Args:
         optimizer: the class, as `torch.optim.NAdam` or `timm.optim.AdaBelief`.
+        as_matrices: whether it sees kernels as matrices, output channels by everything else, and vectors as matrices of one row, as Muon
+            has to: it steps nothing else.
         arguments: for it. `lr` is 1 by default, which loses the fewest bits in the difference above.
     """
 
     lazy = True
 
-    def __init__(self, optimizer: type[torch.optim.Optimizer], **arguments: Any) -> None:
-        self.optimizer, self.arguments = optimizer, {"lr": 1.0, **arguments}
+    def __init__(self, optimizer: type[torch.optim.Optimizer], *, as_matrices: bool = False, **arguments: Any) -> None:
+        self.optimizer, self.as_matrices, self.arguments = optimizer, as_matrices, {"lr": 1.0, **arguments}
 
     def __repr__(self) -> str:
         return f"TorchOptimizerDirection({self.optimizer.__name__}, {self.arguments})"
@@ -37,8 +39,9 @@ class TorchOptimizerDirection(Direction):
         return [self._direction(g, p, s) for g, p, s in zip(grads, params, states, strict=True)]
 
     def _direction(self, grad: Tensor, param: Tensor, state: State) -> Tensor:
-        copy = nn.Parameter(param.detach().clone())
-        copy.grad = grad.clone()
+        shape = (param.shape[0] if param.dim() > 1 else 1, -1) if self.as_matrices else param.shape
+        copy = nn.Parameter(param.detach().clone().reshape(shape))
+        copy.grad = grad.clone().reshape(shape)
         optimizer = self.optimizer([copy], **self.arguments)
         group = optimizer.param_groups[0]
         # Numbers are kept as 0-d float64 tensors under keys that say so, since a state dict for sharding holds tensors alone.
@@ -60,7 +63,7 @@ class TorchOptimizerDirection(Direction):
                     raise TypeError(
                         f"{self.optimizer.__name__} keeps a {type(value).__name__} called {name!r}; tensors and numbers can be kept"
                     )
-        return torch.sub(param, copy.detach()).div_(self.arguments["lr"])
+        return torch.sub(param, copy.detach().view(param.shape)).div_(self.arguments["lr"])
 
 
 def _number(value: Tensor) -> int | float:

@@ -51,7 +51,7 @@ class LearnedRule(torch.optim.Optimizer):
     # -- what each of them says -------------------------------------------------------------------------------------------------------
 
     def _initial_state(self, p: Tensor, group: dict[str, Any]) -> State:
-        """The state of a parameter before its first step; `p` of the state's dtype, a scalar as (1,)."""
+        """The state of a parameter before its first step, of the shape and dtype of its `_values`."""
         raise NotImplementedError
 
     def _update(self, members: Sequence[Member], loss: Tensor | None) -> Iterator[Tensor]:
@@ -92,7 +92,7 @@ class LearnedRule(torch.optim.Optimizer):
     def _state_of(self, p: Tensor, group: dict[str, Any]) -> State:
         state: State = self.state[p]
         if not state:
-            state.update(self._initial_state(self._values(p), group))
+            state.update(self._initial_state(p, group))
         return state
 
     @staticmethod
@@ -126,7 +126,7 @@ class LearnedRule(torch.optim.Optimizer):
         members = []
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None:
+                if p.grad is not None and p.numel():
                     if p.grad.layout != torch.strided:
                         raise ValueError(f"a gradient of shape {tuple(p.shape)} is {p.grad.layout}; {type(self).__name__} takes dense ones")
                     g = self._values(-p.grad if group["maximize"] else p.grad)
@@ -155,21 +155,24 @@ class LearnedRule(torch.optim.Optimizer):
         if not ok:
             self.skipped_steps += 1
             said = f"{type(self).__name__} moved nothing in a step whose loss or gradient was not finite"
-            warnings.warn(f"{said} ({self.skipped_steps} so far)", stacklevel=4)
+            warnings.warn(f"{said} ({self.skipped_steps} so far)", stacklevel=7)  # past the wrappers of step
         return ok
 
     # -- saving and loading -----------------------------------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where a saved run was; the dict stays as it is. Raises ValueError if the state is of another kind of optimizer."""
-        mine = {key for state in self.state.values() for key in state}
-        for saved in state_dict["state"].values():
-            if mine and not set(saved) <= mine:
-                raise ValueError(f"this state is of another kind of optimizer; what differs: {', '.join(sorted(set(saved) ^ mine)[:3])}")
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(ids, params, strict=False):  # their numbers are compared below
+            states = state_dict["state"].get(i, {}), self.state.get(p, {})
+            saved, mine = ({key: getattr(t, "shape", None) for key, t in state.items()} for state in states)
+            differ = sorted({key for key, _ in saved.items() ^ mine.items()})
+            if saved and mine and differ:
+                raise ValueError(f"this state is of another kind of optimizer, or network; what differs: {', '.join(differ[:3])}")
         super().load_state_dict(state_dict)
         # torch shares tensors with the dict, which a step would change, and casts floating state to the dtype of its parameter.
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        for i, p in zip(ids, (p for group in self.param_groups for p in group["params"]), strict=True):
+        for i, p in zip(ids, params, strict=True):
             for key, saved in state_dict["state"].get(i, {}).items():
                 self.state[p][key] = saved.detach().to(p.device, copy=True)
 

@@ -85,24 +85,26 @@ class Celo2(LearnedRule):
         if group["vectors"] not in VECTORS:
             raise ValueError(f"vectors is {group['vectors']!r}; it is one of {', '.join(VECTORS)}")
         for name in ("weight_decay", "adam_lr_mult"):
-            if group[name] is not None and not 0 <= group[name] < math.inf:
-                raise ValueError(f"{name} is {group[name]!r}; it is a number of at least 0")
+            value = group[name]
+            if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+                raise ValueError(f"{name} is {value!r}; it is a number of at least 0")
         if self.adam_names is not None and "param_names" not in group:
             raise ValueError(f"adam_names is {self.adam_names!r}, and the parameters have no names: pass model.named_parameters()")
 
     def _by_adam(self, p: Tensor, group: dict[str, Any]) -> bool:
-        """Whether Adam moves this parameter (`p` as its values: a scalar has one axis)."""
+        """Whether Adam moves this parameter."""
         if group["vectors"] != "learned" and p.dim() < 2:
             return True
         if self.adam_names is None:
             return False
-        mine = next(name for q, name in zip(group["params"], group["param_names"], strict=True) if q.data_ptr() == p.data_ptr())
+        mine = next(name for q, name in zip(group["params"], group["param_names"], strict=True) if q is p)
         return re.search(self.adam_names, mine) is not None
 
     def _initial_state(self, p: Tensor, group: dict[str, Any]) -> State:
+        values = self._values(p)
         if self._by_adam(p, group):
-            return {"adam/step": torch.zeros(()), "adam/m": torch.zeros_like(p), "adam/v": torch.zeros_like(p)}
-        return initial_state(p)
+            return {"adam/step": torch.zeros(()), "adam/m": torch.zeros_like(values), "adam/v": torch.zeros_like(values)}
+        return initial_state(values)
 
     def _update(self, members: Sequence[Member], loss: Tensor | None) -> Iterator[Tensor]:
         networks: dict[tuple[torch.dtype, torch.device], MLP] = {}
@@ -146,14 +148,15 @@ def learned(m: Member, network: MLP, orthogonalize: bool) -> Tensor:
 def newton_schulz(d: Tensor) -> Tensor:
     """The nearest orthogonal matrices, about: five steps of a quintic iteration (Jordan et al. 2024, Muon), for each spatial position."""
     order = jax_order(d.dim())
-    x = d.permute(order)
-    wide = x.shape[-2] > x.shape[-1]
-    x = (x.mT if wide else x).contiguous()
+    shape = [d.shape[axis] for axis in order]
+    x = d.permute(order).reshape(-1, *shape[-2:])  # (spatial positions, in, out)
+    tall = shape[-2] > shape[-1]
+    x = (x.mT if tall else x).contiguous()
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-8)
     a, b, c = NEWTON_SCHULZ
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    x = x.mT if wide else x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a x + (b gram + c gram^2) x
+    x = (x.mT if tall else x).reshape(shape)
     back: Tensor = x.permute([order.index(axis) for axis in range(d.dim())])
     return back

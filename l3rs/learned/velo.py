@@ -83,7 +83,8 @@ class VeLO(LearnedRule):
         maximize: bool = False,
     ) -> None:
         self.theta = resolve(theta, self.FORM.shapes)
-        super().__init__(params, {"lr": lr, "total_steps": total_steps, "maximize": maximize, "loss_means": None, "loss_least": None})
+        losses = {"losses": 0, "loss_means": None, "loss_least": None}
+        super().__init__(params, {"lr": lr, "total_steps": total_steps, "maximize": maximize, **losses})
 
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
@@ -92,8 +93,9 @@ class VeLO(LearnedRule):
             raise ValueError(f"total_steps is {steps!r}; it is a whole number of at least 1: the steps of the whole run")
 
     def _initial_state(self, p: Tensor, group: dict[str, Any]) -> State:
-        hidden, cell = (self.theta[f"lstm_init_state/{name}"][0].to(p, copy=True) for name in ("hidden", "cell"))
-        return {**initial_state(p), "hidden": hidden, "cell": cell}
+        values = self._values(p)
+        hidden, cell = (self.theta[f"lstm_init_state/{name}"][0].to(values, copy=True) for name in ("hidden", "cell"))
+        return {**initial_state(values), "hidden": hidden, "cell": cell}
 
     def _update(self, members: Sequence[Member], loss: Tensor | None) -> Iterator[Tensor]:
         assert loss is not None
@@ -127,7 +129,7 @@ class VeLO(LearnedRule):
     def _loss_features(self, loss: Tensor, like: Tensor) -> Tensor:
         """How the averages of the loss compare, (HALF_LIVES - 1,), each with the next longer one; advances them."""
         group = self.param_groups[0]
-        t = group["step"]
+        t = group["losses"]  # fewer than steps, where some were skipped
         shortest, longest = 1.0, math.log10(group["total_steps"])
         gamma = torch.exp(-1 / torch.logspace(shortest, longest, HALF_LIVES, dtype=like.dtype))
         means = torch.tensor(group["loss_means"] or [0.0] * HALF_LIVES, dtype=like.dtype)
@@ -139,7 +141,7 @@ class VeLO(LearnedRule):
         corrected = means / correction
         least = torch.minimum(least, corrected)
         for g in self.param_groups:
-            g["loss_means"], g["loss_least"] = means.tolist(), least.tolist()
+            g["losses"], g["loss_means"], g["loss_least"] = t + 1, means.tolist(), least.tolist()
         if t < 2:
             return torch.zeros(HALF_LIVES - 1).to(like)
         above = corrected - least

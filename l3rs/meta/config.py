@@ -11,6 +11,7 @@ from l3rs.tasks import TaskConfig
 from l3rs.unroll import PRECISIONS
 from l3rs.workload import Workload
 
+OPTIMIZERS = ("l3rs", "velo", "celo", "celo2", "celo2-base")
 DISTRIBUTIONS, OBJECTIVES, CENTER_OPTIMIZERS = ("uniform", "log-uniform"), ("final", "mean", "error"), ("adam", "sgd")
 
 
@@ -58,6 +59,9 @@ class MetaTrainConfig(Workload):
     Attributes:
         name: of the schedule that comes out, and of its file; by default those of the split and of the model.
         generations: NES updates.
+        optimizer: what is meta-trained: `l3rs`, or another learned optimizer.
+        start: files of published meta-parameters to start from, of another learned optimizer than L3RS; none is a random start.
+        lr: of another learned optimizer: see `LearnedWeights`.
         specialist: whether something is learned by layer name, an embedding or an MLP (a specialist), or nothing is (a generalist).
         steps: K is drawn from this range, ends included, once a generation [choice: 10 to 100].
         steps_distribution: `uniform` [paper] or `log-uniform`, which dwells on short runs.
@@ -78,6 +82,9 @@ class MetaTrainConfig(Workload):
 
     name: str = ""
     generations: int = 150
+    optimizer: str = "l3rs"
+    start: tuple[str, ...] = ()
+    lr: float = 1.0
     specialist: bool = True
     steps: tuple[int, int] = (10, 100)
     steps_distribution: str = "uniform"
@@ -107,7 +114,8 @@ class MetaTrainConfig(Workload):
         low, high = self.steps
         if not 1 <= low <= high:
             raise ValueError(f"steps is {list(self.steps)}; it is a range of at least 1, the smaller end first")
-        for name, allowed in (("steps_distribution", DISTRIBUTIONS), ("objective", OBJECTIVES), ("precision", PRECISIONS)):
+        choices = {"optimizer": OPTIMIZERS, "steps_distribution": DISTRIBUTIONS, "objective": OBJECTIVES, "precision": PRECISIONS}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
         for name in ("generations", "meta_batch", "validate_every", "validation_tasks", "finalists", "final_tasks"):
@@ -122,7 +130,11 @@ class MetaTrainConfig(Workload):
             raise ValueError(f"validation_steps is {list(self.validation_steps)}; it is one or more numbers of at least 1")
         if "/" in self.name or "\\" in self.name:
             raise ValueError(f"name is {self.name!r}; a file is called after it, so it has no slash")
-        if self.schedule.by_layer != self.specialist:
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr}; it is positive and finite")
+        if self.optimizer == "l3rs" and (self.start or self.lr != 1.0):
+            raise ValueError("start and lr are of another optimizer than l3rs, whose start is `schedule`, and which has no learning rate")
+        if self.optimizer == "l3rs" and self.schedule.by_layer != self.specialist:
             raise ValueError(
                 f"specialist is {self.specialist}, with schedule.embedding {self.schedule.embedding} and schedule.controller "
                 f"{self.schedule.controller}: a specialist has an embedding or is layerwise, and nothing else does"

@@ -16,10 +16,13 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from l3rs import checkpoint
 from l3rs.checkpoint import CheckpointError
 from l3rs.files import replacing, write_atomically
+from l3rs.learned import weights
+from l3rs.learned.weights import LearnedWeights
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.nes import NES
 from l3rs.schedule import LearnedSchedule
@@ -144,10 +147,18 @@ class RunFolder:
         with self.writing(file):
             write_atomically(file, text.getvalue().encode())
 
-    def save_schedule(self, learned: LearnedSchedule, file: Path) -> None:
-        """Writes a schedule."""
+    def save_learned(self, learned: LearnedSchedule | LearnedWeights, file: Path) -> None:
+        """Writes a schedule, or the weights of another learned optimizer."""
         with self.writing(file), replacing(file) as temporary:
-            checkpoint.save(learned, temporary)
+            if isinstance(learned, LearnedSchedule):
+                checkpoint.save(learned, temporary)
+            else:
+                weights.save(learned, temporary)
+
+    def theta(self, generation: int) -> Tensor:
+        """The meta-parameters of a validated generation."""
+        read = checkpoint.read if self.config.optimizer == "l3rs" else weights.read
+        return read(self.theta_file(generation)).theta
 
     def theta_file(self, generation: int) -> Path:
         """Where the schedule of a validated generation is kept."""

@@ -17,8 +17,8 @@ import ray
 import torch
 from torch import Tensor
 
-from l3rs.checkpoint import read
 from l3rs.controller import initial_theta
+from l3rs.learned.weights import LearnedWeights, starting_weights
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.folder import RunFolder
 from l3rs.meta.nes import NES
@@ -30,9 +30,14 @@ from l3rs.schedule import LearnedSchedule
 from l3rs.tasks import task_seed
 from l3rs.workbench import workbench
 
+Learned = LearnedSchedule | LearnedWeights
 
-def start(config: MetaTrainConfig) -> LearnedSchedule:
-    """The schedule that meta-training starts from."""
+
+def start(config: MetaTrainConfig) -> Learned:
+    """What meta-training starts from. Raises CheckpointError where a file of published meta-parameters cannot be used."""
+    if config.optimizer != "l3rs":
+        name = config.name or f"{config.workload.class_split.name}-{config.optimizer}"
+        return starting_weights(config.optimizer, config.lr, name, config.nes.seed, config.start)
     network = workbench(config.workload, config.task).network
     layers = tuple(name for name, _ in network.named_parameters()) if config.specialist else ()
     theta = initial_theta(config.schedule, layers, config.nes.seed, head_names(network))
@@ -76,7 +81,7 @@ def processes(config: MetaTrainConfig) -> int:
     return config.workers or room
 
 
-def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) -> LearnedSchedule:
+def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) -> Learned:
     """Meta-trains a schedule, or goes on with a run that was stopped, and writes it to `out`.
 
     The generations that validated best meet again on more meta-validation tasks, and the one with the lowest loss there is
@@ -107,7 +112,7 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
             torch.set_num_threads(threads)
 
 
-def run(folder: RunFolder, problem: FineTuning, learned: LearnedSchedule, config: MetaTrainConfig, progress: bool) -> None:
+def run(folder: RunFolder, problem: FineTuning, learned: Learned, config: MetaTrainConfig, progress: bool) -> None:
     """The generations that are missing; each is written before the next begins."""
     nes = NES(problem, learned.theta, config.nes)
     folder.load_state(nes)
@@ -170,15 +175,15 @@ def explain(problem: FineTuning, nes: NES, diverged: int, failed: int) -> str:
     )
 
 
-def validated(folder: RunFolder, problem: FineTuning, learned: LearnedSchedule, nes: NES, config: MetaTrainConfig) -> dict[str, float]:
+def validated(folder: RunFolder, problem: FineTuning, learned: Learned, nes: NES, config: MetaTrainConfig) -> dict[str, float]:
     """Validates the centre and keeps it as a schedule; gives its columns of the curve."""
     theta = nes.center.clone()
     accuracy, loss = meta_validate(problem, theta, range(config.validation_tasks))
-    folder.save_schedule(replace(learned, theta=theta), folder.theta_file(nes.generation))
+    folder.save_learned(replace(learned, theta=theta), folder.theta_file(nes.generation))
     return {"validation_accuracy": round(accuracy, 6), "validation_loss": round(loss, 6)}
 
 
-def choose(folder: RunFolder, problem: FineTuning, learned: LearnedSchedule, config: MetaTrainConfig) -> LearnedSchedule:
+def choose(folder: RunFolder, problem: FineTuning, learned: Learned, config: MetaTrainConfig) -> Learned:
     """The schedule to keep, written as `<name>.safetensors` with how it was made, and `curve.png`.
 
     The best of many noisy validations is mostly lucky. So the `finalists` that validated most accurately, the newest first among
@@ -191,7 +196,7 @@ def choose(folder: RunFolder, problem: FineTuning, learned: LearnedSchedule, con
     candidates.sort(key=lambda r: (float(r["validation_accuracy"]), int(r["generation"])), reverse=True)
     finals = {}
     for generation in (int(r["generation"]) for r in candidates[: config.finalists]):
-        theta = read(folder.theta_file(generation)).theta
+        theta = folder.theta(generation)
         finals[generation] = meta_validate(problem, theta, range(config.validation_tasks, config.validation_tasks + config.final_tasks))
     generation, (accuracy, loss) = min(finals.items(), key=lambda item: (not math.isfinite(item[1][1]), item[1][1]))
     training = {
@@ -202,8 +207,8 @@ def choose(folder: RunFolder, problem: FineTuning, learned: LearnedSchedule, con
         "finalists": {str(g): [round(a, 6), round(x, 6)] for g, (a, x) in finals.items()},
         "seconds": round(sum(float(r["seconds"]) for r in rows), 1),
     }
-    chosen = replace(learned, theta=read(folder.theta_file(generation)).theta, training=training)
-    folder.save_schedule(chosen, folder.path / f"{learned.name}.safetensors")
+    chosen = replace(learned, theta=folder.theta(generation), training=training)
+    folder.save_learned(chosen, folder.path / f"{learned.name}.safetensors")
     with folder.writing(folder.path / "curve.png"):
         plot_curve(pd.read_csv(folder.path / "curve.csv"), folder.path / "curve.png", f"{learned.name}: meta-training")
     return chosen

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from l3rs.directions import DIRECTIONS, LAMB, Direction, TorchOptimizerDirection, direction, register
 from l3rs.directions.base import shifted_sigmoid
+from l3rs.learned import Celo2
+from l3rs.learned.celo2 import SHAPES as META
+from l3rs.learned.theta import random
 
 SHAPES = [(), (5,), (3, 4), (2, 3, 4), (2, 3, 3, 3)]
 LR = 0.01
@@ -115,6 +118,8 @@ WRAPPED: dict[str, TorchOptimizerDirection] = {
     "rmsprop": TorchOptimizerDirection(torch.optim.RMSprop, lr=LR),
     "lamb, which clips p.grad and counts in its group": TorchOptimizerDirection(timm.optim.Lamb, weight_decay=0.01),
     "adabelief": TorchOptimizerDirection(timm.optim.AdaBelief),
+    "celo2": TorchOptimizerDirection(Celo2, theta=random(META, 0)),
+    "celo2-base": TorchOptimizerDirection(Celo2, theta=random(META, 0), orthogonalize=False, vectors="learned"),
 }
 
 
@@ -140,6 +145,25 @@ def test_any_optimizer_makes_a_direction(name: str) -> None:
             p.grad = g.clone()
             optimizer.step()
             assert (ours[[q is p for q in theirs].index(True)] - p.detach()).norm() <= 1e-6 * p.detach().norm(), f"step {step}"
+
+
+def test_muon_sees_kernels_as_matrices_and_vectors_as_matrices_of_one_row() -> None:
+    d = direction("torch.optim.Muon")
+    ours = [p.float() for p in parameters()]
+    theirs = [torch.nn.Parameter(p.reshape(len(p) if p.dim() > 1 else 1, -1).clone()) for p in ours]
+    muon = torch.optim.Muon(theirs, lr=1.0)
+    states = [d.init(p) for p in ours]
+    for step in range(1, 6):
+        grads = [g.float() for g in parameters()]
+        for p, g in zip(theirs, grads, strict=True):
+            p.grad = g.reshape(p.shape)
+        before = [p.detach().clone() for p in theirs]
+        found = d.update(grads, ours, states, torch.full((len(ours),), float(step)), ())
+        muon.step()
+        for u, p, q, b in zip(found, ours, theirs, before, strict=True):
+            assert u.shape == p.shape
+            torch.testing.assert_close(u.reshape(q.shape), b - q.detach(), rtol=1e-5, atol=1e-6)
+        ours = [q.detach().clone().reshape(p.shape) for p, q in zip(ours, theirs, strict=True)]
 
 
 def test_directions_can_be_registered_once() -> None:

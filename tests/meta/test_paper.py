@@ -1,4 +1,4 @@
-"""The paper's own meta-training config, for one generation, on a small tree of real JPEG files."""
+"""The paper's own meta-training configs, for one generation, on a small tree of real JPEG files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from safetensors.torch import save_file
 
 from l3rs.checkpoint import load
 from l3rs.cli import main
+from l3rs.controller import initial_theta
 from l3rs.data.splits import ClassSplit
+from l3rs.learned import VeLO, weights
 from l3rs.networks import create
+from l3rs.schedule import LearnedSchedule
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -24,7 +27,8 @@ def jpeg(path: Path, seed: int) -> None:
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 60, 3), np.uint8)).save(path)
 
 
-def test_one_generation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("which", ["l3rs", "velo"])
+def test_one_generation(which: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Full ResNet-34 at 224 px, in bfloat16, on all meta-train and meta-validation classes; but two candidates, one step, few images."""
     split = ClassSplit.find("imagenet25-0")
     for n, c in enumerate([*split.classes["meta-train"], *split.classes["meta-validation"]]):
@@ -32,7 +36,7 @@ def test_one_generation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         jpeg(tmp_path / "imagenet" / "val" / c / f"ILSVRC2012_val_{n:08d}.JPEG", 1000 + n)
     torch.manual_seed(0)
     save_file({k: v.contiguous() for k, v in create("resnet34", None, 3, 500).state_dict().items()}, tmp_path / "backbone.safetensors")
-    config = ROOT / "configs" / "meta_train" / "imagenet25_l3rs.yaml"
+    config = ROOT / "configs" / "meta_train" / f"imagenet25_{which}.yaml"
     here = {"data": "imagenet", "weights": "backbone.safetensors", "cache": "cache", "out": "run"}
     own = " ".join(f"--{option} {tmp_path / name}" for option, name in here.items())
     small = (
@@ -40,9 +44,13 @@ def test_one_generation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         "--nes.population 2 --task.batch-size 4 --task.evaluation-size 8 --gpus-per-actor 0 --workers 1"
     )
     main(["meta-train", "--config", str(config), *own.split(), *small.split()])
-    assert "imagenet25-0-resnet34.safetensors: generation" in capsys.readouterr().out
-    learned = load(tmp_path / "run" / "imagenet25-0-resnet34.safetensors")
-    assert len(learned.layers) == 110
+    name = "imagenet25-0-resnet34" if which == "l3rs" else "imagenet25-0-velo"
+    assert f"{name}.safetensors: generation" in capsys.readouterr().out
+    file = tmp_path / "run" / f"{name}.safetensors"
+    learned = load(file) if which == "l3rs" else weights.read(file)
+    assert len(learned.theta) == (
+        len(initial_theta(learned.config, learned.layers, 0)) if isinstance(learned, LearnedSchedule) else VeLO.SIZE
+    )
     assert learned.training["config"]["precision"] == "bfloat16"
     curve = pd.read_csv(tmp_path / "run" / "curve.csv")  # the paper's Figure 6: fitness and meta-validation accuracy
     assert curve.generation.to_list() == [0, 1]

@@ -1,0 +1,113 @@
+"""Meta-parameters of VeLO, Celo or Celo2 that can be meta-trained, saved and shipped, as a `LearnedSchedule` is of L3RS."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from l3rs.checkpoint import SCHEMA, CheckpointError
+from l3rs.learned import theta as meta
+from l3rs.learned.base import LearnedRule
+from l3rs.learned.celo2 import SHAPES, Celo2
+from l3rs.learned.velo import Celo, VeLO
+
+Named = Iterable[tuple[str, nn.Parameter]]
+
+
+class Kind(NamedTuple):
+    """Names and shapes of the meta-parameters, and the optimizer for a run of K steps: (parameters, theta, K, learning rate)."""
+
+    shapes: meta.Shapes
+    build: Callable[[Named, Tensor, int, float], LearnedRule]
+
+
+def _celo2(named: Named, theta: Tensor, steps: int, lr: float, **options: Any) -> LearnedRule:
+    """Celo2 with a learning rate that falls along a cosine, advanced by each step."""
+    optimizer = Celo2(named, theta, lr, **options)
+    cosine = CosineAnnealingLR(optimizer, T_max=steps)
+    optimizer.register_step_post_hook(lambda *_: cosine.step())
+    return optimizer
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "velo": Kind(VeLO.FORM.shapes, lambda named, theta, steps, lr: VeLO(named, theta, steps, lr)),
+        "celo": Kind(Celo.FORM.shapes, lambda named, theta, steps, lr: Celo(named, theta, steps, lr)),
+        "celo2": Kind(SHAPES, _celo2),
+        "celo2-base": Kind(SHAPES, lambda n, t, k, lr: _celo2(n, t, k, lr, orthogonalize=False, vectors="learned")),
+    }
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedWeights:
+    """Meta-parameters of one of `KINDS`.
+
+    Attributes:
+        kind: which.
+        theta: float32 (n,), in the order of the kind's shapes.
+        lr: VeLO and Celo: multiplies the learned step. Celo2: its learning rate is lr / sqrt(K) [choice], and falls along a cosine.
+        name: what it is called in messages.
+        training: how it was meta-trained; free-form, for people.
+    """
+
+    kind: str
+    theta: Tensor
+    lr: float = 1.0
+    name: str = "unnamed"
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, theta: Tensor, named_parameters: Named, total_steps: int) -> LearnedRule:
+        """The optimizer that meta-parameters `theta` define, for a run of `total_steps` steps."""
+        lr = self.lr / math.sqrt(total_steps) if self.kind.startswith("celo2") else self.lr
+        return KINDS[self.kind].build(named_parameters, theta, total_steps, lr)
+
+
+def starting_weights(kind: str, lr: float, name: str, seed: int, files: Sequence[str | Path] = ()) -> LearnedWeights:
+    """Weights to meta-train from: published ones, or drawn at random. Raises CheckpointError for files that are not of this kind."""
+    shapes = KINDS[kind].shapes
+    return LearnedWeights(kind, meta.read(shapes, *files) if files else meta.random(shapes, seed), lr, name)
+
+
+def load(file: str | Path, kind: str) -> LearnedWeights:
+    """Weights of this kind, from a file that l3rs wrote or from a published one. Raises CheckpointError."""
+    with contextlib.suppress(CheckpointError):
+        weights = read(file)
+        if weights.kind == kind:
+            return weights
+    return LearnedWeights(kind, meta.read(KINDS[kind].shapes, file), name=Path(file).stem)
+
+
+def save(weights: LearnedWeights, path: str | Path) -> None:
+    """Writes meta-parameters by the names of the published code, and everything else as JSON in the metadata."""
+    about = {"schema": SCHEMA, "kind": weights.kind, "lr": weights.lr, "name": weights.name, "training": weights.training}
+    tensors = meta.unflatten(weights.theta, KINDS[weights.kind].shapes)
+    save_file({name: t.contiguous().clone() for name, t in tensors.items()}, path, metadata={"l3rs": json.dumps(about)})
+
+
+def read(path: str | Path) -> LearnedWeights:
+    """Reads what `save` wrote. Raises CheckpointError for any other file."""
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["l3rs"])
+        kind, lr, schema = about["kind"], float(about["lr"]), about["schema"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a file of learned weights that l3rs wrote ({type(error).__name__}: {error})") from None
+    if schema != SCHEMA or kind not in KINDS:
+        raise CheckpointError(f"{path} has schema {schema} and kind {kind!r}; this version of l3rs reads {SCHEMA}, and {', '.join(KINDS)}")
+    return LearnedWeights(kind, meta.read(KINDS[kind].shapes, path), lr, str(about.get("name", path.stem)), about.get("training", {}))
+
+
+__all__ = ["KINDS", "LearnedWeights", "load", "read", "save", "starting_weights"]

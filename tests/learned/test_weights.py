@@ -1,0 +1,86 @@
+"""Weights of other learned optimizers: kept in files, and run like a baseline."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from l3rs.checkpoint import CheckpointError
+from l3rs.checkpoint import read as read_schedule
+from l3rs.learned import theta as meta
+from l3rs.learned.base import LearnedRule
+from l3rs.learned.weights import KINDS, LearnedWeights, Named, load, read, save, starting_weights
+from l3rs.networks import resnet34
+from l3rs.runs import Run, execute
+
+
+@pytest.fixture
+def base() -> LearnedWeights:
+    return starting_weights("celo2-base", 0.03, "mine", seed=0)
+
+
+def test_a_file_is_read_as_it_was_written(base: LearnedWeights, tmp_path: Path) -> None:
+    save(replace(base, training={"generation": 3}), tmp_path / "w.safetensors")
+    found = read(tmp_path / "w.safetensors")
+    assert torch.equal(found.theta, base.theta)
+    assert (found.kind, found.lr, found.name, found.training) == ("celo2-base", 0.03, "mine", {"generation": 3})
+    assert load(tmp_path / "w.safetensors", "celo2-base").lr == 0.03
+    assert torch.equal(load(tmp_path / "w.safetensors", "celo2").theta, base.theta)  # the same shapes, as from a published file
+
+
+def test_other_files_are_refused(base: LearnedWeights, tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    save(base, file)
+    tensors = load_file(file)
+    save_file(tensors, tmp_path / "bare.safetensors")
+    with pytest.raises(CheckpointError, match=r"bare\.safetensors is not a file of learned weights"):
+        read(tmp_path / "bare.safetensors")
+    save_file(tensors, tmp_path / "kind.safetensors", metadata={"l3rs": '{"schema": 1, "kind": "adam", "lr": 1}'})
+    with pytest.raises(CheckpointError, match=r"kind 'adam'.*velo, celo, celo2, celo2-base"):
+        read(tmp_path / "kind.safetensors")
+    with pytest.raises(CheckpointError, match=r"w\.safetensors.*lacks lstm_init_state"):
+        load(file, "celo")
+    with pytest.raises(CheckpointError, match=r"w\.safetensors.*holds a celo2-base"):
+        read_schedule(file)
+
+
+@pytest.mark.parametrize(("steps", "first"), [(4, 0.01), (100, 0.002)])
+def test_celo2s_learning_rate_falls_with_the_horizon_and_along_a_cosine(base: LearnedWeights, steps: int, first: float) -> None:
+    p = torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = replace(base, lr=0.02).build(base.theta, [("p", p)], steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert rates[0] == pytest.approx(first)
+    assert rates[steps // 2] == pytest.approx(first / 2)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_run_with_the_head_alone_leaves_the_rest_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a run of all moves it; both evaluate at the end."""
+    save(starting_weights("celo2-base", 0.03, "mine", seed=0), tmp_path / "w.safetensors")
+    trained: list[set[str]] = []
+    original = LearnedWeights.build
+
+    def build(self: LearnedWeights, theta: Tensor, named: Named, total_steps: int) -> LearnedRule:
+        named = list(named)
+        trained.append({name for name, _ in named})
+        return original(self, theta, named, total_steps)
+
+    monkeypatch.setattr(LearnedWeights, "build", build)
+    for optimizer in ("celo2-base", "celo2-base-head"):
+        report = execute(Run("cell", optimizer, 0.03, 2, 0, "meta-test", str(tmp_path / "w.safetensors")))
+        assert set(report.accuracy) == {2}
+    assert trained == [{name for name, _ in resnet34(16, 1, 25).named_parameters()}, {"fc.weight", "fc.bias"}]
+
+
+def test_every_kind_has_a_start() -> None:
+    for kind, of in KINDS.items():
+        assert starting_weights(kind, 1.0, "x", 0).theta.shape == (meta.count(of.shapes),)

@@ -174,7 +174,7 @@ class LearnedRule(torch.optim.Optimizer):
         # torch shares tensors with the dict, which a step would change, and casts floating state to the dtype of its parameter.
         for i, p in zip(ids, params, strict=True):
             for key, saved in state_dict["state"].get(i, {}).items():
-                self.state[p][key] = saved.detach().to(p.device, copy=True)
+                self.state[p][key] = saved.detach().to(p.device, torch.promote_types(p.dtype, torch.float32), copy=True).contiguous()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self._kept}}

@@ -92,7 +92,7 @@ def direction(state: State, g: Tensor, p: Tensor, mlp: MLP, rule: Rule) -> Tenso
     g = g.clamp(-CLIP, CLIP)
     advance_factors(state, g)
     native = kernel(p, rule.by_matrix)
-    if native is None:
+    if native is None or not all(t.dtype == p.dtype and t.is_contiguous() for t in state.values()):  # C reads memory as it lies
         advance_moments(state, g, rule.rho)
         return _direction(elements(state, g, p), mlp, rule)
     return native(state, g, p, factors(state, p), mlp, rule)

@@ -40,11 +40,10 @@ class LearnedRule(torch.optim.Optimizer):
     """
 
     watches_loss = False
-    _kept: tuple[str, ...] = ("skipped_steps", "_ready")  # attributes that copies of the object have too
+    _kept: tuple[str, ...] = ("_ready",)  # attributes that copies of the object have too
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        self.skipped_steps = 0
-        super().__init__(params, {**defaults, "step": 0})
+        super().__init__(params, {**defaults, "step": 0, "skipped": 0})
         for group in self.param_groups:
             self._init_group(group)
 
@@ -138,6 +137,11 @@ class LearnedRule(torch.optim.Optimizer):
             group["step"] += 1
         return result
 
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps moved nothing, the loss or a gradient not being finite."""
+        return max(int(group["skipped"]) for group in self.param_groups)
+
     def _observed(self, loss: Tensor | float | None) -> Tensor | None:
         if not self.watches_loss:
             return None
@@ -153,7 +157,8 @@ class LearnedRule(torch.optim.Optimizer):
         ends = [end for m in members for end in torch.aminmax(m.g)]  # NaN if there is one
         ok = all(torch.stack([end.to(ends[0]) for end in ends]).isfinite().tolist()) and (loss is None or bool(loss.isfinite()))
         if not ok:
-            self.skipped_steps += 1
+            for group in self.param_groups:
+                group["skipped"] += 1
             said = f"{type(self).__name__} moved nothing in a step whose loss or gradient was not finite"
             warnings.warn(f"{said} ({self.skipped_steps} so far)", stacklevel=7)  # past the wrappers of step
         return ok

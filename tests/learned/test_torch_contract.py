@@ -330,7 +330,20 @@ def test_what_is_not_finite_moves_nothing_and_only_the_clock_goes_on(form: str, 
     assert optimizer.skipped_steps == 2
     assert finite(weights(network))
     assert equal(weights(network), weights(plain))
-    assert {**optimizer.param_groups[0], "params": 0} == {**reference.param_groups[0], "params": 0}
+    assert {**optimizer.param_groups[0], "params": 0} == {**reference.param_groups[0], "params": 0, "skipped": 2}
+
+
+@every_form
+def test_the_count_of_skipped_steps_is_kept_with_the_state(form: str) -> None:
+    network = small_network()
+    optimizer = make(form, network.parameters())
+    backward(network, 0)
+    network[4].weight.grad[0, 0] = math.nan
+    with pytest.warns(UserWarning, match="moved nothing"):
+        optimizer.step(loss=1.0)
+    fresh = make(form, network.parameters())
+    fresh.load_state_dict(optimizer.state_dict())
+    assert fresh.skipped_steps == 1
 
 
 # -- resume ------------------------------------------------------------------------------------------------------------------------
@@ -433,7 +446,7 @@ def test_copies_of_the_object_itself_go_on_alike(form: str, clone: Callable[[Any
     network = small_network()
     optimizer = make(form, network.parameters())
     train(network, optimizer, range(2))
-    optimizer.skipped_steps = 3
+    optimizer.param_groups[0]["skipped"] = 3
     other_network, other = clone((network, optimizer))
     middle = weights(network)
     train(network, optimizer, range(2, 5))

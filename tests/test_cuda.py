@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from l3rs import L3RS
 from l3rs.kernels import ForeachKernel
+from l3rs.learned.weights import KINDS, starting_weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 ALL = ("sgd", "adam", "adamax", "lion", "lamb", "weight_decay")
@@ -97,3 +98,19 @@ def test_a_step_can_be_captured_in_a_cuda_graph(fused: bool | None) -> None:
     for p, q in zip(graphed.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(p, q)
     assert a.state_dict()["param_groups"][0]["step"] == 10
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_other_learned_optimizers_equal_their_runs_on_cpu(kind: str) -> None:
+    learned = starting_weights(kind, 0.01, kind, seed=0)
+    here, there = small_network(), small_network().cuda()
+    a, b = (learned.build(learned.theta, network.named_parameters(), 20) for network in (here, there))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        for p, q in zip(here.parameters(), there.parameters(), strict=True):
+            p.grad = torch.randn(p.shape, generator=generator)
+            q.grad = p.grad.cuda()
+        for optimizer in (a, b):
+            optimizer.step(loss=1.0)
+    for p, q in zip(here.parameters(), there.parameters(), strict=True):
+        torch.testing.assert_close(p, q.cpu(), rtol=1e-3, atol=1e-4)

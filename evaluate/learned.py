@@ -1,7 +1,7 @@
 """Run VeLO, Celo and Celo2 on Icons25Eval, on the same tasks as L3RS and the baselines of `evaluate/results/icons25eval.csv`.
 
     python evaluate/learned.py --arm celo-og celo theta.state          # published weights, used as they are
-    python evaluate/learned.py --arm celo-og-head celo-head theta.state
+    python evaluate/learned.py --arm celo-og-head celo theta.state --head-only
     python evaluate/learned.py --arm celo2-base celo2-base runs/celo2-base/icons-celo2-base.safetensors --tune
 
 appends one row a run to `evaluate/results/learned.csv`; what is there is not made again. With `--tune`, which Celo2 needs, as it has a
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,6 @@ from l3rs.learned.weights import KINDS, load
 from l3rs.runs import FIELDS, Run, append_rows, execute_all, row
 
 RESULTS = Path(__file__).resolve().parent / "results"
-ALLOWED = [*KINDS, *(f"{kind}-head" for kind in KINDS)]
 
 
 def make(runs: Sequence[Run], out: Path, workers: int) -> pd.DataFrame:
@@ -54,27 +54,25 @@ def tuned(label: str, optimizer: str, file: str, steps: int, tasks: int, out: Pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arm", nargs=3, metavar=("LABEL", "OPTIMIZER", "FILE"), required=True, help=f"OPTIMIZER: {', '.join(ALLOWED)}")
+    parser.add_argument("--arm", nargs=3, metavar=("LABEL", "OPTIMIZER", "FILE"), required=True, help=f"OPTIMIZER: {', '.join(KINDS)}")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50, 100], help="horizons (default: 10 25 50 100)")
     parser.add_argument("--tasks", type=int, default=50, help="meta-test tasks at each horizon (default: 50)")
+    parser.add_argument("--head-only", action="store_true", help="freeze all but the head")
     parser.add_argument("--tune", action="store_true", help="choose lr for each horizon on 8 meta-train tasks")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each (default: one a core)")
     parser.add_argument("--out", type=Path, default=RESULTS / "learned.csv", help="file for the rows")
     args = parser.parse_args()
     label, optimizer, file = args.arm
-    if optimizer not in ALLOWED:
-        parser.error(f"--arm names {optimizer!r}; there are {', '.join(ALLOWED)}")
+    if optimizer not in KINDS:
+        parser.error(f"--arm names {optimizer!r}; there are {', '.join(KINDS)}")
     try:
-        load(file, optimizer.removesuffix("-head"))
+        load(file, optimizer)
     except ValueError as error:
         parser.error(str(error))
     for steps in sorted(args.steps, reverse=True):
         lr = tuned(label, optimizer, file, steps, 8, args.out, args.workers) if args.tune else 1.0
-        make(
-            [Run("icons25eval", optimizer, lr, steps, seed, "meta-test", file, label=label) for seed in range(args.tasks)],
-            args.out,
-            args.workers,
-        )
+        one = Run("icons25eval", optimizer, lr, steps, 0, "meta-test", file, label=label, head_only=args.head_only)
+        make([replace(one, task_seed=seed) for seed in range(args.tasks)], args.out, args.workers)
     rows = pd.read_csv(args.out)
     mine = rows[(rows.cell == "icons25eval") & (rows.optimizer == label)]
     print(mine.groupby("steps").agg(accuracy=("accuracy", "mean"), loss=("loss", "mean"), lr=("lr", "first"), tasks=("accuracy", "size")))

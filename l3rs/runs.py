@@ -6,10 +6,11 @@ import csv
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from l3rs.tasks import TaskConfig
 from l3rs.unroll import Report
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Run:
 
     Attributes:
         cell: which comparison it belongs to.
-        optimizer: `l3rs`, a baseline's name, or another learned optimizer, one of `KINDS`; with `-head` it is given the head alone.
+        optimizer: `l3rs`, a baseline's name, or another learned optimizer, one of `KINDS`.
         lr: the baseline's learning rate; the multiplier of a learned optimizer, and of Celo2 lr as of `LearnedWeights`.
         steps: K.
         task_seed: of the task.
@@ -33,6 +34,9 @@ class Run:
         evaluate_at: steps at which to evaluate besides the end.
         workload: the network and the images; None is the shipped network on Icons.
         label: what the row calls the optimizer; by default as above.
+        head_only: whether all but the head is frozen.
+        task: the size of the task.
+        device: where it runs.
     """
 
     cell: str
@@ -45,6 +49,9 @@ class Run:
     evaluate_at: tuple[int, ...] = ()
     workload: Workload | None = None
     label: str = ""
+    head_only: bool = False
+    task: TaskConfig = field(default_factory=TaskConfig)
+    device: str = "cpu"
 
 
 def execute(run: Run) -> Report:
@@ -56,23 +63,25 @@ def execute(run: Run) -> Report:
     from l3rs.unroll import unroll
     from l3rs.workbench import workbench
 
-    bench = workbench(run.workload)
+    bench = workbench(run.workload, run.task, run.device)
     tasks = bench.tasks(run.purpose)
     task = tasks.draw(run.task_seed, run.steps)
     network = bench.network_for(task.head_seed)
-    kind = run.optimizer.removesuffix("-head")
+    if run.head_only:
+        network.requires_grad_(False)
+        head_of(network).requires_grad_(True)
+    trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     if run.optimizer == "l3rs":
-        recipe = Recipe(L3RS(network.named_parameters(), run.steps, run.learned, lr=run.lr), None)
-    elif kind in KINDS:
-        if run.optimizer.endswith("-head"):
-            network.requires_grad_(False)
-            head_of(network).requires_grad_(True)
-        weights = replace(load(run.learned, kind), lr=run.lr)
-        trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        recipe = Recipe(L3RS(trained, run.steps, run.learned, lr=run.lr), None)
+    elif run.optimizer in KINDS:
+        weights = replace(load(run.learned, run.optimizer), lr=run.lr)
         recipe = Recipe(weights.build(weights.theta, trained, run.steps), None)
     else:
         recipe = BASELINES[run.optimizer](network, run.lr, run.steps)
-    return unroll(network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at)
+    try:
+        return unroll(network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at)
+    finally:
+        network.requires_grad_(True)  # it is used again
 
 
 def row(run: Run, report: Report, steps: int, meta_seed: int | str = "") -> dict[str, str | int | float]:

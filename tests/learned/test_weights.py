@@ -75,8 +75,8 @@ def test_a_run_with_the_head_alone_leaves_the_rest_as_it_was(tmp_path: Path, mon
         return original(self, theta, named, total_steps)
 
     monkeypatch.setattr(LearnedWeights, "build", build)
-    for optimizer in ("celo2-base", "celo2-base-head"):
-        report = execute(Run("cell", optimizer, 0.03, 2, 0, "meta-test", str(tmp_path / "w.safetensors")))
+    for head_only in (False, True):
+        report = execute(Run("cell", "celo2-base", 0.03, 2, 0, "meta-test", str(tmp_path / "w.safetensors"), head_only=head_only))
         assert set(report.accuracy) == {2}
     assert trained == [{name for name, _ in resnet34(16, 1, 25).named_parameters()}, {"fc.weight", "fc.bias"}]
 

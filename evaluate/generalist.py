@@ -29,7 +29,7 @@ from tqdm import tqdm
 from tune import Tuning, on_grid
 
 from l3rs.finetune import digest
-from l3rs.runs import Run, append_rows, execute_all, row
+from l3rs.runs import Run, append_rows, execute, execute_all, row
 from l3rs.stats import mean_interval
 from l3rs.workload import Workload
 
@@ -121,7 +121,7 @@ class Comparison(Tuning):
             command = "python pretrain/backbone.py --config configs/pretrain/icons.yaml"
             asked = f"--model {self.workload.model} --width {self.workload.width} --out {self.weights.parent}"
             raise FileNotFoundError(f"{self.weights} is not there; make it with\n  {command} {asked}")
-        for run, report in tqdm(execute_all(list(runs), self.workers), f"{self.network} {purpose}", len(runs), disable=not runs):
+        for run, report in tqdm(execute_all(list(runs), self.workers, execute), f"{self.network} {purpose}", len(runs), disable=not runs):
             known = {"network": self.network, "purpose": purpose, "learned": run.learned, "theta": self.theta.get(run.learned, "")}
             rows = [row(run, report, steps) | known for steps in run.evaluate_at or (run.steps,)]
             append_rows(self.path, [{name: r[name] for name in FIELDS} for r in rows], FIELDS)

@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from l3rs.learned.weights import KINDS, load
-from l3rs.runs import FIELDS, Run, append_rows, execute_all, row
+from l3rs.runs import FIELDS, Run, append_rows, execute, execute_all, row
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -30,7 +30,7 @@ def make(runs: Sequence[Run], out: Path, workers: int) -> pd.DataFrame:
     rows = pd.read_csv(out) if out.exists() else pd.DataFrame(columns=list(FIELDS))
     done = set(zip(rows.cell, rows.optimizer, rows.lr, rows.steps, rows.task_seed, strict=True))
     missing = [run for run in runs if (run.cell, run.label, run.lr, run.steps, run.task_seed) not in done]
-    for run, report in tqdm(execute_all(missing, workers), total=len(missing), desc=runs[0].label, disable=not missing):
+    for run, report in tqdm(execute_all(missing, workers, execute), total=len(missing), desc=runs[0].label, disable=not missing):
         append_rows(out, [row(run, report, run.steps)])
     return pd.read_csv(out)
 

@@ -13,7 +13,6 @@ quartiles and the ratio to `Adam(fused=True)`, and appends a row for each arm to
 from __future__ import annotations
 
 import argparse
-import ctypes
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from l3rs.learned import Celo, Celo2, VeLO, mlp
 from l3rs.learned.base import LearnedRule
 from l3rs.learned.celo2 import SHAPES
 from l3rs.learned.theta import random
+from l3rs.memory import peak, start_peak
 from l3rs.networks import resnet34
 from l3rs.runs import append_rows
 
@@ -175,20 +175,11 @@ def other_learned_optimizers() -> dict[str, Callable[[nn.Module], torch.optim.Op
 
 def peak_words(optimizer: torch.optim.Optimizer) -> float:
     """The memory that a step needs beside parameters, gradients and state, at most, in float32 words per parameter; NaN but on Linux."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-    def kilobytes(key: str) -> int:
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key))
-
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier steps have freed
-        reset.write_text("5")  # sets the peak, VmHWM, to what there is now
-    except (OSError, AttributeError):
-        return float("nan")
-    before = kilobytes("VmRSS")
+    device = optimizer.param_groups[0]["params"][0].device
+    before = start_peak(device)
     take_step(optimizer)
     numel = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-    return (kilobytes("VmHWM") - before) * 1024 / 4 / numel
+    return (peak(device) - before) * 2**20 / 4 / numel
 
 
 def take_step(optimizer: torch.optim.Optimizer) -> float:

@@ -18,7 +18,7 @@ import yaml
 from tqdm import tqdm
 
 from l3rs.baselines import BASELINES
-from l3rs.runs import FIELDS, Run, append_rows, execute_all, row
+from l3rs.runs import FIELDS, Run, append_rows, execute, execute_all, row
 
 ROOT = Path(__file__).resolve().parent.parent
 HORIZONS = (10, 14, 20, 25, 35, 50, 71, 100)
@@ -57,7 +57,7 @@ class Tuning:
             for lr in rates
             for seed in sorted(set(range(self.tasks)) - self.seeds_done(name, lr, steps))
         ]
-        bar = tqdm(execute_all(runs, self.workers), total=len(runs), desc=f"{name} {steps} steps, lr {rates}", disable=not runs)
+        bar = tqdm(execute_all(runs, self.workers, execute), total=len(runs), desc=f"{name} {steps} steps, lr {rates}", disable=not runs)
         for run, report in bar:
             rows = [row(run, report, s) for s in (HORIZONS if constant else (steps,))]
             append_rows(self.path, rows)

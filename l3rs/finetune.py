@@ -18,7 +18,7 @@ from tqdm import tqdm
 from l3rs import stats
 from l3rs.baselines import BASELINES, tuned_learning_rate
 from l3rs.checkpoint import load, resolve
-from l3rs.runs import FIELDS, Run, append_rows, execute_all, row
+from l3rs.runs import FIELDS, Run, append_rows, execute, execute_all, row
 from l3rs.schedule import LearnedSchedule
 from l3rs.workbench import workbench
 
@@ -222,7 +222,7 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
     started = time.perf_counter()
     bar = tqdm(total=sum(r.steps for r in missing), unit="step", desc="fine-tuning", disable=not missing)
     meta_seed = learned.training.get("config", {}).get("nes", {}).get("seed", "")
-    for run, report in execute_all(missing, workers):
+    for run, report in execute_all(missing, workers, execute):
         if run.evaluate_at:
             curve = pd.DataFrame([row(run, report, s, meta_seed) | {"horizon": run.steps} for s in sorted(report.loss)])
             curve.to_csv(results.curves_file, mode="a", header=not results.curves_file.exists(), index=False)

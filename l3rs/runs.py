@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import logging
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from l3rs.tasks import TaskConfig
 from l3rs.unroll import Report
@@ -16,6 +17,7 @@ from l3rs.unroll import Report
 if TYPE_CHECKING:
     from l3rs.workload import Workload
 
+T = TypeVar("T")
 FIELDS = ("cell", "optimizer", "lr", "steps", "task_seed", "meta_seed", "accuracy", "loss", "seconds")
 
 
@@ -91,24 +93,62 @@ def row(run: Run, report: Report, steps: int, meta_seed: int | str = "") -> dict
     return dict(zip(FIELDS, (*values, *measured), strict=True))
 
 
+class Failure(NamedTuple):
+    """What a run met instead of a report."""
+
+    message: str
+
+
+def attempt(run: Run) -> Report | Failure:
+    """`execute`, with the memory that it needs; an error is what comes back of a run that meets one."""
+    import torch
+
+    from l3rs.memory import peak, start_peak
+
+    try:
+        start_peak(torch.device(run.device))
+        report = execute(run)
+        report.peak_mib = peak(torch.device(run.device))
+        return report
+    except Exception as error:  # one run of thousands must not end the others
+        return Failure(f"{type(error).__name__}: {error}"[:200])
+
+
 def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
 
 
-def execute_all(runs: Sequence[Run], workers: int) -> Iterator[tuple[Run, Report]]:
-    """Executes runs on `workers` processes of one thread each, and yields each as it ends."""
+def execute_all(runs: Sequence[Run], workers: int, how: Callable[[Run], T]) -> Iterator[tuple[Run, T]]:
+    """Executes runs on `workers` processes of one thread each, and yields each as it ends, with what `how` makes of it."""
     if not runs:
         return
     context = multiprocessing.get_context("spawn")  # a forked torch may hang in its thread pools
     with ProcessPoolExecutor(min(workers, len(runs)), mp_context=context, initializer=_one_thread) as pool:
-        futures = {pool.submit(execute, run): run for run in runs}
+        futures = {pool.submit(how, run): run for run in runs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def execute_on_ray(runs: Sequence[Run], address: str) -> Iterator[tuple[Run, Report | Failure]]:
+    """`attempt`s runs on all cores of a Ray cluster, and yields each as it ends. A run whose process or node dies is made again by Ray."""
+    import ray
+
+    def one(run: Run) -> Report | Failure:
+        _one_thread()
+        return attempt(run)
+
+    if not ray.is_initialized():
+        ray.init(address, logging_level=logging.ERROR)
+    remote = ray.remote(num_cpus=1)(one)
+    waiting = {remote.remote(run): run for run in runs}
+    while waiting:
+        (ready, *_), _ = ray.wait(list(waiting))
+        yield waiting.pop(ready), ray.get(ready)
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, str | int | float]], fields: Sequence[str] = FIELDS) -> None:

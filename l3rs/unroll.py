@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -26,12 +27,14 @@ class Report:
         train_losses: cross entropy of each training batch, before its step.
         accuracy, loss: on the evaluation batch, by the number of steps taken. NaN after a run has diverged.
         seconds: wall-clock time of the run.
+        peak_mib: the most memory in use, where it was measured.
     """
 
     train_losses: list[float] = field(default_factory=list)
     accuracy: dict[int, float] = field(default_factory=dict)
     loss: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
+    peak_mib: float = math.nan
 
 
 def evaluate(network: nn.Module, inputs: Tensor, labels: Tensor, precision: str = "float32") -> tuple[float, float]:

@@ -15,6 +15,7 @@ from conftest import random_schedule, small_network
 
 from l3rs.checkpoint import load, save
 from l3rs.cli import _meta_train_parser, main
+from l3rs.evaluation import plan
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.runs import FIELDS
 
@@ -105,6 +106,11 @@ def test_every_config_opens_with_its_command_and_is_valid(path: Path, monkeypatc
 
         assert f"# python pretrain/backbone.py --config {path.relative_to(ROOT)} " in first
         assert PretrainConfig(**settings, data="images" if "--data" in first else None).workload.from_scratch
+    elif kind == "evaluate":
+        from run import read_config
+
+        assert f"# python evaluate/run.py --config {path.relative_to(ROOT)} " in first
+        assert plan(read_config(path))
     else:
         from meta_study import with_overrides
 

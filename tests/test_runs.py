@@ -91,7 +91,7 @@ def test_the_comparison_tunes_past_the_edge_goes_on_where_it_was_and_counts_a_di
     (tmp_path / "resnet18-w16-icons.safetensors").touch()
     made: list[Run] = []
 
-    def pretend(runs: Sequence[Run], workers: int) -> Iterator[tuple[Run, Report]]:
+    def pretend(runs: Sequence[Run], workers: int, how: object) -> Iterator[tuple[Run, Report]]:
         """Adam is best at 0.03; on task 0 of the evaluation everything but the generalist diverges."""
         for run in runs:
             made.append(run)

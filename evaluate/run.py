@@ -1,0 +1,90 @@
+"""Run a meta-evaluation: every arm of a cell on the same tasks, one row for every evaluation of every run.
+
+    python evaluate/run.py --config configs/evaluate/A.yaml               # goes on where it was
+    python evaluate/run.py --config configs/evaluate/A.yaml --plan        # how much there is to do
+    python evaluate/run.py --config configs/evaluate/A.yaml --compact     # all rows to evaluate/results/A/rows.parquet, to be committed
+
+Rows are appended to a CSV file of this invocation in `--out`; runs that have a row there, or in `evaluate/results`, are not made again. A
+run that fails is a row with its error; `--again` tries those anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jsonargparse
+from tqdm import tqdm
+
+from l3rs.evaluation import EvaluationConfig, Rows, missing, plan, rows_of
+from l3rs.runs import attempt, execute_all, execute_on_ray
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def read_config(file: Path) -> EvaluationConfig:
+    """A cell from its YAML file. Exits with one line for a file that is not one."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(EvaluationConfig, as_group=False)
+    try:
+        config: EvaluationConfig = EvaluationConfig(**vars(parser.instantiate(parser.parse_path(str(file)))))
+    except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
+        sys.exit(f"{file}: {' '.join(str(error).split())}")
+    return config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="the cell, such as configs/evaluate/A.yaml")
+    parser.add_argument("--arms", nargs="+", help="some of its arms, by name (default: all)")
+    parser.add_argument("--tasks", type=int, default=10**9, help="at most so many tasks at each horizon")
+    parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder for the rows (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each (default: one a core)")
+    parser.add_argument("--ray-address", help="of a Ray cluster to run on instead")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where runs are made (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="make runs anew that failed")
+    parser.add_argument("--plan", action="store_true", help="only say what there is to do")
+    parser.add_argument("--compact", action="store_true", help="write all rows to evaluate/results/CELL/rows.parquet, and run nothing")
+    args = parser.parse_args()
+    config = read_config(args.config)
+    rows = Rows(args.out / config.cell, RESULTS / config.cell)
+    if args.compact:
+        (RESULTS / config.cell).mkdir(parents=True, exist_ok=True)
+        file = RESULTS / config.cell / "rows.parquet"
+        print(f"{rows.compact(file)} rows in {file}, {file.stat().st_size / 2**20:.2f} MiB")
+        return
+    names = [arm.name for arm in config.arms]
+    unknown = [name for name in args.arms or () if name not in names]
+    if unknown:
+        parser.error(f"--arms names {unknown[0]!r}; there are {', '.join(dict.fromkeys(names))}")
+    arms = tuple(arm for arm in config.arms if not args.arms or arm.name in args.arms)
+    config = replace(config, arms=arms, horizons={h: min(tasks, args.tasks) for h, tasks in config.horizons.items()})
+    there = rows.read()
+    try:
+        todo = missing(plan(config), there[there.error.isna()] if args.again else there)
+    except ValueError as error:  # a schedule or weights that are not there
+        parser.error(str(error))
+    steps = sum(p.run.steps for p in todo)
+    print(f"{config.cell}: {len(todo)} runs are missing, {steps:,} steps")
+    if args.plan or not todo:
+        return
+    if not config.workload.embedded:
+        config.workload.prepare((config.purpose,), config.task)
+    planned = {replace(p.run, device=args.device): p for p in todo}
+    found = execute_on_ray(list(planned), args.ray_address) if args.ray_address else execute_all(list(planned), args.workers, attempt)
+    failed = 0
+    with tqdm(total=steps, unit="step", desc=config.cell, smoothing=0) as bar:
+        for run, report in found:
+            new = list(rows_of(planned[run], report))
+            failed += "error" in new[0]
+            rows.append(new)
+            bar.update(run.steps)
+            bar.set_postfix(arm=run.label, K=run.steps, failed=failed)
+    print(f"{len(todo)} runs in {rows.shard}" + (f"; {failed} runs failed: see their column `error`" if failed else ""))
+
+
+if __name__ == "__main__":
+    main()

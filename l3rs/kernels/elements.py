@@ -1,9 +1,10 @@
-"""The pass of VeLO, Celo and Celo2 over the elements of a parameter in C, for float32 on CPU: `elements.c`."""
+"""The pass of VeLO, Celo and Celo2 over the elements of parameters in C, for float32 on CPU: `elements.c`."""
 
 from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,35 +18,53 @@ if TYPE_CHECKING:
     from l3rs.learned.accumulators import State
     from l3rs.learned.mlp import MLP, Rule
 
-BLOCK, FEATURES, OF_VECTORS, HIDDEN, DECAYS, SIDE = 64, 30, 15, 8, 3, 9  # as in elements.c
+BLOCK, FEATURES, OF_VECTORS, HIDDEN, DECAYS, SIDE, STATS = 64, 30, 15, 8, 3, 9, 10  # as in elements.c
 IN_ORDER, PERIODIC, ANYWHERE = range(3)
 CHUNK = 16384  # elements that a thread takes at a time, about
 
+_int, _pointer, _float = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
+
 
 class _Side(ctypes.Structure):
-    _fields_ = [("values", ctypes.c_void_p), ("index", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("count", "stride", "kind"))]
+    _fields_ = [
+        *((name, _pointer) for name in ("mean", "index", "values", "sum")),
+        *((name, _int) for name in ("count", "stride", "kind")),
+        ("over", ctypes.c_double),
+    ]
 
 
 class _Elements(ctypes.Structure):
-    """`Elements` in elements.c."""
-
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("rows", "length", "block", "chunk", "chunks", "features", "vector", "hidden")),
-        *((name, ctypes.c_void_p) for name in ("g", "p")),
-        ("momentum", ctypes.c_void_p * DECAYS),
-        *((name, ctypes.c_void_p) for name in ("second", "out")),
+        *((name, _int) for name in ("rows", "length", "block", "positions", "features", "vector", "hidden", "outer", "inner")),
+        *((name, _int) for name in ("chunk", "chunks", "first")),
+        *((name, _pointer) for name in ("g", "p")),
+        ("momentum", _pointer * DECAYS),
+        *((name, _pointer) for name in ("second", "out")),
         *((name, _Side) for name in ("row", "col")),
-        *((name, ctypes.c_float * DECAYS) for name in ("keep", "fresh")),
-        *((name, ctypes.c_float) for name in ("keep_second", "fresh_second", "eps", "clip", "exponent")),
-        *((name, ctypes.c_void_p) for name in ("scale", "w0", "b0", "w1", "b1", "w2", "b2", "partial")),
+        *((name, _pointer) for name in ("w0", "b0", "w1", "b1", "w2", "b2", "scale", "stats")),
+    ]
+
+
+class _Rule(ctypes.Structure):
+    _fields_ = [
+        *((name, _float * DECAYS) for name in ("keep", "fresh")),
+        *((name, _float) for name in ("keep_second", "fresh_second", "eps", "delta", "clip", "exponent")),
+    ]
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = [
+        *((name, _int) for name in ("count", "chunks")),
+        *((name, _pointer) for name in ("owner", "partial", "parameters")),
+        ("rule", _Rule),
     ]
 
 
 class Library(NamedTuple):
     """The functions of elements.c, and the means to run them on torch's threads."""
 
-    scales: Any
-    outputs: Any
+    measure: Any
+    step: Any
     parallel: ctypes.c_void_p | None
 
 
@@ -55,9 +74,9 @@ def library() -> Library | None:
     c = shared_library("_elements")
     if c is None:
         return None
-    for function in (c.l3rs_elements_scales, c.l3rs_elements_outputs):
+    for function in (c.l3rs_elements_measure, c.l3rs_elements_step):
         function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int], None
-    return Library(c.l3rs_elements_scales, c.l3rs_elements_outputs, openmp())
+    return Library(c.l3rs_elements_measure, c.l3rs_elements_step, openmp())
 
 
 @dataclass(frozen=True)
@@ -78,77 +97,120 @@ def side(shape: tuple[int, ...], kept: tuple[int, ...], block: int) -> Side:
     return Side(index, where.stride(0) if kept[0] > 1 else 0, kind)
 
 
+class Plan(NamedTuple):
+    """All that follows from a parameter's shape."""
+
+    rows: int
+    length: int
+    block: int
+    row: Side
+    col: Side
+    outer: int
+    inner: int
+    over: tuple[int, int]
+
+
+@lru_cache(maxsize=1024)
+def plan(shape: tuple[int, ...]) -> Plan:
+    from l3rs.learned.layout import factored_axes
+
+    positions = math.prod(shape[2:])
+    block = BLOCK // positions * positions if positions <= BLOCK else BLOCK
+    axes = factored_axes(shape)
+    if axes is None:
+        alike = side((1, *shape), (1, *shape), BLOCK)
+        return Plan(1, shape[0], BLOCK, alike, alike, 1, 1, (1, 1))
+    d1, d0 = axes
+    without = [tuple(1 if axis == reduced else n for axis, n in enumerate(shape)) for reduced in (d0, d1)]
+    row, col = (side(shape, kept, block) for kept in without)
+    outer, inner = math.prod(without[0][:d1]), math.prod(without[0][d1 + 1 :])
+    return Plan(shape[0], math.prod(shape[1:]), block, row, col, outer, inner, (shape[d0], shape[d1]))
+
+
 class ElementsKernel:
-    """For all parameters of one shape."""
+    """For parameters that are stepped together, as long as their states stay where they are in memory.
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        positions = math.prod(shape[2:])
-        self.shape, self.positions = shape, positions
-        self.rows, self.length = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, shape[0])
-        self.block = BLOCK // positions * positions if positions <= BLOCK else BLOCK
-        self.chunk = max(1, CHUNK // max(self.length, 1))
-        self.sides: dict[tuple[int, ...], Side] = {}
+    Args:
+        shapes: of the parameters.
+        states: of each.
+        rule: of the optimizer.
+        hidden: width of the MLP.
+    """
 
-    def __call__(self, state: State, g: Tensor, p: Tensor, factors: tuple[Tensor, Tensor, Tensor | None], mlp: MLP, rule: Rule) -> Tensor:
-        """Advances momentum and mean square, and gives what the MLP makes of every element; arguments as of `direction`."""
-        c = library()
-        assert c is not None
-        vector = p.dim() == 1
-        a, b, of_momentum = factors
-        row, col = (state["square"], state["square"]) if vector else (state["row"], state["col"])
-        kept = [self._side(row, a), self._side(col, b if of_momentum is None else of_momentum)]
-        features = OF_VECTORS if rule.by_matrix and vector else FEATURES
-        chunks = -(-self.rows // self.chunk)
-        partial = torch.empty(chunks, FEATURES, BLOCK)
-        g, p, out = g.contiguous(), p.contiguous(), torch.empty(self.shape)
-        weights = [mlp.w0[:features].T, mlp.b0, mlp.w1.T, mlp.b1, mlp.w2[:, :2].T, mlp.b2]
-        weights = [w.contiguous() for w in weights]
+    def __init__(self, shapes: Sequence[tuple[int, ...]], states: Sequence[State], rule: Rule, hidden: int) -> None:
         from l3rs.learned.accumulators import CLIP_FEATURE
         from l3rs.learned.accumulators import DECAYS as betas
 
+        self.shapes, plans = list(shapes), [plan(shape) for shape in shapes]
+        self.parameters = (_Elements * len(shapes))()
+        self.kept: list[Tensor] = []
+        self.scale, self.stats = torch.empty(len(shapes), FEATURES, BLOCK), torch.zeros(len(shapes), STATS, dtype=torch.float64)
+        owner: list[int] = []
+        for k, (e, shape, state, where) in enumerate(zip(self.parameters, shapes, states, plans, strict=True)):
+            vector = len(shape) == 1
+            e.rows, e.length, e.block, e.outer, e.inner = where.rows, where.length, where.block, where.outer, where.inner
+            e.positions = math.prod(shape[2:]) if rule.by_matrix else 1
+            e.features, e.vector, e.hidden = OF_VECTORS if rule.by_matrix and vector else FEATURES, vector, hidden
+            e.chunk = max(1, CHUNK // max(where.length, 1))
+            e.chunks, e.first = -(-where.rows // e.chunk), len(owner)
+            owner += [k] * e.chunks
+            e.momentum = (_pointer * DECAYS)(*(m.data_ptr() for m in state["momentum"]))
+            e.second, e.scale, e.stats = state["second"].data_ptr(), self.scale[k].data_ptr(), self.stats[k].data_ptr()
+            means = (state["square"], state["square"]) if vector else (state["row"], state["col"])
+            e.row, e.col = (self._side(mean, s, over) for mean, s, over in zip(means, (where.row, where.col), where.over, strict=True))
+        self.partial, owners = torch.empty(len(owner), FEATURES, BLOCK), torch.tensor(owner, dtype=torch.int32)
+        self.kept.append(owners)
         keep = torch.tensor([*betas, rule.rho])
         fresh = (1 - keep).tolist()
-        e = _Elements(self.rows, self.length, self.block, self.chunk, chunks, features, vector, len(mlp.b0), g.data_ptr(), p.data_ptr())
-        e.momentum = (ctypes.c_void_p * DECAYS)(*(m.data_ptr() for m in state["momentum"]))
-        e.second, e.out, e.partial = state["second"].data_ptr(), out.data_ptr(), partial.data_ptr()
-        for name, (values, s) in zip(("row", "col"), kept, strict=True):
-            setattr(e, name, _Side(values.data_ptr(), s.index.data_ptr(), values.shape[1], s.stride, s.kind))
-        e.keep, e.fresh = (ctypes.c_float * DECAYS)(*betas), (ctypes.c_float * DECAYS)(*fresh[:DECAYS])
-        e.keep_second, e.fresh_second, e.eps, e.clip, e.exponent = rule.rho, fresh[DECAYS], rule.eps, CLIP_FEATURE, rule.exponent
-        for name, w in zip(("w0", "b0", "w1", "b1", "w2", "b2"), weights, strict=True):
-            setattr(e, name, w.data_ptr())
-        threads = torch.get_num_threads()
-        c.scales(ctypes.addressof(e), c.parallel, threads)
-        scale = self._normalizers(partial[:, :features], rule)
-        e.scale = scale.data_ptr()
-        c.outputs(ctypes.addressof(e), c.parallel, threads)
-        return out
+        numbers = (rule.rho, fresh[DECAYS], rule.eps, rule.delta, CLIP_FEATURE, rule.exponent)
+        c_rule = _Rule((_float * DECAYS)(*betas), (_float * DECAYS)(*fresh[:DECAYS]), *numbers)
+        self.batch = _Batch(len(shapes), len(owner), owners.data_ptr(), self.partial.data_ptr(), ctypes.addressof(self.parameters), c_rule)
 
-    def _side(self, squares: Tensor, factor: Tensor) -> tuple[Tensor, Side]:
-        """A side's numbers, (SIDE, count), and where they are found."""
-        kept = tuple(squares.shape[1:])
-        if kept not in self.sides:
-            shape = self.shape if len(self.shape) > 1 else (1, *self.shape)
-            self.sides[kept] = side(shape, kept if len(kept) > 1 else (1, *kept), self.block)
-        return torch.cat([squares, factor, (squares + 1e-8).rsqrt()]).view(SIDE, -1), self.sides[kept]
+    def _side(self, mean: Tensor, where: Side, over: int) -> _Side:
+        count = mean[0].numel()
+        values, sums = torch.empty(SIDE, count), torch.empty(count, dtype=torch.float64)
+        self.kept += [values, sums, where.index]
+        return _Side(mean.data_ptr(), where.index.data_ptr(), values.data_ptr(), sums.data_ptr(), count, where.stride, where.kind, over)
 
-    def _normalizers(self, partial: Tensor, rule: Rule) -> Tensor:
-        """What each feature is multiplied with, lane by lane, (features, BLOCK), from the sums of its squares."""
-        positions = self.positions if rule.by_matrix else 1
-        total = partial.sum(0, dtype=torch.float64)[:, : self.block].view(len(partial[0]), -1, positions).sum(1)
-        root = (total * (positions / (self.rows * self.length)) + rule.delta).rsqrt().float()
-        return root.repeat(1, -(-BLOCK // positions))[:, :BLOCK].contiguous()
+    def _point(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+        self.now = [(g.contiguous(), p.contiguous()) for g, p in zip(grads, params, strict=True)]
+        for e, (g, p) in zip(self.parameters, self.now, strict=True):
+            e.g, e.p = g.data_ptr(), p.data_ptr()
+
+    def _run(self, name: str) -> None:
+        c = library()
+        assert c is not None
+        getattr(c, name)(ctypes.addressof(self.batch), c.parallel, torch.get_num_threads())
+
+    def measure(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
+        """Of each parameter, (L, 10), float64: sums of p^2; of r and r^2; of each momentum and its square; and how many elements of its
+        gradient are not finite."""
+        self._point(grads, params)
+        self._run("measure")
+        return self.stats.clone()
+
+    def __call__(self, grads: Sequence[Tensor], params: Sequence[Tensor], mlps: Sequence[MLP]) -> list[Tensor]:
+        """Advances the states, and gives what each parameter's MLP makes of its elements: direction times exp(exponent * log magnitude)."""
+        self._point(grads, params)
+        found = [torch.empty(shape) for shape in self.shapes]
+        held = []
+        pointers: dict[int, tuple[int, ...]] = {}
+        for e, mlp, out in zip(self.parameters, mlps, found, strict=True):
+            e.out = out.data_ptr()
+            if id(mlp) not in pointers:
+                weights = [w.contiguous() for w in mlp]
+                held.append(weights)
+                pointers[id(mlp)] = tuple(w.data_ptr() for w in weights)
+            e.w0, e.b0, e.w1, e.b1, e.w2, e.b2 = pointers[id(mlp)]
+        self._run("step")
+        del self.now
+        return found
 
 
-@lru_cache(maxsize=256)
-def _of_shape(shape: tuple[int, ...]) -> ElementsKernel:
-    return ElementsKernel(shape)
-
-
-def kernel(p: Tensor, by_matrix: bool) -> ElementsKernel | None:
-    """The kernel for a parameter, or None where it cannot be used: not float32, not on CPU, not built, or without elements."""
+def refused(p: Tensor, state: State, by_matrix: bool) -> bool:
+    """Whether the kernel cannot be used: a dtype but float32, another device, not built; or a state that does not lie as it should."""
     if p.device.type != "cpu" or p.dtype != torch.float32 or not p.numel() or library() is None:
-        return None
+        return True
     if by_matrix and math.prod(p.shape[2:]) > BLOCK:  # a block holds every spatial position
-        return None
-    return _of_shape(tuple(p.shape))
+        return True
+    return not all(t.dtype == p.dtype and t.is_contiguous() for t in state.values())

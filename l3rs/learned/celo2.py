@@ -14,8 +14,9 @@ from torch.optim.optimizer import ParamsT
 
 from l3rs.learned.accumulators import State, initial_state
 from l3rs.learned.base import LearnedRule, Member
+from l3rs.learned.batches import Batches
 from l3rs.learned.layout import jax_order
-from l3rs.learned.mlp import MLP, Rule, direction
+from l3rs.learned.mlp import Rule
 from l3rs.learned.theta import count, mlp, mlp_shapes, resolve
 
 HIDDEN = 8
@@ -107,7 +108,9 @@ class Celo2(LearnedRule):
         return initial_state(values)
 
     def _update(self, members: Sequence[Member], loss: Tensor | None) -> Iterator[Tensor]:
-        networks: dict[tuple[torch.dtype, torch.device], MLP] = {}
+        network = mlp(self.theta)
+        by_mlp = [m for m in members if "adam/m" not in m.state]
+        directions = self._batches().directions(by_mlp, [network.like(m.p) for m in by_mlp])
         for m in members:
             lr, decay = m.group["lr"], m.group["weight_decay"]
             if "adam/m" in m.state:
@@ -116,11 +119,13 @@ class Celo2(LearnedRule):
                 lr = lr * ((1.0 if corrected else 20.0) if mult is None else mult)
                 change = adam(m, corrected)
             else:
-                kind = (m.p.dtype, m.p.device)
-                if kind not in networks:
-                    networks[kind] = mlp({name: t.to(m.p) for name, t in self.theta.items()})
-                change = learned(m, networks[kind], m.group["orthogonalize"])
-            yield change.add(m.p, alpha=decay).mul_(lr) if decay else change.mul_(lr)
+                change = normalized(next(directions), m.group["orthogonalize"])
+            yield change.add_(m.p, alpha=decay).mul_(lr) if decay else change.mul_(lr)
+
+    def _batches(self) -> Batches:
+        if not hasattr(self, "_together"):  # nor does a copy of the object have it
+            self._together = Batches(RULE, HIDDEN)
+        return self._together
 
 
 def adam(m: Member, corrected: bool) -> Tensor:
@@ -137,12 +142,11 @@ def adam(m: Member, corrected: bool) -> Tensor:
     return step
 
 
-def learned(m: Member, network: MLP, orthogonalize: bool) -> Tensor:
-    """The learned direction of one parameter, with a root mean square of 1 over its matrix."""
-    d = direction(m.state, m.g, m.p, network, RULE)
-    if orthogonalize and m.p.dim() > 1:
+def normalized(d: Tensor, orthogonalize: bool) -> Tensor:
+    """A direction with a root mean square of 1 over its matrix."""
+    if orthogonalize and d.dim() > 1:
         d = newton_schulz(d)
-    return d * (d.square().mean(RULE.axes(m.p), keepdim=True) + 1e-9).rsqrt()
+    return d.mul_((d.square().mean(RULE.axes(d), keepdim=True) + 1e-9).rsqrt())
 
 
 def newton_schulz(d: Tensor) -> Tensor:

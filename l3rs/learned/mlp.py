@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from l3rs.kernels.elements import kernel
 from l3rs.learned.accumulators import (
     CLIP,
     OF_VECTORS,
@@ -19,7 +18,6 @@ from l3rs.learned.accumulators import (
     advance_factors,
     advance_moments,
     elements,
-    factors,
     features,
     rows,
 )
@@ -39,6 +37,10 @@ class MLP(NamedTuple):
     b1: Tensor
     w2: Tensor
     b2: Tensor
+
+    def like(self, p: Tensor) -> MLP:
+        """The same on the device and in the dtype of a parameter."""
+        return self if self.b0.dtype == p.dtype and self.b0.device == p.device else MLP(*(t.to(p) for t in self))
 
     def __call__(self, x: Tensor) -> Tensor:
         """(features, n) to (2, n): direction and log magnitude."""
@@ -86,21 +88,16 @@ class Rule(NamedTuple):
 def direction(state: State, g: Tensor, p: Tensor, mlp: MLP, rule: Rule) -> Tensor:
     """Advances the state of one parameter by its gradient, and gives what the MLP makes of it: direction times exp(exponent magnitude).
 
+    In torch operations, for any device and dtype.
+
     Args:
         g, p: (*shape), of the dtype of the state, with at least one axis.
     """
     g = g.clamp(-CLIP, CLIP)
     advance_factors(state, g)
-    native = kernel(p, rule.by_matrix)
-    if native is None or not all(t.dtype == p.dtype and t.is_contiguous() for t in state.values()):  # C reads memory as it lies
-        advance_moments(state, g, rule.rho)
-        return _direction(elements(state, g, p), mlp, rule)
-    return native(state, g, p, factors(state, p), mlp, rule)
-
-
-def _direction(e: Elements, mlp: MLP, rule: Rule) -> Tensor:
-    """The same in torch operations, for any device and dtype."""
-    groups, axes = rule.groups(e.p), rule.axes(e.p)
+    advance_moments(state, g, rule.rho)
+    e = elements(state, g, p)
+    groups, axes = rule.groups(p), rule.axes(p)
     total = sum(features(part, rule.eps, groups).square_().sum([axis + 1 for axis in axes], keepdim=True) for _, part in pieces(e))
     assert isinstance(total, Tensor)
     normalize = (total / math.prod(e.g.shape[axis] for axis in axes) + rule.delta).rsqrt_()

@@ -15,7 +15,8 @@ from torch.optim.optimizer import ParamsT
 
 from l3rs.learned.accumulators import State, initial_state
 from l3rs.learned.base import LearnedRule, Member
-from l3rs.learned.mlp import MLP, Rule, direction
+from l3rs.learned.batches import Batches
+from l3rs.learned.mlp import MLP, Rule
 from l3rs.learned.theta import Shapes, count, lstm_shapes, mlp, mlp_shapes, resolve
 
 RULE = Rule(rho=0.999, eps=1e-6, delta=1e-5, exponent=0.001, by_matrix=False)
@@ -24,6 +25,7 @@ HALF_LIVES = 10  # averages of the loss
 FAR = 999999999999.0  # what the smallest average starts from
 STEP = 0.001  # multiplies the step
 STACK_SCALE = 100.0
+HIDDEN = 4  # width of the MLPs
 
 
 class Form(NamedTuple):
@@ -44,7 +46,7 @@ class Form(NamedTuple):
     @property
     def shapes(self) -> Shapes:
         """Names and shapes of the meta-parameters."""
-        return {**lstm_shapes(self.rows, self.lstm, self.stack), **mlp_shapes(4, self.stack)}
+        return {**lstm_shapes(self.rows, self.lstm, self.stack), **mlp_shapes(HIDDEN, self.stack)}
 
 
 class VeLO(LearnedRule):
@@ -86,6 +88,11 @@ class VeLO(LearnedRule):
         losses = {"losses": 0, "loss_means": None, "loss_least": None}
         super().__init__(params, {"lr": lr, "total_steps": total_steps, "maximize": maximize, **losses})
 
+    def _batches(self) -> Batches:
+        if not hasattr(self, "_together"):  # nor does a copy of the object have it
+            self._together = Batches(RULE, HIDDEN)
+        return self._together
+
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
         steps = group["total_steps"]
@@ -102,15 +109,17 @@ class VeLO(LearnedRule):
         like = members[0].p
         theta = {name: t.to(like) for name, t in self.theta.items()}
         of_loss = self._loss_features(-loss if members[0].group["maximize"] else loss, like)
-        x = self._rows(members, of_loss)
+        moments = self._batches().moments(members)
+        x = self._rows(members, moments, of_loss)
         h, c = self._lstm(theta, x, *(torch.stack([m.state[name].to(like) for m in members]) for name in ("hidden", "cell")))
         for m, hidden, cell in zip(members, h, c, strict=True):
             m.state["hidden"].copy_(hidden), m.state["cell"].copy_(cell)
         size = (h @ theta["rnn_params/step_size/w"] + theta["rnn_params/step_size/b"])[:, 0]
         sizes = 0.1 * size.exp() if self.FORM.exponential else size
         controls = h @ theta["rnn_params/rnn_to_controls/w"] + theta["rnn_params/rnn_to_controls/b"]
-        for m, s, network in zip(members, sizes, self._mlps(theta, controls), strict=True):
-            yield self._change(m, s, network)
+        mlps = [network.like(m.p) for m, network in zip(members, self._mlps(theta, controls), strict=True)]
+        for m, s, square, d in zip(members, sizes, moments[:, 0], self._batches().directions(members, mlps), strict=True):
+            yield d.mul_(((square + 1e-9).sqrt() * s * STEP).to(d) * m.group["lr"])
 
     def _mlps(self, theta: dict[str, Tensor], controls: Tensor) -> Iterator[MLP]:
         """Each tensor's own MLP, 100 times the mean of controls_k stack_k."""
@@ -119,10 +128,6 @@ class VeLO(LearnedRule):
         for row in mixed:
             parts = row.split([t[0].numel() for t in stack])
             yield MLP(*(part.view(t.shape[1:]) for part, t in zip(parts, stack, strict=True)))
-
-    def _change(self, m: Member, size: Tensor, network: MLP) -> Tensor:
-        scale = (m.p.square().mean() + 1e-9).sqrt() * STEP * m.group["lr"] * size.to(m.p)
-        return direction(m.state, m.g, m.p, MLP(*(t.to(m.p) for t in network)), RULE).mul_(scale)
 
     # -- what the LSTM sees ------------------------------------------------------------------------------------------------------------
 
@@ -148,11 +153,10 @@ class VeLO(LearnedRule):
         found: Tensor = (above[:-1] / (corrected[1:] - least[:-1]).clamp(min=1e-8) - 1).clamp(-1, 1)
         return found.to(like)
 
-    def _rows(self, members: Sequence[Member], of_loss: Tensor) -> Tensor:
-        """What the LSTM sees of each tensor, (L, rows), from before this step's gradient."""
+    def _rows(self, members: Sequence[Member], moments: Tensor, of_loss: Tensor) -> Tensor:
+        """What the LSTM sees of each tensor, (L, rows), from its moments, (L, 9), of before this step's gradient."""
         like = members[0].p
-        measured = torch.stack([torch.stack(_moments(m)).to(like) for m in members])
-        squares, mean_r, var_r, mean_m, var_m = measured[:, :1], measured[:, 1:2], measured[:, 2:3], measured[:, 3::2], measured[:, 4::2]
+        squares, mean_r, var_r, mean_m, var_m = moments[:, :1], moments[:, 1:2], moments[:, 2:3], moments[:, 3::2], moments[:, 4::2]
         n = squares.clamp(min=1e-9).rsqrt()  # means are of tensors divided by the root mean square of p
         deviations = [var_m * n.square(), (var_r + (mean_r - mean_m).square()) * n.square()]  # E (x - a)^2 = var x + (E x - a)^2
         progress = torch.tensor([[m.group["step"] / m.group["total_steps"]] for m in members], dtype=like.dtype)
@@ -170,15 +174,6 @@ class VeLO(LearnedRule):
         i, g, f, o = gates.chunk(4, dim=1)
         c = torch.sigmoid(f + 1) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(c), c
-
-
-def _moments(m: Member) -> list[Tensor]:
-    """Mean square of p; mean and variance of r, then of each momentum: 9 numbers."""
-    found = [m.p.square().mean()]
-    for x in (m.state["second"], *m.state["momentum"]):
-        mean = x.mean()
-        found += [mean, (x - mean).square_().mean()]
-    return found
 
 
 def _log(x: Tensor) -> Tensor:

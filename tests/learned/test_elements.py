@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from l3rs.kernels.elements import ANYWHERE, CHUNK, IN_ORDER, PERIODIC, ElementsKernel, kernel, library, side
-from l3rs.learned import celo2, velo
+from l3rs.kernels.elements import ANYWHERE, CHUNK, IN_ORDER, PERIODIC, library, plan, refused, side
+from l3rs.learned import batches, celo2, velo
 from l3rs.learned import mlp as learned_mlp
 from l3rs.learned.accumulators import State, initial_state
+from l3rs.learned.batches import Batches
 from l3rs.learned.layout import factored_axes, jax_order, matrix_axes
-from l3rs.learned.mlp import MLP, Rule, direction
+from l3rs.learned.mlp import MLP, Rule
 from l3rs.learned.theta import count, mlp, mlp_shapes, random, unflatten
 
 built = pytest.mark.skipif(library() is None, reason="elements.c was not built")
@@ -31,6 +33,20 @@ def network(kind: str) -> tuple[MLP, Rule]:
     noise = 0.1 * torch.randn(count(shapes), generator=torch.Generator().manual_seed(5))
     found = mlp(unflatten(random(shapes, 4) + noise, shapes))
     return found, rule._replace(exponent=100 * rule.exponent)
+
+
+class One(NamedTuple):
+    """A parameter as `Batches` sees it."""
+
+    g: Tensor
+    p: Tensor
+    state: State
+
+
+def direction(state: State, g: Tensor, p: Tensor, perceptron: MLP, rule: Rule) -> Tensor:
+    """Of one parameter alone."""
+    (found,) = Batches(rule, len(perceptron.b0)).directions([One(g, p, state)], [perceptron])
+    return found
 
 
 def steps(shape: tuple[int, ...], kind: str, number: int = 5) -> tuple[list[Tensor], State]:
@@ -53,14 +69,53 @@ def error(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("kind", RULES)
 @pytest.mark.parametrize("shape", [*SMALL, LARGE], ids=str)
 def test_the_kernel_is_the_operations_of_torch(shape: tuple[int, ...], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kernel(torch.zeros(shape), RULES[kind][0].by_matrix) is not None
+    assert not refused(torch.zeros(shape), {}, RULES[kind][0].by_matrix)
     made, state = steps(shape, kind)
-    monkeypatch.setattr(learned_mlp, "kernel", lambda p, by_matrix: None)
+    monkeypatch.setattr(batches, "refused", lambda *_: True)
     expected, expected_state = steps(shape, kind)
     for k, (a, b) in enumerate(zip(made, expected, strict=True)):
         assert a.shape == b.shape
         assert error(a, b) < 5e-6, f"step {k}"
     assert {key: error(state[key], t) < 1e-6 for key, t in expected_state.items()} == dict.fromkeys(expected_state, True)
+
+
+@built
+@pytest.mark.parametrize("kind", RULES)
+def test_parameters_move_together_as_they_do_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, in batches of any size, and with an MLP of its own for each; one of another dtype goes another way."""
+    generator = torch.Generator().manual_seed(10)
+    perceptron, rule = network(kind)
+    mlps = [perceptron._replace(b0=perceptron.b0 + 0.01 * i) for i in range(len(SMALL))]
+    params = [torch.randn(shape, generator=generator) for shape in SMALL]
+    params[3] = params[3].double()
+    mlps[3] = mlps[3].like(params[3])
+    grads = [torch.randn(p.shape, generator=generator).to(p.dtype) for p in params]
+    alone = [initial_state(p) for p in params]
+    expected = [[direction(*args, rule) for args in zip(alone, grads, params, mlps, strict=True)] for _ in range(2)]
+    for together in (1, 300, 1 << 20):
+        monkeypatch.setattr(batches, "TOGETHER", together)
+        states = [initial_state(p) for p in params]
+        some = Batches(rule, len(perceptron.b0))
+        for k in range(2):
+            found = list(some.directions([One(*m) for m in zip(grads, params, states, strict=True)], mlps))
+            assert all(torch.equal(a, b) for a, b in zip(found, expected[k], strict=True))
+        assert all(torch.equal(t, a[key]) for s, a in zip(states, alone, strict=True) for key, t in s.items())
+
+
+@built
+def test_moments_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean square of p; mean and variance of r and of each momentum, also where they hardly vary."""
+    generator = torch.Generator().manual_seed(11)
+    members = []
+    for shape in SMALL:
+        p, state = torch.randn(shape, generator=generator), initial_state(torch.zeros(shape))
+        state["second"].copy_(torch.rand(shape, generator=generator))
+        state["momentum"].copy_(5.0 + 1e-3 * torch.randn(3, *shape, generator=generator))
+        members.append(One(torch.zeros(shape), p, state))
+    found = Batches(velo.RULE, 4).moments(members)
+    monkeypatch.setattr(batches, "refused", lambda *_: True)
+    expected = Batches(velo.RULE, 4).moments([One(m.g, m.p.double(), {k: t.double() for k, t in m.state.items()}) for m in members])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-12)
 
 
 @built
@@ -73,7 +128,7 @@ def test_gradients_are_clipped_alike(kind: str, monkeypatch: pytest.MonkeyPatch)
     ends = []
     for native in (True, False):
         if not native:
-            monkeypatch.setattr(learned_mlp, "kernel", lambda p, by_matrix: None)
+            monkeypatch.setattr(batches, "refused", lambda *_: True)
         state = initial_state(p)
         ends.append((direction(state, g, p, *network(kind)), state["momentum"]))
     assert error(ends[0][0], ends[1][0]) < 2e-5
@@ -112,11 +167,11 @@ def test_the_layout_in_memory_changes_no_more_than_the_order_of_sums(kind: str) 
 @built
 def test_where_the_kernel_is_not_used() -> None:
     large = torch.zeros(4, 4, 9, 9)
-    assert kernel(large, True) is None  # a block holds no 81 positions
-    assert kernel(large, False) is not None
-    assert kernel(torch.zeros(4, 4, 8, 8), True) is not None
+    assert refused(large, {}, True)  # a block holds no 81 positions
+    assert not refused(large, {}, False)
+    assert not refused(torch.zeros(4, 4, 8, 8), {}, True)
     for p in (torch.zeros(3, dtype=torch.float64), torch.zeros(0, 3), torch.zeros(3, device="meta")):
-        assert kernel(p, False) is None
+        assert refused(p, {}, False)
 
 
 @built
@@ -137,13 +192,13 @@ def test_states_that_c_cannot_read_are_left_to_torch(kind: str) -> None:
 def test_kernels_of_many_positions_are_stepped_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     by_matrix, _ = steps((4, 4, 9, 9), "celo2", 1)
     over_all, _ = steps((4, 4, 9, 9), "velo", 1)
-    monkeypatch.setattr(learned_mlp, "kernel", lambda p, by_matrix: None)
+    monkeypatch.setattr(batches, "refused", lambda *_: True)
     assert torch.equal(by_matrix[0], steps((4, 4, 9, 9), "celo2", 1)[0][0])  # the same operations
     assert error(over_all[0], steps((4, 4, 9, 9), "velo", 1)[0][0]) < 2e-5
 
 
 def test_pieces_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learned_mlp, "kernel", lambda p, by_matrix: None)
+    monkeypatch.setattr(batches, "refused", lambda *_: True)
     for kind in RULES:
         for shape in ((70,), (16, 4, 3, 3), (3, 40)):
             whole, _ = steps(shape, kind, 2)
@@ -169,7 +224,7 @@ def test_pieces_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_sides(shape: tuple[int, ...], kept: tuple[int, ...], kind: int, stride: int) -> None:
-    found = side(shape, kept, ElementsKernel(shape).block)
+    found = side(shape, kept, plan(shape).block)
     assert (found.kind, found.stride) == (kind, stride)
     numbers = torch.randn(kept)
     expected, values = numbers.expand(shape), numbers.flatten()
@@ -181,7 +236,7 @@ def test_sides(shape: tuple[int, ...], kept: tuple[int, ...], kind: int, stride:
     ("shape", "block"), [((8, 10), 64), ((8, 3, 7, 7), 49), ((8, 8, 3, 3), 63), ((3, 5, 8, 8), 64), ((2, 2, 9, 9), 64)]
 )
 def test_a_block_holds_whole_kernels(shape: tuple[int, ...], block: int) -> None:
-    assert ElementsKernel(shape).block == block
+    assert plan(shape).block == block
 
 
 # -- axes --------------------------------------------------------------------------------------------------------------------------

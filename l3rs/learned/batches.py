@@ -1,0 +1,86 @@
+"""Parameters stepped together: some at a time in C where that can be, else one by one in torch operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from l3rs.kernels.elements import ElementsKernel, refused
+from l3rs.learned.mlp import MLP, Rule, direction
+
+if TYPE_CHECKING:
+    from l3rs.learned.base import Member
+
+TOGETHER = (
+    1 << 20
+)  # elements of the parameters in one batch, unless one alone has more; what they need beside the state is freed between batches
+
+
+class Batches:
+    """The parameters of an optimizer, in consecutive batches. Kernels are kept from step to step, as long as states stay where they are.
+
+    Args:
+        rule: of the optimizer.
+        hidden: width of its MLP.
+    """
+
+    def __init__(self, rule: Rule, hidden: int) -> None:
+        self.rule, self.hidden = rule, hidden
+        self._kernels: dict[tuple[int, ...], ElementsKernel] = {}
+
+    def directions(self, members: Sequence[Member], mlps: Sequence[MLP]) -> Iterator[Tensor]:
+        """Advances the states, and gives what each parameter's MLP makes of it, one after the other: see `direction`."""
+        for start, stop, kernel in self._parts(members):
+            some, theirs = members[start:stop], mlps[start:stop]
+            if kernel is None:
+                yield from (direction(m.state, m.g, m.p, mlp, self.rule) for m, mlp in zip(some, theirs, strict=True))
+            else:
+                found = kernel([m.g for m in some], [m.p for m in some], theirs)
+                while found:
+                    yield found.pop(0)
+
+    def moments(self, members: Sequence[Member]) -> Tensor:
+        """Of each parameter, (L, 9): the mean of p^2; mean and variance of r, then of each momentum."""
+        measured = []
+        for start, stop, kernel in self._parts(members):
+            some = members[start:stop]
+            if kernel is None:
+                measured += [torch.stack(_moments(m)).to(members[0].p) for m in some]
+                continue
+            numel = torch.tensor([[float(m.p.numel())] for m in some], dtype=torch.float64)
+            means = kernel.measure([m.g for m in some], [m.p for m in some])[:, :9] / numel
+            means[:, 2::2] -= means[:, 1::2].square()  # E x^2 - (E x)^2 in double precision, of numbers in single: little is lost
+            means[:, 2::2].clamp_(min=0)
+            measured += means.to(members[0].p)
+        return torch.stack(measured)
+
+    def _parts(self, members: Sequence[Member]) -> Iterator[tuple[int, int, ElementsKernel | None]]:
+        """Where batches start and stop, and the kernel of each, or None where the kernel cannot be used."""
+        slow = [refused(m.p, m.state, self.rule.by_matrix) for m in members]
+        start, size = 0, 0
+        for i, m in enumerate(members):
+            if i > start and (slow[i] != slow[start] or size + m.p.numel() > TOGETHER):
+                yield start, i, None if slow[start] else self._kernel(members[start:i])
+                start, size = i, 0
+            size += m.p.numel()
+        if members:
+            yield start, len(members), None if slow[start] else self._kernel(members[start:])
+
+    def _kernel(self, members: Sequence[Member]) -> ElementsKernel:
+        key = tuple(t.data_ptr() for m in members for t in m.state.values())
+        if key not in self._kernels:
+            if len(self._kernels) > 1000:  # of parameters that came and went
+                self._kernels.clear()
+            self._kernels[key] = ElementsKernel([tuple(m.p.shape) for m in members], [m.state for m in members], self.rule, self.hidden)
+        return self._kernels[key]
+
+
+def _moments(m: Member) -> list[Tensor]:
+    found = [m.p.square().mean()]
+    for x in (m.state["second"], *m.state["momentum"]):
+        mean = x.mean()
+        found += [mean, (x - mean).square_().mean()]
+    return found

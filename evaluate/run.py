@@ -5,7 +5,8 @@
     python evaluate/run.py --config configs/evaluate/A.yaml --compact     # all rows to evaluate/results/A/rows.parquet, to be committed
 
 Rows are appended to a CSV file of this invocation in `--out`; runs that have a row there, or in `evaluate/results`, are not made again. A
-run that fails is a row with its error; `--again` tries those anew.
+run that fails is a row with its error; `--again` tries those anew. Arms whose learned weights are not there are left out, unless
+`--arms` names them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 import jsonargparse
 from tqdm import tqdm
 
-from l3rs.evaluation import EvaluationConfig, Rows, missing, plan, rows_of
+from l3rs.evaluation import Arm, EvaluationConfig, Rows, fingerprint, missing, plan, rows_of
 from l3rs.runs import attempt, execute_all, execute_on_ray
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -34,6 +35,16 @@ def read_config(file: Path) -> EvaluationConfig:
     except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
         sys.exit(f"{file}: {' '.join(str(error).split())}")
     return config
+
+
+def is_there(arm: Arm) -> bool:
+    """Whether what the arm has learned is there; says so where it is not."""
+    try:
+        fingerprint(arm.optimizer, arm.learned)
+    except ValueError as error:
+        print(f"left out: {arm.name} ({error})")
+        return False
+    return True
 
 
 def main() -> None:
@@ -60,7 +71,7 @@ def main() -> None:
     unknown = [name for name in args.arms or () if name not in names]
     if unknown:
         parser.error(f"--arms names {unknown[0]!r}; there are {', '.join(dict.fromkeys(names))}")
-    arms = tuple(arm for arm in config.arms if not args.arms or arm.name in args.arms)
+    arms = tuple(arm for arm in config.arms if (arm.name in args.arms if args.arms else is_there(arm)))
     config = replace(config, arms=arms, horizons={h: min(tasks, args.tasks) for h, tasks in config.horizons.items()})
     there = rows.read()
     try:

@@ -1,6 +1,7 @@
 """Tune the baselines' learning rates on meta-train tasks, per horizon.
 
     python evaluate/tune.py
+    python evaluate/tune.py --names celo2-base --learned runs/celo2-base/icons-celo2-base.safetensors    # Celo2 needs one too
 
 appends one row a run to `evaluate/results/tuning.csv` and writes the chosen values to `l3rs/baselines.yaml`. The grid has factors of
 about 3 (1, 3, 10, ...), starts around the last horizon's best value, and is extended until the best is not at its edge. Rows
@@ -22,7 +23,14 @@ from l3rs.runs import FIELDS, Run, append_rows, execute, execute_all, row
 
 ROOT = Path(__file__).resolve().parent.parent
 HORIZONS = (10, 14, 20, 25, 35, 50, 71, 100)
-START = {"adam": -2.5, "adam-cosine": -2.5, "adam-cosine-head10": -3.0, "sgd-cosine": -1.0}  # log10 of the first guess
+START = {
+    "adam": -2.5,
+    "adam-cosine": -2.5,
+    "adam-cosine-head10": -3.0,
+    "sgd-cosine": -1.0,
+    "celo2": -1.5,
+    "celo2-base": -1.5,
+}  # log10 of the first guess
 
 
 def on_grid(half_decades: int) -> float:
@@ -34,8 +42,8 @@ def on_grid(half_decades: int) -> float:
 class Tuning:
     """The rows so far, and the means that they give."""
 
-    def __init__(self, path: Path, tasks: int, workers: int) -> None:
-        self.path, self.tasks, self.workers = path, tasks, workers
+    def __init__(self, path: Path, tasks: int, workers: int, learned: str = "auto") -> None:
+        self.path, self.tasks, self.workers, self.learned = path, tasks, workers, learned
         self.rows = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=list(FIELDS))
 
     def seeds_done(self, name: str, lr: float, steps: int) -> set[int]:
@@ -53,7 +61,7 @@ class Tuning:
         constant = name == "adam"
         length = max(HORIZONS) if constant else steps
         runs = [
-            Run("tune", name, lr, length, seed, "meta-train", evaluate_at=HORIZONS if constant else ())
+            Run("tune", name, lr, length, seed, "meta-train", self.learned, HORIZONS if constant else ())
             for lr in rates
             for seed in sorted(set(range(self.tasks)) - self.seeds_done(name, lr, steps))
         ]
@@ -79,12 +87,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=8, help="meta-train tasks (seeds 0, 1, ...) a value is tried on")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
+    parser.add_argument("--names", nargs="+", default=list(BASELINES), choices=list(START), help="which to tune (default: the baselines)")
+    parser.add_argument("--learned", default="auto", help="the file of Celo2's weights")
     args = parser.parse_args()
     results = ROOT / "evaluate" / "results" / "tuning.csv"
     results.parent.mkdir(exist_ok=True)
-    tuning = Tuning(results, args.tasks, args.workers)
-    chosen: dict[str, dict[int, float]] = {}
-    for name in BASELINES:
+    tuning = Tuning(results, args.tasks, args.workers, args.learned)
+    file = ROOT / "l3rs" / "baselines.yaml"
+    chosen: dict[str, dict[int, float]] = yaml.safe_load(file.read_text())
+    for name in args.names:
         guess = round(2 * START[name])
         chosen[name] = {}
         for steps in HORIZONS:
@@ -95,7 +106,7 @@ def main() -> None:
         "# python evaluate/tune.py\n"
         "# Horizon: the learning rate with the best mean accuracy on meta-train tasks. All rows: evaluate/results/tuning.csv\n"
     )
-    (ROOT / "l3rs" / "baselines.yaml").write_text(header + yaml.safe_dump(chosen, sort_keys=False))
+    file.write_text(header + yaml.safe_dump(chosen, sort_keys=False))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ BASELINES: MappingProxyType[str, Callable[[nn.Module, float, int], Recipe]] = Ma
 
 @lru_cache(maxsize=1)
 def tuned_learning_rates() -> dict[str, dict[int, float]]:
-    """Learning rate by baseline and horizon, tuned on meta-train tasks by `evaluate/tune.py`."""
+    """Learning rate by baseline, or Celo2, and horizon, tuned on meta-train tasks by `evaluate/tune.py`."""
     raw = yaml.safe_load((resources.files("l3rs") / "baselines.yaml").read_text())
     return {name: {int(steps): float(lr) for steps, lr in chosen.items()} for name, chosen in raw.items()}
 
@@ -66,9 +66,9 @@ def tuned_learning_rate(name: str, steps: int) -> float:
     """The tuned learning rate of a baseline at the tuned horizon nearest to `steps` in log steps.
 
     Raises:
-        ValueError: there is no such baseline; the message names those there are.
+        ValueError: it was not tuned; the message names what was.
     """
-    if name not in BASELINES:
-        raise ValueError(f"no baseline is called {name!r}; there are {', '.join(BASELINES)}")
+    if name not in tuned_learning_rates():
+        raise ValueError(f"no learning rate was tuned for {name!r}; there are {', '.join(tuned_learning_rates())}")
     chosen = tuned_learning_rates()[name]
     return chosen[min(chosen, key=lambda k: (abs(math.log(k / steps)), k))]

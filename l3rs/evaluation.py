@@ -46,7 +46,7 @@ class Arm:
     Attributes:
         name: what rows and tables call it.
         optimizer: `l3rs`, a baseline, or another learned optimizer.
-        lr: the learning rate; none is the one tuned for each horizon of a baseline, and 1 for a learned optimizer.
+        lr: the learning rate; none is the one tuned for each horizon of a baseline or of Celo2, and 1 for other learned optimizers.
         learned: of a learned optimizer: a shipped schedule's name, or a file.
         meta_seed: of the meta-training that made it, where several seeds are arms of one name.
         head_only: whether all but the head is frozen.
@@ -74,7 +74,7 @@ class Arm:
         """The learning rate at a horizon."""
         if self.lr is not None:
             return self.lr
-        return tuned_learning_rate(self.optimizer, horizon) if self.optimizer in BASELINES else 1.0
+        return 1.0 if self.optimizer in ("l3rs", "velo", "celo") else tuned_learning_rate(self.optimizer, horizon)
 
 
 @dataclass(frozen=True)

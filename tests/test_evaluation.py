@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -162,28 +161,35 @@ def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:
         make()
 
 
-def script(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "evaluate" / "run.py"), *map(str, arguments)], capture_output=True, text=True, cwd=folder, check=False
-    )
+def test_the_script_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    import run
 
+    def script(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, arguments), "--out", str(tmp_path / "rows"), "--workers", "1"])
+        run.main()
+        return capsys.readouterr().out
 
-def test_the_script_goes_on_where_it_was(tmp_path: Path) -> None:
     config = tmp_path / "cell.yaml"
     config.write_text(
         "cell: tiny\nworkload: {model: resnet18, width: 4, from_scratch: true}\nhorizons: {2: 2}\n"
         "task: {classes: 5, batch_size: 8, evaluation_size: 20}\narms:\n"
         "  - {name: Adam, optimizer: adam, lr: 1.0e-3}\n  - {name: L3RS, optimizer: l3rs, learned: icons-generalist}\n"
+        "  - {name: Celo (og), optimizer: celo, learned: nowhere.state}\n"
     )
-    first = script("--config", config, "--workers", 1, "--arms", "Adam", "--out", "rows", folder=tmp_path)
-    assert "tiny: 2 runs are missing, 4 steps" in first.stdout, first.stderr
-    second = script("--config", config, "--plan", "--out", "rows", folder=tmp_path)
-    assert second.stdout == "tiny: 2 runs are missing, 4 steps\n"
+    assert "tiny: 2 runs are missing, 4 steps" in script("--config", config, "--arms", "Adam")
+    second = script("--config", config, "--plan").splitlines()
+    assert second[0].startswith("left out: Celo (og) (nowhere.state is not a file")
+    assert second[1] == "tiny: 2 runs are missing, 4 steps"
     rows = Rows(tmp_path / "rows" / "tiny").read()
     assert rows.arm.to_list() == ["Adam", "Adam"]
     assert rows.accuracy.between(0, 1).all()
+    with pytest.raises(SystemExit):
+        script("--config", config, "--arms", "Celo (og)")  # asked for by name, it is missed
+    assert "nowhere.state is not a file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        script("--config", config, "--arms", "Adamm")
+    assert "--arms names 'Adamm'; there are Adam, L3RS, Celo (og)" in capsys.readouterr().err
     config.write_text(config.read_text().replace("optimizer: adam,", "optimizer: adamm,"))
-    wrong = script("--config", config, folder=tmp_path)
-    assert wrong.returncode == 1
-    assert "'adamm'; it is one of l3rs, adam, adam-cosine" in wrong.stderr
-    assert len(wrong.stderr.splitlines()) == 1
+    with pytest.raises(SystemExit, match="'adamm'; it is one of l3rs, adam, adam-cosine"):
+        script("--config", config)

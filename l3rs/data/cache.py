@@ -184,7 +184,7 @@ def _as_json(content: Mapping[str, object]) -> bytes:
 
 
 def _read_index(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "index.csv", dtype=str, keep_default_na=False, lineterminator="\n", encoding_errors="surrogateescape")
+    return pd.read_csv(folder / "index.csv", dtype=object, keep_default_na=False, lineterminator="\n", encoding_errors="surrogateescape")
 
 
 def _sum_of(path: Path) -> str:

@@ -27,7 +27,7 @@ def jpeg(path: Path, seed: int) -> None:
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 60, 3), np.uint8)).save(path)
 
 
-@pytest.mark.parametrize("which", ["l3rs", "velo"])
+@pytest.mark.parametrize("which", ["l3rs", pytest.param("velo", marks=pytest.mark.slow)])
 def test_one_generation(which: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Full ResNet-34 at 224 px, in bfloat16, on all meta-train and meta-validation classes; but two candidates, one step, few images."""
     split = ClassSplit.find("imagenet25-0")

@@ -189,10 +189,10 @@ def _info_parser() -> Parser:
 
 
 def _info(args: jsonargparse.Namespace, parser: Parser) -> None:
-    from l3rs.info import describe, overview
+    from l3rs.info import describe, find, overview
 
     try:
-        lines = overview() if args.schedule is None else describe(l3rs.load(args.schedule))
+        lines = overview() if args.schedule is None else describe(find(args.schedule))
     except ValueError as error:
         parser.error(str(error))
     print(*lines, sep="\n")

@@ -9,9 +9,10 @@ from dataclasses import fields
 import torch
 
 import l3rs
-from l3rs.checkpoint import SHIPPED, SPECIALISTS, load
+from l3rs.checkpoint import SHIPPED, SPECIALISTS, CheckpointError, load
 from l3rs.controller import meta_shapes
 from l3rs.kernels.native import library
+from l3rs.learned.weights import LearnedWeights, read
 from l3rs.schedule import LearnedSchedule
 from l3rs.variants import TABLE_2, TABLE_3, TABLE_4
 
@@ -38,14 +39,29 @@ def overview() -> Iterator[str]:
             yield f"  {title}  {name:46} {sum(torch.Size(shape).numel() for shape in shapes.values()):9,}"
 
 
-def describe(schedule: LearnedSchedule) -> Iterator[str]:
-    """Lines on one schedule: its size, its layers, its config and how it was meta-trained."""
-    yield f"{schedule.name}: {len(schedule.theta):,} meta-parameters"
-    if schedule.layers:
-        yield f"  layers: {len(schedule.layers)} by name, {schedule.layers[0]} to {schedule.layers[-1]}"
-    for field in fields(schedule.config):
-        yield f"  {field.name}: {getattr(schedule.config, field.name)}"
-    training = dict(schedule.training)
+def find(name_or_path: str) -> LearnedSchedule | LearnedWeights:
+    """A schedule, shipped or from a path, or the weights of another learned optimizer, from a path. Raises CheckpointError."""
+    try:
+        return load(name_or_path)
+    except CheckpointError as error:
+        try:
+            return read(name_or_path)
+        except CheckpointError:
+            raise error from None
+
+
+def describe(learned: LearnedSchedule | LearnedWeights) -> Iterator[str]:
+    """Lines on one schedule, or on the weights of another learned optimizer: size, layers, config, and how it was meta-trained."""
+    yield f"{learned.name}: {len(learned.theta):,} meta-parameters"
+    if isinstance(learned, LearnedWeights):
+        yield f"  optimizer: {learned.kind}"
+        yield f"  lr: {learned.lr:g}"
+    else:
+        if learned.layers:
+            yield f"  layers: {len(learned.layers)} by name, {learned.layers[0]} to {learned.layers[-1]}"
+        for field in fields(learned.config):
+            yield f"  {field.name}: {getattr(learned.config, field.name)}"
+    training = dict(learned.training)
     settings = {k: v for k, v in training.pop("config", {}).items() if k not in ("name", "schedule")}  # these are above
     for key, value in {**settings, **training}.items():
         yield f"  meta-training, {key}: {value}"

@@ -16,6 +16,7 @@ from conftest import random_schedule, small_network
 from l3rs.checkpoint import load, save
 from l3rs.cli import _meta_train_parser, main
 from l3rs.evaluation import plan
+from l3rs.learned import weights
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.runs import FIELDS
 
@@ -198,3 +199,9 @@ def test_info_describes_a_schedule(capsys: pytest.CaptureFixture[str], tmp_path:
     main(["info", str(tmp_path / "mine.safetensors")])
     assert "layers: 7 by name, 0.weight to 6.bias" in capsys.readouterr().out
     assert "nonsense is not a file" in fails(["info", "nonsense"], capsys)
+
+
+def test_info_describes_the_weights_of_another_learned_optimizer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    weights.save(weights.starting_weights("celo2-base", 0.03, "mine", seed=0), tmp_path / "mine.safetensors")
+    main(["info", str(tmp_path / "mine.safetensors")])
+    assert capsys.readouterr().out == "mine: 347 meta-parameters\n  optimizer: celo2-base\n  lr: 0.03\n"

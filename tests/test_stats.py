@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from l3rs.stats import crossing, mean_interval
+from l3rs.stats import bootstrap_interval, crossing, interquartile_mean, mean_interval, probability_of_improvement
 
 
 def test_interval_is_students() -> None:
@@ -22,3 +23,21 @@ def test_crossing_is_linear_in_log_steps() -> None:
     assert crossing(steps, [0.0, 1.0], 0.5) == pytest.approx(100)
     assert crossing(steps, [0.6, 1.0], 0.5) == pytest.approx(10)
     assert crossing(steps, [0.0, 0.4], 0.5) == math.inf
+
+
+def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
+    assert interquartile_mean([-1000.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 1000.0]) == 2.5
+
+
+def test_the_bootstrap_interval_is_about_students_for_many_values() -> None:
+    x = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    _, low, high = mean_interval(x)
+    assert bootstrap_interval(x) == pytest.approx((low, high), abs=0.02)
+    assert bootstrap_interval(x) == bootstrap_interval(x)
+    assert bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    assert math.isnan(bootstrap_interval([1.0])[0])
+    assert math.isnan(bootstrap_interval([1.0, math.inf])[0])
+
+
+def test_ties_are_half_an_improvement() -> None:
+    assert probability_of_improvement([1.0, 0.0, -1.0, 2.0]) == pytest.approx(2.5 / 4)

@@ -44,7 +44,7 @@ def _rates(config: EvaluationConfig) -> set[tuple[str, int, float]]:
 
 def columns(table: pd.DataFrame) -> list[tuple[str, int]]:
     """Its (arm, horizon)s."""
-    return [(str(arm), int(horizon)) for arm, horizon in table.columns.to_flat_index()]
+    return [(str(key[0]), int(key[1])) for key in table.columns.to_flat_index()]
 
 
 class Entry(NamedTuple):

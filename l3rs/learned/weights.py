@@ -22,14 +22,22 @@ from l3rs.learned.base import LearnedRule
 from l3rs.learned.celo2 import SHAPES, Celo2
 from l3rs.learned.velo import Celo, VeLO
 
+CELO2_LR = 0.03
 Named = Iterable[tuple[str, nn.Parameter]]
 
 
 class Kind(NamedTuple):
-    """Names and shapes of the meta-parameters, and the optimizer for a run of K steps: (parameters, theta, K, learning rate)."""
+    """One of the learned optimizers.
+
+    Attributes:
+        shapes: names and shapes of the meta-parameters.
+        build: the optimizer for a run of K steps, from (parameters, theta, K, learning rate).
+        lr: the usual one of `LearnedWeights`.
+    """
 
     shapes: meta.Shapes
     build: Callable[[Named, Tensor, int, float], LearnedRule]
+    lr: float = 1.0
 
 
 def _celo2(named: Named, theta: Tensor, steps: int, lr: float, **options: Any) -> LearnedRule:
@@ -44,8 +52,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "velo": Kind(VeLO.FORM.shapes, lambda named, theta, steps, lr: VeLO(named, theta, steps, lr)),
         "celo": Kind(Celo.FORM.shapes, lambda named, theta, steps, lr: Celo(named, theta, steps, lr)),
-        "celo2": Kind(SHAPES, _celo2),
-        "celo2-base": Kind(SHAPES, lambda n, t, k, lr: _celo2(n, t, k, lr, orthogonalize=False, vectors="learned")),
+        "celo2": Kind(SHAPES, _celo2, CELO2_LR),
+        "celo2-base": Kind(SHAPES, lambda n, t, k, lr: _celo2(n, t, k, lr, orthogonalize=False, vectors="learned"), CELO2_LR),
     }
 )
 
@@ -74,10 +82,16 @@ class LearnedWeights:
         return KINDS[self.kind].build(named_parameters, theta, total_steps, lr)
 
 
-def starting_weights(kind: str, lr: float, name: str, seed: int, files: Sequence[str | Path] = ()) -> LearnedWeights:
-    """Weights to meta-train from: published ones, or drawn at random. Raises CheckpointError for files that are not of this kind."""
+def starting_weights(kind: str, lr: float | None, name: str, seed: int, files: Sequence[str | Path] = ()) -> LearnedWeights:
+    """Weights to meta-train from: published ones, or drawn at random; an lr of None is the usual one.
+
+    Raises:
+        CheckpointError: a file is not of this kind.
+    """
     shapes = KINDS[kind].shapes
-    return LearnedWeights(kind, meta.read(shapes, *files) if files else meta.random(shapes, seed), lr, name)
+    return LearnedWeights(
+        kind, meta.read(shapes, *files) if files else meta.random(shapes, seed), KINDS[kind].lr if lr is None else lr, name
+    )
 
 
 def load(file: str | Path, kind: str) -> LearnedWeights:

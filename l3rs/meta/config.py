@@ -61,7 +61,7 @@ class MetaTrainConfig(Workload):
         generations: NES updates.
         optimizer: what is meta-trained: `l3rs`, or another learned optimizer.
         start: files of published meta-parameters to start from, of another learned optimizer than L3RS; none is a random start.
-        lr: of another learned optimizer: see `LearnedWeights`.
+        lr: of another learned optimizer, see `LearnedWeights`; none is 1, and 0.03 for Celo2 [choice].
         specialist: whether something is learned by layer name, an embedding or an MLP (a specialist), or nothing is (a generalist).
         steps: K is drawn from this range, ends included, once a generation [choice: 10 to 100].
         steps_distribution: `uniform` [paper] or `log-uniform`, which dwells on short runs.
@@ -84,7 +84,7 @@ class MetaTrainConfig(Workload):
     generations: int = 150
     optimizer: str = "l3rs"
     start: tuple[str, ...] = ()
-    lr: float = 1.0
+    lr: float | None = None
     specialist: bool = True
     steps: tuple[int, int] = (10, 100)
     steps_distribution: str = "uniform"
@@ -130,9 +130,9 @@ class MetaTrainConfig(Workload):
             raise ValueError(f"validation_steps is {list(self.validation_steps)}; it is one or more numbers of at least 1")
         if "/" in self.name or "\\" in self.name:
             raise ValueError(f"name is {self.name!r}; a file is called after it, so it has no slash")
-        if not 0 < self.lr < math.inf:
+        if self.lr is not None and not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {self.lr}; it is positive and finite")
-        if self.optimizer == "l3rs" and (self.start or self.lr != 1.0):
+        if self.optimizer == "l3rs" and (self.start or self.lr is not None):
             raise ValueError("start and lr are of another optimizer than l3rs, whose start is `schedule`, and which has no learning rate")
         if self.optimizer == "l3rs" and self.schedule.by_layer != self.specialist:
             raise ValueError(

@@ -83,4 +83,6 @@ def test_a_run_with_the_head_alone_leaves_the_rest_as_it_was(tmp_path: Path, mon
 
 def test_every_kind_has_a_start() -> None:
     for kind, of in KINDS.items():
-        assert starting_weights(kind, 1.0, "x", 0).theta.shape == (meta.count(of.shapes),)
+        start = starting_weights(kind, None, "x", 0)
+        assert start.theta.shape == (meta.count(of.shapes),)
+        assert start.lr == (0.03 if kind.startswith("celo2") else 1.0)

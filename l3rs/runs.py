@@ -35,7 +35,7 @@ class Run:
         learned: for `l3rs`, the schedule's name or path; for another learned optimizer the file of its weights.
         evaluate_at: steps at which to evaluate besides the end.
         workload: the network and the images; None is the shipped network on Icons.
-        label: what the row calls the optimizer; by default as above.
+        label: what a comparison calls the arm.
         head_only: whether all but the head is frozen.
         task: the size of the task.
         device: where it runs.
@@ -88,7 +88,7 @@ def execute(run: Run) -> Report:
 
 def row(run: Run, report: Report, steps: int, meta_seed: int | str = "") -> dict[str, str | int | float]:
     """The row of a run's evaluation after `steps` steps."""
-    values = (run.cell, run.label or run.optimizer, run.lr, steps, run.task_seed, meta_seed if run.optimizer == "l3rs" else "")
+    values = (run.cell, run.optimizer, run.lr, steps, run.task_seed, meta_seed if run.optimizer == "l3rs" else "")
     measured = (round(report.accuracy[steps], 6), round(report.loss[steps], 6), round(report.seconds, 3))
     return dict(zip(FIELDS, (*values, *measured), strict=True))
 

@@ -27,7 +27,8 @@ def outcomes(rows: pd.DataFrame, config: EvaluationConfig, measure: str) -> pd.D
     wanted = pd.MultiIndex.from_tuples(
         [(a.name, h) for a in unique(config.arms) for h in a.horizons or config.horizons], names=["arm", "horizon"]
     )
-    r = r[[(name, h, lr) in _rates(config) for name, h, lr in zip(r.arm, r.horizon, r.lr, strict=True)]]
+    rates = {(arm.name, horizon, arm.rate(horizon)) for arm in config.arms for horizon in arm.horizons or config.horizons}
+    r = r[[(name, h, lr) in rates for name, h, lr in zip(r.arm, r.horizon, r.lr, strict=True)]]
     values = r.assign(value=r[measure].fillna(WORST[measure]))
     table = values.pivot_table(index="task_seed", columns=["arm", "horizon"], values="value", aggfunc="mean")
     return table.reindex(columns=wanted)
@@ -36,10 +37,6 @@ def outcomes(rows: pd.DataFrame, config: EvaluationConfig, measure: str) -> pd.D
 def unique(arms: Sequence[Arm]) -> list[Arm]:
     """One arm of each name."""
     return list({arm.name: arm for arm in arms}.values())
-
-
-def _rates(config: EvaluationConfig) -> set[tuple[str, int, float]]:
-    return {(arm.name, horizon, arm.rate(horizon)) for arm in config.arms for horizon in arm.horizons or config.horizons}
 
 
 def columns(table: pd.DataFrame) -> list[tuple[str, int]]:

@@ -15,15 +15,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
-#define VECTOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define VECTOR __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
-#define VECTOR
-#endif
-#define EXPORT __attribute__((visibility("default")))
-#define INLINE static inline __attribute__((always_inline))
+#include "vector.h"
 
 enum { BLOCK = 64, FEATURES = 30, OF_VECTORS = 15, HIDDEN = 8, DECAYS = 3, SIDE = 9 };
 enum { IN_ORDER, PERIODIC, ANYWHERE }; /* index[e] is e; repeats after `block` elements; is anything */

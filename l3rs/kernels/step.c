@@ -11,25 +11,17 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "vector.h"
+
 /* Bits of a set of directions, in the order of their outputs, scales, moments and constants. */
 enum { SGD = 1, ADAM = 2, LION = 4, LAMB = 8, ADAMAX = 16, WEIGHT_DECAY = 32 };
 enum { DIRECTIONS = 6, SUMS = 6, MOMENTS = 7, CONSTANTS = 4, BLOCK = 1024 };
 
-/* GCC compiles each kernel for three generations of x86 and takes what the machine has; "x86-64-v4" means vectors of 512 bits. */
-#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
-#define VECTOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define VECTOR __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
-#define VECTOR
-#endif
 #if defined(__GNUC__) && !defined(__clang__)
 #define IVDEP _Pragma("GCC ivdep") /* the tensors of a layer do not overlap */
 #elif defined(__clang__)
 #define IVDEP _Pragma("clang loop vectorize(assume_safety)")
 #endif
-#define EXPORT __attribute__((visibility("default")))
-#define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
     float *p;

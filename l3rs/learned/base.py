@@ -13,6 +13,8 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from l3rs.learned.accumulators import State
+from l3rs.learned.batches import Batches
+from l3rs.learned.mlp import Rule
 
 
 class Member(NamedTuple):
@@ -39,13 +41,14 @@ class LearnedRule(torch.optim.Optimizer):
     be known, each step waits for the device. Parameters that are frozen or have no gradient stay as they are.
     """
 
+    rule: Rule
+    hidden: int  # width of the MLP
     watches_loss = False
-    _kept: tuple[str, ...] = ("_ready",)  # attributes that copies of the object have too
+    _kept: tuple[str, ...] = ("theta",)  # attributes that copies of the object have too
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: ParamsT, theta: dict[str, Tensor], defaults: dict[str, Any]) -> None:
+        self.theta, self._batches = theta, Batches(self.rule, self.hidden)
         super().__init__(params, {**defaults, "step": 0, "skipped": 0})
-        for group in self.param_groups:
-            self._init_group(group)
 
     # -- what each of them says -------------------------------------------------------------------------------------------------------
 
@@ -70,8 +73,7 @@ class LearnedRule(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, also during the run, whose clock it shares. Raises ValueError or TypeError; the optimizer is then as it was."""
-        started = bool(self.param_groups) and "step" in self.param_groups[0] and hasattr(self, "_ready")
-        if started:
+        if self.param_groups:
             param_group = {"step": self.param_groups[0]["step"], **param_group}
         super().add_param_group(param_group)
         try:
@@ -79,14 +81,9 @@ class LearnedRule(torch.optim.Optimizer):
         except (ValueError, TypeError):
             self.param_groups.pop()
             raise
-        if started:
-            self._init_group(self.param_groups[-1])
-
-    def _init_group(self, group: dict[str, Any]) -> None:
-        self._ready = True
-        for p in group["params"]:
+        for p in self.param_groups[-1]["params"]:
             if p.requires_grad:
-                self._state_of(p, group)
+                self._state_of(p, self.param_groups[-1])
 
     def _state_of(self, p: Tensor, group: dict[str, Any]) -> State:
         state: State = self.state[p]
@@ -183,3 +180,7 @@ class LearnedRule(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self._kept}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._batches = Batches(self.rule, self.hidden)

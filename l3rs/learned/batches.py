@@ -14,9 +14,7 @@ from l3rs.learned.mlp import MLP, Rule, direction
 if TYPE_CHECKING:
     from l3rs.learned.base import Member
 
-TOGETHER = (
-    1 << 20
-)  # elements of the parameters in one batch, unless one alone has more; what they need beside the state is freed between batches
+TOGETHER = 1 << 20  # elements in a batch, unless one parameter has more; what a batch needs beside the state is freed before the next
 
 
 class Batches:
@@ -29,7 +27,7 @@ class Batches:
 
     def __init__(self, rule: Rule, hidden: int) -> None:
         self.rule, self.hidden = rule, hidden
-        self._kernels: dict[tuple[int, ...], ElementsKernel] = {}
+        self._kernels: dict[object, ElementsKernel] = {}
 
     def directions(self, members: Sequence[Member], mlps: Sequence[MLP]) -> Iterator[Tensor]:
         """Advances the states, and gives what each parameter's MLP makes of it, one after the other: see `direction`."""
@@ -70,11 +68,12 @@ class Batches:
             yield start, len(members), None if slow[start] else self._kernel(members[start:])
 
     def _kernel(self, members: Sequence[Member]) -> ElementsKernel:
-        key = tuple(t.data_ptr() for m in members for t in m.state.values())
+        shapes = tuple(tuple(m.p.shape) for m in members)  # in the key too: memory that was freed may be another state's now
+        key = (shapes, tuple(t.data_ptr() for m in members for t in m.state.values()))
         if key not in self._kernels:
             if len(self._kernels) > 1000:  # of parameters that came and went
                 self._kernels.clear()
-            self._kernels[key] = ElementsKernel([tuple(m.p.shape) for m in members], [m.state for m in members], self.rule, self.hidden)
+            self._kernels[key] = ElementsKernel(shapes, [m.state for m in members], self.rule, self.hidden)
         return self._kernels[key]
 
 

@@ -14,7 +14,6 @@ from torch.optim.optimizer import ParamsT
 
 from l3rs.learned.accumulators import State, initial_state
 from l3rs.learned.base import LearnedRule, Member
-from l3rs.learned.batches import Batches
 from l3rs.learned.layout import jax_order
 from l3rs.learned.mlp import Rule
 from l3rs.learned.theta import count, mlp, mlp_shapes, resolve
@@ -61,7 +60,8 @@ class Celo2(LearnedRule):
     """
 
     SIZE = count(SHAPES)
-    _kept = (*LearnedRule._kept, "theta", "adam_names")
+    rule, hidden = RULE, HIDDEN
+    _kept = (*LearnedRule._kept, "adam_names")
 
     def __init__(
         self,
@@ -76,10 +76,9 @@ class Celo2(LearnedRule):
         adam_names: str | None = None,
         maximize: bool = False,
     ) -> None:
-        self.theta = resolve(theta, SHAPES)
         self.adam_names = adam_names
         defaults = {"lr": lr, "weight_decay": weight_decay, "orthogonalize": orthogonalize, "vectors": vectors}
-        super().__init__(params, {**defaults, "adam_lr_mult": adam_lr_mult, "maximize": maximize})
+        super().__init__(params, resolve(theta, SHAPES), {**defaults, "adam_lr_mult": adam_lr_mult, "maximize": maximize})
 
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
@@ -110,7 +109,7 @@ class Celo2(LearnedRule):
     def _update(self, members: Sequence[Member], loss: Tensor | None) -> Iterator[Tensor]:
         network = mlp(self.theta)
         by_mlp = [m for m in members if "adam/m" not in m.state]
-        directions = self._batches().directions(by_mlp, [network.like(m.p) for m in by_mlp])
+        directions = self._batches.directions(by_mlp, [network.like(m.p) for m in by_mlp])
         for m in members:
             lr, decay = m.group["lr"], m.group["weight_decay"]
             if "adam/m" in m.state:
@@ -121,11 +120,6 @@ class Celo2(LearnedRule):
             else:
                 change = normalized(next(directions), m.group["orthogonalize"])
             yield change.add_(m.p, alpha=decay).mul_(lr) if decay else change.mul_(lr)
-
-    def _batches(self) -> Batches:
-        if not hasattr(self, "_together"):  # nor does a copy of the object have it
-            self._together = Batches(RULE, HIDDEN)
-        return self._together
 
 
 def adam(m: Member, corrected: bool) -> Tensor:

@@ -15,7 +15,6 @@ from torch.optim.optimizer import ParamsT
 
 from l3rs.learned.accumulators import State, initial_state
 from l3rs.learned.base import LearnedRule, Member
-from l3rs.learned.batches import Batches
 from l3rs.learned.mlp import MLP, Rule
 from l3rs.learned.theta import Shapes, count, lstm_shapes, mlp, mlp_shapes, resolve
 
@@ -72,8 +71,8 @@ class VeLO(LearnedRule):
 
     FORM = Form(rows=30, lstm=512, stack=256, exponential=False)
     SIZE = count(FORM.shapes)
+    rule, hidden = RULE, HIDDEN
     watches_loss = True
-    _kept = (*LearnedRule._kept, "theta")
 
     def __init__(
         self,
@@ -84,14 +83,9 @@ class VeLO(LearnedRule):
         *,
         maximize: bool = False,
     ) -> None:
-        self.theta = resolve(theta, self.FORM.shapes)
         losses = {"losses": 0, "loss_means": None, "loss_least": None}
-        super().__init__(params, {"lr": lr, "total_steps": total_steps, "maximize": maximize, **losses})
-
-    def _batches(self) -> Batches:
-        if not hasattr(self, "_together"):  # nor does a copy of the object have it
-            self._together = Batches(RULE, HIDDEN)
-        return self._together
+        defaults = {"lr": lr, "total_steps": total_steps, "maximize": maximize, **losses}
+        super().__init__(params, resolve(theta, self.FORM.shapes), defaults)
 
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
@@ -109,7 +103,7 @@ class VeLO(LearnedRule):
         like = members[0].p
         theta = {name: t.to(like) for name, t in self.theta.items()}
         of_loss = self._loss_features(-loss if members[0].group["maximize"] else loss, like)
-        moments = self._batches().moments(members)
+        moments = self._batches.moments(members)
         x = self._rows(members, moments, of_loss)
         h, c = self._lstm(theta, x, *(torch.stack([m.state[name].to(like) for m in members]) for name in ("hidden", "cell")))
         for m, hidden, cell in zip(members, h, c, strict=True):
@@ -118,7 +112,7 @@ class VeLO(LearnedRule):
         sizes = 0.1 * size.exp() if self.FORM.exponential else size
         controls = h @ theta["rnn_params/rnn_to_controls/w"] + theta["rnn_params/rnn_to_controls/b"]
         mlps = [network.like(m.p) for m, network in zip(members, self._mlps(theta, controls), strict=True)]
-        for m, s, square, d in zip(members, sizes, moments[:, 0], self._batches().directions(members, mlps), strict=True):
+        for m, s, square, d in zip(members, sizes, moments[:, 0], self._batches.directions(members, mlps), strict=True):
             yield d.mul_(((square + 1e-9).sqrt() * s * STEP).to(d) * m.group["lr"])
 
     def _mlps(self, theta: dict[str, Tensor], controls: Tensor) -> Iterator[MLP]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from l3rs.config import L3RSConfig
+from l3rs.learned.weights import KINDS
 from l3rs.tasks import TaskConfig
 from l3rs.unroll import PRECISIONS
 from l3rs.workload import Workload
 
-OPTIMIZERS = ("l3rs", "velo", "celo", "celo2", "celo2-base")
+OPTIMIZERS = ("l3rs", *KINDS)
 DISTRIBUTIONS, OBJECTIVES, CENTER_OPTIMIZERS = ("uniform", "log-uniform"), ("final", "mean", "error"), ("adam", "sgd")
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional
 
 from l3rs.config import L3RSConfig
 from l3rs.controller import initial_theta
@@ -81,3 +82,26 @@ def image_set(classes: int, each: int, height: int = 12, width: int = 12, side: 
     validation = torch.arange(number) % each >= each - each // 4
     names = tuple(map(str, range(classes)))
     return ImageSet("made up", pixels, labels, names, validation, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), side, mirror)
+
+
+def backward(network: nn.Module, k: int) -> torch.Tensor:
+    """The loss of batch k, whose gradients the network has then."""
+    inputs, labels = batch(k, next(network.parameters()).dtype)
+    network.zero_grad()
+    loss = functional.cross_entropy(network(inputs).float(), labels)
+    loss.backward()
+    return loss
+
+
+def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    """By an optimizer that takes the loss."""
+    for k in steps:
+        optimizer.step(loss=backward(network, k))  # type: ignore[call-arg]
+
+
+def weights(network: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in network.parameters()]
+
+
+def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from conftest import batch, random_schedule, small_network
+from conftest import backward, batch, equal, random_schedule, small_network, train, weights
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn import functional as F
@@ -26,27 +26,6 @@ ALL = ("sgd", "adam", "adamax", "lion", "lamb", "weight_decay")
 
 def schedule(network: nn.Module, **config: object) -> LearnedSchedule:
     return random_schedule(network, scale=0.1, **{"lr0": 2e-3, **config})
-
-
-def backward(network: nn.Module, k: int) -> Tensor:
-    inputs, labels = batch(k, next(network.parameters()).dtype)
-    network.zero_grad()
-    loss = F.cross_entropy(network(inputs).float(), labels)
-    loss.backward()
-    return loss
-
-
-def train(network: nn.Module, optimizer: L3RS, steps: range) -> None:
-    for k in steps:
-        optimizer.step(loss=backward(network, k))
-
-
-def weights(network: nn.Module) -> list[Tensor]:
-    return [p.detach().clone() for p in network.parameters()]
-
-
-def equal(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 # -- resume ------------------------------------------------------------------------------------------------------------------------

@@ -10,10 +10,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import ray
 
 from l3rs.checkpoint import CheckpointError
 from l3rs.evaluation import FIELDS, Arm, EvaluationConfig, Planned, Rows, fingerprint, missing, plan, rows_of
-from l3rs.runs import Failure, attempt, execute, execute_all
+from l3rs.runs import Failure, attempt, execute, execute_all, execute_on_ray
 from l3rs.tasks import TaskConfig
 from l3rs.unroll import Report
 from l3rs.workload import Workload
@@ -95,6 +96,19 @@ def test_a_run_that_fails_is_a_row_with_its_error_and_the_others_go_on() -> None
     (row,) = rows_of(planned, found[bad])
     assert "KeyError" in row["error"]
     assert math.isnan(row["accuracy"])
+
+
+def test_a_ray_cluster_makes_the_same_rows() -> None:
+    good, other = (p.run for p in plan(cell(COSINE, horizons={2: 2})))
+    bad = replace(other, purpose="nobody's")
+    try:
+        found = dict(execute_on_ray([good, bad], "local"))
+    finally:
+        ray.shutdown()
+    report = found[good]
+    assert isinstance(report, Report)
+    assert report.loss == execute(good).loss
+    assert isinstance(found[bad], Failure)
 
 
 def fake(planned: Planned) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from conftest import batch, small_network
+from conftest import backward, batch, equal, small_network, train, weights
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn import functional as F
@@ -50,30 +50,9 @@ def make(form: str, params: Iterable[Any], **options: Any) -> LearnedRule:
     return of(params, **{"theta": theta(of), **usual, **options})  # type: ignore[arg-type]
 
 
-def backward(network: nn.Module, k: int) -> Tensor:
-    inputs, labels = batch(k, next(network.parameters()).dtype)
-    network.zero_grad()
-    loss = F.cross_entropy(network(inputs).float(), labels)
-    loss.backward()
-    return loss
-
-
-def train(network: nn.Module, optimizer: LearnedRule, steps: range) -> None:
-    for k in steps:
-        optimizer.step(loss=backward(network, k))
-
-
-def weights(network: nn.Module) -> list[Tensor]:
-    return [p.detach().clone() for p in network.parameters()]
-
-
 def states(optimizer: LearnedRule) -> list[Tensor]:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     return [t.clone() for p in params if p in optimizer.state for _, t in sorted(optimizer.state[p].items())]
-
-
-def equal(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def finite(tensors: Iterable[Tensor]) -> bool:

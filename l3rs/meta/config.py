@@ -64,7 +64,7 @@ class MetaTrainConfig(Workload):
         start: files of published meta-parameters to start from, of another learned optimizer than L3RS; none is a random start.
         lr: of another learned optimizer, see `LearnedWeights`; none is 1, and 0.03 for Celo2 [choice].
         specialist: whether something is learned by layer name, an embedding or an MLP (a specialist), or nothing is (a generalist).
-        steps: K is drawn from this range, ends included, once a generation [choice: 10 to 100].
+        steps: K is drawn from this range, ends included, for each task [choice: 10 to 100].
         steps_distribution: `uniform` [paper] or `log-uniform`, which dwells on short runs.
         meta_batch: tasks a generation; all candidates see the same ones [choice].
         objective: what is minimized: `final`, the evaluation loss after K steps [paper]; `mean`, the training loss averaged over the

@@ -46,14 +46,20 @@ def start(config: MetaTrainConfig) -> Learned:
 
 
 def generation_tasks(config: MetaTrainConfig, generation: int) -> list[tuple[int, int]]:
-    """(seed, steps) of a generation's tasks, a function of (config seed, generation): one K, then a seed a task."""
+    """(seed, steps) of a generation's tasks, a function of (config seed, generation).
+
+    Each task has a K of its own. They are stratified: of n tasks, the i-th has its K in the i-th of n equally likely parts of the range,
+    so that a generation sees short runs and long ones.
+    """
     low, high = config.steps
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([config.nes.seed, generation])))
+    share = (np.arange(config.meta_batch) + rng.random()) / config.meta_batch
+    ends = np.array([low - 0.5, high + 0.5])  # whole numbers, whose cells reach half a step beyond both ends
     if config.steps_distribution == "uniform":
-        steps = int(rng.integers(low, high + 1))
-    else:  # of whole numbers, whose cells in log K reach half a step beyond both ends
-        steps = round(float(np.exp(rng.uniform(np.log(low - 0.5), np.log(high + 0.5)))))
-    return [(task_seed(config.nes.seed, generation, i), steps) for i in range(config.meta_batch)]
+        steps = ends[0] + share * (ends[1] - ends[0])
+    else:
+        steps = np.exp(np.log(ends[0]) + share * np.log(ends[1] / ends[0]))
+    return [(task_seed(config.nes.seed, generation, i), min(max(round(k), low), high)) for i, k in enumerate(steps.tolist())]
 
 
 def meta_validate(problem: FineTuning, theta: Tensor, numbers: range) -> tuple[float, float]:
@@ -146,31 +152,31 @@ def one_generation(problem: FineTuning, nes: NES, config: MetaTrainConfig) -> di
     """One NES update, and its row of the curve."""
     started = time.perf_counter()
     problem.tasks = generation_tasks(config, nes.generation)
-    row: dict[str, float | int | str] = {"sigma": nes.sigma, "lr": nes.lr, "steps": problem.tasks[0][1]}
+    inner = sum(steps for _, steps in problem.tasks)
+    row: dict[str, float | int | str] = {"sigma": nes.sigma, "lr": nes.lr, "steps": round(inner / len(problem.tasks))}
     nes.step()
     diverged, failed = (int(column.sum()) for column in nes.evaluations[:, 1:].T)
     if 2 * (diverged + failed) > config.nes.population:
         raise MetaTrainingError(explain(problem, nes, diverged, failed))
     seconds = time.perf_counter() - started
-    inner = config.nes.population * sum(steps for _, steps in problem.tasks)
     row |= {name: nes.status[name] for name in ("mean_loss", "best_loss", "spread")}
     return row | {
         "generation": nes.generation,
         "diverged": diverged,
         "failed": failed,
-        "inner_steps_per_second": round(inner / seconds, 1),
+        "inner_steps_per_second": round(config.nes.population * inner / seconds, 1),
     }
 
 
 def explain(problem: FineTuning, nes: NES, diverged: int, failed: int) -> str:
     """What is said where most candidates of a generation failed."""
-    generation, (_, steps) = nes.generation - 1, problem.tasks[0]
-    seeds = ", ".join(str(seed) for seed, _ in problem.tasks)
+    generation = nes.generation - 1
+    tasks = ", ".join(f"{seed} of {steps} steps" for seed, steps in problem.tasks)
     said = f"in generation {generation}, {diverged} of {len(nes.candidates)} candidates diverged and {failed} met an error"
     if error := problem.error():
         said += f", such as {error}"
     return (
-        f"{said}; nothing was learned from it. To see it again: nes.seed {nes.config.seed}, tasks {seeds}, {steps} steps. A smaller "
+        f"{said}; nothing was learned from it. To see it again: nes.seed {nes.config.seed}, tasks {tasks}. A smaller "
         "nes.sigma or schedule.lr0 makes runs tamer"
     )
 

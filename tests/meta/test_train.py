@@ -100,10 +100,16 @@ def test_generations_share_tasks_and_differ_from_each_other() -> None:
     config = MetaTrainConfig(meta_batch=3)
     tasks = generation_tasks(config, 5)
     assert tasks == generation_tasks(config, 5) != generation_tasks(config, 6)
-    assert len({steps for _, steps in tasks}) == 1
     assert len({seed for seed, _ in tasks}) == 3
-    drawn = {generation_tasks(config, g)[0][1] for g in range(2000)}
+    drawn = {steps for g in range(2000) for _, steps in generation_tasks(config, g)}
     assert (min(drawn), max(drawn)) == (10, 100)
+
+
+@pytest.mark.parametrize(("distribution", "thirds"), [("uniform", (9.5, 40, 70, 100.5)), ("log-uniform", (9.5, 20.9, 45.8, 100.5))])
+def test_each_generation_has_short_and_long_runs(distribution: str, thirds: tuple[float, ...]) -> None:
+    for generation in range(200):
+        steps = [k for _, k in generation_tasks(MetaTrainConfig(meta_batch=3, steps_distribution=distribution), generation)]
+        assert all(low - 0.5 <= k <= high + 0.5 for k, low, high in zip(steps, thirds, thirds[1:], strict=False)), (generation, steps)
 
 
 def test_log_uniform_steps_dwell_on_short_runs() -> None:

@@ -1,6 +1,7 @@
 """Tune the baselines' learning rates on meta-train tasks, per horizon.
 
     python evaluate/tune.py
+    python evaluate/tune.py --names schedule-free muon-cosine --steps 10 25 50 100
     python evaluate/tune.py --names celo2-base --learned runs/celo2-base/icons-celo2-base.safetensors    # Celo2 needs one too
 
 appends one row a run to `evaluate/results/tuning.csv` and writes the chosen values to `l3rs/baselines.yaml`. The grid has factors of
@@ -28,6 +29,11 @@ START = {
     "adam-cosine": -2.5,
     "adam-cosine-head10": -3.0,
     "sgd-cosine": -1.0,
+    "adamw-cosine-head10": -2.5,
+    "adamw-layer-decay": -1.5,
+    "schedule-free": -2.0,
+    "muon-cosine": -2.0,
+    "soap-cosine": -2.0,
     "celo2": -1.5,
     "celo2-base": -1.5,
 }  # log10 of the first guess
@@ -88,6 +94,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=8, help="meta-train tasks (seeds 0, 1, ...) a value is tried on")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
     parser.add_argument("--names", nargs="+", default=list(BASELINES), choices=list(START), help="which to tune (default: the baselines)")
+    parser.add_argument("--steps", type=int, nargs="+", default=list(HORIZONS), choices=HORIZONS, help="for which horizons (default: all)")
     parser.add_argument("--learned", default="auto", help="the file of Celo2's weights")
     args = parser.parse_args()
     results = ROOT / "evaluate" / "results" / "tuning.csv"
@@ -97,8 +104,8 @@ def main() -> None:
     chosen: dict[str, dict[int, float]] = yaml.safe_load(file.read_text())
     for name in args.names:
         guess = round(2 * START[name])
-        chosen[name] = {}
-        for steps in HORIZONS:
+        chosen.setdefault(name, {})
+        for steps in sorted(args.steps):
             guess = tuning.best(name, steps, guess)
             chosen[name][steps] = on_grid(guess)
             print(f"{name} {steps}: {chosen[name][steps]:g} ({tuning.accuracy(name, chosen[name][steps], steps):.4f})", flush=True)
@@ -106,7 +113,7 @@ def main() -> None:
         "# python evaluate/tune.py\n"
         "# Horizon: the learning rate with the best mean accuracy on meta-train tasks. All rows: evaluate/results/tuning.csv\n"
     )
-    file.write_text(header + yaml.safe_dump(chosen, sort_keys=False))
+    file.write_text(header + yaml.safe_dump({name: dict(sorted(by.items())) for name, by in chosen.items()}, sort_keys=False))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class FinetuneConfig:
 
     tasks: int = 8
     steps: tuple[int, ...] = (10, 25, 50)
-    optimizers: tuple[str, ...] = OPTIMIZERS
+    optimizers: tuple[str, ...] = ("l3rs", "adam", "adam-cosine", "adam-cosine-head10", "sgd-cosine")
     learned: str = "auto"
     seed: int = 0
     out: Path = Path("l3rs-out")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import update_bn
 
 from l3rs.data.images import ImageSet
 from l3rs.tasks import Task
 
 PRECISIONS = ("float32", "bfloat16")
+REFRESH = 20  # batches; running statistics with BatchNorm's momentum of 0.1 are as noisy as an average over 19
 
 
 @dataclass
@@ -50,6 +53,35 @@ def _autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
+@runtime_checkable
+class ScheduleFree(Protocol):
+    """An optimizer that trains at one point and is to be evaluated at another, an average of its weights."""
+
+    def train(self) -> None:
+        """Puts the weights where it trains."""
+
+    def eval(self) -> None:
+        """Puts the weights to their average."""
+
+
+@contextmanager
+def averaged(network: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Tensor]) -> Iterator[None]:
+    """The network where a schedule-free optimizer is to be evaluated; afterwards it is as it was, to the bit. Other optimizers pay nothing.
+
+    Args:
+        batches: inputs whose mean statistics BatchNorm gets there; those of the run belong to other weights.
+    """
+    if not (isinstance(optimizer, ScheduleFree) and optimizer.state):  # before the first step there is no average
+        yield
+        return
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    optimizer.eval()
+    update_bn(batches, network)
+    yield
+    optimizer.train()
+    network.load_state_dict(before)  # going to the average and back rounds
+
+
 def unroll(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -62,7 +94,8 @@ def unroll(
     """Fine-tunes `network`, in place, where it is, on all batches of `task`, BatchNorm in train mode.
 
     The optimizer gets the loss through a closure, as any optimizer may. A run whose loss is not finite stops there; what is
-    still to be evaluated is NaN.
+    still to be evaluated is NaN. A schedule-free optimizer is evaluated at the average of its weights, with the BatchNorm statistics of
+    the last `REFRESH` training batches there; the network is left where it trains.
 
     Args:
         evaluate_at: after how many steps to evaluate, besides the end. 0 is before the first.
@@ -76,7 +109,9 @@ def unroll(
 
     def record(step: int) -> None:
         if step in wanted:
-            report.accuracy[step], report.loss[step] = evaluate(network, held_out, held_out_labels, precision)
+            seen = (task.batch(images, i)[0].to(device) for i in range(max(0, step - REFRESH), step))
+            with _autocast(device, precision), averaged(network, optimizer, seen):
+                report.accuracy[step], report.loss[step] = evaluate(network, held_out, held_out_labels, precision)
 
     # torch annotates closures as giving floats; they give, and `step` returns, the loss as a tensor
     step_with = cast("Callable[[Callable[[], Tensor]], Tensor]", optimizer.step)

@@ -5,8 +5,8 @@
     python evaluate/run.py --config configs/evaluate/A.yaml --compact     # all rows to evaluate/results/A/rows.parquet, to be committed
 
 Rows are appended to a CSV file of this invocation in `--out`; runs that have a row there, or in `evaluate/results`, are not made again. A
-run that fails is a row with its error; `--again` tries those anew. Arms whose learned weights are not there are left out, unless
-`--arms` names them.
+run that fails is a row with its error; `--again` tries those anew. Arms whose learned weights are not there, or
+whose learning rate was not tuned, are left out, unless `--arms` names them.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ def read_config(file: Path) -> EvaluationConfig:
 
 
 def is_there(arm: Arm) -> bool:
-    """Whether what the arm has learned is there; says so where it is not."""
+    """Whether what the arm has learned is there, or its learning rate was tuned; says so where it is not."""
     try:
         fingerprint(arm.optimizer, arm.learned)
+        arm.rate(1)
     except ValueError as error:
         print(f"left out: {arm.name} ({error})")
         return False
@@ -82,8 +83,12 @@ def main() -> None:
     print(f"{config.cell}: {len(todo)} runs are missing, {steps:,} steps")
     if args.plan or not todo:
         return
-    if not config.workload.embedded:
-        config.workload.prepare((config.purpose,), config.task)
+    try:  # what all runs would fail for
+        if not config.workload.embedded:
+            config.workload.prepare((config.purpose,), config.task)
+        config.workload.network(config.task.classes)
+    except ValueError as error:
+        parser.error(str(error))
     planned = {replace(p.run, device=args.device): p for p in todo}
     found = execute_on_ray(list(planned), args.ray_address) if args.ray_address else execute_all(list(planned), args.workers, attempt)
     failed = 0

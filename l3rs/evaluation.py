@@ -51,6 +51,7 @@ class Arm:
         meta_seed: of the meta-training that made it, where several seeds are arms of one name.
         head_only: whether all but the head is frozen.
         horizons: some of the cell's; none is all.
+        total_steps: the length of the run that the optimizer is told, as a multiple of the true one.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Arm:
     meta_seed: int = 0
     head_only: bool = False
     horizons: tuple[int, ...] = ()
+    total_steps: float = 1.0
 
     def __post_init__(self) -> None:
         allowed = ("l3rs", *BASELINES, *KINDS)
@@ -67,6 +69,8 @@ class Arm:
             raise ValueError(f"arm {self.name!r} has the optimizer {self.optimizer!r}; it is one of {', '.join(allowed)}")
         if self.lr is not None and not 0 <= self.lr < math.inf:
             raise ValueError(f"arm {self.name!r} has lr {self.lr}; it is at least 0")
+        if not 0 < self.total_steps < math.inf:
+            raise ValueError(f"arm {self.name!r} has total_steps {self.total_steps}; it is a positive multiple of the length of the run")
         if self.optimizer in KINDS and self.learned == "auto":
             raise ValueError(f"arm {self.name!r} needs learned, the file of its weights: {self.optimizer} has none that are shipped")
 
@@ -104,14 +108,17 @@ class EvaluationConfig:
             raise ValueError(f"horizons is {dict(self.horizons)}; it is numbers of tasks, at least 1, by numbers of steps, at least 1")
         if self.purpose not in self.workload.class_split.classes:
             raise ValueError(f"purpose is {self.purpose!r}; it is one of {', '.join(self.workload.class_split.classes)}")
-        seen = set()
+        seen: set[tuple[str, int, int]] = set()
         for arm in self.arms:
             unknown = [h for h in arm.horizons if h not in self.horizons]
             if unknown:
                 raise ValueError(f"arm {arm.name!r} has the horizon {unknown[0]}; the cell has {', '.join(map(str, self.horizons))}")
-            if (arm.name, arm.meta_seed) in seen:
-                raise ValueError(f"there are two arms {arm.name!r} of meta_seed {arm.meta_seed}; give them different names, or seeds")
-            seen.add((arm.name, arm.meta_seed))
+            runs = {(arm.name, arm.meta_seed, horizon) for horizon in arm.horizons or self.horizons}
+            if runs & seen:
+                raise ValueError(
+                    f"there are two arms {arm.name!r} of meta_seed {arm.meta_seed}; give them different names, seeds or horizons"
+                )
+            seen |= runs
 
 
 @lru_cache(maxsize=64)
@@ -147,7 +154,7 @@ def plan(config: EvaluationConfig) -> list[Planned]:
                 run = Run(
                     config.cell, arm.optimizer, arm.rate(group[0]), group[0], seed, config.purpose, arm.learned,
                     evaluate_at=tuple(sorted({*group, *on_the_way})), workload=config.workload, label=arm.name, head_only=arm.head_only,
-                    task=config.task,
+                    task=config.task, total_steps=max(1, round(arm.total_steps * group[0])),
                 )  # fmt: skip
                 planned.append(Planned(arm, run, tuple(group)))
     return sorted(planned, key=lambda p: -p.run.steps)

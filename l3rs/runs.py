@@ -39,6 +39,7 @@ class Run:
         head_only: whether all but the head is frozen.
         task: the size of the task.
         device: where it runs.
+        total_steps: what the optimizer is told of the length of the run; 0 is the truth.
     """
 
     cell: str
@@ -54,6 +55,7 @@ class Run:
     head_only: bool = False
     task: TaskConfig = field(default_factory=TaskConfig)
     device: str = "cpu"
+    total_steps: int = 0
 
 
 def execute(run: Run) -> Report:
@@ -73,13 +75,14 @@ def execute(run: Run) -> Report:
         network.requires_grad_(False)
         head_of(network).requires_grad_(True)
     trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    total = run.total_steps or run.steps
     if run.optimizer == "l3rs":
-        recipe = Recipe(L3RS(trained, run.steps, run.learned, lr=run.lr), None)
+        recipe = Recipe(L3RS(trained, total, run.learned, lr=run.lr), None)
     elif run.optimizer in KINDS:
         weights = replace(load(run.learned, run.optimizer), lr=run.lr)
-        recipe = Recipe(weights.build(weights.theta, trained, run.steps), None)
+        recipe = Recipe(weights.build(weights.theta, trained, total), None)
     else:
-        recipe = BASELINES[run.optimizer](network, run.lr, run.steps)
+        recipe = BASELINES[run.optimizer](network, run.lr, total)
     try:
         return unroll(network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at)
     finally:

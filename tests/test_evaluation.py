@@ -54,6 +54,17 @@ def test_a_tuned_arm_takes_the_learning_rate_of_each_horizon() -> None:
     assert {p.run.steps: p.run.lr for p in planned} == {10: 0.01, 100: 0.003}
 
 
+def test_an_optimizer_may_be_told_a_wrong_length() -> None:
+    """A cosine that expects 8 steps and is stopped after 4 is where one of 8 steps is after 4, if both learn on the same batches."""
+    (told,) = plan(cell(replace(COSINE, total_steps=2.0), horizons={4: 1}))
+    (true,) = plan(cell(COSINE, horizons={4: 1}))
+    assert (told.run.steps, told.run.total_steps, true.run.total_steps) == (4, 8, 4)
+    assert execute(told.run).loss != execute(true.run).loss
+    assert execute(replace(true.run, total_steps=8)).loss == execute(told.run).loss
+    l3rs = replace(true.run, optimizer="l3rs", lr=1.0, learned="icons-generalist")
+    assert execute(replace(l3rs, total_steps=8)).loss != execute(l3rs).loss
+
+
 def test_a_run_leaves_a_row_for_each_evaluation() -> None:
     (planned,) = plan(cell(COSINE, horizons={4: 1}, curve=(1, 3, 8)))
     rows = list(rows_of(planned, attempt(planned.run)))

@@ -41,7 +41,7 @@ class L3RSConfig:
     time_scales: tuple[float, ...] = tuple(10 ** (1 + i / 2) for i in range(7))
     controller: str = "shared"
     embedding: int = 16
-    hidden: tuple[int, int] = (32, 16)
+    hidden: tuple[int, int] = (32, 32)
     unit: str = "rms"
     lr0: float = 5e-3
     relative_floor: float = 1e-3

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 from l3rs.config import L3RSConfig
-from l3rs.controller import initial_theta
 from l3rs.data.images import ImageSet
+from l3rs.initial import initial_theta
 from l3rs.schedule import LearnedSchedule
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 
 from l3rs.config import L3RSConfig
-from l3rs.controller import decide, initial_theta, meta_shapes, unflatten
+from l3rs.controller import meta_shapes
 from l3rs.features import Averages, TimeFeatures, feature_names, log_rms
 
 CONFIG = L3RSConfig()
@@ -67,20 +66,3 @@ def test_log_norms_do_not_depend_on_a_layers_size() -> None:
     sizes = log_rms(torch.stack([small.norm(), large.norm()]), torch.tensor([10.0, 1000.0]).sqrt(), CONFIG)
     torch.testing.assert_close(sizes, torch.full((2,), math.log(0.1) / 4))
     assert torch.isfinite(log_rms(torch.zeros(1), torch.ones(1), CONFIG)).all()
-
-
-@pytest.mark.parametrize("total", [10, 50, 100])
-def test_the_first_controller_is_a_falling_step_size_alike_for_all_layers_but_the_head(total: int) -> None:
-    """lambda = (K / 10)^-0.5 exp(-3 k/K), about; ten times that for the head; mu even."""
-    layers = ("a", "b", "fc")
-    meta = unflatten(initial_theta(CONFIG, layers, seed=0, head=("fc",)), meta_shapes(CONFIG, layers))
-    for k in (0, total // 2, total):
-        features = torch.randn(3, len(feature_names(CONFIG)))
-        features[:, 9:27] = time_features(k, total, CONFIG)
-        features[:, 29:] = meta["embedding"]
-        decision = decide(meta, features)
-        assert torch.allclose(decision.lam[0], decision.lam[1])
-        torch.testing.assert_close(decision.lam[2], CONFIG.initial_head * decision.lam[0])
-        torch.testing.assert_close(decision.mu, torch.full((3, 2), 0.5))
-        expected = -CONFIG.initial_horizon * math.log(total / 10) - CONFIG.initial_decay * k / total
-        assert math.log(float(decision.lam[0])) == pytest.approx(expected, abs=0.2)

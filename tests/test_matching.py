@@ -14,7 +14,7 @@ from conftest import random_schedule, small_network
 from torch import nn
 
 from l3rs import L3RS, L3RSConfig, LearnedSchedule, load
-from l3rs.controller import initial_theta
+from l3rs.initial import initial_theta
 from l3rs.networks import resnet, resnet34
 
 
@@ -94,7 +94,7 @@ def test_by_position() -> None:
 def test_a_layer_uses_the_embedding_of_its_slot() -> None:
     """Two networks with the same layers in another order are stepped alike, layer by layer."""
     config = L3RSConfig()
-    theta = initial_theta(config, ("a", "b"), 0, head=("b",))
+    theta = initial_theta(config, ("a", "b"), 0)
     learned = LearnedSchedule(config, ("a", "b"), theta + 0.1 * torch.randn(theta.shape))
     moved = []
     for order in (("a", "b"), ("b", "a")):

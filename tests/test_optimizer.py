@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from l3rs import L3RS, L3RSConfig, LearnedSchedule
 from l3rs.backbones import pretrained
-from l3rs.controller import initial_theta
+from l3rs.initial import initial_theta
 from l3rs.reference import ReferenceL3RS
 
 

@@ -11,8 +11,8 @@ from conftest import batch, small_network
 from torch.nn import functional as F
 
 from l3rs import L3RS, L3RSConfig, LearnedSchedule
-from l3rs.controller import initial_theta
 from l3rs.features import feature_names
+from l3rs.initial import initial_theta
 from l3rs.reference import ReferenceL3RS
 from l3rs.variants import TABLE_2, TABLE_3, TABLE_4, fixed_mix
 
@@ -25,7 +25,7 @@ def test_variant_equals_the_reference(name: str) -> None:
     config = replace(VARIANTS[name], lr0=2e-3)
     fast, slow = small_network(torch.float64), small_network(torch.float64)
     layers = tuple(n for n, _ in fast.named_parameters()) if config.by_layer else ()
-    theta = initial_theta(config, layers, seed=0, head=layers[-2:])
+    theta = initial_theta(config, layers, seed=0)
     theta = theta + 0.1 * torch.randn(theta.shape, generator=torch.Generator().manual_seed(2))
     learned = LearnedSchedule(config, layers, theta)
     optimizer, reference = L3RS(fast.named_parameters(), 8, learned), ReferenceL3RS(dict(slow.named_parameters()), 8, learned)
@@ -50,11 +50,11 @@ def test_sizes() -> None:
         return len(initial_theta(config, tuple(map(str, range(layers))) if config.by_layer else (), 0))
 
     inputs = 9 + 11 + 7 + 2  # averages, times, norms of the directions
-    mlp = 32 * inputs + 32 + 16 * 32 + 16 + 3 * 16 + 3
+    mlp = 32 * inputs + 32 + 32 * 32 + 32 + 3 * 32 + 3
     assert size("shared MLP, SGD + Adam") == size("global, SGD + Adam") == mlp + 3
     assert size("an MLP per layer, SGD + Adam") == 110 * mlp + 3
     assert size("shared MLP with embeddings, SGD + Adam") == mlp + 32 * 16 + 110 * 16 + 3
-    assert size("shared MLP with embeddings, SGD") == mlp + 32 * 16 + 110 * 16 - 32 - 17  # a feature and a logit less
+    assert size("shared MLP with embeddings, SGD") == mlp + 32 * 16 + 110 * 16 - 32 - 33  # a feature and a logit less
 
 
 def test_lamb_is_not_adam_inside_l3rs() -> None:

@@ -23,6 +23,8 @@ class NESConfig:
     Attributes:
         population: candidates a generation, in antithetic pairs [choice].
         sigma: standard deviation of the noise at generation 0 [choice].
+        hidden_noise: how strong noise and learning rate are on meta-parameters that do not lead from a described unit to the output, and on
+            all those of other optimizers than L3RS, see `l3rs.initial.noise_scale` [choice; a power of 2 rounds nothing].
         sigma_half_life: generations in which it halves [paper: 500, for far longer runs].
         lr: learning rate of the centre at generation 0 [choice].
         lr_half_life: generations in which it halves [paper: 500].
@@ -31,9 +33,10 @@ class NESConfig:
     """
 
     population: int = 16
-    sigma: float = 0.03
+    sigma: float = 0.1
+    hidden_noise: float = 0.25
     sigma_half_life: float = 60.0
-    lr: float = 0.01
+    lr: float = 0.04
     lr_half_life: float = 60.0
     optimizer: str = "adam"
     seed: int = 0
@@ -41,10 +44,10 @@ class NESConfig:
     def __post_init__(self) -> None:
         if self.population < 2 or self.population % 2:
             raise ValueError(f"population is {self.population}; candidates come in pairs, so it is even and at least 2")
-        for name in ("sigma", "sigma_half_life", "lr", "lr_half_life"):
+        for name in ("sigma", "hidden_noise", "sigma_half_life", "lr", "lr_half_life"):
             if not getattr(self, name) > 0:  # neither is NaN
                 raise ValueError(f"{name} is {getattr(self, name)}; it is positive")
-        for name in ("sigma", "lr"):
+        for name in ("sigma", "hidden_noise", "lr"):
             if math.isinf(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}; it is finite")
         if not 0 <= self.seed < 2**32:

@@ -13,9 +13,10 @@ import torch
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from torch import Tensor
 
+from l3rs.initial import noise_scale
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.nes import Problem
-from l3rs.schedule import LearnedOptimizer
+from l3rs.schedule import LearnedOptimizer, LearnedSchedule
 from l3rs.tasks import TaskConfig
 from l3rs.unroll import Report, unroll
 from l3rs.workbench import Workbench, workbench
@@ -54,6 +55,8 @@ def remote_bench(workload: Workload, task: TaskConfig, device: str) -> Workbench
 class FineTuning(Problem):
     """EvoTorch's view of it: minimize the mean loss over this generation's tasks.
 
+    Its solutions are meta-parameters divided by `scale`: noise that is alike on all of them is stronger on some meta-parameters.
+
     Beside its loss a candidate is given whether a run of it diverged, and whether one raised an error; both count as the penalty.
     Processes that die are replaced, and their candidates evaluated again: a candidate's loss is a function of it and the tasks, so
     the result is the same.
@@ -66,13 +69,18 @@ class FineTuning(Problem):
 
     def __init__(self, learned: LearnedOptimizer, config: MetaTrainConfig, workers: int = 1) -> None:
         self.learned, self.config = learned, config
+        n, quiet = len(learned.theta), config.nes.hidden_noise
+        if isinstance(learned, LearnedSchedule):
+            self.scale = noise_scale(learned.config, learned.layers, quiet)
+        else:
+            self.scale = torch.full((n,), quiet)
         self.tasks: Tasks = ()  # of this generation
         self.replaced = 0  # times that processes were, so far
         self.met = ""  # the last error that a candidate met in this process, in this generation
         gpus = config.gpus_per_actor
         super().__init__(
             "min",
-            solution_length=len(learned.theta),
+            solution_length=n,
             initial_bounds=(-1.0, 1.0),
             dtype=torch.float32,
             eval_data_length=2,
@@ -89,6 +97,11 @@ class FineTuning(Problem):
 
     def _use_sync_data_from_main(self, received: dict[str, Any]) -> None:
         self.tasks, self.met = received["tasks"], ""
+
+    @property
+    def processes(self) -> int:
+        """How many evaluate candidates."""
+        return max(1, self._num_actors)
 
     def _bench(self) -> Workbench:
         c = self.config
@@ -115,7 +128,7 @@ class FineTuning(Problem):
         rows = []
         for theta in batch.values:
             try:
-                loss, diverged = self.loss(theta.clone())
+                loss, diverged = self.loss(theta.clone() * self.scale)
                 rows.append((loss, float(diverged), 0.0))
             except Exception as error:  # what one candidate meets must not end the run; many failures do, see `meta_train`
                 self.met = f"{type(error).__name__}: {error}"

@@ -17,14 +17,13 @@ import ray
 import torch
 from torch import Tensor
 
-from l3rs.controller import initial_theta
+from l3rs.initial import describe, initial_theta
 from l3rs.learned.weights import LearnedWeights, starting_weights
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.folder import RunFolder
 from l3rs.meta.nes import NES
 from l3rs.meta.problem import FineTuning, MetaTrainingError, places
 from l3rs.meta.progress import Progress
-from l3rs.networks import head_names
 from l3rs.plots import plot_curve
 from l3rs.schedule import LearnedSchedule
 from l3rs.tasks import task_seed
@@ -40,7 +39,7 @@ def start(config: MetaTrainConfig) -> Learned:
         return starting_weights(config.optimizer, config.lr, name, config.nes.seed, config.start)
     network = workbench(config.workload, config.task).network
     layers = tuple(name for name, _ in network.named_parameters()) if config.specialist else ()
-    theta = initial_theta(config.schedule, layers, config.nes.seed, head_names(network))
+    theta = initial_theta(config.schedule, layers, config.nes.seed, describe(network) if layers else None)
     name = config.name or f"{config.workload.class_split.name}-{config.model}"
     return LearnedSchedule(config.schedule, layers, theta, name)
 
@@ -120,7 +119,7 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
 
 def run(folder: RunFolder, problem: FineTuning, learned: Learned, config: MetaTrainConfig, progress: bool) -> None:
     """The generations that are missing; each is written before the next begins."""
-    nes = NES(problem, learned.theta, config.nes)
+    nes = NES(problem, learned.theta / problem.scale, config.nes)
     folder.load_state(nes)
     with folder.writing(folder.path / "tensorboard"):
         shown = Progress(folder.path, learned.name, nes.generation, config.generations, progress)
@@ -183,7 +182,7 @@ def explain(problem: FineTuning, nes: NES, diverged: int, failed: int) -> str:
 
 def validated(folder: RunFolder, problem: FineTuning, learned: Learned, nes: NES, config: MetaTrainConfig) -> dict[str, float]:
     """Validates the centre and keeps it as a schedule; gives its columns of the curve."""
-    theta = nes.center.clone()
+    theta = nes.center * problem.scale
     accuracy, loss = meta_validate(problem, theta, range(config.validation_tasks))
     folder.save_learned(replace(learned, theta=theta), folder.theta_file(nes.generation))
     return {"validation_accuracy": round(accuracy, 6), "validation_loss": round(loss, 6)}
@@ -212,6 +211,7 @@ def choose(folder: RunFolder, problem: FineTuning, learned: Learned, config: Met
         "validation_loss": round(loss, 6),
         "finalists": {str(g): [round(a, 6), round(x, 6)] for g, (a, x) in finals.items()},
         "seconds": round(sum(float(r["seconds"]) for r in rows), 1),
+        "workers": config.workers or problem.processes,
     }
     chosen = replace(learned, theta=folder.theta(generation), training=training)
     folder.save_learned(chosen, folder.path / f"{learned.name}.safetensors")

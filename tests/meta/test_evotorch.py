@@ -103,7 +103,7 @@ def test_sgd_follows_sigma_squared_times_the_gradient_of_salimans() -> None:
 
 def test_under_adam_the_scale_of_the_gradient_cancels() -> None:
     """It moves as torch's Adam does along the gradient of Salimans, which is 1 / sigma^2 = 1111 times as long as EvoTorch's."""
-    nes = NES(Quadratic(torch.zeros(5)), torch.ones(5), NESConfig(population=8, sigma=0.03, sigma_half_life=inf, seed=4))
+    nes = NES(Quadratic(torch.zeros(5)), torch.ones(5), NESConfig(population=8, sigma=0.03, lr=0.01, sigma_half_life=inf, seed=4))
     x = torch.nn.Parameter(torch.ones(5))
     adam = torch.optim.Adam([x], maximize=True)
     for _ in range(5):
@@ -178,10 +178,10 @@ def test_processes_find_what_this_one_finds_to_the_last_bit(ray_ends: None) -> N
     for config in (here, there):
         problem = FineTuning(learned, config, processes(config))
         problem.tasks = generation_tasks(config, 0)
-        nes = NES(problem, learned.theta, config.nes)
+        nes = NES(problem, learned.theta / problem.scale, config.nes)
         nes.step()
         tasks = [(seed, steps) for seed in range(3) for steps in (2, 3)]
-        results.append((nes.evaluations, nes.center, problem.runs(nes.center, "meta-validation", tasks)))
+        results.append((nes.evaluations, nes.center, problem.runs(nes.center * problem.scale, "meta-validation", tasks)))
         problem.stop()
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])

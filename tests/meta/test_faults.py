@@ -116,7 +116,7 @@ def test_a_run_whose_candidates_mostly_fail_stops_and_can_go_on(
         Trouble(patch, raises, diverges)
         with pytest.raises(MetaTrainingError, match=f"in generation 1, {said}") as stop:
             meta_train(config, tmp_path, progress=False)
-    assert f"nes.seed 0, tasks {seed}, {steps} steps" in str(stop.value)
+    assert f"nes.seed 0, tasks {seed} of {steps} steps" in str(stop.value)
     assert ("such as RuntimeError: candidate 7 is out\nof luck" in str(stop.value)) == bool(raises)
     assert generations(tmp_path) == [0, last_generation(tmp_path)] == [0, 1]
     meta_train(config, tmp_path, progress=False)

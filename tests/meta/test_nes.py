@@ -36,6 +36,7 @@ def test_both_halve_every_half_life() -> None:
         (lambda: NESConfig(sigma=0), "sigma is 0; it is positive"),
         (lambda: NESConfig(sigma=nan), "sigma is nan; it is positive"),
         (lambda: NESConfig(sigma=inf), "sigma is inf; it is finite"),
+        (lambda: NESConfig(hidden_noise=0), "hidden_noise is 0; it is positive"),
         (lambda: NESConfig(lr=-1), "lr is -1; it is positive"),
         (lambda: NESConfig(lr=inf), "lr is inf; it is finite"),
         (lambda: NESConfig(sigma_half_life=0), "sigma_half_life is 0"),

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from l3rs.checkpoint import load
 from l3rs.cli import main
-from l3rs.controller import initial_theta
 from l3rs.data.splits import ClassSplit
+from l3rs.initial import initial_theta
 from l3rs.learned import VeLO, weights
 from l3rs.networks import create
 from l3rs.schedule import LearnedSchedule

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import huggingface_hub
 import timm
@@ -17,6 +14,7 @@ from safetensors.torch import load as load_safetensors
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
+from l3rs.hub import reachable
 from l3rs.networks import head_names, replace_head, resnet34
 
 SHIPPED = ("icons", "glyphs")  # ResNet-34 at width 16, pretrained on the pretraining classes of these sets
@@ -95,15 +93,11 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _offline_unless_reachable(seconds: float = 5.0) -> Iterator[None]:
+def _offline_unless_reachable() -> Iterator[None]:
     """Lets the Hub's client look at its cache alone where nothing answers; else it tries again for most of a minute first."""
     constants = huggingface_hub.constants
     before = constants.HF_HUB_OFFLINE
-    at = urlsplit(os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY") or constants.ENDPOINT)
-    try:
-        socket.create_connection((at.hostname, at.port or (443 if at.scheme == "https" else 80)), timeout=seconds).close()
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
+    constants.HF_HUB_OFFLINE = before or not reachable()
     try:
         yield
     finally:

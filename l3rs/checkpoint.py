@@ -1,12 +1,12 @@
-"""Learned schedules on disk: safetensors with metadata, and the ones that are shipped."""
+"""Learned schedules on disk: safetensors with metadata; the ones that are shipped, and where others are found."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,16 +14,15 @@ from safetensors.torch import save_file
 
 from l3rs.config import L3RSConfig
 from l3rs.controller import meta_shapes, unflatten
+from l3rs.errors import CheckpointError
 from l3rs.features import feature_names
+from l3rs.hub import FILE, download, is_id
 from l3rs.schedule import LearnedSchedule
 
 SCHEMA = 1
 SPECIALISTS, GENERALIST = ("icons-resnet34",), "icons-generalist"
 SHIPPED = (*SPECIALISTS, GENERALIST)
-
-
-class CheckpointError(ValueError):
-    """A file that is not a learned schedule that this version can use; the message says which and why."""
+FORMS = f"a learned schedule is one of {', '.join(SHIPPED)}, a path, or a Hub id, OWNER/NAME or OWNER/NAME@REVISION"
 
 
 def save(learned: LearnedSchedule, path: str | Path) -> None:
@@ -48,11 +47,12 @@ def read(path: str | Path) -> LearnedSchedule:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path} is not a file; a learned schedule is a path or one of {', '.join(SHIPPED)}")
+        raise CheckpointError(f"{path} is not a file; {FORMS}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            # those of some other file may be many
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if "l3rs" in metadata else {}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error}); it may be truncated") from None
     if "l3rs" not in metadata:
@@ -63,7 +63,7 @@ def read(path: str | Path) -> LearnedSchedule:
         if schema != SCHEMA:
             raise CheckpointError(f"{path} has schema version {schema}; this version of l3rs reads {SCHEMA}")
         if "kind" in about:
-            raise CheckpointError(f"{path} holds a {about['kind']}, not a schedule of L3RS; l3rs.learned.weights.read reads it")
+            raise CheckpointError(f"{path} holds a {about['kind']}, not a schedule of L3RS; LearnedWeights.from_pretrained reads it")
         config = L3RSConfig(**about["config"])
         layers = tuple(about["layers"])
         expected = feature_names(config)
@@ -81,12 +81,34 @@ def read(path: str | Path) -> LearnedSchedule:
     return LearnedSchedule(config, layers, theta, str(about.get("name", path.stem)), about.get("training", {}))
 
 
+def locate(given: str | Path, **hub: Any) -> Path:
+    """The file that a shipped name, a path, or a Hub id means, in this order; `hub` are the arguments of `hub.download`.
+
+    Raises:
+        CheckpointError: there is none; the message says what to do.
+    """
+    if given in SHIPPED:
+        return Path(__file__).parent / "checkpoints" / f"{given}.safetensors"
+    path = Path(given)
+    if path.is_dir():
+        if not (path / FILE).is_file():
+            found = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))[:5]) or "none"
+            raise CheckpointError(f"{path} is a folder without {FILE}, which save_pretrained writes; give a file of it ({found})")
+        return path / FILE
+    if not path.is_file() and isinstance(given, str) and is_id(given):
+        return download(given, **hub)
+    if not path.is_file():
+        raise CheckpointError(f"{given} is not a file; {FORMS}")
+    return path
+
+
 def load(name_or_path: str | Path) -> LearnedSchedule:
-    """A shipped schedule by name, or one from a path. Raises `CheckpointError`."""
-    if name_or_path in SHIPPED:
-        with resources.as_file(resources.files("l3rs") / "checkpoints" / f"{name_or_path}.safetensors") as path:
-            return read(path)
-    return read(name_or_path)
+    """A shipped schedule by name, one from a path, or one from the Hub by its id, as `LearnedSchedule.from_pretrained`.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be used; the message says what to do.
+    """
+    return LearnedSchedule.from_pretrained(name_or_path)
 
 
 def resolve(learned: str | Path, names: Sequence[str], match: str = "name") -> LearnedSchedule:
@@ -103,4 +125,4 @@ def resolve(learned: str | Path, names: Sequence[str], match: str = "name") -> L
     return load(GENERALIST)
 
 
-__all__ = ["GENERALIST", "SCHEMA", "SHIPPED", "SPECIALISTS", "CheckpointError", "load", "read", "resolve", "save"]
+__all__ = ["FORMS", "GENERALIST", "SCHEMA", "SHIPPED", "SPECIALISTS", "CheckpointError", "load", "locate", "read", "resolve", "save"]

@@ -1,18 +1,23 @@
-"""What is installed and shipped, in a few lines; and what a learned schedule is."""
+"""What is installed, shipped and downloaded, in a few lines; and what a learned schedule is."""
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 
 import torch
 
 import l3rs
-from l3rs.checkpoint import SHIPPED, SPECIALISTS, CheckpointError, load
+from l3rs.checkpoint import SHIPPED, SPECIALISTS, CheckpointError, load, locate
+from l3rs.checkpoint import read as read_schedule
 from l3rs.controller import meta_shapes
+from l3rs.hub import cached
 from l3rs.kernels.native import library
-from l3rs.learned.weights import LearnedWeights, read
+from l3rs.learned.weights import LearnedWeights
+from l3rs.learned.weights import read as read_weights
 from l3rs.schedule import LearnedSchedule
 from l3rs.variants import TABLE_2, TABLE_3, TABLE_4
 
@@ -39,13 +44,63 @@ def overview() -> Iterator[str]:
             yield f"  {title}  {name:46} {sum(torch.Size(shape).numel() for shape in shapes.values()):9,}"
 
 
-def find(name_or_path: str) -> LearnedSchedule | LearnedWeights:
-    """A schedule, shipped or from a path, or the weights of another learned optimizer, from a path. Raises CheckpointError."""
+def listing() -> Iterator[str]:
+    """Lines on the schedules and networks that are shipped, and on what the Hub's cache on this machine has for l3rs."""
+    from huggingface_hub import constants
+
+    yield "Shipped schedules: L3RS(..., learned=NAME); l3rs info NAME tells more"
+    yield from _columns([(name, load(name)) for name in SHIPPED])
+    yield f"\nFrom the Hub, in the cache {constants.HF_HUB_CACHE}: L3RS(..., learned=NAME)"
+    found = []
+    for name, path in cached():
+        try:
+            found.append((name, find(path)))
+        except CheckpointError:
+            continue  # a network, or whatever else is called model.safetensors
+    yield from _columns(found) if found else ["  none; l3rs info OWNER/NAME fetches one"]
+    yield "\nShipped networks: l3rs.backbones.pretrained(num_classes, weights=NAME)"
+    for file in sorted((Path(__file__).parent / "weights").glob("*.json")):
+        about = json.loads(file.read_text())
+        config, accuracy = about["config"], about["validation_accuracy"]
+        size = f"{config['model']} at width {config['width']}"
+        yield f"  {config['split']}  {size}, pretrained on {about['classes']} classes: {accuracy:.3f} on their validation images"
+
+
+def facts(learned: LearnedSchedule | LearnedWeights) -> dict[str, str]:
+    """What tells schedules apart, for tables; what is not known is empty."""
+    layers = learned.layers if isinstance(learned, LearnedSchedule) else ()
+    config = learned.training.get("config")
+    model = f"{config.get('model', 'resnet34')}, " if isinstance(config, dict) else ""
+    accuracy = learned.training.get("validation_accuracy")
+    return {
+        "optimizer": learned.kind if isinstance(learned, LearnedWeights) else "L3RS",
+        "fits": f"{model}{len(layers)} layers by name: {layers[0]} to {layers[-1]}" if layers else "any network",
+        "directions": ", ".join(learned.config.directions) if isinstance(learned, LearnedSchedule) else "",
+        "meta-parameters": f"{len(learned.theta):,}",
+        "generations": str(learned.training.get("generation", "")),
+        "meta-validation": f"{accuracy:.3f}" if isinstance(accuracy, float) else "",
+    }
+
+
+def _columns(schedules: Sequence[tuple[str, LearnedSchedule | LearnedWeights]]) -> Iterator[str]:
+    """A table, as wide as its columns need."""
+    rows = [{"name": name, **facts(learned)} for name, learned in schedules]
+    for row in rows:
+        row["fits"] = row["fits"].partition(":")[0]
+    table = [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def find(given: str | Path) -> LearnedSchedule | LearnedWeights:
+    """A schedule, or the weights of another learned optimizer: shipped, from a path, or from the Hub. Raises CheckpointError."""
+    path = locate(given)
     try:
-        return load(name_or_path)
+        return read_schedule(path)
     except CheckpointError as error:
         try:
-            return read(name_or_path)
+            return read_weights(path)
         except CheckpointError:
             raise error from None
 

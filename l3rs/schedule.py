@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from l3rs.config import L3RSConfig
+from l3rs.hub import HubMixin
 
 
 class LearnedOptimizer(Protocol):
@@ -26,7 +28,7 @@ class LearnedOptimizer(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class LearnedSchedule:
+class LearnedSchedule(HubMixin):
     """A learned schedule, as meta-training makes and checkpoints keep it.
 
     Attributes:
@@ -93,6 +95,17 @@ class LearnedSchedule:
         from l3rs.optimizer import L3RS
 
         return L3RS(named_parameters, total_steps, LearnedSchedule(self.config, self.layers, theta, self.name))
+
+    @classmethod
+    def _read(cls, path: Path) -> LearnedSchedule:
+        from l3rs.checkpoint import read  # a floor up, as in `build`
+
+        return read(path)
+
+    def _write(self, path: Path) -> None:
+        from l3rs.checkpoint import save
+
+        save(self, path)
 
 
 def _without_wrappers(names: Sequence[str]) -> Iterator[list[str]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from l3rs.checkpoint import SCHEMA, CheckpointError
+from l3rs.hub import HubMixin
 from l3rs.learned import theta as meta
 from l3rs.learned.base import LearnedRule
 from l3rs.learned.celo2 import SHAPES, Celo2
@@ -59,7 +60,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 
 
 @dataclass(frozen=True, eq=False)
-class LearnedWeights:
+class LearnedWeights(HubMixin):
     """Meta-parameters of one of `KINDS`.
 
     Attributes:
@@ -80,6 +81,13 @@ class LearnedWeights:
         """The optimizer that meta-parameters `theta` define, for a run of `total_steps` steps."""
         lr = self.lr / math.sqrt(total_steps) if self.kind.startswith("celo2") else self.lr
         return KINDS[self.kind].build(named_parameters, theta, total_steps, lr)
+
+    @classmethod
+    def _read(cls, path: Path) -> LearnedWeights:
+        return read(path)
+
+    def _write(self, path: Path) -> None:
+        save(self, path)
 
 
 def starting_weights(kind: str, lr: float | None, name: str, seed: int, files: Sequence[str | Path] = ()) -> LearnedWeights:
@@ -116,7 +124,11 @@ def read(path: str | Path) -> LearnedWeights:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["l3rs"])
+        if "kind" not in about:
+            raise CheckpointError(f"{path} holds a schedule of L3RS, not weights of another learned optimizer; l3rs.load reads it")
         kind, lr, schema = about["kind"], float(about["lr"]), about["schema"]
+    except CheckpointError:
+        raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a file of learned weights that l3rs wrote ({type(error).__name__}: {error})") from None
     if schema != SCHEMA or kind not in KINDS:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
 
 from l3rs.stats import mean_interval
 
@@ -15,9 +19,19 @@ COLOURS = {"l3rs": "#000000", "adam": "#0072B2", "adam-cosine": "#56B4E9", "adam
 MARKERS = {"l3rs": "o", "adam": "s", "adam-cosine": "^", "adam-cosine-head10": "D", "sgd-cosine": "v"}
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure that was made without pyplot, cut to what is drawn."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def png(figure: Figure, colours: int = 255) -> bytes:
+    """The picture as a small PNG file, the same bytes for the same figure; of so many colours, which is a third of the size of all."""
+    FigureCanvasAgg(figure)
+    drawn, small = BytesIO(), BytesIO()
+    figure.savefig(drawn, format="png", dpi=150, bbox_inches="tight")
+    Image.open(drawn).convert("RGB").quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return small.getvalue()
 
 
 def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
@@ -51,13 +65,22 @@ def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None
     right.legend(frameon=False, fontsize=9, loc="lower right")
     figure.suptitle("Fine-tuning on 25 new classes; bands and bars: 95% interval over tasks", fontsize=11)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_curve(curve: pd.DataFrame, path: Path, title: str) -> None:
-    """A meta-training curve: accuracy and loss on meta-validation, and the mean loss of each generation's candidates."""
-    figure = Figure(figsize=(9.5, 3.6))
-    left, right = figure.subplots(1, 2)
+    """`curve_figure`, as a file."""
+    save(curve_figure(curve, title), path)
+
+
+def curve_figure(curve: pd.DataFrame, title: str, stacked: bool = False) -> Figure:
+    """A meta-training curve: accuracy and loss on meta-validation, and the mean loss of each generation's candidates.
+
+    Args:
+        stacked: whether the two are one above the other, for narrow pages.
+    """
+    figure = Figure(figsize=(5.6, 6.4) if stacked else (9.5, 3.6))
+    left, right = figure.subplots(*((2, 1) if stacked else (1, 2)))
     validated = curve.dropna(subset=["validation_accuracy"])
     left.plot(validated.generation, validated.validation_accuracy, color=COLOURS["l3rs"], marker="o", markersize=4)
     left.set(title="meta-validation", xlabel="generation", ylabel="evaluation accuracy")
@@ -72,4 +95,41 @@ def plot_curve(curve: pd.DataFrame, path: Path, title: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
-    _save(figure, path)
+    return figure
+
+
+def plot_decisions(rows: pd.DataFrame, path: Path) -> None:
+    """What a schedule decides along a run: lambda and mu against the step, a column for each kind of layer, a colour for each depth.
+
+    Args:
+        rows: columns `step`, `depth`, `kind`, `lambda` and `mu_NAME` of each direction; depths come in the order of the network.
+    """
+    kinds = [kind for kind in ("convolution", "dense", "scale", "shift", "other", "head") if kind in set(rows.kind)]
+    depths = [str(depth) for depth in rows.depth.unique() if depth != "head"]
+    shades = colormaps["viridis"]([0.88 * i / max(1, len(depths) - 1) for i in range(len(depths))])  # its last shades are too pale on white
+    colours = {**dict(zip(depths, shades, strict=True)), "head": COLOURS["l3rs"]}
+    mixed = [str(column) for column in rows if str(column).startswith("mu_")]
+    shown = ["lambda", *(mixed[:1] if len(mixed) == 2 else mixed if len(mixed) > 2 else [])]  # of two shares one says all
+    figure = Figure(figsize=(2.6 * len(kinds), 2.6 * len(shown)))
+    between = {"left": 0.07, "right": 0.98, "wspace": 0.1, "hspace": 0.1}
+    grid = figure.subplots(len(shown), len(kinds), sharex=True, sharey="row", squeeze=False, gridspec_kw=between)
+    for line, column in zip(grid, shown, strict=True):
+        for axes, kind in zip(line, kinds, strict=True):
+            for depth, curve in rows[rows.kind == kind].groupby("depth", sort=False):
+                marker = "o" if len(curve) == 1 else None
+                axes.plot(curve.step, curve[column], color=colours[str(depth)], linewidth=1.6, marker=marker, markersize=4)
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+            if column == "lambda":
+                axes.set_yscale("log")
+                axes.set_title(kind, fontsize=10)
+            else:
+                axes.set_ylim(0, 1)
+        rest = f"\n(the rest is {mixed[1][3:]})" if len(mixed) == 2 else ""
+        line[0].set_ylabel("lambda" if column == "lambda" else f"mu of {column[3:]}{rest}")
+    for axes in grid[-1]:
+        axes.set_xlabel("step")
+    handles = [Line2D([], [], color=colours[depth], linewidth=2.4, label=depth) for depth in colours if depth in set(rows.depth)]
+    columns = 1 + len(handles) // 20
+    figure.legend(handles=handles, title="depth", loc="upper left", bbox_to_anchor=(0.985, 0.9), frameon=False, fontsize=9, ncols=columns)
+    save(figure, path)

@@ -1,0 +1,112 @@
+"""From an image file to what a network sees: as timm's data config of the model says, or as the shipped networks were pretrained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from timm.data import resolve_data_config
+from timm.models import get_pretrained_cfg
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from l3rs.data.decode import Decoder, open_image
+from l3rs.data.embedded import SIDE, load_embedded
+
+SCALE = (0.35, 1.0)  # of an image's area that a training crop has; timm's 0.08 is for hundreds of epochs
+LARGEST = 4096  # pixels a side
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How images are made for a network; plain values, which a file can hold.
+
+    Attributes:
+        side: height and width of what the network sees, in pixels.
+        resize: length, in pixels, that the shorter side is resized to before the middle is cut out; at least `side`.
+        channels: 3, RGB; or 1, grey.
+        interpolation: how it is resized, by Pillow's name.
+        mean, std: what pixels over 255 are normalized with, a number for each channel.
+        invert: whether dark and bright are swapped first; the shipped networks know ink as bright.
+
+    Raises:
+        ValueError: a value is not what it should be; the message names it.
+    """
+
+    side: int
+    resize: int
+    channels: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    invert: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("side", "resize", "channels"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{name} is {value!r}; it is a whole number")
+        if not 1 <= self.side <= self.resize <= LARGEST:
+            raise ValueError(f"side is {self.side} and resize {self.resize}; 1 <= side <= resize <= {LARGEST} pixels")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels}; it is 1 (grey) or 3 (RGB)")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation is {self.interpolation!r}; it is one of {', '.join(INTERPOLATIONS)}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            good = isinstance(values, Sequence) and all(isinstance(v, float | int) and math.isfinite(v) for v in values)
+            if not good or len(values) != self.channels or (name == "std" and min(values) <= 0):
+                raise ValueError(f"{name} is {values!r}; it is a number for each of {self.channels} channels, and std is above 0")
+            object.__setattr__(self, name, tuple(map(float, values)))
+        if not isinstance(self.invert, bool):
+            raise ValueError(f"invert is {self.invert!r}; it is true or false")
+
+    @classmethod
+    def of(cls, model: str, side: int | None = None, channels: int = 3) -> Transform:
+        """What timm's data config says of a model; for another `side`, the same share of the image is cut out."""
+        known = get_pretrained_cfg(model)
+        config = resolve_data_config(pretrained_cfg=known.to_dict() if known else {"input_size": (3, 224, 224)})
+        seen = side or int(config["input_size"][-1])
+        mean, std = (tuple(config[k]) if channels == 3 else (sum(config[k]) / len(config[k]),) for k in ("mean", "std"))
+        return cls(seen, max(seen, round(seen / float(config["crop_pct"]))), channels, str(config["interpolation"]), mean, std)
+
+    @classmethod
+    def of_shipped(cls, name: str, side: int | None = None) -> Transform:
+        """What the shipped network of an embedded set was pretrained on: grey, 32 px, nothing cut off. Images are dark on bright."""
+        images = load_embedded(name)
+        seen = side or SIDE
+        return cls(seen, seen, 1, "bilinear", images.mean, images.std, invert=True)
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder(self.resize, self.channels, self.interpolation)
+
+    @cached_property
+    def _augment(self) -> v2.Transform:
+        crop = v2.RandomResizedCrop(self.side, SCALE, interpolation=InterpolationMode(self.interpolation), antialias=True)
+        return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+    def evaluation(self, path: str | Path) -> Tensor:
+        """The middle of an image, float32 (channels, side, side). Raises `l3rs.data.decode.BrokenImage`."""
+        top = (self.resize - self.side) // 2
+        pixels = self._decoder(path)[:, top : top + self.side, top : top + self.side]
+        return self._normalized(torch.from_numpy(np.ascontiguousarray(pixels)))
+
+    def training(self, path: str | Path, seed: int) -> Tensor:
+        """A part of an image, mirrored or not, as `seed` alone decides; else as `evaluation`."""
+        image = open_image(path, self.channels)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would seed GPUs too
+            pixels = self._augment(image)
+        return self._normalized(pixels)
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        values = (255 - pixels if self.invert else pixels).float().div_(255)
+        return values.sub_(mean).div_(std)

@@ -1,0 +1,309 @@
+"""Callbacks: what L3RS decides, for every logger and as a picture; the head first; what batch normalization does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import BaseFinetuning, Callback
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.utilities.types import STEP_OUTPUT
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from l3rs.networks import head_of
+from l3rs.optimizer import L3RS
+from l3rs.plots import plot_decisions
+
+POINTS = 200  # of a picture's curves, at most about so many
+MODES = ("train", "eval", "frozen")
+
+
+class L3RSMonitor(Callback):
+    """Logs what L3RS decides, and draws it when training ends.
+
+    Layers are grouped by `layer_groups`. To every logger go, every `log_every_n_steps` of the trainer, `lambda/DEPTH/KIND`, the geometric
+    mean over the group's layers, and `mu_NAME/DEPTH/KIND`, their mean, for each direction. `l3rs.png`, in the folder of the first logger or
+    in `default_root_dir`, shows them against the step; it covers the whole run, also when that was resumed.
+
+    Attributes:
+        decisions: what was recorded, a row a step and group: `step` (from 1), `depth`, `kind`, `lambda`, `mu_NAME`.
+
+    Raises:
+        ValueError: when training starts, the optimizer is not L3RS.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._taken = 0
+
+    @property
+    def decisions(self) -> pd.DataFrame:
+        return pd.DataFrame(self._rows)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._taken = _l3rs_of(trainer).param_groups[0]["step"]
+        self._rows = [row for row in self._rows if row["step"] <= self._taken]  # of the run that goes on; of no other
+        self._groups = layer_groups(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        group = _l3rs_of(trainer).param_groups[0]
+        if group["step"] == self._taken or not trainer.is_global_zero:  # no step: gradients accumulate, or a scaler skipped it
+            return
+        self._taken = step = group["step"]
+        last, between = group["total_steps"], trainer.log_every_n_steps  # type: ignore[attr-defined]
+        to_log = bool(between) and step % between == 0 and bool(trainer.loggers)
+        to_draw = step in (1, last) or step % max(1, last // POINTS) == 0
+        if not to_log and not to_draw:
+            return
+        rows = self._by_group(_l3rs_of(trainer))
+        if to_draw:
+            self._rows += [{"step": step, **row} for row in rows]
+        if to_log:
+            metrics = {f"{what}/{r['depth']}/{r['kind']}": r[what] for r in rows for what in r if what not in ("depth", "kind")}
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=trainer.global_step - 1)  # as Lightning counts what is logged in `training_step`
+
+    def _by_group(self, optimizer: L3RS) -> list[dict[str, Any]]:
+        """The last step's decisions: a row a group, in the order of the network."""
+        table = optimizer.decisions().drop(columns="length").join(self._groups)
+        table["lambda"] = np.log(table["lambda"])
+        mean = table.groupby(["depth", "kind"], sort=False).mean().reset_index()
+        mean["lambda"] = np.exp(mean["lambda"])
+        return [{str(column): value for column, value in row.items()} for row in mean.to_dict("records")]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folder = trainer.log_dir or trainer.default_root_dir  # asked by all ranks: the first one's is broadcast
+        if self._rows and trainer.is_global_zero:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            plot_decisions(self.decisions, Path(folder) / "l3rs.png")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": list(self._rows)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._rows = list(state_dict["rows"])
+
+
+class HeadThenAll(BaseFinetuning):
+    """Trains the head first, and everything from a step or an epoch on.
+
+    Until then the other parameters that require a gradient are frozen and not in the optimizer, and the modules below the head are in
+    evaluation mode, so the head sees the same features of an image each time. Then they are added as a group of parameters, which L3RS
+    finds by name, steps by the clock of the run, and multiplies by 1. It works across a resume, with DistributedDataParallel (which
+    Lightning's own finetuning callbacks leave unaware of what is thawed), and with other optimizers.
+
+    Args:
+        unfreeze_at_step: the number of steps that the head is trained alone.
+        unfreeze_at_epoch: or the number of epochs.
+        head: the name of the head in the module; None asks the network, as a model of timm knows it.
+
+    Raises:
+        ValueError: not exactly one of step and epoch is given, or it is below 1; when training is set up, there is no such head, or
+            parameters are sharded.
+    """
+
+    def __init__(self, *, unfreeze_at_step: int | None = None, unfreeze_at_epoch: int | None = None, head: str | None = None) -> None:
+        super().__init__()
+        given = {"unfreeze_at_step": unfreeze_at_step, "unfreeze_at_epoch": unfreeze_at_epoch}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) != 1:
+            raise ValueError("give one of unfreeze_at_step and unfreeze_at_epoch")
+        for name, value in given.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it is at least 1")
+        self.unfreeze_at_step, self.unfreeze_at_epoch, self.head = unfreeze_at_step, unfreeze_at_epoch, head
+        self._frozen: list[nn.Parameter] = []
+        self._resting: list[nn.Module] = []
+        self._thawed = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if not isinstance(trainer.strategy, (DDPStrategy, SingleDeviceStrategy)):
+            raise ValueError(f"HeadThenAll cannot add parameters under {type(trainer.strategy).__name__}; use DDP, or one device")
+        self._thawed, self._resting = False, []
+        super().setup(trainer, pl_module, stage)
+
+    def freeze_before_training(self, pl_module: pl.LightningModule) -> None:
+        """Freezes all but the head."""
+        kept = set(self._head(pl_module).parameters())
+        self._frozen = [p for p in pl_module.parameters() if p.requires_grad and p not in kept]
+        for p in self._frozen:
+            p.requires_grad_(False)
+
+    def finetune_function(self, pl_module: pl.LightningModule, epoch: int, optimizer: torch.optim.Optimizer) -> None:
+        """Thaws what was frozen and adds it to the optimizer, once it is time."""
+        due = self.unfreeze_at_epoch is not None and epoch >= self.unfreeze_at_epoch
+        due |= self.unfreeze_at_step is not None and pl_module.global_step >= self.unfreeze_at_step
+        if due and not self._thawed:
+            self._thaw(pl_module, optimizer)
+
+    def _thaw(self, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        for p in self._frozen:
+            p.requires_grad_(True)
+        for module in self._resting:
+            module.training = True
+        self._resting, self._thawed = [], True
+        there = {p for group in optimizer.param_groups for p in group["params"]}
+        frozen = set(self._frozen) - there
+        added = [(name, p) for name, p in pl_module.named_parameters() if p in frozen]
+        if added:
+            named = "param_names" in optimizer.param_groups[0]
+            optimizer.add_param_group({"params": added if named else [p for _, p in added]})
+        strategy = pl_module.trainer.strategy
+        if isinstance(strategy, DDPStrategy):  # it averages the gradients of the parameters that required one when it was made
+            strategy.model = pl_module
+            strategy.configure_ddp()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Adds the parameters that a resumed run had added, before the optimizer's state is loaded."""
+        if self._restarting and self._resumes_thawed:
+            self._thaw(pl_module, trainer.optimizers[0])
+        self._restarting = False
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Nothing: a run that is resumed within an epoch does not come by here, so all is done at batches."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.finetune_function(pl_module, trainer.current_epoch, trainer.optimizers[0])
+        if not self._thawed and not self._resting:
+            above = {id(m) for m in self._head(pl_module).modules()}
+            below = (m for m in pl_module.modules() if m is not pl_module and above.isdisjoint(id(c) for c in m.modules()))
+            self._resting = [m for m in below if m.training]
+            for module in self._resting:
+                module.training = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"thawed": self._thawed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restarting, self._resumes_thawed = True, bool(state_dict["thawed"])
+
+    def _head(self, pl_module: pl.LightningModule) -> nn.Module:
+        if self.head is None:
+            return _head_inside(pl_module)
+        try:
+            return pl_module.get_submodule(self.head)
+        except AttributeError:
+            raise ValueError(f"head is {self.head!r}, and {type(pl_module).__name__} has no module of this name") from None
+
+
+class BatchNormMode(Callback):
+    """Says what batch normalization does in training. In validation it always uses its running statistics.
+
+    Args:
+        mode: of all batch normalizations in the module.
+            `train`, the usual one: normalizes by the statistics of the batch and updates the running ones; scale and shift are trained.
+            `eval`: normalizes by the running statistics and leaves them as they are; scale and shift are trained.
+            `frozen`: as `eval`, and scale and shift are not trained: they get no gradient, and are not in the optimizer.
+
+    Raises:
+        ValueError: there is no such mode; when training is set up, the module has no batch normalization.
+    """
+
+    def __init__(self, mode: str) -> None:
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}; it is one of {', '.join(MODES)}")
+        self.mode = mode
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if next(_batch_norms(pl_module), None) is None:
+            raise ValueError(f"BatchNormMode({self.mode!r}) was given, and {type(pl_module).__name__} has no batch normalization")
+        self._freeze(pl_module)  # before the optimizer is made
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        for norm in _batch_norms(pl_module):  # again and again: other callbacks set modes too
+            norm.training = self.mode == "train"
+        self._freeze(pl_module)
+
+    def _freeze(self, pl_module: pl.LightningModule) -> None:
+        for norm in _batch_norms(pl_module) if self.mode == "frozen" else ():
+            norm.requires_grad_(False)
+
+
+def layer_groups(module: nn.Module) -> pd.DataFrame:
+    """The group of each layer, a parameter tensor: its `depth` and its `kind`, indexed by its name in the module.
+
+    The depth is the stage or the block that the layer is in, the first numbered one on the way to it, such as `layer3` or `blocks.7`;
+    `stem` before all of these, `end` behind, `head` for the dense layer that classifies. The kinds are `convolution`, `dense`, `scale`
+    and `shift` (of normalizations; biases of other layers are shifts, too), `head`, and `other`.
+    """
+    modules = dict(module.named_modules())
+    names = [name for name, _ in module.named_parameters()]
+    head = {id(p) for p in _head_or_last(module).parameters()}
+    common = _common_prefix(names)
+    found: dict[str, tuple[str, str]] = {}
+    depth = "stem"
+    for name, p in module.named_parameters():
+        owner = modules[name.rpartition(".")[0]]
+        stage = _stage(name, common, modules)
+        depth = stage or ("stem" if depth == "stem" else "end")
+        if id(p) in head:
+            found[name] = ("head", "head")
+        elif name.endswith("bias"):
+            found[name] = (depth, "shift")
+        elif isinstance(owner, nn.modules.conv._ConvNd):
+            found[name] = (depth, "convolution")
+        elif isinstance(owner, nn.Linear):
+            found[name] = (depth, "dense")
+        else:
+            found[name] = (depth, "scale" if p.ndim == 1 and name.endswith("weight") else "other")
+    return pd.DataFrame.from_dict(found, orient="index", columns=["depth", "kind"]).rename_axis("layer")
+
+
+def _stage(name: str, common: int, modules: dict[str, nn.Module]) -> str | None:
+    """What precedes the first number on the way to a layer, and that number; numbers of single layers such as `conv1` do not count."""
+    parts = name.split(".")
+    for i in range(common, len(parts) - 1):
+        path = ".".join(parts[: i + 1])
+        if parts[i].isdigit() or (parts[i][-1].isdigit() and isinstance(modules[path], (nn.Sequential, nn.ModuleList))):
+            return ".".join(parts[common : i + 1])
+    return None
+
+
+def _common_prefix(names: list[str]) -> int:
+    """How many modules stand before all names."""
+    common = 0
+    while all(name.count(".") > common for name in names) and len({name.split(".")[common] for name in names}) == 1:
+        common += 1
+    return common
+
+
+def _batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
+    return (m for m in module.modules() if isinstance(m, _BatchNorm))
+
+
+def _head_inside(module: nn.Module) -> nn.Module:
+    """The head of the first network in the module that says which it is."""
+    for candidate in module.modules():
+        try:
+            return head_of(candidate)
+        except ValueError:
+            continue
+    raise ValueError(f"no network in {type(module).__name__} says which of its layers is the head: give its name, HeadThenAll(head=...)")
+
+
+def _head_or_last(module: nn.Module) -> nn.Module:
+    """The head, or else the last dense layer."""
+    try:
+        return _head_inside(module)
+    except ValueError:
+        dense = [m for m in module.modules() if isinstance(m, nn.Linear)]
+        return dense[-1] if dense else nn.Identity()
+
+
+def _l3rs_of(trainer: pl.Trainer) -> L3RS:
+    found = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, L3RS)]
+    if not found:
+        raise ValueError(f"L3RSMonitor shows what L3RS decides, and the optimizer is {type(trainer.optimizers[0]).__name__}")
+    return found[0]

@@ -1,0 +1,330 @@
+"""A folder of images as a LightningDataModule: batches that a seed decides, decoded as they are needed."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+from tqdm.contrib.concurrent import thread_map
+
+from l3rs.data.decode import BrokenImage, open_image
+from l3rs.data.transform import Transform
+from l3rs.data.trees import TRAIN, VALIDATION, ImageTree, TreeError, read_folder
+
+DECODED_FIRST = 1000  # images; a tree that has no more is decoded once before training, to find those that are broken
+Draw = tuple[int, int | None]  # an image's number, and the seed of how it is cut out; None is the middle
+
+
+class ImageFolderDataModule(pl.LightningDataModule):
+    """Images in folders, one a class, for training and validation.
+
+    The folder is `root/train/<class>/*` with `root/val/<class>/*`, or `root/<class>/*`: then a share of each class's images, drawn by the
+    seed and at least one, is for validation. Any format that Pillow reads, in any size and mode.
+
+    Training batches are a function of the seed and their number alone, whatever the number of workers, and a run that goes on sees the
+    batches that it would have seen. Nothing is decoded before it is needed, but for trees of no more than 1,000 images, which are decoded
+    once to find broken ones. Of larger ones only empty files are found beforehand; others are left out of their batches when they come,
+    with a warning, or a line in `broken_log`.
+
+    Args:
+        root: the folder.
+        model: a model of timm, whose data config says how images are made for it.
+        batch_size: images a step, in each process; no more than there are training images.
+        transform: how images are made, in place of what `model` says.
+        augment: whether training images are cut out and mirrored at random.
+        seed: of the validation images where there is no folder of them, of the order, and of the augmentation.
+        validation_share: of each class, where there is no validation folder.
+        workers: processes that decode; None is up to 8 for large trees and where there is a GPU, else none.
+        batches_per_epoch: None is once through the training images.
+        broken_log: a file that gets a line for each broken image that comes up during training.
+
+    Attributes:
+        tree: the images that are used.
+        broken: file to reason, of images that were found broken beforehand.
+
+    Raises:
+        TreeError: there is no such folder, or too few classes or images in it; the message names the class.
+        ValueError: an argument is not what it should be.
+
+    Example:
+        >>> data = ImageFolderDataModule("photos", model="resnet34")
+        >>> trainer.fit(L3RSModule("resnet34", data.num_classes), datamodule=data)
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        model: str = "resnet34",
+        batch_size: int = 64,
+        *,
+        transform: Transform | None = None,
+        augment: bool = True,
+        seed: int = 0,
+        validation_share: float = 0.2,
+        workers: int | None = None,
+        batches_per_epoch: int | None = None,
+        broken_log: Path | None = None,
+    ) -> None:
+        super().__init__()
+        least: tuple[tuple[str, int | None, int], ...] = (
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+            ("workers", workers, 0),
+            ("batches_per_epoch", batches_per_epoch, 1),
+        )
+        for name, value, smallest in least:
+            if value is not None and value < smallest:
+                raise ValueError(f"{name} is {value}; it is at least {smallest}")
+        if not 0 < validation_share < 1:
+            raise ValueError(f"validation_share is {validation_share}; it is between 0 and 1")
+        self.tree, self.broken = usable(Path(root), seed, validation_share)
+        self.transform = transform or Transform.of(model)
+        self.augment, self.seed, self.batches_per_epoch, self.broken_log = augment, seed, batches_per_epoch, broken_log
+        self.train_images = int((~self.tree.validation).sum())
+        self.batch_size = min(batch_size, self.train_images)
+        self.workers = _workers(len(self.tree.files)) if workers is None else workers
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names, in the order of their numbers."""
+        return self.tree.classes
+
+    @property
+    def num_classes(self) -> int:
+        """How many there are."""
+        return len(self.tree.classes)
+
+    @cached_property
+    def _images(self) -> _Images:
+        return _Images(self.tree, self.transform, self.broken_log)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches (inputs, labels): float32 (B, channels, side, side), and int64 (B,)."""
+        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        members = np.flatnonzero(~self.tree.validation)
+        sampler = Batches(members, self.batch_size, self.seed, self.batches_per_epoch, self.augment, ranks, rank)
+        return _Resumable(self._images, sampler=sampler, **self._options)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The validation images, their middle, in the order of the tree."""
+        members = np.flatnonzero(self.tree.validation).tolist()
+        batches = [[(i, None) for i in members[a : a + self.batch_size]] for a in range(0, len(members), self.batch_size)]
+        return DataLoader(self._images, sampler=batches, **self._options)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """What both loaders share. A batch is an item: the images make it themselves."""
+        return {
+            "batch_size": None,
+            "num_workers": self.workers,
+            "persistent_workers": self.workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+
+class Batches(DistributedSampler[list[Draw]]):
+    """Training batches as lists of draws: an endless stream of shuffled passes over the images, cut into epochs.
+
+    A batch is a function of the seed and its number; images that do not fill a batch at the end of a pass are left to the next pass,
+    which has another order. It is a DistributedSampler, so that Lightning leaves it as it is: each process gets its share of a batch.
+
+    Args:
+        members: numbers of the training images, (n,).
+        batch_size: images a batch in each process.
+        length: batches an epoch; None is once through the images.
+        augment: whether draws have seeds.
+    """
+
+    def __init__(
+        self,
+        members: np.ndarray,
+        batch_size: int,
+        seed: int = 0,
+        length: int | None = None,
+        augment: bool = True,
+        ranks: int = 1,
+        rank: int = 0,
+    ) -> None:
+        if ranks > len(members):
+            raise ValueError(f"there are {len(members)} training images, fewer than the {ranks} processes")
+        super().__init__(range(len(members)), ranks, rank, seed=seed)  # type: ignore[arg-type]
+        self.members, self.augment = members, augment
+        self.share = min(batch_size, len(members) // ranks)
+        self.per_pass = len(members) // (self.share * ranks)
+        self.length = length or self.per_pass
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        first = self.epoch * self.length
+        for number in range(first + self.start, first + self.length):
+            yield self.batch(number)
+
+    def batch(self, number: int) -> list[Draw]:
+        """This process's share of a batch."""
+        through, place = divmod(number, self.per_pass)
+        if self._order[0] != through:
+            self._order = (through, np.random.default_rng([self.seed, through]).permutation(self.members))
+        begin = (place * self.num_replicas + self.rank) * self.share
+        chosen = self._order[1][begin : begin + self.share].tolist()
+        if not self.augment:
+            return [(i, None) for i in chosen]
+        seeds = np.random.SeedSequence([self.seed, number, self.rank]).generate_state(len(chosen), np.uint64) >> np.uint64(1)
+        return list(zip(chosen, seeds.tolist(), strict=True))
+
+    _order: tuple[int, np.ndarray] = (-1, np.empty(0))  # the pass that the last batch was of
+
+
+class _Resumable(DataLoader[Any]):
+    """A loader whose place is kept in Lightning's checkpoints: of an epoch that was stopped, only the rest is made."""
+
+    place = 0  # batches of this epoch that were handed out
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches: Batches = self.sampler  # type: ignore[assignment]
+        if self.place >= len(batches):  # the next epoch, or one more
+            self.place = 0
+        batches.start = self.place
+        for batch in super().__iter__():
+            self.place += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the run is."""
+        return {"epoch": self.sampler.epoch, "place": self.place}  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Goes on there."""
+        ended = state["place"] >= len(self.sampler)  # type: ignore[arg-type]
+        self.place = 0 if ended else state["place"]
+        self.sampler.set_epoch(state["epoch"] + ended)  # type: ignore[attr-defined]
+
+
+class _Images(Dataset[tuple[Tensor, Tensor]]):
+    """Batches of images, by their draws. Those that cannot be decoded are left out."""
+
+    def __init__(self, tree: ImageTree, transform: Transform, broken_log: Path | None) -> None:
+        self.tree, self.transform, self.broken_log = tree, transform, broken_log
+        self.reported: set[str] = set()
+
+    def __getitem__(self, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+        inputs, labels = [], []
+        for index, seed in draws:
+            path = self.tree.root / self.tree.files[index]
+            try:
+                inputs.append(self.transform.evaluation(path) if seed is None else self.transform.training(path, seed))
+            except BrokenImage as error:
+                self._report(self.tree.files[index], error)
+                continue
+            labels.append(int(self.tree.labels[index]))
+        if not inputs:
+            raise BrokenImage(f"none of the {len(draws)} images of a batch can be decoded; one is {self.tree.files[draws[0][0]]}")
+        return torch.stack(inputs), torch.tensor(labels)
+
+    def _report(self, file: str, error: BrokenImage) -> None:
+        if file in self.reported:
+            return
+        self.reported.add(file)
+        if self.broken_log is None:
+            warnings.warn(f"{error}; it is left out", stacklevel=3)
+        else:
+            line = f"{printable(str(error))}\n"
+            with self.broken_log.open("a", encoding="utf-8") as log:  # appended at once, as others may write there too
+                log.write(line)
+
+
+def printable(text: str) -> str:
+    """A text that may hold names that are no UTF-8, with these spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
+
+
+def usable(root: Path, seed: int = 0, validation_share: float = 0.2) -> tuple[ImageTree, dict[str, str]]:
+    """The images of a folder that can be trained on, and those that cannot: file to reason.
+
+    Raises:
+        TreeError: there is no such folder, it has fewer than two classes, or a class too few images.
+    """
+    tree = read_folder(root, seed, validation_share=validation_share)
+    if len(tree.classes) < 2:
+        raise TreeError(f"{root} has one class, {tree.classes[0]!r}; to tell images apart takes at least two")
+    divided = _is_divided(root)
+    _check(tree, divided, "")
+    broken = find_broken(tree)
+    if broken:
+        keep = np.array([file not in broken for file in tree.files])
+        files = tuple(file for file in tree.files if file not in broken)
+        tree = replace(tree, files=files, labels=tree.labels[keep], validation=tree.validation[keep])
+        _check(tree, divided, f" that can be decoded ({next(iter(broken.values()))})")
+    return (_both_sides(tree, seed) if divided else tree), broken
+
+
+def _is_divided(root: Path) -> bool:
+    """Whether the validation images are drawn from those of each class."""
+    return not all(any((root / name).is_dir() for name in names) for names in (TRAIN, VALIDATION))
+
+
+def _check(tree: ImageTree, divided: bool, which: str) -> None:
+    """Raises TreeError where a class has too few images. `which`: of what they are few, for the message."""
+    for name, (train, held_out) in tree.counts().items():
+        if divided and train + held_out < 2:
+            has = f"{train + held_out} image{'s' if train + held_out != 1 else ''}{which}"
+            raise TreeError(f"the class {name!r} in {tree.root} has {has}; it takes one to train and one to validate, or a folder val/")
+        if not train and not divided:
+            raise TreeError(f"the class {name!r} in {tree.root} has no training images{which}")
+    if not divided and not tree.validation.any():
+        raise TreeError(f"the validation folder in {tree.root} has no images{which}")
+
+
+def _both_sides(tree: ImageTree, seed: int) -> ImageTree:
+    """The tree with at least one image of each class on each side."""
+    validation = tree.validation.copy()
+    for label, (name, (train, held_out)) in enumerate(tree.counts().items()):
+        if not train or not held_out:
+            rng = np.random.default_rng([seed, zlib.crc32(name.encode(errors="surrogateescape"))])
+            validation[rng.choice(np.flatnonzero(tree.labels == label))] = not held_out
+    return replace(tree, validation=validation)
+
+
+def find_broken(tree: ImageTree, decoded: int = DECODED_FIRST) -> dict[str, str]:
+    """File to reason: of empty files, and of all that cannot be decoded if there are no more than `decoded` images."""
+
+    decode = len(tree.files) <= decoded
+
+    def wrong(file: str) -> str | None:
+        path = tree.root / file
+        try:
+            if not path.stat().st_size:
+                return f"{path}: it is empty"
+            if decode:
+                open_image(path)
+        except OSError as error:
+            return f"{path}: {error.strerror}"
+        except BrokenImage as error:
+            return str(error)
+        return None
+
+    if decode:
+        threads = min(8, os.cpu_count() or 1)
+        found = thread_map(wrong, tree.files, max_workers=threads, desc="looking for broken images", leave=False, disable=None)
+    else:
+        found = [wrong(file) for file in tree.files]
+    return {file: why for file, why in zip(tree.files, found, strict=True) if why is not None}
+
+
+def _workers(images: int) -> int:
+    cores = os.cpu_count() or 1
+    return min(8, cores // 2) if images > DECODED_FIRST or torch.cuda.is_available() else 0

@@ -1,0 +1,282 @@
+"""L3RS in a LightningModule: a mixin for any module, and a module that classifies with any model of timm."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import StochasticWeightAveraging
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from l3rs.backbones import from_hub
+from l3rs.baselines import Recipe
+from l3rs.checkpoint import resolve
+from l3rs.networks import check_model, create, head_of
+from l3rs.optimizer import L3RS
+from l3rs.schedule import LearnedSchedule
+
+MakeOptimizer = Callable[[nn.Module, int], "torch.optim.Optimizer | Recipe"]
+
+
+class L3RSMixin(pl.LightningModule):
+    """Trains a LightningModule with L3RS: put it before the class of yours, and leave out `configure_optimizers`.
+
+    It makes the optimizer of all parameters that require a gradient, for the number of steps that the trainer is going to take, and
+    hands it the loss that `training_step` returns: the unscaled one, and the mean over the batches whose gradients are accumulated.
+
+    A module that overrides `optimizer_step` or `on_train_batch_end` calls those of `super()`. One that has a `configure_optimizers`
+    of its own calls `l3rs_optimizer()` there. With manual optimization, call `self.optimizers().step(loss=loss)`.
+
+    Attributes:
+        learned: the learned schedule, as of `L3RS`; set it in the class or in the constructor.
+        lr_multiplier: multiplies every step; `LearningRateFinder(attr_name="lr_multiplier")` sets it.
+
+    Example:
+        >>> class Mine(L3RSMixin, TheirModule):
+        ...     learned = "icons-generalist"
+    """
+
+    learned: str | LearnedSchedule = "auto"
+    lr_multiplier: float = 1.0
+    _window: Mapping[int, Tensor | None] = {}  # replaced, never changed
+
+    def l3rs_optimizer(self, params: Iterable[tuple[str, nn.Parameter]] | None = None) -> L3RS:
+        """L3RS for `params`, named as in this module; by default all that require a gradient.
+
+        Layers find what was learned for them among the names of the whole module, so those that are added later find it too.
+
+        Raises:
+            ValueError: the length of the run is unknown, a callback cannot be used with L3RS, or `learned` does not fit.
+        """
+        refuse_swa(self.trainer)
+        names = [name for name, _ in self.named_parameters()]
+        learned = self.learned if isinstance(self.learned, LearnedSchedule) else resolve(self.learned, names)
+        chosen = [(name, p) for name, p in self.named_parameters() if p.requires_grad] if params is None else list(params)
+        return _NamedL3RS(self, chosen, total_steps(self.trainer), _renamed(learned, names), self.lr_multiplier)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """L3RS for all parameters that require a gradient."""
+        return self.l3rs_optimizer()
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Takes the step, and hands over the loss where the optimizer watches it."""
+        inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        if optimizer_closure is None or "loss" not in inspect.signature(inner.step).parameters:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            return
+        # With a gradient scaler Lightning runs the closure itself and steps without it, but hands on what else it is given: a tensor,
+        # which holds the loss only once the closure has run.
+        seen = torch.full((), math.nan, device=self.device)
+        earlier = self._earlier_losses(batch_idx)
+
+        def closure() -> Any:
+            loss = optimizer_closure()
+            parts = [part.detach().float() for part in (*earlier, loss) if part is not None]  # None: `training_step` left the batch out
+            if parts:
+                seen.copy_(torch.stack(parts).mean() * self.trainer.accumulate_grad_batches)  # Lightning has divided each part
+            return loss
+
+        cast("Any", optimizer).step(closure=closure, loss=seen)
+
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Any, batch_idx: int) -> None:
+        """Keeps the losses of batches whose gradients are accumulated."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        every = self.trainer.accumulate_grad_batches
+        if every > 1 and self.automatic_optimization:
+            loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+            self._window = {**(self._window if batch_idx % every else {}), batch_idx: loss}
+
+    def _earlier_losses(self, batch_idx: int) -> list[Tensor | None]:
+        """Those of the batches before this one whose gradients go into the same step."""
+        first = batch_idx - batch_idx % self.trainer.accumulate_grad_batches
+        missing = [i for i in range(first, batch_idx) if i not in self._window]
+        if missing:
+            raise RuntimeError(f"the loss of batch {missing[0]} was not kept: an on_train_batch_end must call super().on_train_batch_end")
+        return [self._window[i] for i in range(first, batch_idx)]
+
+
+class L3RSModule(L3RSMixin):
+    """Classifies images with any model of timm, trained by L3RS; logs loss and accuracy as `train_loss`, `val_accuracy` and so on.
+
+    Batches are (inputs, labels): what the model takes, (B, C, H, W), and the numbers of the classes, (B,).
+
+    Args:
+        model: its name in timm, or a network that gives (B, num_classes) logits.
+        num_classes: of them.
+        learned: the learned schedule, as of `L3RS`.
+        optimizer: makes another optimizer for the network and a number of steps, to compare with; it may be a `Recipe`, whose scheduler
+            advances at each step.
+        pretrained: whether a model by name gets timm's pretrained weights, from the Hub or its cache.
+        in_chans: input channels of a model by name.
+        lr_multiplier: multiplies every step of L3RS.
+        classes: their names, for people; kept in checkpoints.
+
+    A checkpoint of a model by name is loaded with `L3RSModule.load_from_checkpoint(path, weights_only=True)`; where `model`, `learned` or
+    `optimizer` is an object, give it again there, as an argument.
+
+    Raises:
+        ValueError: timm has no such model or no weights for it, or the network's head has another number of classes.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        num_classes: int,
+        *,
+        learned: str | Path | LearnedSchedule = "auto",
+        optimizer: MakeOptimizer | None = None,
+        pretrained: bool = True,
+        in_chans: int = 3,
+        lr_multiplier: float = 1.0,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; it is at least 1")
+        if classes is not None and len(classes) != num_classes:
+            raise ValueError(f"classes are {len(classes)} names, and num_classes is {num_classes}")
+        # Plain values only: Lightning would pickle anything else, which is then not loaded with weights_only=True.
+        plain: dict[str, Any] = {
+            "num_classes": num_classes,
+            "lr_multiplier": lr_multiplier,
+            "classes": None if classes is None else list(classes),
+        }
+        if isinstance(model, str):
+            plain |= {"model": model, "pretrained": pretrained, "in_chans": in_chans}
+        if not isinstance(learned, LearnedSchedule):
+            plain |= {"learned": str(learned)}
+        self.save_hyperparameters(plain)
+        self.network = _network(model, num_classes, pretrained, in_chans)
+        self.learned = str(learned) if isinstance(learned, Path) else learned
+        self.make_optimizer, self.lr_multiplier, self.classes = optimizer, lr_multiplier, classes
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits, (B, num_classes)."""
+        logits: Tensor = self.network(inputs)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._measure("train", batch)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._measure("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._measure("test", batch)
+
+    def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> Tensor:
+        """Probabilities, (B, num_classes), of a batch with or without labels."""
+        inputs = batch if isinstance(batch, Tensor) else batch[0]
+        probabilities: Tensor = self(inputs).float().softmax(dim=1)
+        return probabilities
+
+    def _measure(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The mean cross entropy of a batch; logs it, and the share of images that are classified right."""
+        inputs, labels = batch
+        logits = self(inputs)
+        loss = F.cross_entropy(logits, labels)
+        values = {f"{stage}_loss": loss, f"{stage}_accuracy": (logits.argmax(dim=1) == labels).float().mean()}
+        self.log_dict(values, prog_bar=True, batch_size=len(labels), sync_dist=stage != "train")
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """L3RS, or what `optimizer` makes."""
+        if self.make_optimizer is None:
+            return self.l3rs_optimizer()
+        made = self.make_optimizer(self.network, total_steps(self.trainer))
+        if isinstance(made, torch.optim.Optimizer):
+            return made
+        if made.scheduler is None:
+            return made.optimizer
+        return {"optimizer": made.optimizer, "lr_scheduler": {"scheduler": made.scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The checkpoint has all weights: loading it does not ask for pretrained ones."""
+        super().on_save_checkpoint(checkpoint)
+        if "pretrained" in checkpoint.get("hyper_parameters", {}):
+            checkpoint["hyper_parameters"]["pretrained"] = False
+
+
+def total_steps(trainer: pl.Trainer) -> int:
+    """The steps that the trainer is going to take in all, those before a resume among them.
+
+    Raises:
+        ValueError: nobody knows: the run is to go on for ever, or over data without a length.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not math.isfinite(steps) or steps < 1:
+        raise ValueError(
+            f"the trainer plans {steps} steps, and L3RS has to know the length of the run: give the Trainer max_steps, or max_epochs where "
+            "the training data have a length"
+        )
+    if trainer.ckpt_path is not None:
+        # To count, Lightning has set up the loaders before it reads the checkpoint, and would not give them their states: a run that is
+        # resumed within an epoch would see the epoch's first batches again. So it sets them up afresh, as for its LearningRateFinder.
+        trainer.fit_loop._combined_loader = None
+    return int(steps)
+
+
+def refuse_swa(trainer: pl.Trainer) -> None:
+    """Raises ValueError if a callback is Lightning's StochasticWeightAveraging."""
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(
+            "StochasticWeightAveraging writes learning rates of its own into the optimizer's groups, where L3RS has a multiplier of 1: its "
+            "steps would be those of another optimizer. Use pytorch_lightning.callbacks.WeightAveraging, which only averages weights"
+        )
+
+
+class _NamedL3RS(L3RS):
+    """L3RS that knows all parameters of a module by name, also those that Lightning's callbacks add without."""
+
+    def __init__(
+        self, module: nn.Module, params: Sequence[tuple[str, nn.Parameter]], total_steps: int, learned: LearnedSchedule, lr: float
+    ) -> None:
+        self._called = {p: name for name, p in module.named_parameters()}
+        super().__init__(params, total_steps, learned, lr)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        params = param_group["params"]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        if all(isinstance(p, Tensor) and p in self._called for p in params) and "param_names" not in param_group:
+            params = [(self._called[p], p) for p in params]
+        super().add_param_group({**param_group, "params": params})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._assign()  # BaseFinetuning puts back groups that were added before a resume without adding them
+
+
+def _renamed(learned: LearnedSchedule, names: Sequence[str]) -> LearnedSchedule:
+    """The schedule with its layers called as in a module: each is then found by its own name, whichever others are there."""
+    layers = list(learned.layers)
+    for name, slot in zip(names, learned.slots(len(names), names), strict=False):  # a generalist has no slots
+        layers[slot] = name
+    return replace(learned, layers=tuple(layers))
+
+
+def _network(model: str | nn.Module, num_classes: int, pretrained: bool, in_chans: int) -> nn.Module:
+    if isinstance(model, str):
+        check_model(model)
+        return from_hub(model, in_chans, num_classes) if pretrained else create(model, in_chans=in_chans, num_classes=num_classes)
+    try:
+        has = head_of(model).out_features
+    except ValueError:  # not of timm: its head is not known
+        return model
+    if has != num_classes:
+        raise ValueError(f"the network's head has {has} classes, and num_classes is {num_classes}: see l3rs.networks.replace_head")
+    return model

@@ -1,0 +1,316 @@
+"""A folder of images as a data module: what is found, which batches come, and what happens to broken files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import noise, write_tree
+from PIL import Image
+from torch import Tensor
+
+from l3rs.data.transform import Transform
+from l3rs.data.trees import TreeError
+from l3rs.lightning import ImageFolderDataModule, L3RSModule
+from l3rs.lightning.data import Batches, find_broken
+from l3rs.networks import create
+
+SMALL = Transform(8, 10, 3, "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+QUIET = ("ignore:.*does not have many workers", "ignore:.*treespec", "ignore:.*exists and is not empty")
+
+
+def module(root: Path, **options: object) -> ImageFolderDataModule:
+    return ImageFolderDataModule(root, **{"transform": SMALL, "batch_size": 4, "workers": 0, **options})  # type: ignore[arg-type]
+
+
+def batches(data: ImageFolderDataModule) -> list[tuple[Tensor, Tensor]]:
+    return list(data.train_dataloader())
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tree(tmp_path_factory.mktemp("tree"), {"ant": 10, "bee": 5, "cat": 2}, 20, 14)
+
+
+# What is found
+
+
+def test_every_class_has_both_sides(tree: Path) -> None:
+    data = module(tree)
+    assert data.classes == ("ant", "bee", "cat")
+    assert data.tree.counts() == {"ant": (8, 2), "bee": (4, 1), "cat": (1, 1)}
+    assert [(x.shape, y.tolist()) for x, y in data.val_dataloader()] == [((4, 3, 8, 8), [0, 0, 1, 2])]
+
+
+def test_another_seed_holds_out_others(tree: Path) -> None:
+    first, second = (module(tree, seed=seed).tree.validation for seed in (0, 1))
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, module(tree).tree.validation)
+
+
+def test_a_validation_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"train/ant": 3, "train/bee": 1, "val/bee": 2})
+    assert module(tmp_path).tree.counts() == {"ant": (3, 0), "bee": (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({}, "has no class folders"),
+        ({"ant": 5}, "has one class, 'ant'"),
+        ({"ant": 5, "bee": 0}, "the class 'bee' in .* has 0 images; it takes one to train and one to validate"),
+        ({"ant": 5, "bee": 1}, "the class 'bee' in .* has 1 image; it takes one to train and one to validate, or a folder val/"),
+        ({"train/ant": 5, "train/bee": 0, "val/bee": 2}, "the class 'bee' in .* has no training images"),
+        ({"train/ant": 5, "train/bee": 2, "val/bee": 0}, "the validation folder in .* has no images"),
+    ],
+)
+def test_too_little_is_said(counts: dict[str, int], said: str, tmp_path: Path) -> None:
+    with pytest.raises(TreeError, match=said):
+        module(write_tree(tmp_path, counts))
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(TreeError, match="nowhere is not a folder"):
+        module(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_size", 0), ("seed", -1), ("workers", -1), ("batches_per_epoch", 0), ("validation_share", 1.0)]
+)
+def test_bad_values_are_named(name: str, value: float, tree: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        module(tree, **{name: value})
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"ant": 2, "bee": 2})
+    (tmp_path / "ant" / "again").symlink_to(tmp_path / "ant", target_is_directory=True)
+    (tmp_path / "bee" / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert module(tmp_path).tree.counts()["ant"] == (1, 1)
+
+
+def test_names_of_all_kinds_and_one_pixel(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"red fox": 3, "狐 狸": 3}, 1, 1)
+    data = module(tmp_path)
+    assert data.classes == ("red fox", "狐 狸")
+    ((inputs, _),) = batches(data)
+    assert inputs.shape == (4, 3, 8, 8)
+    assert inputs.isfinite().all()
+
+
+# Broken files
+
+
+def break_some(tree: Path) -> None:
+    (tree / "ant" / "empty.png").touch()
+    (tree / "ant" / "text.jpg").write_text("no image")
+    whole = (tree / "bee" / "bee-000.png").read_bytes()
+    (tree / "bee" / "cut.png").write_bytes(whole[: len(whole) // 2])
+
+
+def test_broken_files_of_small_trees_are_found_beforehand(tmp_path: Path) -> None:
+    break_some(write_tree(tmp_path, {"ant": 6, "bee": 6}, 20, 14))
+    data = module(tmp_path)
+    assert {file: why.partition(": ")[2] for file, why in data.broken.items()} == {
+        "ant/empty.png": "it is empty",
+        "ant/text.jpg": "it is not an image",
+        "bee/cut.png": data.broken["bee/cut.png"].partition(": ")[2],
+    }
+    assert set(data.tree.files).isdisjoint(data.broken)
+    assert len(data.tree.files) == 12
+
+
+def test_a_class_that_loses_all_is_an_error(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"ant": 3, "bee": 1})
+    for name in ("a.png", "b.png"):
+        (tmp_path / "bee" / name).touch()
+    with pytest.raises(TreeError, match=r"'bee' .* has 1 image that can be decoded \(.*a.png: it is empty\)"):
+        module(tmp_path)
+
+
+def test_of_large_trees_only_empty_files_are_found_beforehand(tmp_path: Path) -> None:
+    break_some(write_tree(tmp_path, {"ant": 6, "bee": 6}, 20, 14))
+    from l3rs.data.trees import read_folder
+
+    assert list(find_broken(read_folder(tmp_path), decoded=3)) == ["ant/empty.png"]
+
+
+def test_files_that_break_later_are_left_out_and_logged(tmp_path: Path) -> None:
+    write_tree(tmp_path / "t", {"ant": 6, "bee": 6}, 20, 14)
+    data = module(tmp_path / "t", batch_size=12, broken_log=tmp_path / "broken.txt")
+    lost = data.tree.files[np.flatnonzero(~data.tree.validation)[0]]
+    (tmp_path / "t" / lost).write_text("gone")
+    for _ in range(2):
+        assert [len(labels) for _, labels in batches(data)] == [9]  # of ten
+    (line,) = (tmp_path / "broken.txt").read_text().splitlines()
+    assert line.endswith(f"{lost}: it is not an image")
+    with pytest.warns(UserWarning, match=r"it is not an image; it is left out"):
+        batches(module_of(data, None))
+
+
+def module_of(data: ImageFolderDataModule, log: Path | None) -> ImageFolderDataModule:
+    """The same, with another log, and no memory of what was reported."""
+    data.broken_log = log
+    del data.__dict__["_images"]
+    return data
+
+
+def test_an_image_that_would_fill_the_memory_is_broken(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"ant": 3, "bee": 3})
+    (tmp_path / "ant" / "bomb.ppm").write_bytes(b"P6 20000 20000 255\n")
+    assert "decompression bomb" in module(tmp_path).broken["ant/bomb.ppm"]
+
+
+# Batches
+
+
+def test_a_pass_has_no_image_twice_and_the_next_another_order(tree: Path) -> None:
+    sampler = Batches(np.arange(100, 113), 4, seed=3, length=9)
+    drawn = [[i for i, _ in batch] for batch in sampler]
+    assert len(drawn) == len(sampler) == 9
+    for a in range(0, 9, 3):
+        assert len({i for batch in drawn[a : a + 3] for i in batch}) == 12
+    assert drawn[:3] != drawn[3:6]
+    assert {i for batch in drawn for i in batch} == set(range(100, 113))
+    assert len({seed for batch in sampler for _, seed in batch}) == 36
+
+
+def test_epochs_are_parts_of_one_stream() -> None:
+    whole = list(Batches(np.arange(10), 3, length=8))
+    sampler = Batches(np.arange(10), 3, length=4)
+    parts = list(sampler)
+    sampler.set_epoch(1)
+    assert parts + list(sampler) == whole
+
+
+def test_processes_share_a_batch() -> None:
+    ranks = [[i for i, _ in Batches(np.arange(12), 3, ranks=2, rank=rank).batch(1)] for rank in (0, 1)]
+    assert ranks[0] + ranks[1] == [i for i, _ in Batches(np.arange(12), 6).batch(1)]
+
+
+def test_a_batch_is_no_larger_than_there_are_images(tree: Path) -> None:
+    data = module(tree, batch_size=500)
+    assert data.batch_size == 13
+    assert [len(labels) for _, labels in batches(data)] == [13]
+
+
+def test_batches_do_not_depend_on_workers_or_on_other_randomness(tree: Path) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    alone = batches(module(tree, batches_per_epoch=5))
+    torch.manual_seed(2)
+    helped = batches(module(tree, batches_per_epoch=5, workers=2))
+    for (x, y), (other, labels) in zip(alone, helped, strict=True):
+        assert torch.equal(x, other)
+        assert torch.equal(y, labels)
+    other = batches(module(tree, batches_per_epoch=5, seed=1))
+    assert not any(torch.equal(x, y) for (x, _), (y, _) in zip(alone, other, strict=True))
+    torch.manual_seed(1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_augmentation_leaves_the_global_generator_alone(tree: Path) -> None:
+    path = tree / "ant" / "ant-000.png"
+    before = torch.get_rng_state()
+    first, same, other = (SMALL.training(path, seed) for seed in (5, 5, 6))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_without_augmentation_images_are_as_in_validation(tree: Path) -> None:
+    data = module(tree, augment=False, batch_size=13)
+    ((inputs, _),) = batches(data)
+    path = (
+        tree / "cat" / next(f.name for f in (tree / "cat").iterdir() if f"cat/{f.name}" in np.array(data.tree.files)[~data.tree.validation])
+    )
+    assert sum(torch.equal(x, SMALL.evaluation(path)) for x in inputs) == 1
+
+
+class Seen(pl.Callback):
+    """What was trained on; stops at a step."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.batches: list[Tensor] = []
+        self.stop = stop
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        self.batches.append(batch[0])  # type: ignore[index]
+        if self.stop == trainer.global_step:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "cut.ckpt")
+            raise KeyError("stop")
+
+
+@pytest.mark.filterwarnings(*QUIET)
+@pytest.mark.parametrize("epoch", [None, 10])
+def test_a_run_goes_on_with_the_batches_that_are_left(epoch: int | None, tree: Path, tmp_path: Path) -> None:
+    def fit(seen: Seen, ckpt: Path | None = None) -> None:
+        torch.manual_seed(0)
+        network = L3RSModule(create("resnet18", 2, 3, 3), 3, learned="icons-generalist")
+        trainer = pl.Trainer(
+            max_steps=8, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[seen],
+            default_root_dir=tmp_path, accelerator="cpu", limit_val_batches=0,
+        )  # fmt: skip
+        trainer.fit(network, datamodule=module(tree, batches_per_epoch=epoch), ckpt_path=ckpt, weights_only=True)
+
+    whole, first, rest = Seen(), Seen(stop=5), Seen()
+    fit(whole)
+    with pytest.raises(KeyError):
+        fit(first)
+    fit(rest, tmp_path / "cut.ckpt")
+    assert [len(s.batches) for s in (whole, first, rest)] == [8, 5, 3]
+    assert all(torch.equal(a, b) for a, b in zip(whole.batches, first.batches + rest.batches, strict=True))
+
+
+# Transforms
+
+
+def test_the_transform_is_timms(tree: Path) -> None:
+    known = Transform.of("vit_tiny_patch16_224")
+    assert (known.side, known.resize, known.interpolation, known.mean) == (224, 249, "bicubic", (0.5, 0.5, 0.5))
+    assert Transform.of("resnet34", side=64).resize == 67
+    assert Transform.of("resnet34", channels=1).mean == (pytest.approx(0.449, abs=1e-3),)
+
+
+def test_evaluation_sees_the_middle(tmp_path: Path) -> None:
+    pixels = np.zeros((10, 30, 3), np.uint8)
+    pixels[1:9, 11:19] = 255
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    assert SMALL.evaluation(tmp_path / "x.png").unique().tolist() == [2.0]
+    inverted = Transform(8, 10, 3, "bilinear", (0.5,) * 3, (0.25,) * 3, invert=True)
+    assert inverted.evaluation(tmp_path / "x.png").unique().tolist() == [-2.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"side": 0}, "1 <= side <= resize"),
+        ({"resize": 7}, "1 <= side <= resize"),
+        ({"side": 10**6, "resize": 10**6}, "<= 4096 pixels"),
+        ({"side": True}, "side is True; it is a whole number"),
+        ({"channels": 4}, "channels is 4"),
+        ({"interpolation": "best"}, "interpolation is 'best'"),
+        ({"std": (0.0, 1.0, 1.0)}, "std is"),
+        ({"mean": (float("nan"), 1.0, 1.0)}, "mean is"),
+        ({"mean": (1.0,)}, "mean is"),
+        ({"invert": 1}, "invert is 1"),
+    ],
+)
+def test_transforms_are_checked(change: dict[str, object], said: str) -> None:
+    values = {"side": 8, "resize": 8, "channels": 3, "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    with pytest.raises(ValueError, match=said):
+        Transform(**{**values, **change})  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows forbids such names")
+def test_names_that_are_no_utf8_are_spelled_out(tmp_path: Path) -> None:
+    from l3rs.lightning.data import printable
+
+    assert printable(os.fsdecode(b"caf\xe9\n")) == "caf\\udce9\\n"
+    noise("x", 2, 2).save(tmp_path / "x.png")

@@ -26,14 +26,15 @@ def _finetune_parser() -> Parser:
     d = FinetuneConfig()
     parser = Parser(
         description="Fine-tune the shipped ResNet-34 on new classes of Icons with the learned schedule and with tuned baselines, on the "
-        "same tasks; print a table, and write runs.csv, curves.csv and finetune.png to --out. Runs that are there already are kept."
+        "same tasks; print a table, and write runs.csv, curves.csv and finetune.png to --out. Runs that are there already are kept. "
+        "On your own images: l3rs finetune --data FOLDER; l3rs finetune --data --help tells more."
     )
     parser.add_argument("--tasks", type=int, default=d.tasks, help="tasks of 25 new classes each (default: %(default)s)")
     parser.add_argument("--steps", type=int, nargs="+", default=list(d.steps), help="lengths of the runs (default: 10 25 50)")
     parser.add_argument(
-        "--optimizers", type=str, nargs="+", default=list(d.optimizers), help=f"some of {', '.join(OPTIMIZERS)} (default: all)"
+        "--optimizers", type=str, nargs="+", default=list(d.optimizers), help=f"some of {', '.join(OPTIMIZERS)} (default: the first five)"
     )
-    parser.add_argument("--learned", type=str, default=d.learned, help="auto, a shipped schedule's name, or a path (default: %(default)s)")
+    parser.add_argument("--learned", type=str, default=d.learned, help="auto, a name of `l3rs list`, or a path (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=d.seed, help="tasks are those of seeds SEED, SEED + 1, ... (default: %(default)s)")
     parser.add_argument("--out", type=str, default=str(d.out), help="folder for the results (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=d.workers, help="processes; 0 is one a core (default: %(default)s)")
@@ -55,6 +56,79 @@ def _finetune(args: jsonargparse.Namespace, parser: Parser) -> None:
     except ValueError as error:
         parser.error(str(error))
     finetune(config, learned, results)
+
+
+def _own_images_parser() -> Parser:
+    from l3rs.own_images.config import COMPARED, PRECISIONS, OwnImagesConfig
+
+    d = OwnImagesConfig("photos", from_scratch=True)
+    parser = Parser(
+        description="Fine-tune a model of timm on your own images, FOLDER/CLASS/IMAGE or FOLDER/{train,val}/CLASS/IMAGE, with the learned "
+        "schedule; write the best weights, the confusion matrix, the curves, and what the schedule decided to --out. It can be stopped: "
+        "the same command goes on where it was."
+    )
+    parser.add_argument(
+        "--data", type=str, required=True, help="folder of the images; without val/, a fifth of each class is for validation"
+    )
+    parser.add_argument("--model", type=str, default=d.model, help="its name in timm (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=d.steps, help="of training (default: %(default)s)")
+    parser.add_argument(
+        "--weights", type=str, default=None, help="a safetensors file, or icons or glyphs (default: timm's pretrained ones)"
+    )
+    parser.add_argument("--from-scratch", action="store_true", help="start at random")
+    parser.add_argument("--width", type=int, default=None, help="channels of the first stage, for resnet18 and resnet34 (default: timm's)")
+    parser.add_argument("--side", type=int, default=None, help="height and width that the network sees, in pixels (default: the model's)")
+    parser.add_argument("--channels", type=int, default=None, help="3, colour, or 1, grey (default: 3, or what --weights icons needs)")
+    parser.add_argument("--batch-size", type=int, default=d.batch_size, help="images a step (default: %(default)s)")
+    parser.add_argument("--no-augment", action="store_true", help="training images are not cut out and mirrored at random")
+    parser.add_argument("--learned", type=str, default=d.learned, help="auto, a shipped schedule's name, or a path (default: %(default)s)")
+    parser.add_argument(
+        "--compare", type=str, nargs="+", default=[], metavar="NAME[=LR]", help=f"baselines on the same batches: {', '.join(COMPARED)}"
+    )
+    parser.add_argument("--precision", type=str, default=d.precision, help=f"one of {', '.join(PRECISIONS)} (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=d.seed, help="of everything that is drawn (default: %(default)s)")
+    parser.add_argument("--out", type=str, default=None, help="folder of the run (default: l3rs-NAME, by the name of the images' folder)")
+    parser.add_argument("--workers", type=int, default=None, help="processes that decode images (default: by their number and the machine)")
+    return parser
+
+
+def _own_images(args: jsonargparse.Namespace, parser: Parser) -> None:
+    from l3rs.own_images.config import OwnImagesConfig
+    from l3rs.own_images.run import Stopped, finetune_own
+
+    values = {**vars(args), "augment": not args.no_augment, "compare": tuple(args.compare)}
+    del values["no_augment"]
+    try:
+        config = OwnImagesConfig(**values)
+        finetune_own(config)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    except Stopped as stop:
+        print(f"\nStopped at step {stop.step}. {config.folder} holds the run; the same command goes on from the last checkpoint.")
+        sys.exit(stop.code)
+
+
+def _predict_parser() -> Parser:
+    parser = Parser(description="Say what is on images, with a model that `l3rs finetune --data` has trained.")
+    parser.add_argument("run", type=str, help="folder of the run, or its model.safetensors")
+    parser.add_argument("images", type=str, nargs="+", help="files, or folders of them")
+    parser.add_argument("--top", type=int, default=1, help="how many classes of each image (default: %(default)s)")
+    parser.add_argument("--csv", type=str, default=None, help="a file for the table")
+    return parser
+
+
+def _predict(args: jsonargparse.Namespace, parser: Parser) -> None:
+    from l3rs.predict import predict_command
+
+    try:
+        predictions = predict_command(args.run, args.images, args.top, args.csv)
+    except ValueError as error:
+        parser.error(str(error))
+    broken = [p.error for p in predictions if p.error is not None]
+    for why in broken:
+        print(f"l3rs: left out: {why}", file=sys.stderr)
+    if broken:
+        sys.exit(1)
 
 
 def _split_parser() -> Parser:
@@ -184,7 +258,7 @@ def _info_parser() -> Parser:
         description="Show what is installed and shipped, and the number of meta-parameters of every variant of the paper's tables; or, "
         "given a schedule, what it is and how it was meta-trained."
     )
-    parser.add_argument("schedule", type=str, nargs="?", help="a shipped schedule's name, or a path")
+    parser.add_argument("schedule", type=str, nargs="?", help="a shipped schedule's name, a path, or a Hub id, OWNER/NAME[@REVISION]")
     return parser
 
 
@@ -196,6 +270,20 @@ def _info(args: jsonargparse.Namespace, parser: Parser) -> None:
     except ValueError as error:
         parser.error(str(error))
     print(*lines, sep="\n")
+
+
+def _list_parser() -> Parser:
+    return Parser(
+        description="List the schedules that are shipped, those of l3rs in the Hub's cache on this machine, and the networks that are "
+        "shipped. Downloads nothing. A name of the first two is what `L3RS(..., learned=NAME)`, `l3rs.load(NAME)`, `l3rs info NAME` and "
+        "`l3rs finetune --learned NAME` take; any other Hub id, OWNER/NAME[@REVISION], is downloaded by them first."
+    )
+
+
+def _list(args: jsonargparse.Namespace, parser: Parser) -> None:
+    from l3rs.info import listing
+
+    print(*listing(), sep="\n")
 
 
 def spelled_out(words: Sequence[str], flags: Sequence[str] = ("--skip_broken", "--from_scratch")) -> list[str]:
@@ -215,28 +303,35 @@ COMMANDS = {
     "cache": (_cache_parser, _cache),
     "meta-train": (_meta_train_parser, _meta_train),
     "info": (_info_parser, _info),
+    "list": (_list_parser, _list),
+    "predict": (_predict_parser, _predict),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `l3rs COMMAND ...`; wrong input ends in one line and exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
-    about = "usage: l3rs {finetune,split,cache,meta-train,info} [options]   (l3rs COMMAND --help tells more)"
+    about = "usage: l3rs {finetune,predict,split,cache,meta-train,info,list} [options]   (l3rs COMMAND --help tells more)"
     if words[:1] == ["--version"]:
         print(f"l3rs {l3rs.__version__}")
         return
     if words[:1] in ([], ["--help"], ["-h"]):
         print(f"{about}\n")
         print("  finetune    fine-tune on new classes, against tuned baselines")
+        print("              with --data: on your own images")
+        print("  predict     what is on images, by a model fine-tuned on your own")
         print("  split       divide the classes of your own images")
         print("  cache       decode your own images once, beforehand")
         print("  meta-train  learn a schedule")
         print("  info        what is installed and shipped, and what a schedule is")
+        print("  list        the schedules and networks that are there")
         return
     if words[0] not in COMMANDS:
         print(f"l3rs: error: no command is called {words[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     make, run = COMMANDS[words[0]]
+    if words[0] == "finetune" and any(word.partition("=")[0] == "--data" for word in words):
+        make, run = _own_images_parser, _own_images
     parser = make()
     parser.prog = f"l3rs {words[0]}"
     run(parser.parse_args(spelled_out(words[1:]) if words[0] in ("cache", "meta-train") else words[1:]), parser)

@@ -18,6 +18,7 @@ from l3rs.cli import _meta_train_parser, main
 from l3rs.evaluation import plan
 from l3rs.learned import weights
 from l3rs.meta.config import MetaTrainConfig
+from l3rs.meta.study import with_overrides
 from l3rs.runs import FIELDS
 
 ROOT = Path(__file__).parent.parent
@@ -112,9 +113,12 @@ def test_every_config_opens_with_its_command_and_is_valid(path: Path, monkeypatc
 
         assert f"# python evaluate/run.py --config {path.relative_to(ROOT)} " in first
         assert plan(read_config(path))
-    else:
-        from meta_study import with_overrides
+    elif path.stem == "ablations":
+        from ablations import read_config as common
 
+        assert first.startswith("# python evaluate/ablations.py ")
+        assert common(path).steps == (20, 20)
+    else:
         assert first.startswith("# python evaluate/meta_study.py ")
         base = with_overrides(MetaTrainConfig(), settings["base"])
         changed = [with_overrides(base, overrides) for overrides in settings["settings"].values()]

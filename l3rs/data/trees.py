@@ -81,7 +81,7 @@ def read_folder(root: str | Path, seed: int = 0, classes: Collection[str] | None
         (f"{side.name}/{name}/{file}", i, side is held_out)
         for i, name in enumerate(kept)
         for side in (train, held_out)
-        for file in sorted(_images(side / name))
+        for file in sorted(image_files(side / name))
     ]
     return _tree(root, kept, found)
 
@@ -90,7 +90,7 @@ def _divided(root: Path, seed: int, classes: Collection[str] | None, share: floa
     found = []
     kept = [n for n in _class_folders(root) if classes is None or n in classes]
     for i, name in enumerate(kept):
-        files = sorted(_images(root / name))
+        files = sorted(image_files(root / name))
         stream = np.random.SeedSequence([seed, zlib.crc32(name.encode(errors="surrogateescape"))])
         held_out = set(np.random.Generator(np.random.PCG64(stream)).permutation(len(files))[: round(share * len(files))].tolist())
         found += [(f"{name}/{file}", i, j in held_out) for j, file in enumerate(files)]
@@ -152,7 +152,7 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-def _images(folder: Path) -> Iterator[str]:
+def image_files(folder: Path) -> Iterator[str]:
     """Image files below a folder, relative to it; links to folders are followed, but never in a circle."""
     if not folder.is_dir():
         return

@@ -1,0 +1,180 @@
+"""What to fine-tune on which images, and with which optimizers; values are checked before any work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from l3rs.backbones import SHIPPED
+from l3rs.baselines import BASELINES, Recipe, tuned_learning_rate, tuned_learning_rates
+from l3rs.data.transform import Transform
+from l3rs.networks import create, draw_head
+from l3rs.workload import WIDTH, Workload
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+def adamw(network: nn.Module, lr: float, steps: int) -> Recipe:
+    """AdamW at a constant learning rate, torch's weight decay of 0.01."""
+    return Recipe(torch.optim.AdamW(network.parameters(), lr=lr), None)
+
+
+# Not those that are evaluated at other weights than they train (schedule-free), or whose state does not resume.
+COMPARED: MappingProxyType[str, Callable[[nn.Module, float, int], Recipe]] = MappingProxyType(
+    {"adam": BASELINES["adam"], "adamw": adamw, **{n: BASELINES[n] for n in ("adam-cosine", "adam-cosine-head10", "sgd-cosine")}}
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the optimizers of a run.
+
+    Attributes:
+        name: what it is called, in tables and as a folder.
+        lr: its learning rate; None for L3RS.
+        source: where that comes from.
+    """
+
+    name: str
+    lr: float | None = None
+    source: str = "learned"
+
+    @classmethod
+    def parse(cls, text: str, steps: int) -> Arm:
+        """`adam`, whose learning rate is the tuned one for so many steps, or `adam=3e-4`. Raises ValueError."""
+        name, equals, value = text.partition("=")
+        if name not in COMPARED:
+            raise ValueError(f"--compare is {text!r}; it is some of {', '.join(COMPARED)}, or with a learning rate, as adam=3e-4")
+        if equals:
+            try:
+                lr = float(value)
+            except ValueError:
+                lr = math.nan
+            if not 0 < lr < math.inf:
+                raise ValueError(f"--compare is {text!r}; a learning rate is a number above 0, as in adam=3e-4")
+            return cls(f"{name}={lr:g}", lr, "given")
+        tuned = name if name in tuned_learning_rates() else "adam"  # adamw without a tuned one; its decay is next to nothing in short runs
+        lr = tuned_learning_rate(tuned, steps)
+        nearest = min(tuned_learning_rates()[tuned], key=lambda k: (abs(math.log(k / steps)), k))
+        return cls(name, lr, f"tuned on Icons25{'' if tuned == name else f' for {tuned}'}, at {nearest} steps")
+
+    def make(self, network: nn.Module, steps: int) -> Recipe:
+        """The baseline for a network."""
+        assert self.lr is not None
+        return COMPARED[self.name.partition("=")[0]](network, self.lr, steps)
+
+
+@dataclass(frozen=True)
+class OwnImagesConfig:
+    """What to fine-tune on what; values are checked here, before any work.
+
+    Attributes:
+        data: folder of the images, as `ImageFolderDataModule` reads it.
+        model: its name in timm.
+        steps: of training.
+        weights: `icons` or `glyphs`, which are shipped, or a file of tensors; None is timm's own.
+        from_scratch: whether to start at random instead.
+        width: channels of the first stage of a `resnet18` or `resnet34`; None is timm's own, and 16 with shipped weights.
+        side: height and width of what the network sees, in pixels; None is what timm says of the model, and 32 with shipped weights.
+        channels: 3, colour; 1, grey; None is 3, and 1 with shipped weights.
+        batch_size: images a step; no more than there are training images.
+        augment: whether training images are cut out and mirrored at random; never with shipped weights, pretrained without.
+        learned: the schedule: "auto", a shipped name, or a path.
+        compare: baselines to train on the same batches, some of `COMPARED`, or with a learning rate: `adam=3e-4`.
+        precision: Lightning's.
+        seed: of everything that is drawn.
+        out: folder of the run; None is l3rs- and the name of the images' folder.
+        workers: processes that decode; None is as of `ImageFolderDataModule`.
+    """
+
+    data: str
+    model: str = "resnet34"
+    steps: int = 300
+    weights: str | None = None
+    from_scratch: bool = False
+    width: int | None = None
+    side: int | None = None
+    channels: int | None = None
+    batch_size: int = 64
+    augment: bool = True
+    learned: str = "auto"
+    compare: tuple[str, ...] = ()
+    precision: str = "32-true"
+    seed: int = 0
+    out: str | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch-size": 1, "seed": 0, "workers": 0}
+        for name, smallest in least.items():
+            value = getattr(self, name.replace("-", "_"))
+            if value is not None and value < smallest:
+                raise ValueError(f"--{name} is {value}; it is a whole number of at least {smallest}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"--precision is {self.precision!r}; it is one of {', '.join(PRECISIONS)}")
+        if self.weights in SHIPPED and self.channels not in (None, 1):
+            raise ValueError(
+                f"--channels is {self.channels}, and the shipped weights {self.weights} are of a network that sees grey: leave it out"
+            )
+        self.workload  # noqa: B018  (checks what has to do with the network)
+        self.arms  # noqa: B018
+
+    @cached_property
+    def workload(self) -> Workload:
+        """The network: which, and with which weights."""
+        return Workload(
+            "own images", data=str(self.data), side=self.side, channels=self.transform.channels, model=self.model, width=self.width,
+            weights=self.weights, from_scratch=self.from_scratch,
+        )  # fmt: skip
+
+    @cached_property
+    def transform(self) -> Transform:
+        """How images are made for it."""
+        if self.weights in SHIPPED:
+            return Transform.of_shipped(str(self.weights), self.side)
+        return Transform.of(self.model, self.side, 3 if self.channels is None else self.channels)
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """L3RS, and what it is compared with."""
+        return tuple(dict.fromkeys([Arm("l3rs"), *(Arm.parse(text, self.steps) for text in self.compare)]))
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return Path(self.out) if self.out is not None else Path(f"l3rs-{Path(self.data).resolve().name}")
+
+    def network(self, num_classes: int) -> nn.Module:
+        """The network that every arm starts from, its head drawn from the seed.
+
+        Raises:
+            ValueError: its weights cannot be had, or do not fit.
+        """
+        torch.manual_seed(self.seed)
+        w = self.workload
+        if self.from_scratch:
+            return create(self.model, self.width, w.in_chans, num_classes)
+        network = w.network(num_classes)
+        with suppress(ValueError):  # a head that is no dense layer: timm has drawn it, after the seed was set
+            draw_head(network, self.seed)
+        return network
+
+    @property
+    def origin(self) -> str:
+        """What the network starts from, in words."""
+        if self.from_scratch:
+            return "from scratch"
+        return f"weights {self.weights}" if self.weights else "timm's pretrained weights"
+
+    @property
+    def stage_width(self) -> int | None:
+        """As of `l3rs.networks.create`."""
+        return WIDTH if self.workload.shipped else self.width

@@ -1,0 +1,86 @@
+"""The folder of a run on one's own images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from l3rs.files import write_atomically
+from l3rs.own_images.config import Arm
+
+
+@dataclass
+class Folder:
+    """The folder of a run, locked while it is open.
+
+    Raises:
+        ValueError: it holds a run of another config, or other things; another process is at work in it; or it cannot be written.
+    """
+
+    path: Path
+    about: Mapping[str, Any]
+    _lock: FileLock = field(init=False)
+
+    def __post_init__(self) -> None:
+        described = json.loads(json.dumps(self.about))
+        file = self.path / "config.json"
+        try:
+            there = sorted(p.name for p in self.path.iterdir() if p.name != "lock") if self.path.exists() else []
+            if there and not file.exists():
+                raise ValueError(f"--out is {self.path}, which holds other things, such as {there[0]}; give a new folder")
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / "lock")
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"--out is {self.path}, where another process is at work; give another folder, or wait for it") from None
+        except OSError as error:
+            raise ValueError(f"--out is {self.path}, which cannot be written ({error.strerror}); give a folder of yours") from None
+        try:
+            if file.exists():
+                before = read_json(file)
+                different = [k for k in described if before.get(k) != described[k]]
+                if different:
+                    raise ValueError(
+                        f"--out is {self.path}, which holds a run with other {', '.join(different)} and stays as it is; give another folder"
+                    )
+            else:
+                write_atomically(file, (json.dumps(described, indent=1) + "\n").encode())
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Folder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets others in."""
+        self._lock.release()
+
+    def of(self, arm: Arm) -> Path:
+        """Where the files of an arm are."""
+        return self.path if arm.lr is None else self.path / arm.name
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """An object. Raises ValueError."""
+    try:
+        read = json.loads(file.read_text())
+        if not isinstance(read, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read ({error}), and nothing else tells which run is there") from None
+    return read
+
+
+def write_csv(table: pd.DataFrame, path: Path, index: bool = False) -> None:
+    """Replaces a file by a table."""
+    write_atomically(path, table.to_csv(index=index).encode())

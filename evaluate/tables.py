@@ -1,65 +1,231 @@
-"""From the rows of `evaluate/run.py` to the paper's Tables 5 to 16, and to paired differences; nothing is run here.
+"""From rows to tables: the paper's Tables 1 to 16 and what goes beyond them; nothing is run here.
 
-    python evaluate/tables.py                     # every cell of configs/evaluate, to evaluate/results/tables.md
-    python evaluate/tables.py --cells A D
+    python evaluate/tables.py                     # all of them, to evaluate/results/tables.md
+    python evaluate/tables.py --cells A D         # of the cells, only these
 
-A table says mean and standard deviation over the tasks, a dash where runs are missing, a star where some are, and the command that makes
-them. A run that diverged counts as 0 accuracy, and as an infinite loss.
+Rows are those of `evaluate/results`, and of `--rows` beside them. Where there is no row a table says `missing`, and below it stands the
+command that makes it. A run that diverged counts as 0 accuracy, and as an infinite loss.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
+import pandas as pd
 from run import RESULTS, read_config
 
-from l3rs.evaluation import EvaluationConfig, Rows
-from l3rs.tables import MEASURES, as_markdown, differences, missing_arms, outcomes, summarize
+import l3rs
+from l3rs.baselines import BASELINES
+from l3rs.cost_tables import break_even, step_tables
+from l3rs.evaluation import Rows
+from l3rs.figures import speedup_of
+from l3rs.meta.study import COLUMNS
+from l3rs.pages import MISSING, Section, Table, as_markdown
+from l3rs.tables import MEASURES, Cell, ablation, against_best, interquartile_means, means, nothing, paired
+from l3rs.variants import TABLE_2, TABLE_3, TABLE_4
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "evaluate"
+SPECIALIST = "icons-resnet34"
+PAPER = {"A": 5, "A-head": 7, "B": 9, "C": 11, "D": 13, "E": 15}  # cell: the first of the paper's two tables of it
+REFERENCE = "L3RS"  # the arm that others are compared with
+PAPERS_HORIZONS = (10, 25, 50, 100, 250, 500, 1000, 2500)
+ABLATIONS = {  # what two tables share has the name of the last here, as in the rows of evaluate/ablations.py
+    "Table 4": ("sets of base directions", TABLE_4),
+    "Table 3": ("adaptive features", TABLE_3),
+    "Table 2": ("controllers and base directions", TABLE_2),
+}
+AVERAGED = "averaged"  # the cell of the schedule whose lambda and mu are averages over time and layers
 
 
-def section(file: Path, config: EvaluationConfig, rows: Rows, reference: str) -> str:
-    """The tables of a cell as Markdown."""
-    first = file.read_text().splitlines()[0]
-    parts = [f"## {config.cell}: {first[first.index('(') + 1 : first.rindex(')')]}"]
-    there = rows.read()
-    for measure in MEASURES:
-        table = outcomes(there, config, measure)
-        parts.append(f"### {measure.capitalize()}\n\n{as_markdown(config, measure, summarize(table))}")
-        if measure == "accuracy":
-            lines = [f"| {reference} minus | steps | points | 95% interval | better on | tasks |", "|---|---|---|---|---|---|"]
-            for (arm, horizon), d in sorted(differences(table, measure, reference).items(), key=lambda item: (item[0][1], -item[1].mean)):
-                numbers = f"{100 * d.mean:+.1f} | {100 * d.low:+.1f} to {100 * d.high:+.1f} | {d.probability:.0%} | {d.tasks}"
-                lines.append(f"| {arm} | {horizon} | {numbers} |")
-            if len(lines) > 2:
-                parts.append("\n".join(lines))
-            lacking = missing_arms(config, table)
-    if lacking:
-        names = " ".join(map(shlex.quote, lacking))
-        parts.append(f"Runs are missing:\n\n```\npython evaluate/run.py --config configs/evaluate/{file.name} --arms {names}\n```")
-    return "\n\n".join(parts)
+class Sources:
+    """All rows that tables and figures are made of.
+
+    Args:
+        rows: folder of rows that are not committed, beside `evaluate/results`.
+        only: cells of the paper to show; the others, and what goes beyond the paper, are left out where it is given.
+    """
+
+    def __init__(self, rows: Path, only: list[str] | None = None) -> None:
+        self.rows, self.only = rows, only
+
+    @cached_property
+    def cells(self) -> Mapping[str, Cell]:
+        """Those that have a config, by name."""
+        found = {}
+        stress = sorted(file.stem for file in CONFIGS.glob("stress-*.yaml"))
+        for name in self.only or (*PAPER, *stress, AVERAGED):
+            file = CONFIGS / f"{name}.yaml"
+            if file.exists():
+                config = read_config(file)
+                there = Rows(self.rows / config.cell, RESULTS / config.cell).read()
+                found[name] = Cell(config, f"configs/evaluate/{name}.yaml", there, about(file))
+        return found
+
+    def csv(self, *names: str) -> pd.DataFrame:
+        """Committed rows of one or more measurements."""
+        return pd.concat([pd.read_csv(RESULTS / f"{name}.csv") for name in names], ignore_index=True)
+
+    def decisions(self, schedule: str = SPECIALIST) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+        """What a schedule decided, and its time features."""
+        files = [RESULTS / "decisions" / f"{schedule}{suffix}.parquet" for suffix in ("", "-time")]
+        decided, times = (pd.read_parquet(file) if file.exists() else None for file in files)
+        return decided, times
 
 
-def main() -> None:
-    cells = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", nargs="+", default=cells, choices=cells, help="some of them (default: all)")
+def about(file: Path) -> str:
+    """What a config says in the brackets of its first comment that it is."""
+    comment = " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), file.read_text().splitlines()))
+    text = comment[comment.index("(") + 1 : comment.rindex(")")].split(": ", 1)[-1]
+    return f"{text[0].upper()}{text[1:]}"
+
+
+def heading(name: str, cell: Cell) -> str:
+    """Of a cell's section."""
+    return f"{name}: {cell.about}"
+
+
+def every_command(cells: Mapping[str, Cell]) -> tuple[str, ...]:
+    """What makes all that is missing of some cells, each command once."""
+    return tuple(dict.fromkeys(command for cell in cells.values() for command in cell.commands()))
+
+
+def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """L3RS against the best other optimizer, cell by cell."""
+    cells = {name: cell for name, cell in sources.cells.items() if name in PAPER and cell.has(REFERENCE)}
+    frame = against_best(cells).rename_axis("cell")
+    caption = (
+        "Accuracy of L3RS, of the best other optimizer (the one least behind L3RS on the same tasks, tuned baselines included), the paired "
+        "difference in points with its bootstrap 95% interval over tasks, and the share of tasks on which L3RS is better, ties counting "
+        "half. Accuracies are over the tasks that each has, differences over those that both have. L3RS is one meta-training seed."
+    )
+    yield "In short", Table("Summary", caption, frame, every_command(cells))
+
+
+def cell_tables(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """The paper's Tables 5 to 16; interquartile means, and paired differences."""
+    for name, first in PAPER.items():
+        if name not in sources.cells:
+            continue
+        cell = sources.cells[name]
+        config, about = cell.config, cell.about
+        beyond = [f"{h:,}" for h in PAPERS_HORIZONS if h not in config.horizons]
+        tasks = ", ".join(f"{n} at {h:,}" for h, n in sorted(config.horizons.items()))
+        note = f" Tasks by steps: {tasks}; n where there are fewer so far." + (
+            f" The paper's {', '.join(beyond)} steps are not among `horizons` in {cell.file}." if beyond else ""
+        )
+        for number, measure in ((first, "accuracy"), (first + 1, "loss")):
+            caption = f"{about}: evaluation {measure}, mean ± standard deviation over tasks; lr: tuned for the length of the run.{note}"
+            yield heading(name, cell), Table(f"Table {number}", caption, means(config, cell.outcomes(measure)), cell.commands())
+        for measure, unit in (("accuracy", "points of accuracy"), ("loss", "loss")):
+            if not cell.has(REFERENCE):
+                continue
+            caption = (
+                f"{about}: by how much L3RS is better, in {unit}, paired over the n tasks that both have, with the bootstrap 95% interval "
+                "of the mean; after the semicolon the probability of improvement. A diverged run counts as a loss."
+            )
+            name_ = f"Table {first if measure == 'accuracy' else first + 1}, paired"
+            yield heading(name, cell), Table(name_, caption, paired(config, cell.outcomes(measure), measure, REFERENCE))
+        caption = f"{about}: interquartile mean of evaluation accuracy, the mean of the middle half of the tasks."
+        yield heading(name, cell), Table(f"Table {first}, interquartile", caption, interquartile_means(config, cell.outcomes("accuracy")))
+
+
+def costs(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """Table 1, and the break-even page."""
+    for table in step_tables(sources.csv("step_cost", "learned_cost"), sources.csv("step_share")):
+        yield "Cost of a step", table
+    horizon, names, seconds, faster, commands = 100, {}, {}, {}, ()
+    if cell := sources.cells.get("A"):
+        tuned = {arm.optimizer: arm.name for arm in cell.config.arms if arm.lr is None and arm.optimizer in BASELINES}
+        table, names, commands = cell.outcomes("accuracy"), tuned, cell.commands()
+        ran = cell.rows[(cell.rows.horizon == horizon) & (cell.rows.steps == horizon)].dropna(subset=["seconds"])
+        for optimizer, name in {"l3rs": REFERENCE, **tuned}.items():
+            if len(mine := ran[ran.arm == name]):
+                seconds[optimizer] = float(mine.seconds.median())
+            if optimizer != "l3rs" and (found := speedup_of(table, "accuracy", "L3RS", name)).get(horizon):
+                faster[optimizer] = found[horizon][0]
+    yield "Cost of meta-training", break_even(l3rs.load(SPECIALIST), sources.csv("tuning"), seconds, faster, names, horizon, commands)
+
+
+def ablations(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """Tables 2 to 4."""
+    file = RESULTS / "ablations" / "rows.csv"
+    rows = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=list(COLUMNS))
+    names = {config: name for _, variants in ABLATIONS.values() for name, config in variants.items()}
+    for title, (what, variants) in sorted(ABLATIONS.items()):
+        called = {name: names[config] for name, config in variants.items()}
+        for measure in MEASURES:
+            caption = (
+                f"Ablation, {what}: evaluation {measure}, mean ± standard deviation over tasks, after few generations of meta-training."
+            )
+            frame = ablation(rows, called, sorted(rows.steps.unique()) or [20], measure)
+            lacking = [name for name, line in zip(called.values(), (frame == MISSING).any(axis=1), strict=True) if line]
+            only = "" if len(lacking) == len(called) else f" --only {' '.join(map(shlex.quote, lacking))}"
+            commands = (f"python evaluate/ablations.py{only}",) if lacking else ()
+            yield "Ablations", Table(title if measure == "accuracy" else f"{title}, loss", caption, frame, commands)
+
+
+def stress(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """Off the conditions of meta-training."""
+    cells = {name.removeprefix("stress-"): cell for name, cell in sources.cells.items() if name.startswith("stress-")}
+    if cells:
+        caption = "L3RS off the conditions of its meta-training, against the best other optimizer, as in the summary."
+        yield "Stress", Table("Stress", caption, against_best(cells).rename_axis("condition"), every_command(cells))
+    for name, cell in cells.items():
+        caption = f"{cell.about}: evaluation accuracy, mean ± standard deviation over tasks; lr: tuned for the length of the run."
+        yield "Stress", Table(f"Stress, {name}", caption, means(cell.config, cell.outcomes("accuracy")))
+
+
+def averaged(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """Without adaptivity."""
+    caption = "What adaptivity adds: L3RS against a schedule with its learned lambda and mu averaged over time and layers."
+    cell = sources.cells.get(AVERAGED)
+    if cell is not None:
+        yield "What adaptivity adds", Table("Averaged", caption, means(cell.config, cell.outcomes("accuracy")), cell.commands())
+        difference = paired(cell.config, cell.outcomes("accuracy"), "accuracy", REFERENCE)
+        yield "What adaptivity adds", Table("Averaged, paired", "L3RS minus each, in points, as for Table 5.", difference)
+    elif not sources.only:
+        frame = nothing(["L3RS", "L3RS averaged"], [f"{h} steps" for h in (10, 25, 50, 100)], "optimizer")
+        caption += f" The cell configs/evaluate/{AVERAGED}.yaml is not there yet."
+        yield (
+            "What adaptivity adds",
+            Table("Averaged", caption, frame, (f"python evaluate/run.py --config configs/evaluate/{AVERAGED}.yaml",)),
+        )
+
+
+TABLES: tuple[Callable[[Sources], Iterator[tuple[str, Table]]], ...] = (summary, cell_tables, costs, ablations, stress, averaged)
+
+
+def collect(sources: Sources, makers: tuple[Callable[[Sources], Iterator[tuple[str, object]]], ...]) -> list[Section]:
+    """What they make, section by section, in the order in which sections first come."""
+    found: dict[str, list] = {}
+    for maker in makers:
+        for section, item in maker(sources):
+            found.setdefault(section, []).append(item)
+    return list(found.items())
+
+
+def arguments(doc: str) -> argparse.ArgumentParser:
+    """Options that all three scripts have."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cells = [name for name in PAPER if (CONFIGS / f"{name}.yaml").exists()]
+    parser.add_argument("--cells", nargs="+", choices=cells, help="some of them (default: all)")
     parser.add_argument(
         "--rows", type=Path, default=Path("runs/evaluation"), help="folder of rows, beside evaluate/results (default: %(default)s)"
     )
-    parser.add_argument("--reference", default="L3RS", help="arm that the others are compared with, in pairs (default: %(default)s)")
+    return parser
+
+
+def main() -> None:
+    parser = arguments(__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS / "tables.md", help="file to write (default: %(default)s)")
     args = parser.parse_args()
-    sections = []
-    for cell in args.cells:
-        file = CONFIGS / f"{cell}.yaml"
-        config = read_config(file)
-        sections.append(section(file, config, Rows(args.rows / config.cell, RESULTS / config.cell), args.reference))
-    head = "# Tables\n\nMade by `python evaluate/tables.py` from the rows in `evaluate/results`. In brackets: tuned learning rates."
-    args.out.write_text("\n\n".join([head, *sections]) + "\n")
+    lead = "Made by `python evaluate/tables.py` from the rows in `evaluate/results`."
+    args.out.write_text(as_markdown("Tables", lead, collect(Sources(args.rows, args.cells), TABLES)))
     print(f"Wrote {args.out}.")
 
 

@@ -51,5 +51,53 @@ def crossing(log_steps: Sequence[float], accuracies: Sequence[float], target: fl
         return math.exp(log_steps[0])
     for x0, x1, y0, y1 in zip(log_steps, log_steps[1:], accuracies, accuracies[1:], strict=False):
         if y1 >= target:
-            return math.exp(x0 + (x1 - x0) * (target - y0) / (y1 - y0))
+            return math.exp(x0 + (x1 - x0) * (target - y0) / (y1 - y0) if math.isfinite(y0) else x1)
     return math.inf
+
+
+def speedup(steps: int, log_steps: Sequence[float], behind: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+    """How many times as many steps another arm needs to be as good as a reference is after `steps`, with a bootstrap percentile interval.
+
+    Args:
+        log_steps: logs of the lengths of the other arm's runs, rising.
+        behind: (tasks, lengths), the other arm at each length minus the reference, task by task, higher being better; NaN where one of the
+            two did not run. A length that a resample has no task at is passed over.
+
+    Returns:
+        (speedup, low, high); infinite where the other arm never gets there. Bounds are NaN for one task.
+    """
+    x = np.asarray(log_steps, dtype=float)
+    there = ~np.isnan(behind)
+    filled = np.where(there, behind, 0.0)
+
+    def share(tasks: np.ndarray, axis: int = -1) -> np.ndarray:  # steps over those that the other needs; never is 0, and so it is finite
+        number = there[tasks].sum(axis=-2)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            gaps = np.where(number > 0, filled[tasks].sum(axis=-2) / number, np.nan)
+        return np.array([steps / crossing(x[m == m].tolist(), m[m == m].tolist(), 0.0) if (m == m).any() else 0.0 for m in gaps])
+
+    tasks = np.arange(len(behind))
+    low, high = math.nan, math.nan
+    if len(tasks) > 1:
+        found = bootstrap(
+            (tasks,), share, vectorized=True, n_resamples=999, confidence_level=level, method="percentile", rng=np.random.default_rng(seed)
+        ).confidence_interval
+        low, high = (_inverse(float(bound)) for bound in (found.high, found.low))
+    return _inverse(float(share(tasks[None])[0])), low, high
+
+
+def _inverse(x: float) -> float:
+    return 1 / x if x else math.inf
+
+
+def performance_profile(values: Sequence[float] | np.ndarray, thresholds: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The share of the values that are at least each threshold (Agarwal et al. 2021)."""
+    x = np.asarray(values, dtype=float)
+    return np.asarray((x[:, None] >= np.asarray(thresholds, dtype=float)).mean(0))
+
+
+def runs_to_break_even(invested: float, saved: float) -> float:
+    """After how many runs that save `saved` each an investment has paid for itself: 0 if there was none, infinite if they save nothing."""
+    if invested <= 0:
+        return 0.0
+    return max(1.0, math.ceil(invested / saved)) if saved > 0 else math.inf

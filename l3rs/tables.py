@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from l3rs import stats
-from l3rs.evaluation import Arm, EvaluationConfig
+from l3rs.baselines import tuned_learning_rates
+from l3rs.evaluation import Arm, EvaluationConfig, fingerprint
+from l3rs.pages import MISSING
 
 MEASURES = ("accuracy", "loss")
 WORST = {"accuracy": 0.0, "loss": math.inf}  # what a run that diverged counts as; in the rows it stays NaN
@@ -18,20 +22,37 @@ WORST = {"accuracy": 0.0, "loss": math.inf}  # what a run that diverged counts a
 def outcomes(rows: pd.DataFrame, config: EvaluationConfig, measure: str) -> pd.DataFrame:
     """What came out at the end of each run of a cell: tasks by (arm, horizon); NaN where there is no row, or the run failed.
 
-    The meta-training seeds of an arm are averaged, task by task.
+    The meta-training seeds of an arm are averaged, task by task. Rows of another learning rate than the arm has now, or of other learned
+    weights than are there under its name, are left out.
 
     Args:
         measure: `accuracy` or `loss`.
     """
     r = rows[(rows.cell == config.cell) & (rows.steps == rows.horizon) & rows.error.isna()]
-    wanted = pd.MultiIndex.from_tuples(
-        [(a.name, h) for a in unique(config.arms) for h in a.horizons or config.horizons], names=["arm", "horizon"]
-    )
-    rates = {(arm.name, horizon, arm.rate(horizon)) for arm in config.arms for horizon in arm.horizons or config.horizons}
-    r = r[[(name, h, lr) in rates for name, h, lr in zip(r.arm, r.horizon, r.lr, strict=True)]]
+    planned = [(arm, horizon) for arm in config.arms for horizon in arm.horizons or config.horizons]
+    wanted = pd.MultiIndex.from_tuples(dict.fromkeys((arm.name, horizon) for arm, horizon in planned), names=["arm", "horizon"])
+    current = {(arm.name, arm.meta_seed, horizon, rate_now(arm, horizon)): learned_now(arm) for arm, horizon in planned}
+    keys = zip(r.arm, r.meta_seed, r.horizon, r.lr, strict=True)
+    r = r.loc[np.array([current.get(key, False) in (None, learned) for key, learned in zip(keys, r.learned, strict=True)], dtype=bool)]
     values = r.assign(value=r[measure].fillna(WORST[measure]))
     table = values.pivot_table(index="task_seed", columns=["arm", "horizon"], values="value", aggfunc="mean")
     return table.reindex(columns=wanted)
+
+
+def learned_now(arm: Arm) -> str | None:
+    """The fingerprint of what an arm has learned; None where it is not there, as the weights of others are not in a fresh clone."""
+    try:
+        return fingerprint(arm.optimizer, arm.learned)
+    except ValueError:
+        return None
+
+
+def rate_now(arm: Arm, horizon: int) -> float | None:
+    """Its learning rate; None where that has not been tuned yet."""
+    try:
+        return arm.rate(horizon)
+    except ValueError:
+        return None
 
 
 def unique(arms: Sequence[Arm]) -> list[Arm]:
@@ -89,25 +110,6 @@ def differences(table: pd.DataFrame, measure: str, reference: str) -> dict[tuple
     return found
 
 
-def as_markdown(config: EvaluationConfig, measure: str, entries: dict[tuple[str, int], Entry]) -> str:
-    """The table as the paper has it: mean and standard deviation, an arm a line, a horizon a column; a dash where runs are missing, and a
-    star where there are fewer tasks than the config asks for."""
-    horizons = sorted(config.horizons)
-    lines = ["| | " + " | ".join(f"{h} steps" for h in horizons) + " |", "|---" * (len(horizons) + 1) + "|"]
-    for arm in unique(config.arms):
-        cells = []
-        for h in horizons:
-            entry = entries.get((arm.name, h))
-            if entry is None:
-                cells.append("" if arm.horizons and h not in arm.horizons else "-")
-                continue
-            spread = "" if math.isnan(entry.std) else f" ± {entry.std:.3f}"
-            rate = f" ({arm.rate(h):g})" if arm.lr is None and arm.rate(h) != 1.0 else ""
-            cells.append(f"{entry.mean:.3f}{spread}{rate}" + ("*" if entry.tasks < config.horizons[h] else ""))
-        lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def missing_arms(config: EvaluationConfig, table: pd.DataFrame) -> list[str]:
     """Names of arms that lack runs."""
     return [
@@ -115,3 +117,168 @@ def missing_arms(config: EvaluationConfig, table: pd.DataFrame) -> list[str]:
         for arm in unique(config.arms)
         if any(table[arm.name, h].notna().sum() < config.horizons[h] for h in arm.horizons or config.horizons)
     ]
+
+
+class Cell(NamedTuple):
+    """A cell of the comparison: the config, the file that it is from, all rows, and what it is, in a few words."""
+
+    config: EvaluationConfig
+    file: str
+    rows: pd.DataFrame
+    about: str
+
+    def has(self, arm: str) -> bool:
+        """Whether an arm is called that."""
+        return any(a.name == arm for a in self.config.arms)
+
+    def outcomes(self, measure: str) -> pd.DataFrame:
+        """Of its runs."""
+        return outcomes(self.rows, self.config, measure)
+
+    def commands(self) -> tuple[str, ...]:
+        """What makes the runs that are missing; nothing if none are."""
+        lacking = missing_arms(self.config, self.outcomes("accuracy"))
+        if not lacking:
+            return ()
+        untuned = [arm.optimizer for arm in unique(self.config.arms) if rate_now(arm, min(self.config.horizons)) is None]
+        tune = [f"python evaluate/tune.py --names {' '.join(dict.fromkeys(untuned))}"] if untuned else []
+        arms = "" if len(lacking) == len(unique(self.config.arms)) else f" --arms {' '.join(map(shlex.quote, lacking))}"
+        return (*tune, f"python evaluate/run.py --config {self.file}{arms}")
+
+
+def by_horizon(config: EvaluationConfig, text: Callable[[Arm, int], str | None], arms: Sequence[Arm] | None = None) -> pd.DataFrame:
+    """A table of text, an arm a line, a horizon a column. Where `text` gives None it says `missing`, or nothing where no run is planned."""
+
+    def entry(arm: Arm, horizon: int) -> str:
+        planned = not arm.horizons or horizon in arm.horizons
+        return (text(arm, horizon) or MISSING) if planned else ""
+
+    horizons = sorted(config.horizons)
+    arms = unique(config.arms) if arms is None else arms
+    lines = [[entry(arm, h) for h in horizons] for arm in arms]
+    return pd.DataFrame(lines, pd.Index([arm.name for arm in arms], name="optimizer"), [f"{h} steps" for h in horizons], dtype=object)
+
+
+def tasks_note(config: EvaluationConfig, horizon: int, tasks: int) -> str:
+    """How many tasks there are, where these are fewer than planned."""
+    return f", n={tasks}" if tasks < config.horizons[horizon] else ""
+
+
+def means(config: EvaluationConfig, table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation as the paper has them; in brackets tuned learning rates and, where tasks are missing, their number."""
+    entries = summarize(table)
+
+    def text(arm: Arm, horizon: int) -> str | None:
+        entry = entries.get((arm.name, horizon))
+        if entry is None:
+            return None
+        spread = "" if math.isnan(entry.std) else f" ± {entry.std:.3f}"
+        rate = f"lr {rate_now(arm, horizon):g}" if arm.lr is None and arm.optimizer in tuned_learning_rates() else ""
+        notes = (rate + tasks_note(config, horizon, entry.tasks)).removeprefix(", ")
+        return f"{number(entry.mean)}{spread}" + (f" ({notes})" if notes else "")
+
+    return by_horizon(config, text)
+
+
+def number(x: float) -> str:
+    """To three digits; a mean that a diverged run makes infinite is `diverged`."""
+    return f"{x:.3f}" if math.isfinite(x) else "diverged"
+
+
+def interquartile_means(config: EvaluationConfig, table: pd.DataFrame) -> pd.DataFrame:
+    """The mean of the middle half of the tasks."""
+    entries = summarize(table)
+
+    def text(arm: Arm, horizon: int) -> str | None:
+        e = entries.get((arm.name, horizon))
+        return None if e is None else number(e.iqm) + tasks_note(config, horizon, e.tasks)
+
+    return by_horizon(config, text)
+
+
+def paired(config: EvaluationConfig, table: pd.DataFrame, measure: str, reference: str) -> pd.DataFrame:
+    """Paired differences to the reference with their 95% intervals, the probability of improvement, and the number of tasks that both have.
+
+    Accuracies are in points. A difference of which one run diverged has no interval.
+    """
+    found = differences(table, measure, reference)
+    scale, digits = (100, 1) if measure == "accuracy" else (1, 3)
+
+    def text(arm: Arm, horizon: int) -> str | None:
+        d = found.get((arm.name, horizon))
+        if d is None:
+            return None
+        tail = f"{d.probability:.0%}, n={d.tasks}"
+        if not math.isfinite(d.mean):
+            return f"diverged; {tail}"
+        interval = "" if math.isnan(d.low) else f" ({scale * d.low:+.{digits}f} to {scale * d.high:+.{digits}f})"
+        return f"{scale * d.mean:+.{digits}f}{interval}; {tail}"
+
+    return by_horizon(config, text, [arm for arm in unique(config.arms) if arm.name != reference])
+
+
+def against_best(cells: Mapping[str, Cell]) -> pd.DataFrame:
+    """A line a cell, horizon and arm of L3RS: the arm against the best of another optimizer, among those that ran most of its tasks.
+
+    The best is chosen on these same tasks, in its favour.
+
+    Args:
+        cells: by what the line is called.
+    """
+    found = ["of the best other", "which", "points ahead", "better on", "tasks"]
+    lines = {}
+    for name, cell in cells.items():
+        table = cell.outcomes("accuracy")
+        if not table.notna().to_numpy().any():
+            lines[name] = [MISSING] * (1 + len(found))
+            continue
+        entries = summarize(table)
+        for horizon in sorted(cell.config.horizons):
+            arms = [arm for arm in unique(cell.config.arms) if (arm.name, horizon) in table.columns]
+            others = [arm.name for arm in arms if arm.optimizer != "l3rs"]
+            for arm in (arm.name for arm in arms if arm.optimizer == "l3rs"):
+                gaps = table[[(o, horizon) for o in others]].rsub(table[arm, horizon], axis=0).droplevel("horizon", axis=1)
+                line = [number(entries[arm, horizon].mean)] if (arm, horizon) in entries else [MISSING]
+                most = gaps.count().max() if others else 0
+                if most:
+                    best = str(gaps.loc[:, gaps.count() == most].mean().idxmin())
+                    (d,) = differences(table[[(arm, horizon), (best, horizon)]], "accuracy", arm).values()
+                    interval = "" if math.isnan(d.low) else f" ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
+                    line += [
+                        number(entries[best, horizon].mean),
+                        best,
+                        f"{100 * d.mean:+.1f}{interval}",
+                        f"{d.probability:.0%}",
+                        str(d.tasks),
+                    ]
+                else:
+                    line += [MISSING] * len(found)
+                lines[f"{name}, {horizon} steps, {arm}"] = line
+    return pd.DataFrame.from_dict(lines, orient="index", columns=["accuracy", *found], dtype=object)
+
+
+def ablation(rows: pd.DataFrame, variants: Mapping[str, str], horizons: Sequence[int], measure: str) -> pd.DataFrame:
+    """A line a variant: mean and standard deviation over tasks at the end of its meta-training, its seeds averaged task by task.
+
+    Args:
+        rows: of `evaluate/ablations.py`.
+        variants: what their rows call them, by what the table does.
+    """
+    ends = rows[rows.generation > 0]
+    values = ends.assign(value=ends[measure].fillna(WORST[measure]))
+
+    def entry(setting: str, horizon: int) -> str:
+        x = values[(values.setting == setting) & (values.steps == horizon)].groupby("task").value.mean()
+        return MISSING if x.empty else number(x.mean()) + (f" ± {x.std():.3f}" if len(x) > 1 and math.isfinite(x.max()) else "")
+
+    def seeds(setting: str) -> str:
+        mine = values[values.setting == setting]
+        return f"{mine.meta_seed.nunique()}, {mine.task.nunique()}" if len(mine) else MISSING
+
+    lines = [[*(entry(setting, h) for h in horizons), seeds(setting)] for setting in variants.values()]
+    return pd.DataFrame(lines, pd.Index(variants, name="variant"), [*(f"{h} steps" for h in horizons), "seeds, tasks"], dtype=object)
+
+
+def nothing(lines: Sequence[str], columns: Sequence[str], name: str) -> pd.DataFrame:
+    """A table of which everything is missing."""
+    return pd.DataFrame(MISSING, pd.Index(lines, name=name), list(columns), dtype=object)

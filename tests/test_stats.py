@@ -23,6 +23,7 @@ def test_crossing_is_linear_in_log_steps() -> None:
     assert crossing(steps, [0.0, 1.0], 0.5) == pytest.approx(100)
     assert crossing(steps, [0.6, 1.0], 0.5) == pytest.approx(10)
     assert crossing(steps, [0.0, 0.4], 0.5) == math.inf
+    assert crossing(steps, [-math.inf, 1.0], 0.5) == pytest.approx(1000)  # after a run that diverged nothing lies between
 
 
 def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 
 from l3rs.evaluation import FIELDS, Arm, EvaluationConfig
-from l3rs.tables import as_markdown, differences, missing_arms, outcomes, summarize
+from l3rs.pages import table_markdown
+from l3rs.tables import differences, means, missing_arms, outcomes, summarize
 
-FAST, SLOW, SEEDS = Arm("fast", "adam", 0.1), Arm("slow", "adam", 0.01, horizons=(10,)), Arm("L3RS", "l3rs", learned="icons-generalist")
-CONFIG = EvaluationConfig("cell", (SEEDS, Arm("L3RS", "l3rs", learned="icons-resnet34", meta_seed=1), FAST, SLOW), {10: 3, 25: 3})
+FAST, SLOW, SEEDS = Arm("fast", "adam", 0.1), Arm("slow", "adam", 0.01, horizons=(10,)), Arm("L3RS", "l3rs", learned="a.safetensors")
+CONFIG = EvaluationConfig("cell", (SEEDS, Arm("L3RS", "l3rs", learned="b.safetensors", meta_seed=1), FAST, SLOW), {10: 3, 25: 3})
 
 
 def rows(*entries: tuple[str, int, int, float], **changes: Any) -> list[dict[str, Any]]:
@@ -29,6 +30,7 @@ def rows(*entries: tuple[str, int, int, float], **changes: Any) -> list[dict[str
             "accuracy": a,
             "loss": 1 - a,
             "meta_seed": 0,
+            "learned": "",
         }
         | changes
         for arm, h, t, a in entries
@@ -80,12 +82,12 @@ def test_differences_are_paired_and_positive_where_the_reference_is_better() -> 
 def test_the_table_shows_what_is_missing() -> None:
     there = table(rows(*(("fast", 10, t, 0.5) for t in range(3)), ("slow", 10, 0, 0.25)))
     found = outcomes(there, CONFIG, "accuracy")
-    assert as_markdown(CONFIG, "accuracy", summarize(found)).splitlines() == [
-        "| | 10 steps | 25 steps |",
-        "|---|---|---|",
-        "| L3RS | - | - |",
-        "| fast | 0.500 ± 0.000 | - |",
-        "| slow | 0.250* |  |",
+    assert table_markdown(means(CONFIG, found)).splitlines() == [
+        "| optimizer | 10 steps | 25 steps |",
+        "| --- | --- | --- |",
+        "| L3RS | missing | missing |",
+        "| fast | 0.500 ± 0.000 | missing |",
+        "| slow | 0.250 (n=1) |  |",
     ]
     assert missing_arms(CONFIG, found) == ["L3RS", "fast", "slow"]
 
@@ -93,4 +95,4 @@ def test_the_table_shows_what_is_missing() -> None:
 def test_tuned_learning_rates_are_shown() -> None:
     config = EvaluationConfig("cell", (Arm("tuned", "adam-cosine"),), {100: 1})
     there = table([{**rows(("fast", 100, 0, 0.5))[0], "arm": "tuned", "lr": 0.003}])
-    assert "| tuned | 0.500 (0.003) |" in as_markdown(config, "accuracy", summarize(outcomes(there, config, "accuracy")))
+    assert means(config, outcomes(there, config, "accuracy")).loc["tuned"].to_list() == ["0.500 (lr 0.003)"]

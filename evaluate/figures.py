@@ -1,0 +1,75 @@
+"""From rows to figures: the paper's, and performance profiles; nothing is run here.
+
+    python evaluate/figures.py                    # all of them, to evaluate/results/figures
+    python evaluate/figures.py --cells A
+
+Figures 3 and 10 are of the rows of `evaluate/run.py`, Figures 4, 5, 8 and 9 of those of `evaluate/decisions.py`, Figure 6 of the curves
+that are shipped beside the checkpoints. A figure without rows is named, with the command that makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+from run import RESULTS
+from tables import PAPER, REFERENCE, Sources, arguments, collect, heading
+
+from l3rs import checkpoint
+from l3rs.decision_figures import decision_pictures
+from l3rs.figures import meta_training, profiles, progress, speedups
+from l3rs.pages import Picture, save_pictures
+
+CHECKPOINTS = Path(checkpoint.__file__).parent / "checkpoints"
+OTHERS = {"Celo (ft)": Path("runs/celo/curve.csv")}  # curves that are not shipped
+FOLDER = RESULTS / "figures"
+
+
+def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
+    """Figures 3 and 10 and performance profiles of each cell."""
+    for name in PAPER:
+        if name not in sources.cells:
+            continue
+        cell, section = sources.cells[name], heading(name, sources.cells[name])
+        yield section, progress(cell, f"Figure 3{name}", "accuracy")
+        yield section, progress(cell, f"Figure 10{name}", "loss")
+        if cell.has(REFERENCE):
+            yield section, speedups(cell, f"Figure 3F, {name}", "accuracy")
+            yield section, speedups(cell, f"Figure 10F, {name}", "loss")
+            yield section, profiles(cell, f"Profile {name}")
+
+
+def decided(sources: Sources) -> Iterator[tuple[str, Picture]]:
+    """Figures 4, 5, 8 and 9."""
+    for picture in decision_pictures(*sources.decisions()):
+        yield "What the schedule decides", picture
+
+
+def curves(sources: Sources) -> Iterator[tuple[str, Picture]]:
+    """Figure 6."""
+    files = {name: CHECKPOINTS / f"{name}.csv" for name in checkpoint.SHIPPED} | OTHERS
+    for name, file in files.items():
+        command = () if file.exists() else ("l3rs meta-train --config configs/meta_train/icons_celo.yaml --out runs/celo",)
+        yield "Meta-training", meta_training(f"Figure 6, {name}", name, pd.read_csv(file) if file.exists() else None, command)
+
+
+FIGURES: tuple[Callable[[Sources], Iterator[tuple[str, Picture]]], ...] = (comparisons, decided, curves)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to (default: %(default)s)")
+    args = parser.parse_args()
+    pictures = [item for _, items in collect(Sources(args.rows, args.cells), FIGURES) for item in items]
+    written = save_pictures(pictures, args.out)
+    for picture in pictures:
+        if picture.figure is None:
+            print(f"{picture.name} has no rows yet: " + "; ".join(picture.commands))
+    print(
+        f"Wrote {len(written)} figures to {args.out}, the largest of {max((f.stat().st_size for f in written), default=0) / 1024:.0f} KiB."
+    )
+
+
+if __name__ == "__main__":
+    main()

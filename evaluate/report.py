@@ -1,0 +1,44 @@
+"""The report: all tables and figures of the evaluation, from rows, as one HTML page that needs nothing else, and as Markdown.
+
+    python evaluate/report.py                     # to evaluate/results/report.html, report.md and figures/
+    python evaluate/report.py --rows runs/evaluation --out somewhere
+
+Nothing is run here. What has no rows is shown as missing, with the command that makes them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from figures import FIGURES
+from run import RESULTS
+from tables import TABLES, Sources, arguments, collect
+
+from l3rs.pages import Picture, as_html, as_markdown, save_pictures
+
+TITLE = "L3RS: the evaluation"
+LEAD = (
+    "L3RS is a learned schedule: a small network sets, layer by layer and step by step, how far fine-tuning moves and how it mixes the "
+    "directions of SGD and Adam (arXiv 2408.09310). Here it is compared with other learned optimizers, with the paper's fixed learning "
+    "rates, and with baselines whose learning rate was tuned for each length of a run, on classes that none of them has seen.\n\n"
+    "Every number is made from rows of runs, by evaluate/report.py. All optimizers of a cell run the same tasks. A run that diverged "
+    "counts as 0 accuracy and an infinite loss. Where rows are missing it says so, with the command that makes them. L3RS was meta-trained "
+    "on classes of Icons, for 10 to 100 steps: in cell A it is a specialist at home, and it is one meta-training seed."
+)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write to (default: %(default)s)")
+    args = parser.parse_args()
+    sections = collect(Sources(args.rows, args.cells), (*TABLES, *FIGURES))
+    args.out.mkdir(parents=True, exist_ok=True)
+    save_pictures([item for _, items in sections for item in items if isinstance(item, Picture)], args.out / "figures")
+    for name, page in (("report.html", as_html(TITLE, LEAD, sections)), ("report.md", as_markdown(TITLE, LEAD, sections))):
+        (args.out / name).write_text(page)
+        print(f"Wrote {os.path.relpath(args.out / name)}, {len(page) / 2**20:.2f} MiB.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""A page of tables and pictures: as one HTML file that needs nothing else, and as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from l3rs.plots import png
+
+MISSING = "missing"  # in place of a number that no row gives
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to show.
+
+    Attributes:
+        name: such as `Table 5`; unique.
+        caption: what it is, and how its numbers are meant.
+        frame: text; the index heads the lines, and its name the first column.
+        commands: what makes the rows that are missing.
+    """
+
+    name: str
+    caption: str
+    frame: pd.DataFrame
+    commands: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to show.
+
+    Attributes:
+        name: such as `Figure 3A`; unique.
+        caption: what it is.
+        alt: what is seen in it, in words and numbers, for those who do not see it.
+        figure: None where there are no rows for it.
+        commands: what makes the rows that are missing.
+    """
+
+    name: str
+    caption: str
+    alt: str
+    figure: Figure | None
+    commands: tuple[str, ...] = ()
+
+    @cached_property
+    def png(self) -> bytes:
+        """Its file."""
+        assert self.figure is not None
+        return png(self.figure)
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"{slug(self.name)}.png"
+
+
+Section = tuple[str, Sequence[Table | Picture]]  # with its heading
+
+
+def slug(name: str) -> str:
+    """A name for files and anchors."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def table_markdown(table: pd.DataFrame) -> str:
+    """A table of text as Markdown."""
+    lines = [[str(table.index.name or ""), *map(str, table.columns)], ["---"] * (table.shape[1] + 1)]
+    lines += [[str(head), *map(str, line)] for head, line in zip(table.index, table.to_numpy(), strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _commands_markdown(commands: Sequence[str]) -> list[str]:
+    return ["What is missing is made by\n\n```sh\n" + "\n".join(commands) + "\n```"] if commands else []
+
+
+def item_markdown(item: Table | Picture, pictures: str) -> str:
+    """An item as Markdown.
+
+    Args:
+        pictures: the folder of the pictures, relative to the page.
+    """
+    parts = [f"**{item.name}.** {item.caption}"]
+    if isinstance(item, Table):
+        parts.append(table_markdown(item.frame))
+    elif item.figure is not None:
+        parts.append(f"![{item.alt}]({pictures}/{item.file})")
+    else:
+        parts.append("There are no rows for this figure yet.")
+    return "\n\n".join(parts + _commands_markdown(item.commands))
+
+
+def as_markdown(title: str, lead: str, sections: Sequence[Section], pictures: str = "figures") -> str:
+    """The page as Markdown; pictures are files in the folder `pictures`."""
+    parts = [f"# {title}", lead]
+    for heading, items in sections:
+        parts += [f"## {heading}", *(item_markdown(item, pictures) for item in items)]
+    return "\n\n".join(parts) + "\n"
+
+
+def table_html(table: Table) -> str:
+    """A table with its caption; every cell has its headers by `scope`. On narrow screens it scrolls on its own."""
+    frame, anchor = table.frame, slug(table.name)
+    head = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in (frame.index.name or "", *frame.columns))
+    body = "\n".join(
+        f'<tr><th scope="row">{escape(str(name))}</th>' + "".join(_cell(str(value)) for value in line) + "</tr>"
+        for name, line in zip(frame.index, frame.to_numpy(), strict=True)
+    )
+    return (
+        f'<div class="scroll" role="region" aria-labelledby="{anchor}" tabindex="0">\n<table>\n'
+        f'<caption id="{anchor}"><strong>{escape(table.name)}.</strong> {escape(table.caption)}</caption>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>"
+    )
+
+
+def _cell(text: str) -> str:
+    return f'<td class="missing">{text}</td>' if text == MISSING else f"<td>{escape(text)}</td>"
+
+
+def picture_html(picture: Picture) -> str:
+    """A picture, within the page, with its caption and what is seen in it."""
+    caption = f'<figcaption id="{slug(picture.name)}"><strong>{escape(picture.name)}.</strong> {escape(picture.caption)}</figcaption>'
+    if picture.figure is None:
+        return f'<figure>{caption}<p class="missing">There are no rows for this figure yet.</p></figure>'
+    data = base64.b64encode(picture.png).decode()
+    return f'<figure>\n<img src="data:image/png;base64,{data}" alt="{escape(picture.alt)}">\n{caption}\n</figure>'
+
+
+def item_html(item: Table | Picture) -> str:
+    """An item, and what makes the rows that it lacks."""
+    shown = table_html(item) if isinstance(item, Table) else picture_html(item)
+    if item.commands:
+        shown += f'\n<p>What is missing is made by</p>\n<pre tabindex="0"><code>{escape(chr(10).join(item.commands))}</code></pre>'
+    return shown
+
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #c8c8c8; --soft: #f3f3f1; --link: #0b57a4; --faint: #666; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e6; --paper: #16181b; --line: #44484e; --soft: #22262b; --link: #8cc0f5; --faint: #a5a5a5; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 64rem; color: var(--ink); background: var(--paper); font: 1rem/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.2; }
+h2 { font-size: 1.3rem; line-height: 1.25; margin: 3rem 0 1rem; padding-top: .6rem; border-top: 1px solid var(--line); }
+a { color: var(--link); }
+nav ul { padding-left: 1.2rem; columns: 18rem; }
+nav li { padding: .3rem 0; break-inside: avoid; }
+.scroll { overflow-x: auto; margin: 1.5rem 0; }
+table { border-collapse: separate; border-spacing: 0; font-size: .85rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .5rem; font-size: .9rem; width: min(60rem, calc(100vw - 2rem)); }
+th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); vertical-align: top; }
+th:first-child { text-align: left; white-space: normal; min-width: 8.5rem; max-width: 18rem; }
+th:first-child { position: sticky; left: 0; background: var(--paper); }
+thead th { border-bottom: 2px solid var(--line); }
+tbody th { font-weight: 500; }
+.missing { color: var(--faint); font-style: italic; }
+figure { margin: 2rem 0; }
+img { display: block; width: 100%; max-width: 44rem; height: auto; background: #fff; border-radius: 4px; }
+figcaption { font-size: .9rem; margin-top: .5rem; max-width: 44rem; }
+pre { overflow-x: auto; background: var(--soft); padding: .7rem; font-size: .8rem; border-radius: 4px; }
+@media (min-width: 48rem) { th:first-child { min-width: 15rem; } }
+@media print { body { max-width: none; } .scroll { overflow: visible; } pre { white-space: pre-wrap; } }
+"""
+
+
+def as_html(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """The page as one file: no scripts, nothing from elsewhere, pictures within. `lead` is plain text, a paragraph a blank line."""
+    contents = "\n".join(f'<li><a href="#{slug(heading)}">{escape(heading)}</a></li>' for heading, _ in sections)
+    paragraphs = "\n".join(f"<p>{escape(p)}</p>" for p in lead.split("\n\n"))
+    body = "\n".join(
+        f'<section aria-labelledby="{slug(heading)}">\n<h2 id="{slug(heading)}">{escape(heading)}</h2>\n'
+        + "\n".join(map(item_html, items))
+        + "\n</section>"
+        for heading, items in sections
+    )
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style>\n</head>\n<body>\n'
+        f'<header>\n<h1>{escape(title)}</h1>\n{paragraphs}\n</header>\n<nav aria-label="Contents">\n<ul>\n{contents}\n</ul>\n</nav>\n'
+        f"<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def save_pictures(pictures: Iterable[Picture], folder: Path) -> list[Path]:
+    """Writes the pictures that have rows as PNG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for picture in pictures:
+        if picture.figure is not None:
+            written.append(folder / picture.file)
+            written[-1].write_bytes(picture.png)
+    return written

@@ -1,0 +1,216 @@
+"""Tables and figures from rows that were made up, so that what must come out is known."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import random_schedule, small_network
+from PIL import Image
+
+from l3rs.cost_tables import break_even, meta_training_seconds, step_tables, tuning_cost
+from l3rs.decision_figures import decision_pictures
+from l3rs.decisions import layers_of, time_features
+from l3rs.evaluation import FIELDS, Arm, EvaluationConfig
+from l3rs.figures import meta_training, profiles, progress, speedup_of, speedups
+from l3rs.pages import MISSING, Picture
+from l3rs.stats import performance_profile, runs_to_break_even, speedup
+from l3rs.tables import Cell, ablation, against_best, interquartile_means, means, outcomes, paired
+
+ARMS = (Arm("L3RS", "l3rs", learned="nowhere"), Arm("Adam constant 1e-3", "adam", 1e-3), Arm("Adam cosine tuned", "adam-cosine"))
+CONFIG = EvaluationConfig("A", ARMS, {10: 4, 100: 4})
+
+
+def rows(change: dict[tuple[str, int, int], float] | None = None, without: tuple[tuple[str, int, int], ...] = ()) -> pd.DataFrame:
+    """Four tasks of each arm and horizon: L3RS is 0.1 better than Adam at 10 steps, and as good at 100."""
+    level = {("L3RS", 10): 0.7, ("L3RS", 100): 0.8, ("Adam constant 1e-3", 10): 0.6, ("Adam constant 1e-3", 100): 0.8}
+    level |= {("Adam cosine tuned", h): level["Adam constant 1e-3", h] - 0.05 for h in (10, 100)}
+    found: list[dict[str, Any]] = []
+    for arm in ARMS:
+        for horizon in CONFIG.horizons:
+            for task in range(4):
+                if (arm.name, horizon, task) in without:
+                    continue
+                accuracy = (change or {}).get((arm.name, horizon, task), level[arm.name, horizon] + 0.01 * task)
+                found.append(
+                    {"cell": "A", "arm": arm.name, "lr": arm.rate(horizon), "learned": "", "meta_seed": 0, "horizon": horizon}
+                    | {"steps": horizon, "task_seed": task, "accuracy": accuracy, "loss": 1 - accuracy, "seconds": 0.1 * horizon}
+                )
+    return pd.DataFrame(found, columns=list(FIELDS))
+
+
+def cell(**changes: Any) -> Cell:
+    return Cell(CONFIG, "configs/evaluate/A.yaml", rows(**changes), "A made-up cell")
+
+
+def check(picture: Picture) -> None:
+    """That it is drawn, small, and described by its numbers."""
+    assert Image.open(io.BytesIO(picture.png)).size[0] > 500
+    assert len(picture.png) < 150 * 1024
+    assert any(c.isdigit() for c in picture.alt)
+
+
+def test_a_known_difference_comes_out() -> None:
+    table = cell().outcomes("accuracy")
+    found = paired(CONFIG, table, "accuracy", "L3RS")
+    assert found.loc["Adam constant 1e-3"].to_list() == ["+10.0 (+10.0 to +10.0); 100%, n=4", "+0.0 (+0.0 to +0.0); 50%, n=4"]
+    assert means(CONFIG, table).loc["Adam cosine tuned", "10 steps"] == "0.565 ± 0.013 (lr 0.01)"
+    assert interquartile_means(CONFIG, table).loc["L3RS", "10 steps"] == "0.715"
+    line = against_best({"A": cell()}).loc["A, 10 steps, L3RS"]
+    assert line.to_list() == ["0.715", "0.615", "Adam constant 1e-3", "+10.0 (+10.0 to +10.0)", "100%", "4"]
+
+
+def test_a_diverged_run_counts_as_a_loss() -> None:
+    diverged = cell(change={("L3RS", 10, 0): math.nan})
+    accuracy, loss = (paired(CONFIG, diverged.outcomes(measure), measure, "L3RS") for measure in ("accuracy", "loss"))
+    assert accuracy.loc["Adam constant 1e-3", "10 steps"].startswith("-7.5 (")  # (-60 + 3 times 10) / 4 points
+    assert accuracy.loc["Adam constant 1e-3", "10 steps"].endswith("75%, n=4")
+    assert loss.loc["Adam constant 1e-3", "10 steps"] == "diverged; 75%, n=4"
+    assert means(CONFIG, diverged.outcomes("loss")).loc["L3RS", "10 steps"] == "diverged"
+    assert means(CONFIG, diverged.outcomes("accuracy")).loc["L3RS", "10 steps"].startswith("0.540 ± ")
+    assert "L3RS from 0.185 at 100 steps" in progress(diverged, "Figure", "loss").alt  # no axis has room for the mean at 10
+
+
+def test_pairs_are_tasks_that_both_have() -> None:
+    some = cell(without=(("L3RS", 10, 0), ("Adam constant 1e-3", 10, 1)))
+    assert paired(CONFIG, some.outcomes("accuracy"), "accuracy", "L3RS").loc["Adam constant 1e-3", "10 steps"].endswith("n=2")
+    assert means(CONFIG, some.outcomes("accuracy")).loc["L3RS", "10 steps"].endswith("(n=3)")
+
+
+def test_what_is_missing_names_its_command() -> None:
+    lacking = cell(without=tuple(("L3RS", h, t) for h in (10, 100) for t in range(4)))
+    assert means(CONFIG, lacking.outcomes("accuracy")).loc["L3RS"].to_list() == [MISSING, MISSING]
+    assert lacking.commands() == ("python evaluate/run.py --config configs/evaluate/A.yaml --arms L3RS",)
+    assert cell().commands() == ()
+    nothing = Cell(CONFIG, "A.yaml", rows()[:0], "Empty")
+    for picture in (progress(nothing, "Figure", "accuracy"), speedups(nothing, "Figure", "loss"), profiles(nothing, "Figure")):
+        assert picture.figure is None
+        assert picture.commands == ("python evaluate/run.py --config A.yaml",)
+    assert against_best({"A": nothing}).loc["A"].to_list() == [MISSING] * 6
+    untuned = EvaluationConfig("A", (Arm("Celo2", "celo2", learned="nowhere"),), {10: 1})
+    assert Cell(untuned, "A.yaml", rows(), "").commands()[0] == "python evaluate/tune.py --names celo2"
+
+
+def test_rows_of_other_weights_are_left_out() -> None:
+    config = EvaluationConfig("A", (Arm("L3RS", "l3rs", learned="icons-generalist"),), {10: 4})
+    assert outcomes(rows().assign(learned="icons-generalist 000000000000"), config, "accuracy").empty
+
+
+def test_speedup_is_the_steps_to_the_same_accuracy() -> None:
+    table = cell().outcomes("accuracy")
+    found = speedup_of(table, "accuracy", "L3RS", "Adam constant 1e-3")
+    assert found[10] == pytest.approx((math.sqrt(10),) * 3)  # 0.7 lies half way from 0.6 at 10 to 0.8 at 100, in log steps
+    assert found[100][0] == pytest.approx(1)
+    assert speedup_of(table, "accuracy", "L3RS", "Adam cosine tuned")[100][0] == math.inf
+    assert speedup_of(cell().outcomes("loss"), "loss", "L3RS", "Adam constant 1e-3")[10][0] == pytest.approx(math.sqrt(10))
+
+
+def test_speedup_has_an_interval_and_ignores_what_did_not_run() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.05, (50, 2))
+    behind = np.array([-0.1, 0.1]) + noise
+    middle, low, high = speedup(10, [math.log(10), math.log(100)], behind)
+    assert 1 < low < middle < high < 10
+    behind[1:, 1] = math.nan  # all that is left of the second length is one task
+    assert speedup(10, [math.log(10), math.log(100)], behind)[2] == math.inf
+    assert math.isnan(speedup(10, [math.log(10)], behind[:1, :1])[1])
+
+
+def test_a_profile_is_a_share_of_tasks() -> None:
+    assert performance_profile([0.2, 0.4, 0.6, 0.0], [0.0, 0.4, 0.7]).tolist() == [1.0, 0.5, 0.0]
+
+
+def test_figures_of_a_cell_are_drawn() -> None:
+    shown = progress(cell(), "Figure 3A", "accuracy")
+    assert "L3RS from 0.715 at 10 steps to 0.815 at 100" in shown.alt
+    fast = speedups(cell(), "Figure 3F", "accuracy")
+    assert "Adam constant 1e-3 3.2 times at 10, 1.0 times at 100" in fast.alt
+    assert "Adam cosine tuned 5.6 times at 10, never at 100" in fast.alt
+    assert "L3RS 0.715 at 10" in profiles(cell(), "Profile").alt
+    check(fast)
+
+
+def test_ablations_take_the_end_of_meta_training_and_average_seeds() -> None:
+    made = [
+        {
+            "setting": "a",
+            "meta_seed": s,
+            "generation": g,
+            "steps": 20,
+            "task": t,
+            "accuracy": 0.5 + 0.1 * s + 0.2 * t + (g == 0),
+            "loss": 1.0,
+        }
+        for s in (0, 1)
+        for g in (0, 40)
+        for t in (0, 1)
+    ]
+    found = ablation(pd.DataFrame(made), {"the first": "a", "the second": "b"}, [20], "accuracy")
+    assert found.loc["the first"].to_list() == ["0.650 ± 0.141", "2, 2"]
+    assert found.loc["the second"].to_list() == [MISSING, MISSING]
+
+
+def test_meta_training_pays_for_itself_by_the_formula() -> None:
+    assert runs_to_break_even(100, 30) == 4
+    assert runs_to_break_even(-1, 30) == 0
+    assert runs_to_break_even(100, 0) == math.inf
+    tuning = pd.DataFrame(
+        [
+            {"optimizer": o, "lr": lr, "steps": s, "task_seed": 0, "seconds": 5.0}
+            for o in ("adam", "adam-cosine")
+            for lr in (1, 3)
+            for s in (10, 100)
+        ]
+    )
+    assert tuning_cost(tuning, "adam", 100) == (10.0, 2)  # evaluations along one run
+    assert tuning_cost(tuning, "adam-cosine", 100) == (20.0, 2)
+    schedule = random_schedule(small_network(), specialist=False)
+    schedule.training.update({"config": {"workers": 2}, "seconds": 50.0})
+    assert meta_training_seconds(schedule) == 100
+    table = break_even(
+        schedule, tuning, {"adam": 2.0, "l3rs": 3.0}, {"adam": 2.0}, {"adam": "Adam", "adam-cosine": "cosine"}, 100, ("run",)
+    )
+    assert table.frame.loc["Adam", ["N, tuned each time", "N, tuned once"]].to_list() == ["100", "90"]  # 100 / (2x2 - 3), (100 - 10) / 1
+    assert table.frame.loc["cosine", "N, tuned once"] == MISSING
+    assert table.commands == ("run",)
+
+
+def test_costs_show_the_newest_rows_and_what_is_missing() -> None:
+    row = {"network": "resnet34-w16", "parameters": 10**6, "device": "x", "threads": 2, "q25_ms": 1.0, "q75_ms": 2.0}
+    step = pd.DataFrame([row | {"arm": "l3rs", "median_ms": ms, "ratio_to_fused_adam": 1.5, "state_words": 2.0} for ms in (9.0, 3.0)])
+    share = pd.DataFrame(columns=["arm", "network", "pixels", "training_step_ms", "optimizer_ms", "share"])
+    full, narrow, training = step_tables(step, share)
+    assert narrow.frame.loc["L3RS"].to_list() == ["2.0000", "", "3.0", "1.0 to 2.0", "1.50"]
+    assert full.frame.loc["L3RS"].to_list() == [MISSING] * 5
+    assert full.commands
+    assert training.commands
+
+
+def test_decisions_are_drawn_from_their_rows() -> None:
+    network = small_network()
+    layers = layers_of(network)
+    assert layers.kind.to_list() == ["convolution", "scale", "shift", "head", "head", "head", "head"]
+    made = [
+        {"schedule": "s", "horizon": 20, "task_seed": t, "step": k, "layer": layer, "kind": kind, "depth": depth}
+        | {"lambda": 1 / k, "length": 1.0, "mu_sgd": k / 20, "mu_adam": 1 - k / 20}
+        for t in (0, 1)
+        for k in range(1, 21)
+        for layer, (kind, depth) in layers.iterrows()
+    ]
+    drawn = {p.name: p for p in decision_pictures(pd.DataFrame(made), time_features(random_schedule(network), [20]))}
+    assert list(drawn) == ["Figure 4", "Figure 5", "Figure 8", "Figure 9"]
+    assert all(p.figure is not None and any(c.isdigit() for c in p.alt) for p in drawn.values())
+    check(drawn["Figure 5"])
+    assert "convolution: lambda from 1 to 0.05, mu_adam from 0.95 to 0.00" in drawn["Figure 4"].alt
+    assert all(p.figure is None and p.commands == ("python evaluate/decisions.py",) for p in decision_pictures(None, None))
+
+
+def test_the_meta_training_curve_says_where_it_went() -> None:
+    curve = pd.DataFrame({"generation": range(3), "mean_loss": [1.0, 0.9, 0.8]})
+    curve = curve.assign(validation_accuracy=[0.5, math.nan, 0.75], validation_loss=[1.0, math.nan, 0.5])
+    picture = meta_training("Figure 6", "made up", curve, ())
+    assert "from generation 0 to 2 meta-validation accuracy goes from 0.500 to 0.750" in picture.alt.lower()
+    assert meta_training("Figure 6", "made up", None, ("a command",)).commands == ("a command",)

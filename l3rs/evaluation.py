@@ -115,9 +115,7 @@ class EvaluationConfig:
                 raise ValueError(f"arm {arm.name!r} has the horizon {unknown[0]}; the cell has {', '.join(map(str, self.horizons))}")
             runs = {(arm.name, arm.meta_seed, horizon) for horizon in arm.horizons or self.horizons}
             if runs & seen:
-                raise ValueError(
-                    f"there are two arms {arm.name!r} of meta_seed {arm.meta_seed}; give them different names, seeds or horizons"
-                )
+                raise ValueError(f"there are two arms {arm.name!r} of meta_seed {arm.meta_seed}; give them other names, seeds or horizons")
             seen |= runs
 
 

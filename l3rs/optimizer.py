@@ -34,11 +34,11 @@ class Active(NamedTuple):
 
 
 class L3RS(torch.optim.Optimizer):
-    r"""Learned Layer-wise Learning Rate Scheduler (arXiv 2408.09310).
+    """Learned Layer-wise Learning Rate Scheduler (arXiv 2408.09310).
 
     At step k each layer l, a parameter tensor, moves by
 
-    .. math:: -\lambda_l \sum_p \mu_{l,p} \, d_{l,p} / \lVert d_{l,p} \rVert_2
+        - lambda(l) * sum over p of mu_p(l) * d_p(l) / ||d_p(l)||
 
     where d are the directions of the base optimizers (Eq. 2), and a controller sets lambda and mu from the layer's features.
     A direction of norm 0 adds nothing. docs/how-l3rs-decides.md walks through one step.
@@ -65,7 +65,7 @@ class L3RS(torch.optim.Optimizer):
         ValueError: an argument is not what it should be, `learned` is unknown, or does not fit the parameters' names.
         TypeError: a parameter is complex or not floating.
 
-    Example:
+    Examples:
         >>> optimizer = L3RS(model.named_parameters(), total_steps=100)
         >>> for inputs, labels in batches:
         ...     loss = criterion(model(inputs), labels)

@@ -25,7 +25,7 @@ def register_with_timm() -> None:
     timm makes parameter groups without names of a model, which only a schedule without layer names fits; hand it the named parameters
     for a specialist. `lr` is the multiplier, so leave it out, or at 1.
 
-    Example:
+    Examples:
         >>> l3rs.register_with_timm()
         >>> optimizer = create_optimizer_v2(model.named_parameters(), "l3rs", total_steps=1000)
     """

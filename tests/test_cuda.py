@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import batch, random_schedule, small_network
@@ -114,3 +116,24 @@ def test_other_learned_optimizers_equal_their_runs_on_cpu(kind: str) -> None:
             optimizer.step(loss=1.0)
     for p, q in zip(here.parameters(), there.parameters(), strict=True):
         torch.testing.assert_close(p, q.cpu(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_lightning_trains_in_each_precision(precision: str, tmp_path: Path) -> None:
+    """With a gradient scaler in 16-mixed; the clock is of the steps that it let through."""
+    import pytorch_lightning as pl
+
+    from l3rs.lightning import L3RSModule
+
+    network = small_network()
+    module = L3RSModule(network, 3, learned=random_schedule(network, scale=0.1))
+    data = [batch(k % 4) for k in range(24)]
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cuda", devices=1, precision=precision, accumulate_grad_batches=2, default_root_dir=tmp_path,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    )  # fmt: skip
+    before = F.cross_entropy(network(data[0][0]), data[0][1])
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=None))
+    (optimizer,) = trainer.optimizers
+    assert 10 <= optimizer.param_groups[0]["step"] <= 12  # a scaler's first scales may overflow
+    assert F.cross_entropy(network.cpu()(data[0][0]), data[0][1]) < before

@@ -65,7 +65,9 @@ def read(path: str | Path) -> LearnedSchedule:
         if "kind" in about:
             raise CheckpointError(f"{path} holds a {about['kind']}, not a schedule of L3RS; LearnedWeights.from_pretrained reads it")
         config = L3RSConfig(**about["config"])
-        layers = tuple(about["layers"])
+        layers, training = tuple(about["layers"]), about.get("training", {})
+        if not all(isinstance(layer, str) for layer in layers) or not isinstance(training, dict):
+            raise ValueError("layers or training are not a list of names and a mapping")
         expected = feature_names(config)
         if tuple(about["features"]) != expected:
             different = sorted(set(about["features"]) ^ set(expected))
@@ -75,10 +77,15 @@ def read(path: str | Path) -> LearnedSchedule:
         if found != shapes:
             wrong = next(n for n in sorted({*shapes, *found}) if shapes.get(n) != found.get(n))
             raise CheckpointError(f"{path} holds {wrong} of shape {found.get(wrong)}; its config asks for {shapes.get(wrong)}")
+        strange = next((n for n in shapes if not tensors[n].is_floating_point()), None)
+        if strange is not None:
+            raise ValueError(f"{strange} is of {tensors[strange].dtype}, and floating ones are read")
         theta = torch.cat([tensors[name].float().flatten() for name in shapes])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} has l3rs metadata that this version cannot read: {error}") from None
-    return LearnedSchedule(config, layers, theta, str(about.get("name", path.stem)), about.get("training", {}))
+    return LearnedSchedule(config, layers, theta, str(about.get("name", path.stem)), training)
 
 
 def locate(given: str | Path, **hub: Any) -> Path:

@@ -76,7 +76,7 @@ def describe(path: str | Path) -> Classifier:
     try:
         about = json.loads(metadata["l3rs"])
         kind = about.get("kind")
-    except (KeyError, ValueError, AttributeError):
+    except (KeyError, ValueError, AttributeError, RecursionError):
         raise ClassifierError(f"{path} holds no l3rs metadata: it is some other safetensors file, not the model of a run") from None
     if kind != KIND:
         raise ClassifierError(f"{path} holds {kind or 'a learned schedule'}, and not an {KIND}; give the {FILE} of a run, or its folder")
@@ -88,7 +88,7 @@ def describe(path: str | Path) -> Classifier:
             raise ValueError("model, width or classes are not a name, a number and a list")
         training = about.get("training", {})
         return Classifier(model, width, tuple(classes), Transform(**about["transform"]), training if isinstance(training, dict) else {})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ClassifierError(f"{path} has l3rs metadata that this version cannot use: {error}") from None
 
 

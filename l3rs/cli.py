@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,17 @@ class Parser(jsonargparse.ArgumentParser):
     """A parser whose errors are one line, with exit code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        print(f"l3rs: error: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"l3rs: error: {in_words(' '.join(str(message).split()))}", file=sys.stderr)
         sys.exit(2)
+
+
+def in_words(message: str) -> str:
+    """What jsonargparse says of a value of a wrong type, without Python's types; any other message as it is."""
+    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list, as in [10,100]"}
+    found = re.match(r"""Parser key "(\S+)"(?: element \d+)?: .*?Expected a <class '(\w+)'>.*?(?:Got|Given) value: (.*)""", message)
+    if found is None or found[2] not in kinds:
+        return message
+    return f"--{found[1].replace('_', '-')} is {found[3]}; it is {kinds[found[2]]}"
 
 
 def _finetune_parser() -> Parser:
@@ -55,7 +65,10 @@ def _finetune(args: jsonargparse.Namespace, parser: Parser) -> None:
         results = Results(config.out, about)
     except ValueError as error:
         parser.error(str(error))
-    finetune(config, learned, results)
+    try:
+        finetune(config, learned, results)
+    except OSError as error:
+        parser.error(f"{config.out} could not be written ({error.strerror}); make room there, and give the same command: it goes on")
 
 
 def _own_images_parser() -> Parser:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 UNITS = ("rms", "l2", "relative")
 CONTROLLERS = ("shared", "layerwise", "global")
+LARGEST = 4096  # of numbers that set sizes: a file that says more is damaged, or meant to fill the memory
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,26 @@ class L3RSConfig:
         wrong = [g for g in self.ema_factors if not 0 <= g < 1]
         if wrong:
             raise ValueError(f"an EMA factor is {wrong[0]}; it is at least 0 and below 1")
+        if not self.time_scales or not all(0 < s < math.inf for s in self.time_scales):
+            raise ValueError(f"time_scales is {list(self.time_scales)}; it is one or more numbers of steps, positive and finite")
         if self.time_points < 2:
             raise ValueError(f"time_points is {self.time_points}; 0 and 1 need two")
-        for name in ("lr0", "initial_head"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is positive")
+        if len(self.hidden) != 2 or min(self.hidden) < 1 or self.embedding < 0:
+            raise ValueError(
+                f"hidden is {list(self.hidden)} and embedding {self.embedding}; two widths of at least 1, and a length of at least 0"
+            )
+        if max(self.time_points, self.embedding, *self.hidden) > LARGEST:
+            raise ValueError(
+                f"time_points, embedding and hidden are {self.time_points}, {self.embedding}, {list(self.hidden)}; at most {LARGEST}"
+            )
+        for name in ("time_slope", "lr0", "norm_scale", "norm_floor", "loss_scale", "initial_head"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is positive and finite")
+        if not 0 <= self.relative_floor < math.inf:
+            raise ValueError(f"relative_floor is {self.relative_floor}; it is at least 0, and finite")
+        for name in ("initial_mix", "initial_decay", "initial_horizon"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; it is finite")
 
     @property
     def by_layer(self) -> bool:

@@ -1,11 +1,14 @@
-"""Files that are replaced as a whole: whenever this process is killed, the old one or the new one is there."""
+"""Files that are replaced as a whole: whenever this process is killed, the old one or the new one is there; and JSON
+that may be anything."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -25,3 +28,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replaces a file, as `replacing` does."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """An object. Raises ValueError."""
+    try:
+        read = json.loads(file.read_text())
+        if not isinstance(read, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read ({error}), and nothing else tells which run is there") from None
+    return read

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from l3rs import stats
 from l3rs.baselines import BASELINES, tuned_learning_rate
 from l3rs.checkpoint import load, resolve
+from l3rs.files import read_json, write_atomically
 from l3rs.runs import FIELDS, Run, append_rows, execute, execute_all, row
 from l3rs.schedule import LearnedSchedule
 from l3rs.workbench import workbench
@@ -69,7 +71,8 @@ class Results:
     Rows that are there already are kept and not made again, so that a comparison can be stopped, continued and extended.
 
     Raises:
-        ValueError: the folder cannot be written, or holds runs of another learned schedule or on another network.
+        ValueError: the folder cannot be written, another process is at work in it, or it holds runs of another learned schedule or on
+            another network, or files of something else.
     """
 
     def __init__(self, folder: Path, about: dict[str, str]) -> None:
@@ -79,15 +82,30 @@ class Results:
             probe = folder / ".writable"
             probe.touch()
             probe.unlink()
+            self._lock = FileLock(folder / "lock")  # given back with this object, or with the process
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"--out is {folder}, where another process is at work; give another folder, or wait for it") from None
         except OSError as error:
             raise ValueError(f"--out is {folder}, which cannot be written ({error.strerror}); give a folder of yours") from None
+        try:
+            self._check(about)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _check(self, about: dict[str, str]) -> None:
+        """Raises ValueError where the files in the folder are of something else."""
+        folder = self.folder
         file = folder / "about.json"
-        before = json.loads(file.read_text()) if file.exists() else {}
+        before = read_json(file) if file.exists() else {}
         for key, value in about.items():
             if before.get(key, value) != value:
                 raise ValueError(f"--out is {folder}, which holds runs with another {key} ({before[key]}); give another folder")
-        file.write_text(json.dumps(before | about, indent=1) + "\n")
         self.runs_file, self.curves_file = folder / "runs.csv", folder / "curves.csv"
+        mend(self.runs_file, FIELDS)
+        mend(self.curves_file, (*FIELDS, "horizon"))
+        write_atomically(file, (json.dumps(before | about, indent=1) + "\n").encode())
 
     @property
     def runs(self) -> pd.DataFrame:
@@ -104,6 +122,20 @@ class Results:
         r = self.runs
         done = set(zip(r.optimizer, r.lr, r.steps, r.task_seed, strict=True))
         return [run for run in runs if (run.optimizer, run.lr, run.steps, run.task_seed) not in done]
+
+
+def mend(file: Path, fields: Sequence[str]) -> None:
+    """Takes away a last row that was cut off as its process was killed. Raises ValueError where a file is none of these columns."""
+    if not file.exists():
+        return
+    data = file.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if not whole:
+        file.unlink()
+    elif whole.splitlines()[0] != ",".join(fields).encode():
+        raise ValueError(f"{file} is not of l3rs finetune: its columns are not {', '.join(fields)}; give another --out")
+    elif whole != data:
+        write_atomically(file, whole)
 
 
 def along(horizon: int) -> tuple[int, ...]:
@@ -221,7 +253,10 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
     )
     started = time.perf_counter()
     bar = tqdm(total=sum(r.steps for r in missing), unit="step", desc="fine-tuning", disable=not missing)
-    meta_seed = learned.training.get("config", {}).get("nes", {}).get("seed", "")
+    try:
+        meta_seed = learned.training["config"]["nes"]["seed"]
+    except (KeyError, TypeError):  # how it was trained is free-form
+        meta_seed = ""
     for run, report in execute_all(missing, workers, execute):
         if run.evaluate_at:
             curve = pd.DataFrame([row(run, report, s, meta_seed) | {"horizon": run.steps} for s in sorted(report.loss)])

@@ -117,6 +117,7 @@ def describe(learned: LearnedSchedule | LearnedWeights) -> Iterator[str]:
         for field in fields(learned.config):
             yield f"  {field.name}: {getattr(learned.config, field.name)}"
     training = dict(learned.training)
-    settings = {k: v for k, v in training.pop("config", {}).items() if k not in ("name", "schedule")}  # these are above
+    config = training.pop("config", {})
+    settings = {k: v for k, v in config.items() if k not in ("name", "schedule")} if isinstance(config, dict) else {}  # these are above
     for key, value in {**settings, **training}.items():
         yield f"  meta-training, {key}: {value}"

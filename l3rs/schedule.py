@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from l3rs.config import L3RSConfig
+from l3rs.errors import CheckpointError
 from l3rs.hub import HubMixin
 
 
@@ -100,7 +101,10 @@ class LearnedSchedule(HubMixin):
     def _read(cls, path: Path) -> LearnedSchedule:
         from l3rs.checkpoint import read  # a floor up, as in `build`
 
-        return read(path)
+        learned = read(path)
+        if not learned.theta.isfinite().all():  # `read` itself takes them: meta-training may come by such, and goes on
+            raise CheckpointError(f"{path} holds meta-parameters that are not finite; it may be damaged")
+        return learned
 
     def _write(self, path: Path) -> None:
         from l3rs.checkpoint import save

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from l3rs.files import write_atomically
+
 PURPOSES = ("pretrain", "meta-train", "meta-validation", "meta-test")
 SHIPPED_SPLITS = ("imagenet25-0", "imagenet25-1", "imagenet25-2", "places25")  # their images are not; see `datasets/`
 
@@ -84,7 +86,7 @@ class ClassSplit:
                     raise ValueError(f"{purpose} is neither a list of class ids nor a mapping of ids to names")
             names = {c: n for ids in purposes.values() if isinstance(ids, dict) for c, n in ids.items() if n != c}
             return cls(raw["dataset"], raw["seed"], {p: tuple(ids) for p, ids in purposes.items()}, raw.get("name", ""), names)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise ValueError(f"{path} is no class split: {why}") from None
 
@@ -102,7 +104,7 @@ class ClassSplit:
         """Writes the JSON file that `read` takes."""
         about = {"name": self.name, "dataset": self.dataset, "seed": self.seed}
         ids = {p: {c: self.names.get(c, c) for c in self.classes[p]} if self.names else list(self.classes[p]) for p in PURPOSES}
-        Path(path).write_text(json.dumps(about | ids, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomically(Path(path), (json.dumps(about | ids, indent=1, ensure_ascii=False) + "\n").encode())
 
     def check(self, there: Collection[str], where: str, purposes: Sequence[str] = PURPOSES) -> None:
         """Raises ValueError, naming the missing, unless all classes of these purposes are `there`; `where` is said in the message."""

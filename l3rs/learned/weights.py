@@ -1,4 +1,4 @@
-"""Meta-parameters of VeLO, Celo or Celo2 that can be meta-trained, saved and shipped, as a `LearnedSchedule` is of L3RS."""
+"""Meta-parameters of the other learned optimizers that can be meta-trained, saved and shipped, as a `LearnedSchedule` is of L3RS."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from l3rs.hub import HubMixin
 from l3rs.learned import theta as meta
 from l3rs.learned.base import LearnedRule
 from l3rs.learned.celo2 import SHAPES, Celo2
+from l3rs.learned.small_fc import SHAPES as SMALL_FC
+from l3rs.learned.small_fc import MuLO, SmallFC, mup_groups
 from l3rs.learned.velo import Celo, VeLO
 
 CELO2_LR = 0.03
@@ -55,6 +57,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "celo": Kind(Celo.FORM.shapes, lambda named, theta, steps, lr: Celo(named, theta, steps, lr)),
         "celo2": Kind(SHAPES, _celo2, CELO2_LR),
         "celo2-base": Kind(SHAPES, lambda n, t, k, lr: _celo2(n, t, k, lr, orthogonalize=False, vectors="learned"), CELO2_LR),
+        "small-fc": Kind(SMALL_FC, lambda named, theta, steps, lr: SmallFC(named, theta, lr)),
+        "mulo": Kind(SMALL_FC, lambda named, theta, steps, lr: MuLO(mup_groups(named), theta, lr)),
     }
 )
 
@@ -66,7 +70,7 @@ class LearnedWeights(HubMixin):
     Attributes:
         kind: which.
         theta: float32 (n,), in the order of the kind's shapes.
-        lr: VeLO and Celo: multiplies the learned step. Celo2: its learning rate is lr / sqrt(K) [choice], and falls along a cosine.
+        lr: multiplies the learned step. Celo2: its learning rate is lr / sqrt(K) [choice], and falls along a cosine.
         name: what it is called in messages.
         training: how it was meta-trained; free-form, for people.
     """
@@ -126,14 +130,16 @@ def read(path: str | Path) -> LearnedWeights:
             about = json.loads((file.metadata() or {})["l3rs"])
         if "kind" not in about:
             raise CheckpointError(f"{path} holds a schedule of L3RS, not weights of another learned optimizer; l3rs.load reads it")
-        kind, lr, schema = about["kind"], float(about["lr"]), about["schema"]
+        kind, lr, schema, training = about["kind"], float(about["lr"]), about["schema"], about.get("training", {})
+        if not isinstance(kind, str) or not 0 < lr < math.inf or not isinstance(training, dict):
+            raise ValueError("kind, lr or training are not a name, a positive number and a mapping")
     except CheckpointError:
         raise
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a file of learned weights that l3rs wrote ({type(error).__name__}: {error})") from None
     if schema != SCHEMA or kind not in KINDS:
         raise CheckpointError(f"{path} has schema {schema} and kind {kind!r}; this version of l3rs reads {SCHEMA}, and {', '.join(KINDS)}")
-    return LearnedWeights(kind, meta.read(KINDS[kind].shapes, path), lr, str(about.get("name", path.stem)), about.get("training", {}))
+    return LearnedWeights(kind, meta.read(KINDS[kind].shapes, path), lr, str(about.get("name", path.stem)), training)
 
 
 __all__ = ["KINDS", "LearnedWeights", "load", "read", "save", "starting_weights"]

@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import os
+import re
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -78,12 +80,24 @@ def processes(config: MetaTrainConfig) -> int:
     if (config.workers or cores) == 1 and not config.ray_address and not config.gpus_per_actor:
         return 1
     if not ray.is_initialized():
+        check_address(config.ray_address)
         local: dict[str, Any] = {} if config.ray_address else {"include_dashboard": False, "num_cpus": max(config.workers, cores)}
         ray.init(config.ray_address, logging_level=logging.ERROR, **local)
     room = places(config.gpus_per_actor)
     if not room:
         raise ValueError(f"gpus_per_actor is {config.gpus_per_actor}, and there is no such GPU; 0 runs on CPU")
     return config.workers or room
+
+
+def check_address(address: str | None) -> None:
+    """Raises ValueError if nothing answers at HOST:PORT; Ray itself would try for half a minute, and then end the process."""
+    where = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or "")
+    if where is None:
+        return
+    try:
+        socket.create_connection((where[1], int(where[2])), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"ray_address is {address}, where nothing answers ({error}); `ray start --head` prints the right one") from None
 
 
 def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) -> Learned:

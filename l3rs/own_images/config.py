@@ -118,6 +118,8 @@ class OwnImagesConfig:
             value = getattr(self, name.replace("-", "_"))
             if value is not None and value < smallest:
                 raise ValueError(f"--{name} is {value}; it is a whole number of at least {smallest}")
+        if self.seed >= 2**63:
+            raise ValueError(f"--seed is {self.seed}; it is below 2^63")
         if self.precision not in PRECISIONS:
             raise ValueError(f"--precision is {self.precision!r}; it is one of {', '.join(PRECISIONS)}")
         if self.weights in SHIPPED and self.channels not in (None, 1):

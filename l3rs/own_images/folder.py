@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from l3rs.files import write_atomically
+from l3rs.files import read_json, write_atomically
 from l3rs.own_images.config import Arm
 
 
@@ -51,6 +51,9 @@ class Folder:
                     )
             else:
                 write_atomically(file, (json.dumps(described, indent=1) + "\n").encode())
+        except OSError as error:
+            self.close()
+            raise ValueError(f"{file} could not be written ({error.strerror}); make room there, or give another --out") from None
         except BaseException:
             self.close()
             raise
@@ -68,17 +71,6 @@ class Folder:
     def of(self, arm: Arm) -> Path:
         """Where the files of an arm are."""
         return self.path if arm.lr is None else self.path / arm.name
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """An object. Raises ValueError."""
-    try:
-        read = json.loads(file.read_text())
-        if not isinstance(read, dict):
-            raise ValueError("it is no object")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read ({error}), and nothing else tells which run is there") from None
-    return read
 
 
 def write_csv(table: pd.DataFrame, path: Path, index: bool = False) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.types import STEP_OUTPUT
+from safetensors import SafetensorError
 from torch import nn
 
 from l3rs.classifier import FILE, Classifier, save
@@ -64,12 +66,14 @@ class Keeper(pl.Callback):
         row: dict[str, float] = {"step": trainer.global_step, "train_loss": self._mean_loss()}
         row |= {name: float(seen[name]) for name in ("val_loss", "val_accuracy")}
         self.rows.append(row)
-        write_csv(pd.DataFrame(self.rows), self.folder / "curve.csv")
+        with _room(self.folder):
+            write_csv(pd.DataFrame(self.rows), self.folder / "curve.csv")
         if not self.best or _rank(row) > _rank(self.best):
             self.best = row
             trained = {**self.classifier.training, "step": row["step"], "val_accuracy": row["val_accuracy"], "val_loss": row["val_loss"]}
             network: nn.Module = pl_module.network  # type: ignore[assignment]
-            save(replace(self.classifier, training=trained), network.state_dict(), self.folder / FILE)
+            with _room(self.folder):
+                save(replace(self.classifier, training=trained), network.state_dict(), self.folder / FILE)
         self._save(trainer)
         if self.say:
             print(
@@ -91,7 +95,7 @@ class Keeper(pl.Callback):
         return mean
 
     def _save(self, trainer: pl.Trainer) -> None:
-        with replacing(self.folder / "last.ckpt") as temporary:
+        with _room(self.folder), replacing(self.folder / "last.ckpt") as temporary:
             trainer.save_checkpoint(temporary)
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,6 +105,16 @@ class Keeper(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.best, self.seconds = list(state_dict["rows"]), dict(state_dict["best"]), state_dict["seconds"]
         self._losses = list(state_dict["losses"])
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Raises ValueError where a file cannot be written; torch and safetensors have errors of their own for that."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().splitlines()[0]
+        raise ValueError(f"{folder} could not be written ({why}); make room there, and give the same command: it goes on") from None
 
 
 def _rank(row: Mapping[str, float]) -> tuple[float, float]:

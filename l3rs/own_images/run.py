@@ -26,13 +26,13 @@ from torch.nn import functional as F
 from l3rs.backbones import SHIPPED
 from l3rs.checkpoint import GENERALIST, resolve
 from l3rs.classifier import FILE, Classifier, load
-from l3rs.files import write_atomically
+from l3rs.files import read_json, write_atomically
 from l3rs.finetune import digest
 from l3rs.lightning.callbacks import L3RSMonitor
 from l3rs.lightning.data import ImageFolderDataModule, printable
 from l3rs.lightning.module import L3RSModule
 from l3rs.own_images.config import Arm, OwnImagesConfig
-from l3rs.own_images.folder import Folder, read_json, write_csv
+from l3rs.own_images.folder import Folder, write_csv
 from l3rs.own_images.keeper import Keeper
 from l3rs.own_images.pictures import confusion, plot_confusion, plot_curves
 
@@ -158,6 +158,8 @@ def _trained(arm: Arm, config: OwnImagesConfig, data: ImageFolderDataModule, sta
     keeper = Keeper(path, classifier, config.seed, config.steps, say=not show)
     module = L3RSModule(copy.deepcopy(start), data.num_classes, learned=config.learned, optimizer=None if arm.lr is None else arm.make)
     last = path / "last.ckpt"
+    if last.exists():
+        _readable(last)
     with _quiet():
         trainer = pl.Trainer(
             max_steps=config.steps,
@@ -197,6 +199,15 @@ def _trained(arm: Arm, config: OwnImagesConfig, data: ImageFolderDataModule, sta
     write_atomically(done, (json.dumps(result, indent=1) + "\n").encode())
     last.unlink(missing_ok=True)
     return result
+
+
+def _readable(last: Path) -> None:
+    """Raises ValueError where a checkpoint to go on from cannot be read. Nothing but tensors and plain values is unpickled."""
+    try:
+        torch.load(last, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # torch's unpickler stumbles over garbage in many ways
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{last} cannot be read ({why}); remove it to train that optimizer from the start") from None
 
 
 def evaluate(path: Path, data: ImageFolderDataModule, device: torch.device) -> tuple[pd.DataFrame, float]:

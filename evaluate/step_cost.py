@@ -28,9 +28,10 @@ from tqdm import trange
 from l3rs import L3RS
 from l3rs.kernels import ForeachKernel, Norms
 from l3rs.kernels.elements import refused
-from l3rs.learned import Celo, Celo2, VeLO, batches
+from l3rs.learned import Celo, Celo2, SmallFC, VeLO, batches
 from l3rs.learned.base import LearnedRule
 from l3rs.learned.celo2 import SHAPES
+from l3rs.learned.small_fc import SHAPES as SMALL_FC
 from l3rs.learned.theta import random
 from l3rs.memory import peak, start_peak
 from l3rs.networks import resnet34
@@ -170,6 +171,7 @@ def other_learned_optimizers() -> dict[str, Callable[[nn.Module], torch.optim.Op
         "velo": lambda n: VeLO(parameters(n), velo, 10**6),
     }
     slow = {f"{name}-torch": lambda n, make=make: without_kernel(lambda: make(n)) for name, make in makers.items()}
+    slow["small-fc-torch"] = lambda n: SmallFC(parameters(n), random(SMALL_FC, 0))
     return {"adam-fused": lambda n: torch.optim.Adam(parameters(n), fused=True), **makers, **slow}
 
 

@@ -16,6 +16,8 @@ PAPERS = {
     "celo": "[Celo](https://arxiv.org/abs/2501.12670)",
     "celo2": "[Celo2](https://arxiv.org/abs/2602.19142)",
     "celo2-base": "[Celo2](https://arxiv.org/abs/2602.19142), its base form",
+    "small-fc": "[small_fc_lopt](https://arxiv.org/abs/2203.11860)",
+    "mulo": "[muLO](https://arxiv.org/abs/2406.00153)",
 }
 
 

@@ -78,7 +78,7 @@ class Arm:
         """The learning rate at a horizon."""
         if self.lr is not None:
             return self.lr
-        return 1.0 if self.optimizer in ("l3rs", "velo", "celo") else tuned_learning_rate(self.optimizer, horizon)
+        return 1.0 if self.optimizer in ("l3rs", "velo", "celo", "small-fc", "mulo") else tuned_learning_rate(self.optimizer, horizon)
 
 
 @dataclass(frozen=True)

@@ -62,16 +62,16 @@ def initial_state(p: Tensor) -> State:
     return state
 
 
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
+def _column(values: Sequence[float] | Tensor, like: Tensor) -> Tensor:
     """Values along a first axis, (n, 1, ...), to broadcast over `like`, (n, ...), and of its dtype, in which 1 - x is then made."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.dim() - 1))
+    return torch.as_tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.dim() - 1))
 
 
 def _inverse_root(x: Tensor) -> Tensor:
     return x.clamp(min=1e-9).rsqrt()
 
 
-def advance_factors(state: State, g: Tensor) -> None:
+def advance_factors(state: State, g: Tensor, betas: Sequence[float] | Tensor = DECAYS) -> None:
     """Takes a clipped gradient, (*shape), into the row and column means of its square, or, of a vector, into the mean squares."""
     squares = g.square().add_(1e-30)
     axes = factored_axes(g.shape)
@@ -79,14 +79,14 @@ def advance_factors(state: State, g: Tensor) -> None:
     if axes is not None:
         means = {name: squares.mean(axis, keepdim=True) for name, axis in zip(("col", "row"), axes, strict=True)}
     for name, mean in means.items():
-        beta = _column(DECAYS, state[name])
+        beta = _column(betas, state[name])
         state[name].mul_(beta).add_((1 - beta) * mean)
 
 
-def advance_moments(state: State, g: Tensor, rho: float) -> None:
+def advance_moments(state: State, g: Tensor, rho: float | Tensor, betas: Sequence[float] | Tensor = DECAYS) -> None:
     """Takes a clipped gradient into momentum, and into the mean square, whose decay is rho."""
     momentum, second = state["momentum"], state["second"]
-    beta, keep = _column(DECAYS, momentum), torch.tensor(rho, dtype=second.dtype)
+    beta, keep = _column(betas, momentum), torch.as_tensor(rho, dtype=second.dtype)
     momentum.mul_(beta).add_((1 - beta) * g)
     second.mul_(keep).add_(g.square() * (1 - keep))
 

@@ -96,8 +96,12 @@ def direction(state: State, g: Tensor, p: Tensor, mlp: MLP, rule: Rule) -> Tenso
     g = g.clamp(-CLIP, CLIP)
     advance_factors(state, g)
     advance_moments(state, g, rule.rho)
-    e = elements(state, g, p)
-    groups, axes = rule.groups(p), rule.axes(p)
+    return outputs(elements(state, g, p), mlp, rule)
+
+
+def outputs(e: Elements, mlp: MLP, rule: Rule) -> Tensor:
+    """What the MLP makes of all elements of a parameter, (*shape): direction times exp(exponent magnitude)."""
+    groups, axes = rule.groups(e.p), rule.axes(e.p)
     total = sum(features(part, rule.eps, groups).square_().sum([axis + 1 for axis in axes], keepdim=True) for _, part in pieces(e))
     assert isinstance(total, Tensor)
     normalize = (total / math.prod(e.g.shape[axis] for axis in axes) + rule.delta).rsqrt_()

@@ -96,7 +96,7 @@ def mlp(theta: Theta) -> MLP:
 
 def read(shapes: Shapes, *paths: str | Path) -> Tensor:
     """Reads a flat vector from published files: flax's msgpack (`theta.state`), `.npz`, or safetensors, with the names of the JAX code or
-    with those of PyLO, whose VeLO comes in two files.
+    with those of PyLO, whose VeLO comes in two files. What is in several files is taken from the last.
 
     Raises:
         CheckpointError: a file is missing, cannot be read, or does not hold these names and shapes; the message says which and why.
@@ -134,6 +134,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=_array, raw=False, strict_map_key=False)
         if not isinstance(tree, dict):
             raise CheckpointError(f"there is {type(tree).__name__}, not names and arrays")
+        if tree.keys() == {"params", "gen_id", "step"} and isinstance(tree["params"], dict):  # what learned_optimization wraps them in
+            tree = tree["params"]
         return dict(_leaves(tree))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -171,19 +173,29 @@ _LINEAR = {
     "rnn_to_controls": "rnn_to_controls",
     "step_size": "step_size",
 }
+_SMALL_FC = {"network.input": 0, "network.linear_0": 1, "network.output": 2}
+_OFFSETS = {  # of btherien/mulo's decays; they are in PyLO's code, for every file
+    "momentum_decays": [0.15216392, 0.14245212, 0.06812963],
+    "rms_decays": [0.01079706],
+    "adafactor_decays": [0.18621896, -0.10864615, -0.06185547],
+}
 
 
 def _from_pylo(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names of PyLO turned into those of the JAX code; files with other names stay as they are.
 
     PyLO stores dense layers as (out, in), its Celo2 excepted. Its VeLO keeps the MLP last in use beside the stack (`input_weights` beside
-    `input_weights_`); that one is a leftover.
+    `input_weights_`); that one is a leftover. Its small_fc_lopt has the MLP alone.
     """
     named: dict[str, Tensor] = {}
+    if "network.input.weight" in found:
+        named = {name: torch.tensor(offsets) for name, offsets in _OFFSETS.items()}
     for name, t in found.items():
         module, _, leaf = name.rpartition(".")
         if module in _LINEAR and leaf in ("weight", "bias"):
             named[f"rnn_params/{_LINEAR[module]}/{leaf[0]}"] = t.T if leaf == "weight" and t.dim() == 2 else t
+        elif module in _SMALL_FC and leaf in ("weight", "bias"):
+            named[f"nn/~/{leaf[0]}{_SMALL_FC[module]}"] = t.T if leaf == "weight" and t.dim() == 2 else t
         elif name in ("lstm_init_state.0", "lstm_init_state.1"):
             named["lstm_init_state/" + ("hidden", "cell")[int(name[-1])]] = t
         elif name == "input_weights_":

@@ -1,4 +1,4 @@
-"""The contract of torch.optim, for VeLO, Celo and the forms of Celo2, with random meta-parameters."""
+"""The contract of torch.optim, for VeLO, Celo, the forms of Celo2 and small_fc_lopt, with random meta-parameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn import functional as F
 
-from l3rs.learned import Celo, Celo2, VeLO
+from l3rs.learned import Celo, Celo2, SmallFC, VeLO, small_fc
 from l3rs.learned.base import LearnedRule
 from l3rs.learned.celo2 import SHAPES
 from l3rs.learned.theta import MODULE, flatten, random, unflatten
@@ -33,6 +33,7 @@ FORMS: dict[str, tuple[type[LearnedRule], dict[str, Any]]] = {
     "Celo2-base": (Celo2, {"lr": 0.02, "orthogonalize": False, "vectors": "learned"}),
     "VeLO": (VeLO, {"lr": 3000.0, "total_steps": 12}),
     "Celo": (Celo, {"lr": 1000.0, "total_steps": 12}),
+    "SmallFC": (SmallFC, {"lr": 20.0}),
 }
 WATCHING = ["VeLO", "Celo"]
 every_form = pytest.mark.parametrize("form", FORMS)
@@ -41,7 +42,8 @@ every_form = pytest.mark.parametrize("form", FORMS)
 @cache
 def theta(of: type[LearnedRule]) -> Tensor:
     """No biases of zero, which may leave an MLP dead."""
-    drawn = random(SHAPES if of is Celo2 else of.FORM.shapes, 0)  # type: ignore[attr-defined]
+    shapes = {Celo2: SHAPES, SmallFC: small_fc.SHAPES}.get(of) or of.FORM.shapes  # type: ignore[attr-defined]
+    drawn = random(shapes, 0)
     return drawn + 0.05 * torch.randn(drawn.shape, generator=torch.Generator().manual_seed(1))
 
 

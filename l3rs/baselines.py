@@ -157,5 +157,9 @@ def tuned_learning_rate(name: str, steps: int) -> float:
     """
     if name not in tuned_learning_rates():
         raise ValueError(f"no learning rate was tuned for {name!r}; there are {', '.join(tuned_learning_rates())}")
-    chosen = tuned_learning_rates()[name]
-    return chosen[min(chosen, key=lambda k: (abs(math.log(k / steps)), k))]
+    return tuned_learning_rates()[name][nearest_horizon(name, steps)]
+
+
+def nearest_horizon(name: str, steps: int) -> int:
+    """The horizon nearest to `steps`, in log steps, at which a baseline was tuned."""
+    return min(tuned_learning_rates()[name], key=lambda k: (abs(math.log(k / steps)), k))

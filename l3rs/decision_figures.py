@@ -14,8 +14,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from l3rs.decisions import KINDS
-from l3rs.figures import BLACK, BLUE, GREEN, RED, WIDTH, legend, panels, tidy
+from l3rs.figures import WIDTH, legend, panels, tidy
 from l3rs.pages import Picture
+from l3rs.plots import BLACK, BLUE, GREEN, RED
 
 KIND_STYLES: dict[str, dict[str, Any]] = {
     "convolution": {"color": BLUE, "linestyle": "-", "marker": "o"},

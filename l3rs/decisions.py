@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
-from torch import nn
 
 from l3rs.features import TimeFeatures, feature_names
+from l3rs.layer_groups import layer_groups
 from l3rs.optimizer import L3RS
 from l3rs.schedule import LearnedSchedule
 from l3rs.unroll import unroll
 from l3rs.workbench import workbench
 from l3rs.workload import Workload
 
-KINDS = ("convolution", "scale", "shift", "head")
+KINDS = ("convolution", "scale", "shift", "head")  # of the layers of ResNets
 KEY = ["schedule", "horizon", "task_seed", "step", "layer"]
 DIGITS = 4  # significant ones, that are kept of lambda, length and mu: enough for pictures, and a third of the file's size
-
-
-def layers_of(network: nn.Module) -> pd.DataFrame:
-    """The layers, parameter tensors, in the order of the network: their `kind`, one of `KINDS`, and `depth`, the stage that they are in.
-
-    Dense layers are `head`, one-dimensional tensors of other modules `scale` or, where they are biases, `shift`. Stages are those of
-    ResNets: `stem`, `layer1` and so on, `head`.
-    """
-    found = {}
-    modules = dict(network.named_modules())
-    for name, p in network.named_parameters():
-        owner, _, leaf = name.rpartition(".")
-        if isinstance(modules[owner], nn.Linear):
-            found[name] = ("head", "head")
-            continue
-        stage = re.match(r"layer\d+", name)
-        kind = "convolution" if p.ndim > 1 else "shift" if leaf == "bias" else "scale"
-        found[name] = (kind, stage.group() if stage else "stem")
-    return pd.DataFrame.from_dict(found, orient="index", columns=["kind", "depth"]).rename_axis("layer")
 
 
 def record(
@@ -53,7 +33,7 @@ def record(
         workload: network and images; None is the shipped network on Icons.
 
     Returns:
-        Columns of `KEY`, `kind` and `depth` of `layers_of`, and of `L3RS.decisions`.
+        Columns of `KEY`, `kind` and `depth` of `layer_groups`, and of `L3RS.decisions`.
     """
     bench = workbench(workload)
     tasks = bench.tasks(purpose)
@@ -64,7 +44,7 @@ def record(
     optimizer.register_step_post_hook(lambda *_: taken.append(optimizer.decisions()))
     unroll(network, optimizer, tasks.images, task)
     rows = pd.concat(dict(enumerate(taken, 1)), names=["step", "layer"]).map(lambda x: float(f"{x:.{DIGITS}g}")).astype("float32")
-    rows = rows.reset_index().join(layers_of(network), on="layer")
+    rows = rows.reset_index().join(layer_groups(network), on="layer")
     rows = rows.assign(schedule=learned.name, horizon=steps, task_seed=task_seed)
     return rows[[*KEY, "kind", "depth", *(c for c in rows if c not in (*KEY, "kind", "depth"))]]
 

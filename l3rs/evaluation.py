@@ -78,7 +78,8 @@ class Arm:
         """The learning rate at a horizon."""
         if self.lr is not None:
             return self.lr
-        return 1.0 if self.optimizer in ("l3rs", "velo", "celo", "small-fc", "mulo") else tuned_learning_rate(self.optimizer, horizon)
+        tuned = self.optimizer in BASELINES or (self.optimizer in KINDS and KINDS[self.optimizer].tuned)
+        return tuned_learning_rate(self.optimizer, horizon) if tuned else 1.0
 
 
 @dataclass(frozen=True)

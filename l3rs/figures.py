@@ -16,16 +16,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from l3rs.evaluation import Arm
+from l3rs.learned.weights import KINDS
 from l3rs.pages import Picture
-from l3rs.plots import curve_figure
+from l3rs.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, curve_figure
 from l3rs.stats import mean_interval, performance_profile, speedup
 from l3rs.tables import Cell, columns, unique
 
 WIDTH = 5.6  # inches
 BOTTOM, NEVER = 0.25, 32.0  # where speedups are drawn that are smaller, or infinite
 META_TRAINING = (10, 100)  # lengths of the runs that shipped schedules were meta-trained on, in steps
-BLACK, GREY, BLUE, SKY = "#000000", "#777777", "#0072B2", "#56B4E9"  # Okabe and Ito's palette, and a grey
-GREEN, ORANGE, RED, PURPLE = "#009E73", "#E69F00", "#D55E00", "#CC79A7"
 STYLES: Mapping[str, tuple[str, str, str]] = {  # colour, marker, dash: by the beginning of the arm's name
     "L3RS generalist": (GREY, "p", "--"),
     "L3RS": (BLACK, "o", "-"),
@@ -97,7 +96,7 @@ def empty(table: pd.DataFrame | pd.Series[float]) -> bool:
 
 def of_paper(arm: Arm) -> bool:
     """Whether it is one of the paper's rows, rather than a tuned baseline."""
-    return arm.optimizer in ("velo", "celo", "celo2", "celo2-base") or arm.lr is not None
+    return arm.optimizer in KINDS or arm.lr is not None
 
 
 def grouped(cell: Cell, table: pd.DataFrame, but: str = "") -> list[list[str]]:
@@ -235,7 +234,7 @@ def meta_training(name: str, schedule: str, curve: pd.DataFrame | None, commands
     """Fitness and accuracy along meta-training (Figure 6)."""
     caption = (
         f"Meta-training of {schedule}: accuracy on meta-validation tasks, and losses. The fitness of a candidate is minus its evaluation "
-        "loss after K steps; K is drawn anew for each generation, which is why the mean loss jumps."
+        "loss after K steps; K is drawn anew for each task, which is why the mean loss jumps."
     )
     if curve is None:
         return Picture(name, caption, "", None, commands)

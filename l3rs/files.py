@@ -1,5 +1,5 @@
-"""Files that are replaced as a whole: whenever this process is killed, the old one or the new one is there; and JSON
-that may be anything."""
+"""Files that are replaced as a whole: whenever this process is killed, the old one or the new one is there; JSON that may be
+anything; and folders that are one process's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 
 @contextmanager
@@ -39,3 +41,20 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read ({error}), and nothing else tells which run is there") from None
     return read
+
+
+def claim(out: Path) -> FileLock:
+    """Makes the folder of `--out` and locks it, until the lock is released or the process ends.
+
+    Raises:
+        ValueError: another process is at work in it, or it cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / "lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"--out is {out}, where another process is at work; give another folder, or wait for it") from None
+    except OSError as error:
+        raise ValueError(f"--out is {out}, which cannot be written ({error.strerror}); give a folder of yours") from None
+    return lock

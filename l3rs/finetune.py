@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from l3rs import stats
 from l3rs.baselines import BASELINES, tuned_learning_rate
 from l3rs.checkpoint import load, resolve
-from l3rs.files import read_json, write_atomically
+from l3rs.files import claim, read_json, write_atomically
 from l3rs.runs import FIELDS, Run, append_rows, execute, execute_all, row
 from l3rs.schedule import LearnedSchedule
 from l3rs.workbench import workbench
@@ -77,17 +76,7 @@ class Results:
 
     def __init__(self, folder: Path, about: dict[str, str]) -> None:
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".writable"
-            probe.touch()
-            probe.unlink()
-            self._lock = FileLock(folder / "lock")  # given back with this object, or with the process
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"--out is {folder}, where another process is at work; give another folder, or wait for it") from None
-        except OSError as error:
-            raise ValueError(f"--out is {folder}, which cannot be written ({error.strerror}); give a folder of yours") from None
+        self._lock = claim(folder)  # given back with this object, or with the process
         try:
             self._check(about)
         except BaseException:

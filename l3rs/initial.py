@@ -61,8 +61,11 @@ def paths(config: L3RSConfig) -> list[tuple[str, dict[str, float], float]]:
     ]
     known = DESCRIPTION[: config.embedding]
     whats = [(what, {f"embedding/{i}": HEIGHT}, 0.0) for i, what in enumerate(known)]
-    far = 2 * HEIGHT * max(config.time_points, len(config.time_scales)) * max(time, horizon)  # further below 0 than any clock reaches above
-    gated = [(f"head's {name}", {**weights, "embedding/0": far}, bias - far) for name, weights, bias in clocks] if known else []
+    gated = []
+    for name, weights, bias in clocks if known else ():
+        # Closed for the body: twice as far below 0 as the clock can reach above, with all its features at 1.
+        far = 2 * (sum(abs(w) * sum(f.startswith(f"{block}/") for f in feature_names(config)) for block, w in weights.items()) + abs(bias))
+        gated.append((f"head's {name}", {**weights, "embedding/0": far}, bias - far))
     return [*clocks, *whats, *gated][: min(config.hidden)]
 
 

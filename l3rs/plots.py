@@ -14,9 +14,21 @@ from PIL import Image
 
 from l3rs.stats import mean_interval
 
-# Okabe and Ito's palette, told apart by all; L3RS is the dark one and thicker.
-COLOURS = {"l3rs": "#000000", "adam": "#0072B2", "adam-cosine": "#56B4E9", "adam-cosine-head10": "#009E73", "sgd-cosine": "#D55E00"}
-MARKERS = {"l3rs": "o", "adam": "s", "adam-cosine": "^", "adam-cosine-head10": "D", "sgd-cosine": "v"}
+# Okabe and Ito's palette, told apart by all, and a grey; L3RS is the dark one and thicker.
+BLACK, GREY, BLUE, SKY = "#000000", "#777777", "#0072B2", "#56B4E9"
+GREEN, ORANGE, RED, PURPLE = "#009E73", "#E69F00", "#D55E00", "#CC79A7"
+STYLES = {  # colour and marker, by optimizer
+    "l3rs": (BLACK, "o"),
+    "adam": (BLUE, "s"),
+    "adam-cosine": (SKY, "^"),
+    "adam-cosine-head10": (GREEN, "D"),
+    "sgd-cosine": (RED, "v"),
+    "adamw-cosine-head10": (GREEN, "h"),
+    "adamw-layer-decay": (ORANGE, "<"),
+    "schedule-free": (PURPLE, ">"),
+    "muon-cosine": (GREY, "X"),
+    "soap-cosine": (GREY, "P"),
+}
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -40,7 +52,8 @@ def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None
     left, right = figure.subplots(1, 2)
     horizon = int(table.steps.max())
     for name in table.optimizer.unique():
-        style = {"color": COLOURS[name], "marker": MARKERS[name], "markersize": 5, "linewidth": 2.4 if name == "l3rs" else 1.4}
+        colour, marker = STYLES[name]
+        style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 2.4 if name == "l3rs" else 1.4}
         ends = table[table.optimizer == name]
         rate = float(ends[ends.steps == horizon].lr.iloc[0])
         c = curves[(curves.optimizer == name) & (curves.horizon == horizon) & (curves.lr == rate)]
@@ -48,7 +61,7 @@ def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None
             {step: mean_interval(group.accuracy.fillna(0).to_numpy()) for step, group in c.groupby("steps")}, index=["mean", "low", "high"]
         ).T
         left.plot(points.index, points["mean"], label=name, **style)
-        left.fill_between(points.index, points["low"], points["high"], color=COLOURS[name], alpha=0.12, linewidth=0)
+        left.fill_between(points.index, points["low"], points["high"], color=colour, alpha=0.12, linewidth=0)
         error = [ends.accuracy - ends.low, ends.high - ends.accuracy]
         right.errorbar(ends.steps, ends.accuracy, yerr=error, capsize=2, elinewidth=1, label=name, **style)
     left.set(title=f"along runs of {horizon} steps", xlabel="step", ylabel="evaluation accuracy", ylim=(0, 1))
@@ -82,12 +95,12 @@ def curve_figure(curve: pd.DataFrame, title: str, stacked: bool = False) -> Figu
     figure = Figure(figsize=(5.6, 6.4) if stacked else (9.5, 3.6))
     left, right = figure.subplots(*((2, 1) if stacked else (1, 2)))
     validated = curve.dropna(subset=["validation_accuracy"])
-    left.plot(validated.generation, validated.validation_accuracy, color=COLOURS["l3rs"], marker="o", markersize=4)
+    left.plot(validated.generation, validated.validation_accuracy, color=BLACK, marker="o", markersize=4)
     left.set(title="meta-validation", xlabel="generation", ylabel="evaluation accuracy")
-    right.plot(curve.generation, curve.mean_loss, color=COLOURS["adam-cosine"], linewidth=0.8, label="each generation's candidates")
+    right.plot(curve.generation, curve.mean_loss, color=SKY, linewidth=0.8, label="each generation's candidates")
     smooth = curve.mean_loss.rolling(15, center=True, min_periods=5).mean()
-    right.plot(curve.generation, smooth, color=COLOURS["adam"], linewidth=2, label="mean of 15 generations")
-    right.plot(validated.generation, validated.validation_loss, color=COLOURS["l3rs"], marker="o", markersize=4, label="meta-validation")
+    right.plot(curve.generation, smooth, color=BLUE, linewidth=2, label="mean of 15 generations")
+    right.plot(validated.generation, validated.validation_loss, color=BLACK, marker="o", markersize=4, label="meta-validation")
     right.set(title="evaluation loss after K steps", xlabel="generation", ylabel="cross entropy", ylim=(0, None))
     right.legend(frameon=False, fontsize=9)
     for axes in (left, right):
@@ -107,7 +120,7 @@ def plot_decisions(rows: pd.DataFrame, path: Path) -> None:
     kinds = [kind for kind in ("convolution", "dense", "scale", "shift", "other", "head") if kind in set(rows.kind)]
     depths = [str(depth) for depth in rows.depth.unique() if depth != "head"]
     shades = colormaps["viridis"]([0.88 * i / max(1, len(depths) - 1) for i in range(len(depths))])  # its last shades are too pale on white
-    colours = {**dict(zip(depths, shades, strict=True)), "head": COLOURS["l3rs"]}
+    colours = {**dict(zip(depths, shades, strict=True)), "head": BLACK}
     mixed = [str(column) for column in rows if str(column).startswith("mu_")]
     shown = ["lambda", *(mixed[:1] if len(mixed) == 2 else mixed if len(mixed) > 2 else [])]  # of two shares one says all
     figure = Figure(figsize=(2.6 * len(kinds), 2.6 * len(shown)))

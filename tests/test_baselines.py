@@ -15,9 +15,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import l3rs.unroll
 from l3rs.baselines import BASELINES, tuned_learning_rate, tuned_learning_rates
-from l3rs.finetune import FinetuneConfig
+from l3rs.finetune import OPTIMIZERS, FinetuneConfig
 from l3rs.learned.weights import KINDS
 from l3rs.networks import head_names, resnet, resnet34
+from l3rs.plots import STYLES
 from l3rs.runs import Run, execute
 from l3rs.tasks import TaskConfig
 from l3rs.unroll import PRECISIONS, Report, evaluate, unroll
@@ -35,6 +36,11 @@ RATES = dict.fromkeys(BASELINES, 0.01) | {
 TINY = Workload(model="resnet18", width=4, from_scratch=True)
 SMALL = TaskConfig(classes=5, batch_size=16, evaluation_size=50)
 RUN = Run("test", "adam", 0.01, 16, 0, "meta-train", workload=TINY, task=SMALL)
+
+
+def test_every_optimizer_has_a_colour_and_a_marker_of_its_own() -> None:
+    assert STYLES.keys() == set(OPTIMIZERS)
+    assert len(set(STYLES.values())) == len(STYLES)
 
 
 def test_the_nearest_horizon_in_log_steps_is_taken() -> None:

@@ -14,9 +14,11 @@ from PIL import Image
 
 from l3rs.cost_tables import break_even, meta_training_seconds, step_tables, tuning_cost
 from l3rs.decision_figures import decision_pictures
-from l3rs.decisions import layers_of, time_features
+from l3rs.decisions import time_features
 from l3rs.evaluation import FIELDS, Arm, EvaluationConfig
 from l3rs.figures import meta_training, profiles, progress, speedup_of, speedups
+from l3rs.layer_groups import layer_groups
+from l3rs.networks import resnet
 from l3rs.pages import MISSING, Picture
 from l3rs.stats import performance_profile, runs_to_break_even, speedup
 from l3rs.tables import Cell, ablation, against_best, interquartile_means, means, outcomes, paired
@@ -190,15 +192,16 @@ def test_costs_show_the_newest_rows_and_what_is_missing() -> None:
 
 
 def test_decisions_are_drawn_from_their_rows() -> None:
-    network = small_network()
-    layers = layers_of(network)
-    assert layers.kind.to_list() == ["convolution", "scale", "shift", "head", "head", "head", "head"]
+    network = resnet(18, 4, num_classes=3)
+    layers = layer_groups(network)
+    assert layers.kind.to_list()[:3] == ["convolution", "scale", "shift"]
+    assert layers.kind.to_list()[-2:] == ["head", "head"]
     made = [
         {"schedule": "s", "horizon": 20, "task_seed": t, "step": k, "layer": layer, "kind": kind, "depth": depth}
         | {"lambda": 1 / k, "length": 1.0, "mu_sgd": k / 20, "mu_adam": 1 - k / 20}
         for t in (0, 1)
         for k in range(1, 21)
-        for layer, (kind, depth) in layers.iterrows()
+        for layer, (depth, kind) in layers.iterrows()
     ]
     drawn = {p.name: p for p in decision_pictures(pd.DataFrame(made), time_features(random_schedule(network), [20]))}
     assert list(drawn) == ["Figure 4", "Figure 5", "Figure 8", "Figure 9"]

@@ -36,16 +36,18 @@ class Kind(NamedTuple):
         shapes: names and shapes of the meta-parameters.
         build: the optimizer for a run of K steps, from (parameters, theta, K, learning rate).
         lr: the usual one of `LearnedWeights`.
+        tuned: whether that is a learning rate, which wants tuning, rather than a multiplier.
     """
 
     shapes: meta.Shapes
     build: Callable[[Named, Tensor, int, float], LearnedRule]
     lr: float = 1.0
+    tuned: bool = False
 
 
 def _celo2(named: Named, theta: Tensor, steps: int, lr: float, **options: Any) -> LearnedRule:
-    """Celo2 with a learning rate that falls along a cosine, advanced by each step."""
-    optimizer = Celo2(named, theta, lr, **options)
+    """Celo2 with a learning rate of lr / sqrt(K) that falls along a cosine, advanced by each step."""
+    optimizer = Celo2(named, theta, lr / math.sqrt(steps), **options)
     cosine = CosineAnnealingLR(optimizer, T_max=steps)
     optimizer.register_step_post_hook(lambda *_: cosine.step())
     return optimizer
@@ -55,8 +57,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "velo": Kind(VeLO.FORM.shapes, lambda named, theta, steps, lr: VeLO(named, theta, steps, lr)),
         "celo": Kind(Celo.FORM.shapes, lambda named, theta, steps, lr: Celo(named, theta, steps, lr)),
-        "celo2": Kind(SHAPES, _celo2, CELO2_LR),
-        "celo2-base": Kind(SHAPES, lambda n, t, k, lr: _celo2(n, t, k, lr, orthogonalize=False, vectors="learned"), CELO2_LR),
+        "celo2": Kind(SHAPES, _celo2, CELO2_LR, tuned=True),
+        "celo2-base": Kind(SHAPES, lambda n, t, k, lr: _celo2(n, t, k, lr, orthogonalize=False, vectors="learned"), CELO2_LR, tuned=True),
         "small-fc": Kind(SMALL_FC, lambda named, theta, steps, lr: SmallFC(named, theta, lr)),
         "mulo": Kind(SMALL_FC, lambda named, theta, steps, lr: MuLO(mup_groups(named), theta, lr)),
     }
@@ -83,8 +85,7 @@ class LearnedWeights(HubMixin):
 
     def build(self, theta: Tensor, named_parameters: Named, total_steps: int) -> LearnedRule:
         """The optimizer that meta-parameters `theta` define, for a run of `total_steps` steps."""
-        lr = self.lr / math.sqrt(total_steps) if self.kind.startswith("celo2") else self.lr
-        return KINDS[self.kind].build(named_parameters, theta, total_steps, lr)
+        return KINDS[self.kind].build(named_parameters, theta, total_steps, self.lr)
 
     @classmethod
     def _read(cls, path: Path) -> LearnedWeights:

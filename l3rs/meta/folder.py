@@ -20,7 +20,7 @@ from torch import Tensor
 
 from l3rs import checkpoint
 from l3rs.checkpoint import CheckpointError
-from l3rs.files import replacing, write_atomically
+from l3rs.files import read_json, replacing, write_atomically
 from l3rs.learned import weights
 from l3rs.learned.weights import LearnedWeights
 from l3rs.meta.config import MetaTrainConfig
@@ -67,8 +67,10 @@ class RunFolder:
         described = json.loads(json.dumps(asdict(self.config)))
         if file.exists():
             try:
-                before = _with_defaults(json.loads(file.read_text()))
-            except (ValueError, TypeError, AttributeError) as error:
+                before = _with_defaults(read_json(file))
+            except ValueError as error:
+                raise CheckpointError(str(error)) from None
+            except (TypeError, AttributeError) as error:
                 raise CheckpointError(f"{file} cannot be read ({error}), and nothing else tells which run is there") from None
             different = [k for k in described if k not in FREE and before[k] != described[k]]
             if different:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from l3rs.backbones import SHIPPED
-from l3rs.baselines import BASELINES, Recipe, tuned_learning_rate, tuned_learning_rates
+from l3rs.baselines import BASELINES, Recipe, nearest_horizon, tuned_learning_rate, tuned_learning_rates
 from l3rs.data.transform import Transform
 from l3rs.networks import create, draw_head
 from l3rs.workload import WIDTH, Workload
@@ -63,8 +63,7 @@ class Arm:
             return cls(f"{name}={lr:g}", lr, "given")
         tuned = name if name in tuned_learning_rates() else "adam"  # adamw without a tuned one; its decay is next to nothing in short runs
         lr = tuned_learning_rate(tuned, steps)
-        nearest = min(tuned_learning_rates()[tuned], key=lambda k: (abs(math.log(k / steps)), k))
-        return cls(name, lr, f"tuned on Icons25{'' if tuned == name else f' for {tuned}'}, at {nearest} steps")
+        return cls(name, lr, f"tuned on Icons25{'' if tuned == name else f' for {tuned}'}, at {nearest_horizon(tuned, steps)} steps")
 
     def make(self, network: nn.Module, steps: int) -> Recipe:
         """The baseline for a network."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from l3rs.files import read_json, write_atomically
+from l3rs.files import claim, read_json, write_atomically
 from l3rs.own_images.config import Arm
 
 
@@ -34,13 +34,9 @@ class Folder:
             there = sorted(p.name for p in self.path.iterdir() if p.name != "lock") if self.path.exists() else []
             if there and not file.exists():
                 raise ValueError(f"--out is {self.path}, which holds other things, such as {there[0]}; give a new folder")
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / "lock")
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"--out is {self.path}, where another process is at work; give another folder, or wait for it") from None
         except OSError as error:
             raise ValueError(f"--out is {self.path}, which cannot be written ({error.strerror}); give a folder of yours") from None
+        self._lock = claim(self.path)
         try:
             if file.exists():
                 before = read_json(file)

@@ -231,11 +231,13 @@ def _quiet() -> Iterator[None]:
     log = logging.getLogger("pytorch_lightning")
     level = log.level
     log.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        for message in (".*does not have many workers.*", ".*ckpt_path.*", ".*treespec.*", ".*LeafSpec.*", ".*default_root_dir.*"):
-            warnings.filterwarnings("ignore", message)
-        yield
-    log.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            for message in (".*does not have many workers.*", ".*ckpt_path.*", ".*treespec.*", ".*LeafSpec.*", ".*default_root_dir.*"):
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        log.setLevel(level)
 
 
 HEADER = ("optimizer", "learning rate", "accuracy", "loss", "best step", "seconds")

@@ -24,8 +24,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from l3rs import L3RS
+from l3rs.layer_groups import layer_groups
 from l3rs.lightning import BatchNormMode, HeadThenAll, L3RSMixin, L3RSModule, L3RSMonitor
-from l3rs.lightning.callbacks import layer_groups
 from l3rs.networks import resnet34
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]

@@ -42,14 +42,14 @@ def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
 
 def decided(sources: Sources) -> Iterator[tuple[str, Picture]]:
     """Figures 4, 5, 8 and 9."""
-    for picture in decision_pictures(*sources.decisions()):
+    for picture in decision_pictures(*sources.decisions()) if sources.of_icons else ():
         yield "What the schedule decides", picture
 
 
 def curves(sources: Sources) -> Iterator[tuple[str, Picture]]:
     """Figure 6."""
     files = {name: CHECKPOINTS / f"{name}.csv" for name in checkpoint.SHIPPED} | OTHERS
-    for name, file in files.items():
+    for name, file in files.items() if sources.of_icons else ():
         command = () if file.exists() else ("l3rs meta-train --config configs/meta_train/icons_celo.yaml --out runs/celo",)
         yield "Meta-training", meta_training(f"Figure 6, {name}", name, pd.read_csv(file) if file.exists() else None, command)
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to (default: %(default)s)")
     args = parser.parse_args()
-    pictures = [item for _, items in collect(Sources(args.rows, args.cells), FIGURES) for item in items]
+    pictures = [item for _, items in collect(Sources.of(args), FIGURES) for item in items]
     written = save_pictures(pictures, args.out)
     for picture in pictures:
         if picture.figure is None:

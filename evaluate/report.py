@@ -32,7 +32,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write to (default: %(default)s)")
     args = parser.parse_args()
-    sections = collect(Sources(args.rows, args.cells), (*TABLES, *FIGURES))
+    sections = collect(Sources.of(args), (*TABLES, *FIGURES))
     args.out.mkdir(parents=True, exist_ok=True)
     save_pictures([item for _, items in sections for item in items if isinstance(item, Picture)], args.out / "figures")
     for name, page in (("report.html", as_html(TITLE, LEAD, sections)), ("report.md", as_markdown(TITLE, LEAD, sections))):

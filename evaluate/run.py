@@ -26,22 +26,24 @@ from l3rs.runs import attempt, execute_all, execute_on_ray
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def read_config(file: Path) -> EvaluationConfig:
-    """A cell from its YAML file. Exits with one line for a file that is not one."""
+def read_config(file: Path, data: str | None = None) -> EvaluationConfig:
+    """A cell from its YAML file, its images from another folder if one is given. Exits with one line for a file that is not one."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(EvaluationConfig, as_group=False)
     try:
         config: EvaluationConfig = EvaluationConfig(**vars(parser.instantiate(parser.parse_path(str(file)))))
+        if data is not None:
+            config = replace(config, workload=replace(config.workload, data=data))
     except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
         sys.exit(f"{file}: {' '.join(str(error).split())}")
     return config
 
 
-def is_there(arm: Arm) -> bool:
+def is_there(config: EvaluationConfig, arm: Arm) -> bool:
     """Whether what the arm has learned is there, or its learning rate was tuned; says so where it is not."""
     try:
         fingerprint(arm.optimizer, arm.learned)
-        arm.rate(1)
+        config.rate(arm, 1)
     except ValueError as error:
         print(f"left out: {arm.name} ({error})")
         return False
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", help="some of its arms, by name (default: all)")
     parser.add_argument("--tasks", type=int, default=10**9, help="at most so many tasks at each horizon")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder for the rows (default: %(default)s)")
+    parser.add_argument("--data", help="the images' folder, for the one that the config names; for splits that are not embedded")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each (default: one a core)")
     parser.add_argument("--ray-address", help="of a Ray cluster to run on instead")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where runs are made (default: %(default)s)")
@@ -61,7 +64,7 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="only say what there is to do")
     parser.add_argument("--compact", action="store_true", help="write all rows to evaluate/results/CELL/rows.parquet, and run nothing")
     args = parser.parse_args()
-    config = read_config(args.config)
+    config = read_config(args.config, args.data)
     rows = Rows(args.out / config.cell, RESULTS / config.cell)
     if args.compact:
         (RESULTS / config.cell).mkdir(parents=True, exist_ok=True)
@@ -72,7 +75,7 @@ def main() -> None:
     unknown = [name for name in args.arms or () if name not in names]
     if unknown:
         parser.error(f"--arms names {unknown[0]!r}; there are {', '.join(dict.fromkeys(names))}")
-    arms = tuple(arm for arm in config.arms if (arm.name in args.arms if args.arms else is_there(arm)))
+    arms = tuple(arm for arm in config.arms if (arm.name in args.arms if args.arms else is_there(config, arm)))
     config = replace(config, arms=arms, horizons={h: min(tasks, args.tasks) for h, tasks in config.horizons.items()})
     there = rows.read()
     try:

@@ -2,6 +2,7 @@
 
     python evaluate/tables.py                     # all of them, to evaluate/results/tables.md
     python evaluate/tables.py --cells A D         # of the cells, only these
+    python evaluate/tables.py --configs configs/evaluate/imagenet --out imagenet.md    # of the cells in another folder
 
 Rows are those of `evaluate/results`, and of `--rows` beside them. Where there is no row a table says `missing`, and below it stands the
 command that makes it. A run that diverged counts as 0 accuracy, and as an infinite loss.
@@ -10,7 +11,9 @@ command that makes it. A run that diverged counts as 0 accuracy, and as an infin
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from itertools import takewhile
@@ -29,7 +32,8 @@ from l3rs.pages import MISSING, Section, Table, as_markdown
 from l3rs.tables import MEASURES, Cell, ablation, against_best, interquartile_means, means, nothing, paired
 from l3rs.variants import TABLE_2, TABLE_3, TABLE_4
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "evaluate"
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs" / "evaluate"
 SPECIALIST = "icons-resnet34"
 PAPER = {"A": 5, "A-head": 7, "B": 9, "C": 11, "D": 13, "E": 15}  # cell: the first of the paper's two tables of it
 REFERENCE = "L3RS"  # the arm that others are compared with
@@ -48,22 +52,37 @@ class Sources:
     Args:
         rows: folder of rows that are not committed, beside `evaluate/results`.
         only: cells of the paper to show; the others, and what goes beyond the paper, are left out where it is given.
+        configs: folder of the cells' configs. What is not of cells is of Icons alone, and is left out for another one.
     """
 
-    def __init__(self, rows: Path, only: list[str] | None = None) -> None:
-        self.rows, self.only = rows, only
+    def __init__(self, rows: Path, only: list[str] | None = None, configs: Path = CONFIGS) -> None:
+        self.rows, self.only, self.configs = rows, only, configs.resolve()
+
+    @property
+    def of_icons(self) -> bool:
+        """Whether the cells are those of the shipped images."""
+        return self.configs == CONFIGS
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Sources:
+        """Those of the options of `arguments`. Exits where there is no such cell."""
+        there = [name for name in PAPER if (args.configs / f"{name}.yaml").exists()]
+        unknown = [name for name in args.cells or () if name not in there]
+        if unknown or not there:
+            sys.exit(f"{args.configs} has {', '.join(there) or 'no cells'}" + (f", and --cells names {unknown[0]}" if unknown else ""))
+        return cls(args.rows, args.cells, args.configs)
 
     @cached_property
     def cells(self) -> Mapping[str, Cell]:
         """Those that have a config, by name."""
         found = {}
-        stress = sorted(file.stem for file in CONFIGS.glob("stress-*.yaml"))
+        stress = sorted(file.stem for file in self.configs.glob("stress-*.yaml"))
         for name in self.only or (*PAPER, *stress, AVERAGED):
-            file = CONFIGS / f"{name}.yaml"
+            file = self.configs / f"{name}.yaml"
             if file.exists():
                 config = read_config(file)
                 there = Rows(self.rows / config.cell, RESULTS / config.cell).read()
-                found[name] = Cell(config, f"configs/evaluate/{name}.yaml", there, about(file))
+                found[name] = Cell(config, os.path.relpath(file, ROOT), there, about(file))
         return found
 
     def csv(self, *names: str) -> pd.DataFrame:
@@ -188,7 +207,7 @@ def averaged(sources: Sources) -> Iterator[tuple[str, Table]]:
         yield "What adaptivity adds", Table("Averaged", caption, means(cell.config, cell.outcomes("accuracy")), cell.commands())
         difference = paired(cell.config, cell.outcomes("accuracy"), "accuracy", REFERENCE)
         yield "What adaptivity adds", Table("Averaged, paired", "L3RS minus each, in points, as for Table 5.", difference)
-    elif not sources.only:
+    elif not sources.only and sources.of_icons:
         frame = nothing(["L3RS", "L3RS averaged"], [f"{h} steps" for h in (10, 25, 50, 100)], "optimizer")
         caption += f" The cell configs/evaluate/{AVERAGED}.yaml is not there yet."
         yield (
@@ -197,7 +216,14 @@ def averaged(sources: Sources) -> Iterator[tuple[str, Table]]:
         )
 
 
-TABLES: tuple[Callable[[Sources], Iterator[tuple[str, Table]]], ...] = (summary, cell_tables, costs, ablations, stress, averaged)
+def of_icons(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """What there is no config of a cell for."""
+    if sources.of_icons:
+        yield from costs(sources)
+        yield from ablations(sources)
+
+
+TABLES: tuple[Callable[[Sources], Iterator[tuple[str, Table]]], ...] = (summary, cell_tables, of_icons, stress, averaged)
 
 
 def collect(sources: Sources, makers: tuple[Callable[[Sources], Iterator[tuple[str, object]]], ...]) -> list[Section]:
@@ -212,8 +238,8 @@ def collect(sources: Sources, makers: tuple[Callable[[Sources], Iterator[tuple[s
 def arguments(doc: str) -> argparse.ArgumentParser:
     """Options that all three scripts have."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cells = [name for name in PAPER if (CONFIGS / f"{name}.yaml").exists()]
-    parser.add_argument("--cells", nargs="+", choices=cells, help="some of them (default: all)")
+    parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of the cells' configs (default: configs/evaluate)")
+    parser.add_argument("--cells", nargs="+", help="some of them, such as A E (default: all)")
     parser.add_argument(
         "--rows", type=Path, default=Path("runs/evaluation"), help="folder of rows, beside evaluate/results (default: %(default)s)"
     )
@@ -225,7 +251,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "tables.md", help="file to write (default: %(default)s)")
     args = parser.parse_args()
     lead = "Made by `python evaluate/tables.py` from the rows in `evaluate/results`."
-    args.out.write_text(as_markdown("Tables", lead, collect(Sources(args.rows, args.cells), TABLES)))
+    args.out.write_text(as_markdown("Tables", lead, collect(Sources.of(args), TABLES)))
     print(f"Wrote {args.out}.")
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib import import_module, resources
+from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
@@ -142,24 +143,35 @@ BASELINES: MappingProxyType[str, Callable[[nn.Module, float, int], Recipe]] = Ma
 )
 
 
-@lru_cache(maxsize=1)
-def tuned_learning_rates() -> dict[str, dict[int, float]]:
-    """Learning rate by baseline, or Celo2, and horizon, tuned on meta-train tasks by `evaluate/tune.py`."""
-    raw = yaml.safe_load((resources.files("l3rs") / "baselines.yaml").read_text())
+@lru_cache(maxsize=8)
+def tuned_learning_rates(file: str | None = None) -> dict[str, dict[int, float]]:
+    """Learning rate by baseline, or Celo2, and horizon, as `evaluate/tune.py` found it on meta-train tasks.
+
+    Args:
+        file: which it wrote; None is that of Icons25, which is shipped.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    try:
+        raw = yaml.safe_load((Path(file) if file else resources.files("l3rs") / "baselines.yaml").read_text())
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}; evaluate/tune.py writes it") from None
     return {name: {int(steps): float(lr) for steps, lr in chosen.items()} for name, chosen in raw.items()}
 
 
-def tuned_learning_rate(name: str, steps: int) -> float:
+def tuned_learning_rate(name: str, steps: int, file: str | None = None) -> float:
     """The tuned learning rate of a baseline at the tuned horizon nearest to `steps` in log steps.
 
     Raises:
         ValueError: it was not tuned; the message names what was.
     """
-    if name not in tuned_learning_rates():
-        raise ValueError(f"no learning rate was tuned for {name!r}; there are {', '.join(tuned_learning_rates())}")
-    return tuned_learning_rates()[name][nearest_horizon(name, steps)]
+    rates = tuned_learning_rates(file)
+    if name not in rates:
+        raise ValueError(f"no learning rate was tuned for {name!r}; there are {', '.join(rates)}")
+    return rates[name][nearest_horizon(name, steps, file)]
 
 
-def nearest_horizon(name: str, steps: int) -> int:
+def nearest_horizon(name: str, steps: int, file: str | None = None) -> int:
     """The horizon nearest to `steps`, in log steps, at which a baseline was tuned."""
-    return min(tuned_learning_rates()[name], key=lambda k: (abs(math.log(k / steps)), k))
+    return min(tuned_learning_rates(file)[name], key=lambda k: (abs(math.log(k / steps)), k))

@@ -74,12 +74,10 @@ class Arm:
         if self.optimizer in KINDS and self.learned == "auto":
             raise ValueError(f"arm {self.name!r} needs learned, the file of its weights: {self.optimizer} has none that are shipped")
 
-    def rate(self, horizon: int) -> float:
-        """The learning rate at a horizon."""
-        if self.lr is not None:
-            return self.lr
-        tuned = self.optimizer in BASELINES or (self.optimizer in KINDS and KINDS[self.optimizer].tuned)
-        return tuned_learning_rate(self.optimizer, horizon) if tuned else 1.0
+    @property
+    def tuned(self) -> bool:
+        """Whether its learning rate is a tuned one."""
+        return self.lr is None and (self.optimizer in BASELINES or (self.optimizer in KINDS and KINDS[self.optimizer].tuned))
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,7 @@ class EvaluationConfig:
         curve: steps at which every run that is as long is evaluated on its way.
         purpose: of the classes in the split.
         task: the size of the tasks.
+        rates: the file of the tuned learning rates, which `evaluate/tune.py` writes; None is those of Icons25, which are shipped.
     """
 
     cell: str
@@ -103,6 +102,7 @@ class EvaluationConfig:
     curve: tuple[int, ...] = ()
     purpose: str = "meta-test"
     task: TaskConfig = field(default_factory=TaskConfig)
+    rates: str | None = None
 
     def __post_init__(self) -> None:
         if not self.horizons or min(self.horizons) < 1 or min(self.horizons.values()) < 1:
@@ -118,6 +118,12 @@ class EvaluationConfig:
             if runs & seen:
                 raise ValueError(f"there are two arms {arm.name!r} of meta_seed {arm.meta_seed}; give them other names, seeds or horizons")
             seen |= runs
+
+    def rate(self, arm: Arm, horizon: int) -> float:
+        """The learning rate of an arm at a horizon. Raises ValueError where it is a tuned one and has not been tuned."""
+        if arm.lr is not None:
+            return arm.lr
+        return tuned_learning_rate(arm.optimizer, horizon, self.rates) if arm.tuned else 1.0
 
 
 @lru_cache(maxsize=64)
@@ -151,7 +157,7 @@ def plan(config: EvaluationConfig) -> list[Planned]:
             for group in [mine] if shared else [[h] for h in mine]:
                 on_the_way = (s for s in config.curve if s <= group[0])
                 run = Run(
-                    config.cell, arm.optimizer, arm.rate(group[0]), group[0], seed, config.purpose, arm.learned,
+                    config.cell, arm.optimizer, config.rate(arm, group[0]), group[0], seed, config.purpose, arm.learned,
                     evaluate_at=tuple(sorted({*group, *on_the_way})), workload=config.workload, label=arm.name, head_only=arm.head_only,
                     task=config.task, total_steps=max(1, round(arm.total_steps * group[0])),
                 )  # fmt: skip

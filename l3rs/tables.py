@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from l3rs import stats
-from l3rs.baselines import tuned_learning_rates
 from l3rs.evaluation import Arm, EvaluationConfig, fingerprint
 from l3rs.pages import MISSING
 
@@ -31,7 +30,7 @@ def outcomes(rows: pd.DataFrame, config: EvaluationConfig, measure: str) -> pd.D
     r = rows[(rows.cell == config.cell) & (rows.steps == rows.horizon) & rows.error.isna()]
     planned = [(arm, horizon) for arm in config.arms for horizon in arm.horizons or config.horizons]
     wanted = pd.MultiIndex.from_tuples(dict.fromkeys((arm.name, horizon) for arm, horizon in planned), names=["arm", "horizon"])
-    current = {(arm.name, arm.meta_seed, horizon, rate_now(arm, horizon)): learned_now(arm) for arm, horizon in planned}
+    current = {(arm.name, arm.meta_seed, horizon, rate_now(config, arm, horizon)): learned_now(arm) for arm, horizon in planned}
     keys = zip(r.arm, r.meta_seed, r.horizon, r.lr, strict=True)
     r = r.loc[np.array([current.get(key, False) in (None, learned) for key, learned in zip(keys, r.learned, strict=True)], dtype=bool)]
     values = r.assign(value=r[measure].fillna(WORST[measure]))
@@ -47,10 +46,10 @@ def learned_now(arm: Arm) -> str | None:
         return None
 
 
-def rate_now(arm: Arm, horizon: int) -> float | None:
+def rate_now(config: EvaluationConfig, arm: Arm, horizon: int) -> float | None:
     """Its learning rate; None where that has not been tuned yet."""
     try:
-        return arm.rate(horizon)
+        return config.rate(arm, horizon)
     except ValueError:
         return None
 
@@ -140,8 +139,11 @@ class Cell(NamedTuple):
         lacking = missing_arms(self.config, self.outcomes("accuracy"))
         if not lacking:
             return ()
-        untuned = [arm.optimizer for arm in unique(self.config.arms) if rate_now(arm, min(self.config.horizons)) is None]
-        tune = [f"python evaluate/tune.py --names {' '.join(dict.fromkeys(untuned))}"] if untuned else []
+        untuned = [arm.optimizer for arm in unique(self.config.arms) if rate_now(self.config, arm, min(self.config.horizons)) is None]
+        if not self.config.workload.class_split.classes["meta-train"]:
+            untuned = []  # their learning rates are those of another cell
+        where = f" --config {self.file}" if self.config.rates else ""
+        tune = [f"python evaluate/tune.py{where} --names {' '.join(dict.fromkeys(untuned))}"] if untuned else []
         arms = "" if len(lacking) == len(unique(self.config.arms)) else f" --arms {' '.join(map(shlex.quote, lacking))}"
         return (*tune, f"python evaluate/run.py --config {self.file}{arms}")
 
@@ -173,7 +175,7 @@ def means(config: EvaluationConfig, table: pd.DataFrame) -> pd.DataFrame:
         if entry is None:
             return None
         spread = "" if math.isnan(entry.std) else f" ± {entry.std:.3f}"
-        rate = f"lr {rate_now(arm, horizon):g}" if arm.lr is None and arm.optimizer in tuned_learning_rates() else ""
+        rate = f"lr {rate_now(config, arm, horizon):g}" if arm.tuned else ""
         notes = (rate + tasks_note(config, horizon, entry.tasks)).removeprefix(", ")
         return f"{number(entry.mean)}{spread}" + (f" ({notes})" if notes else "")
 

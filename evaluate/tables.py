@@ -29,7 +29,7 @@ from l3rs.evaluation import Rows
 from l3rs.figures import speedup_of
 from l3rs.meta.study import COLUMNS
 from l3rs.pages import MISSING, Section, Table, as_markdown
-from l3rs.tables import MEASURES, Cell, ablation, against_best, interquartile_means, means, nothing, paired
+from l3rs.tables import MEASURES, Cell, ablation, against_best, interquartile_means, means, paired
 from l3rs.variants import TABLE_2, TABLE_3, TABLE_4
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,17 @@ ABLATIONS = {  # what two tables share has the name of the last here, as in the 
     "Table 3": ("adaptive features", TABLE_3),
     "Table 2": ("controllers and base directions", TABLE_2),
 }
-AVERAGED = "averaged"  # the cell of the schedule whose lambda and mu are averages over time and layers
+BEYOND = {  # cell: the section that it is in, and what it is
+    "averaged": (
+        "What adaptivity adds",
+        "What adaptivity adds: L3RS against a schedule with its learned lambda and mu averaged over time and layers.",
+    ),
+    "refreshed": (
+        "BatchNorm refreshed",
+        "All with what schedule-free has: before evaluation BatchNorm gets the mean statistics of the last 20 training batches in the place "
+        "of running ones. Accuracy, as in Table 5.",
+    ),
+}
 
 
 class Sources:
@@ -77,7 +87,7 @@ class Sources:
         """Those that have a config, by name."""
         found = {}
         stress = sorted(file.stem for file in self.configs.glob("stress-*.yaml"))
-        for name in self.only or (*PAPER, *stress, AVERAGED):
+        for name in self.only or (*PAPER, *stress, *BEYOND):
             file = self.configs / f"{name}.yaml"
             if file.exists():
                 config = read_config(file)
@@ -199,21 +209,13 @@ def stress(sources: Sources) -> Iterator[tuple[str, Table]]:
         yield "Stress", Table(f"Stress, {name}", caption, means(cell.config, cell.outcomes("accuracy")))
 
 
-def averaged(sources: Sources) -> Iterator[tuple[str, Table]]:
-    """Without adaptivity."""
-    caption = "What adaptivity adds: L3RS against a schedule with its learned lambda and mu averaged over time and layers."
-    cell = sources.cells.get(AVERAGED)
-    if cell is not None:
-        yield "What adaptivity adds", Table("Averaged", caption, means(cell.config, cell.outcomes("accuracy")), cell.commands())
-        difference = paired(cell.config, cell.outcomes("accuracy"), "accuracy", REFERENCE)
-        yield "What adaptivity adds", Table("Averaged, paired", "L3RS minus each, in points, as for Table 5.", difference)
-    elif not sources.only and sources.of_icons:
-        frame = nothing(["L3RS", "L3RS averaged"], [f"{h} steps" for h in (10, 25, 50, 100)], "optimizer")
-        caption += f" The cell configs/evaluate/{AVERAGED}.yaml is not there yet."
-        yield (
-            "What adaptivity adds",
-            Table("Averaged", caption, frame, (f"python evaluate/run.py --config configs/evaluate/{AVERAGED}.yaml",)),
-        )
+def beyond(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """What the paper has no table for."""
+    for name, (section, caption) in BEYOND.items():
+        if cell := sources.cells.get(name):
+            yield section, Table(name.capitalize(), caption, means(cell.config, cell.outcomes("accuracy")), cell.commands())
+            difference = paired(cell.config, cell.outcomes("accuracy"), "accuracy", REFERENCE)
+            yield section, Table(f"{name.capitalize()}, paired", "L3RS minus each, in points, as for Table 5.", difference)
 
 
 def of_icons(sources: Sources) -> Iterator[tuple[str, Table]]:
@@ -223,7 +225,7 @@ def of_icons(sources: Sources) -> Iterator[tuple[str, Table]]:
         yield from ablations(sources)
 
 
-TABLES: tuple[Callable[[Sources], Iterator[tuple[str, Table]]], ...] = (summary, cell_tables, of_icons, stress, averaged)
+TABLES: tuple[Callable[[Sources], Iterator[tuple[str, Table]]], ...] = (summary, cell_tables, of_icons, stress, beyond)
 
 
 def collect(sources: Sources, makers: tuple[Callable[[Sources], Iterator[tuple[str, object]]], ...]) -> list[Section]:

@@ -52,6 +52,7 @@ class Arm:
         head_only: whether all but the head is frozen.
         horizons: some of the cell's; none is all.
         total_steps: the length of the run that the optimizer is told, as a multiple of the true one.
+        refresh: whether BatchNorm's statistics are refreshed before evaluations, as they always are for a schedule-free optimizer.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Arm:
     head_only: bool = False
     horizons: tuple[int, ...] = ()
     total_steps: float = 1.0
+    refresh: bool = False
 
     def __post_init__(self) -> None:
         allowed = ("l3rs", *BASELINES, *KINDS)
@@ -159,7 +161,7 @@ def plan(config: EvaluationConfig) -> list[Planned]:
                 run = Run(
                     config.cell, arm.optimizer, config.rate(arm, group[0]), group[0], seed, config.purpose, arm.learned,
                     evaluate_at=tuple(sorted({*group, *on_the_way})), workload=config.workload, label=arm.name, head_only=arm.head_only,
-                    task=config.task, total_steps=max(1, round(arm.total_steps * group[0])),
+                    task=config.task, total_steps=max(1, round(arm.total_steps * group[0])), refresh=arm.refresh,
                 )  # fmt: skip
                 planned.append(Planned(arm, run, tuple(group)))
     return sorted(planned, key=lambda p: -p.run.steps)

@@ -40,6 +40,7 @@ class Run:
         task: the size of the task.
         device: where it runs.
         total_steps: what the optimizer is told of the length of the run; 0 is the truth.
+        refresh: whether BatchNorm's statistics are refreshed before evaluations, as `unroll` does it.
     """
 
     cell: str
@@ -56,6 +57,7 @@ class Run:
     task: TaskConfig = field(default_factory=TaskConfig)
     device: str = "cpu"
     total_steps: int = 0
+    refresh: bool = False
 
 
 def execute(run: Run) -> Report:
@@ -84,7 +86,7 @@ def execute(run: Run) -> Report:
     else:
         recipe = BASELINES[run.optimizer](network, run.lr, total)
     try:
-        return unroll(network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at)
+        return unroll(network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at, refresh=run.refresh)
     finally:
         network.requires_grad_(True)  # it is used again
 

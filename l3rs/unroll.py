@@ -65,20 +65,25 @@ class ScheduleFree(Protocol):
 
 
 @contextmanager
-def averaged(network: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Tensor]) -> Iterator[None]:
-    """The network where a schedule-free optimizer is to be evaluated; afterwards it is as it was, to the bit. Other optimizers pay nothing.
+def where_evaluated(
+    network: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Tensor], refresh: bool = False
+) -> Iterator[None]:
+    """The network as it is to be evaluated; afterwards it is as it was, to the bit.
 
-    Args:
-        batches: inputs whose mean statistics BatchNorm gets there; those of the run belong to other weights.
+    With a schedule-free optimizer that is at the average of its weights. There, or with `refresh`, BatchNorm has the mean statistics of
+    `batches`, inputs, in the place of running ones, which lag behind the weights.
     """
-    if not (isinstance(optimizer, ScheduleFree) and optimizer.state):  # before the first step there is no average
+    average = isinstance(optimizer, ScheduleFree) and bool(optimizer.state)  # before the first step there is none
+    if not (average or refresh):
         yield
         return
     before = {name: t.clone() for name, t in network.state_dict().items()}
-    optimizer.eval()
+    if average:
+        optimizer.eval()  # type: ignore[attr-defined]
     update_bn(batches, network)
     yield
-    optimizer.train()
+    if average:
+        optimizer.train()  # type: ignore[attr-defined]
     network.load_state_dict(before)  # going to the average and back rounds
 
 
@@ -90,6 +95,7 @@ def unroll(
     scheduler: LRScheduler | None = None,
     evaluate_at: Collection[int] = (),
     precision: str = "float32",
+    refresh: bool = False,
 ) -> Report:
     """Fine-tunes `network`, in place, where it is, on all batches of `task`, BatchNorm in train mode.
 
@@ -100,6 +106,7 @@ def unroll(
     Args:
         evaluate_at: after how many steps to evaluate, besides the end. 0 is before the first.
         precision: of forward and backward pass: `float32`, or `bfloat16`, autocast.
+        refresh: whether BatchNorm gets those statistics before each evaluation with any optimizer; the run itself is the same.
     """
     started = time.perf_counter()
     report = Report()
@@ -110,7 +117,7 @@ def unroll(
     def record(step: int) -> None:
         if step in wanted:
             seen = (task.batch(images, i)[0].to(device) for i in range(max(0, step - REFRESH), step))
-            with _autocast(device, precision), averaged(network, optimizer, seen):
+            with _autocast(device, precision), where_evaluated(network, optimizer, seen, refresh and step > 0):
                 report.accuracy[step], report.loss[step] = evaluate(network, held_out, held_out_labels, precision)
 
     # torch annotates closures as giving floats; they give, and `step` returns, the loss as a tensor

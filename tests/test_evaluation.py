@@ -65,6 +65,15 @@ def test_an_optimizer_may_be_told_a_wrong_length() -> None:
     assert execute(replace(l3rs, total_steps=8)).loss != execute(l3rs).loss
 
 
+def test_refreshed_statistics_change_what_is_evaluated_and_not_the_run() -> None:
+    (plain,) = plan(cell(COSINE, horizons={4: 1}))
+    (refreshed,) = plan(cell(replace(COSINE, refresh=True), horizons={4: 1}))
+    once, often = (execute(replace(refreshed.run, evaluate_at=at)) for at in ((), (0, 1, 2)))
+    assert execute(plain.run).train_losses == once.train_losses == often.train_losses
+    assert once.loss[4] == often.loss[4] != execute(plain.run).loss[4]
+    assert often.loss[0] == execute(replace(plain.run, evaluate_at=(0,))).loss[0]  # there were no batches yet
+
+
 def test_a_run_leaves_a_row_for_each_evaluation() -> None:
     (planned,) = plan(cell(COSINE, horizons={4: 1}, curve=(1, 3, 8)))
     rows = list(rows_of(planned, attempt(planned.run)))

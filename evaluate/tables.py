@@ -50,8 +50,8 @@ BEYOND = {  # cell: the section that it is in, and what it is
     ),
     "refreshed": (
         "BatchNorm refreshed",
-        "All with what schedule-free has: before evaluation BatchNorm gets the mean statistics of the last 20 training batches in the place "
-        "of running ones. Accuracy, as in Table 5.",
+        "All with what schedule-free has: before evaluation BatchNorm gets the mean statistics of the last 20 training batches, for "
+        "the running ones. Accuracy, as in Table 5.",
     ),
 }
 

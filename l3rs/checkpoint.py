@@ -18,6 +18,7 @@ from l3rs.errors import CheckpointError
 from l3rs.features import feature_names
 from l3rs.hub import FILE, download, is_id
 from l3rs.schedule import LearnedSchedule
+from l3rs.seal import DAMAGED, intact, sealed
 
 SCHEMA = 1
 SPECIALISTS, GENERALIST = ("icons-resnet34",), "icons-generalist"
@@ -27,7 +28,7 @@ FORMS = f"a learned schedule is one of {', '.join(SHIPPED)}, a path, or a Hub id
 
 def save(learned: LearnedSchedule, path: str | Path) -> None:
     """Writes a schedule: each meta-parameter as a tensor of its own, everything else as JSON in the metadata."""
-    meta = unflatten(learned.theta, meta_shapes(learned.config, learned.layers))
+    meta = {k: v.clone() for k, v in unflatten(learned.theta, meta_shapes(learned.config, learned.layers)).items()}
     about = {
         "schema": SCHEMA,
         "name": learned.name,
@@ -36,14 +37,14 @@ def save(learned: LearnedSchedule, path: str | Path) -> None:
         "layers": learned.layers,
         "training": learned.training,
     }
-    save_file({k: v.clone() for k, v in meta.items()}, path, metadata={"l3rs": json.dumps(about)})
+    save_file(meta, path, metadata=sealed(about, meta))
 
 
 def read(path: str | Path) -> LearnedSchedule:
     """Reads a schedule; nothing in the file is executed.
 
     Raises:
-        CheckpointError: there is no such file, it is truncated, not of l3rs, of another schema version, or inconsistent.
+        CheckpointError: there is no such file, it is truncated, damaged, not of l3rs, of another schema version, or inconsistent.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,6 +58,8 @@ def read(path: str | Path) -> LearnedSchedule:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error}); it may be truncated") from None
     if "l3rs" not in metadata:
         raise CheckpointError(f"{path} holds no l3rs metadata: it is some other safetensors file")
+    if not intact(metadata, tensors):
+        raise CheckpointError(f"{path} {DAMAGED}")
     try:
         about = json.loads(metadata["l3rs"])
         schema = about["schema"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from l3rs.data.transform import Transform
 from l3rs.files import replacing
 from l3rs.networks import create
+from l3rs.seal import DAMAGED, intact, sealed
 
 SCHEMA, KIND, FILE = 1, "image classifier", "model.safetensors"
 
@@ -57,8 +58,9 @@ class Classifier:
 def save(classifier: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Writes a classifier and its weights; the old file or the new one is there, whole."""
     about = {"schema": SCHEMA, "kind": KIND, **asdict(classifier)}
+    copies = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     with replacing(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata={"l3rs": json.dumps(about)})
+        save_file(copies, temporary, metadata=sealed(about, copies))
 
 
 def describe(path: str | Path) -> Classifier:
@@ -112,6 +114,9 @@ def load(path: str | Path) -> tuple[Classifier, nn.Module]:
                 has = found.get(wrong, "no such tensor")
                 raise ValueError(f"for {wrong} it has {has}, and {classifier.model} with {len(classifier.classes)} classes {wants}")
             tensors = {name: file.get_tensor(name) for name in wanted}
+            whole = intact(file.metadata(), tensors)
+        if not whole:
+            raise ValueError(f"it {DAMAGED}")
         other = next((n for n, t in tensors.items() if t.dtype != wanted[n][1]), None)
         if other is not None:
             raise ValueError(f"{other} is {tensors[other].dtype}, and not {wanted[other][1]}")

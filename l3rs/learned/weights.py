@@ -24,6 +24,7 @@ from l3rs.learned.celo2 import SHAPES, Celo2
 from l3rs.learned.small_fc import SHAPES as SMALL_FC
 from l3rs.learned.small_fc import MuLO, SmallFC, mup_groups
 from l3rs.learned.velo import Celo, VeLO
+from l3rs.seal import DAMAGED, intact, sealed
 
 CELO2_LR = 0.03
 Named = Iterable[tuple[str, nn.Parameter]]
@@ -119,8 +120,8 @@ def load(file: str | Path, kind: str) -> LearnedWeights:
 def save(weights: LearnedWeights, path: str | Path) -> None:
     """Writes meta-parameters by the names of the published code, and everything else as JSON in the metadata."""
     about = {"schema": SCHEMA, "kind": weights.kind, "lr": weights.lr, "name": weights.name, "training": weights.training}
-    tensors = meta.unflatten(weights.theta, KINDS[weights.kind].shapes)
-    save_file({name: t.contiguous().clone() for name, t in tensors.items()}, path, metadata={"l3rs": json.dumps(about)})
+    tensors = {name: t.contiguous().clone() for name, t in meta.unflatten(weights.theta, KINDS[weights.kind].shapes).items()}
+    save_file(tensors, path, metadata=sealed(about, tensors))
 
 
 def read(path: str | Path) -> LearnedWeights:
@@ -128,7 +129,11 @@ def read(path: str | Path) -> LearnedWeights:
     path = Path(path)
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["l3rs"])
+            metadata = file.metadata() or {}
+            about = json.loads(metadata["l3rs"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        if not intact(metadata, tensors):
+            raise CheckpointError(f"{path} {DAMAGED}")
         if "kind" not in about:
             raise CheckpointError(f"{path} holds a schedule of L3RS, not weights of another learned optimizer; l3rs.load reads it")
         kind, lr, schema, training = about["kind"], float(about["lr"]), about["schema"], about.get("training", {})

@@ -1,4 +1,4 @@
-"""Files that were damaged, in a thousand ways: an error in one sentence each time, or a load in which nothing but numbers has changed.
+"""Files that were damaged, in a thousand ways: an error in one sentence each time, or a load in which nothing has changed.
 Nothing is ever unpickled."""
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from l3rs.classifier import Classifier, ClassifierError
 from l3rs.data.splits import PURPOSES, ClassSplit
 from l3rs.data.transform import Transform
 from l3rs.errors import CheckpointError
-from l3rs.features import feature_names
 from l3rs.info import describe, find
 from l3rs.learned import weights
 
@@ -145,20 +144,22 @@ def outcomes(files: Iterator[bytes], path: Path, load: Callable[[Path], object],
 
 
 def test_a_schedule_damaged_a_thousand_times(schedule: Path) -> None:
-    """What is loaded has other numbers, learned or a digit of a setting, or another letter in a name."""
+    """It is refused, or what is loaded is what was written: the damage is where nothing is kept."""
     data, before = schedule.read_bytes(), l3rs.load(schedule)
 
     def load(path: Path) -> None:
         learned = l3rs.load(path)
-        assert feature_names(learned.config) == feature_names(before.config)
-        assert len(learned.layers) == len(before.layers)
-        assert learned.theta.shape == before.theta.shape
-        assert learned.theta.isfinite().all()
-        assert isinstance(learned.training, dict)
+        assert (learned.config, learned.layers, learned.name, learned.training) == (
+            before.config,
+            before.layers,
+            before.name,
+            before.training,
+        )
+        assert torch.equal(learned.theta, before.theta)
 
     found = outcomes((damaged(data, seed) for seed in range(1000)), schedule, load, CheckpointError)
     assert found.total() == 1000
-    assert found["refused"] > 700
+    assert found["refused"] > 980
     print(f"{found['refused']} refused, {found['loaded']} loaded")  # as docs/hard-use.md says
 
 

@@ -43,6 +43,10 @@ ABLATIONS = {  # what two tables share has the name of the last here, as in the 
     "Table 3": ("adaptive features", TABLE_3),
     "Table 2": ("controllers and base directions", TABLE_2),
 }
+TRUSTED = {  # variants of evaluate/trust.py, and what makes them
+    "SGD, Adam, Muon": "python evaluate/trust.py",
+    "SGD, Adam, Celo2-base": "python evaluate/trust.py --celo2 runs/celo2-base/icons-celo2-base.safetensors",
+}
 BEYOND = {  # cell: the section that it is in, and what it is
     "averaged": (
         "What adaptivity adds",
@@ -185,16 +189,21 @@ def ablations(sources: Sources) -> Iterator[tuple[str, Table]]:
     file = RESULTS / "ablations" / "rows.csv"
     rows = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=list(COLUMNS))
     names = {config: name for _, variants in ABLATIONS.values() for name, config in variants.items()}
-    for title, (what, variants) in sorted(ABLATIONS.items()):
-        called = {name: names[config] for name, config in variants.items()}
+    tables = {title: (what, {name: names[config] for name, config in variants.items()}) for title, (what, variants) in ABLATIONS.items()}
+    pair = {name: names[config] for name, config in TABLE_4.items() if config.directions == ("sgd", "adam")}
+    tables["Table 4, beyond the paper"] = ("other optimizers as base directions", pair | {name: name for name in TRUSTED})
+    for title, (what, called) in sorted(tables.items()):
         for measure in MEASURES:
             caption = (
                 f"Ablation, {what}: evaluation {measure}, mean ± standard deviation over tasks, after few generations of meta-training."
             )
             frame = ablation(rows, called, sorted(rows.steps.unique()) or [20], measure)
             lacking = [name for name, line in zip(called.values(), (frame == MISSING).any(axis=1), strict=True) if line]
-            only = "" if len(lacking) == len(called) else f" --only {' '.join(map(shlex.quote, lacking))}"
-            commands = (f"python evaluate/ablations.py{only}",) if lacking else ()
+            paper = [name for name in lacking if name not in TRUSTED]
+            only = "" if len(paper) == len(called) else f" --only {' '.join(map(shlex.quote, paper))}"
+            commands = ((f"python evaluate/ablations.py{only}",) if paper else ()) + tuple(
+                command for name, command in TRUSTED.items() if name in lacking
+            )
             yield "Ablations", Table(title if measure == "accuracy" else f"{title}, loss", caption, frame, commands)
 
 

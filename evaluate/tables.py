@@ -29,7 +29,7 @@ from l3rs.evaluation import Rows
 from l3rs.figures import speedup_of
 from l3rs.meta.study import COLUMNS
 from l3rs.pages import MISSING, Section, Table, as_markdown
-from l3rs.tables import MEASURES, Cell, ablation, against_best, interquartile_means, means, paired
+from l3rs.tables import MEASURES, Cell, ablation, against_best, interquartile_means, means, over_seeds, paired
 from l3rs.variants import TABLE_2, TABLE_3, TABLE_4
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,13 +130,25 @@ def every_command(cells: Mapping[str, Cell]) -> tuple[str, ...]:
 def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
     """L3RS against the best other optimizer, cell by cell."""
     cells = {name: cell for name, cell in sources.cells.items() if name in PAPER and cell.has(REFERENCE)}
-    frame = against_best(cells).rename_axis("cell")
+    frame = against_best(cells).rename_axis("cell").filter(regex="^(?!.*, seed)", axis=0)  # these have a table of their own
     caption = (
         "Accuracy of L3RS, of the best other optimizer (the one least behind L3RS on the same tasks, tuned baselines included), the paired "
         "difference in points with its bootstrap 95% interval over tasks, and the share of tasks on which L3RS is better, ties counting "
         "half. Accuracies are over the tasks that each has, differences over those that both have. L3RS is one meta-training seed."
     )
     yield "In short", Table("Summary", caption, frame, every_command(cells))
+
+
+def seeds(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """The spread between meta-trainings that differ in their seed alone."""
+    for cell in (cell for name, cell in sources.cells.items() if name in PAPER):
+        arms = [name for arm in cell.config.arms if (name := arm.name) == REFERENCE or name.startswith(f"{REFERENCE}, seed")]
+        if len(arms) > 1:
+            caption = f"{cell.about}: accuracy of {REFERENCE}, which is shipped, and of schedules of other meta-training seeds."
+            yield (
+                "In short",
+                Table("Meta-training seeds", caption, over_seeds(cell.config, cell.outcomes("accuracy"), arms), cell.commands()),
+            )
 
 
 def cell_tables(sources: Sources) -> Iterator[tuple[str, Table]]:
@@ -234,7 +246,7 @@ def of_icons(sources: Sources) -> Iterator[tuple[str, Table]]:
         yield from ablations(sources)
 
 
-TABLES: tuple[Callable[[Sources], Iterator[tuple[str, Table]]], ...] = (summary, cell_tables, of_icons, stress, beyond)
+TABLES: tuple[Callable[[Sources], Iterator[tuple[str, Table]]], ...] = (summary, seeds, cell_tables, of_icons, stress, beyond)
 
 
 def collect(sources: Sources, makers: tuple[Callable[[Sources], Iterator[tuple[str, object]]], ...]) -> list[Section]:

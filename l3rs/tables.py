@@ -259,6 +259,36 @@ def against_best(cells: Mapping[str, Cell]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index", columns=["accuracy", *found], dtype=object)
 
 
+def over_seeds(config: EvaluationConfig, table: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
+    """A column a horizon: accuracy of arms that differ in their meta-training seed alone, and of their mean, task by task, over the seeds.
+
+    Below, in points, how far the seeds are apart, as the standard deviation of their means, and how far their mean is ahead of the best of
+    another optimizer, as in `against_best`. Tasks that one of the arms lacks are left out.
+    """
+    others = [arm.name for arm in unique(config.arms) if arm.optimizer != "l3rs"]
+    ahead = "mean minus the best other, points"
+    lines = [*arms, "mean of the seeds", "between seeds, points", ahead, "which"]
+    found = nothing(lines, [f"{h} steps" for h in sorted(config.horizons)], "meta-training seed")
+    for horizon in sorted(config.horizons):
+        if not all((arm, horizon) in table.columns for arm in arms):
+            continue
+        mine = table[[(arm, horizon) for arm in arms]].droplevel("horizon", axis=1).dropna()
+        if mine.empty:
+            continue
+        mean = mine.mean(axis=1)
+        column = [number(x) for x in (*mine.mean(), mean.mean())] + [f"{100 * mine.mean().std():.1f}"]
+        gaps = table[[(o, horizon) for o in others if (o, horizon) in table.columns]].droplevel("horizon", axis=1).rsub(mean, axis=0)
+        best = gaps.loc[:, gaps.count() == max(1, gaps.count().max())].mean()
+        if len(best):
+            gap = gaps[best.idxmin()].dropna()
+            low, high = stats.bootstrap_interval(gap.to_numpy())
+            column += [f"{100 * gap.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), n={len(gap)}", str(best.idxmin())]
+        else:
+            column += [MISSING, MISSING]
+        found[f"{horizon} steps"] = column
+    return found
+
+
 def ablation(rows: pd.DataFrame, variants: Mapping[str, str], horizons: Sequence[int], measure: str) -> pd.DataFrame:
     """A line a variant: mean and standard deviation over tasks at the end of its meta-training, its seeds averaged task by task.
 

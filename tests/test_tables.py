@@ -10,7 +10,7 @@ import pytest
 
 from l3rs.evaluation import FIELDS, Arm, EvaluationConfig
 from l3rs.pages import table_markdown
-from l3rs.tables import differences, means, missing_arms, outcomes, summarize
+from l3rs.tables import differences, means, missing_arms, outcomes, over_seeds, summarize
 
 FAST, SLOW, SEEDS = Arm("fast", "adam", 0.1), Arm("slow", "adam", 0.01, horizons=(10,)), Arm("L3RS", "l3rs", learned="a.safetensors")
 CONFIG = EvaluationConfig("cell", (SEEDS, Arm("L3RS", "l3rs", learned="b.safetensors", meta_seed=1), FAST, SLOW), {10: 3, 25: 3})
@@ -59,6 +59,16 @@ def test_a_run_that_diverged_counts_as_a_loss_and_one_that_failed_as_missing() -
 def test_meta_training_seeds_are_averaged_task_by_task() -> None:
     there = table(rows(("L3RS", 10, 0, 0.4)), rows(("L3RS", 10, 0, 0.6), meta_seed=1))
     assert outcomes(there, CONFIG, "accuracy")["L3RS", 10].to_list() == [pytest.approx(0.5)]
+
+
+def test_the_spread_between_seeds_and_how_far_their_mean_is_ahead() -> None:
+    arms = (Arm("L3RS", "l3rs", learned="a"), Arm("L3RS, seed 1", "l3rs", learned="b"), FAST)
+    config = EvaluationConfig("cell", arms, {10: 2, 25: 2})
+    runs = [(arm, 10, t, a) for arm, values in (("L3RS", (0.5, 0.7)), ("fast", (0.4, 0.5))) for t, a in enumerate(values)]
+    other = [{**row, "arm": "L3RS, seed 1"} for row in rows(("L3RS", 10, 0, 0.6), ("L3RS", 10, 1, 0.8))]
+    found = over_seeds(config, outcomes(table(rows(*runs), other), config, "accuracy"), ["L3RS", "L3RS, seed 1"])
+    assert found["10 steps"].to_list() == ["0.600", "0.700", "0.650", "7.1", "+20.0 (+15.0 to +25.0), n=2", "fast"]
+    assert set(found["25 steps"]) == {"missing"}
 
 
 def test_rows_of_other_cells_evaluations_on_the_way_and_other_rates_are_left_out() -> None:

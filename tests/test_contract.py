@@ -6,15 +6,14 @@ import l3rs  # noqa: F401  isort: skip  (before timm)
 
 import copy
 import pickle
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from conftest import backward, batch, equal, random_schedule, small_network, train, weights
+from resuming import WAYS
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn import functional as F
@@ -31,30 +30,8 @@ def schedule(network: nn.Module, **config: object) -> LearnedSchedule:
 # -- resume ------------------------------------------------------------------------------------------------------------------------
 
 
-def through_file(state: dict[str, Any], fresh: L3RS, folder: Path) -> None:
-    torch.save(state, folder / "optimizer.pt")
-    fresh.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-
-
-def through_distributed_checkpoint(state: dict[str, Any], fresh: L3RS, folder: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that no process group is there
-        dcp.save({"optimizer": state}, checkpoint_id=folder / "dcp")
-        place = {"optimizer": fresh.state_dict()}
-        dcp.load(place, checkpoint_id=folder / "dcp")
-    fresh.load_state_dict(place["optimizer"])
-
-
-def directly(state: dict[str, Any], fresh: L3RS, folder: Path) -> None:
-    before = copy.deepcopy(state)
-    fresh.load_state_dict(state)
-    fresh.load_state_dict(state)  # twice
-    assert state["param_groups"] == before["param_groups"]
-    assert all(torch.equal(t, before["state"][i][k]) for i, s in state["state"].items() for k, t in s.items())
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("way", [directly, through_file, through_distributed_checkpoint])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("after", [0, 1, 7])
 def test_resume_is_bit_equal(way: Callable[..., None], dtype: torch.dtype, after: int, tmp_path: Path) -> None:
     straight = small_network(dtype)

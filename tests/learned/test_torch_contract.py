@@ -6,60 +6,19 @@ import l3rs  # noqa: F401  isort: skip  (before timm)
 
 import copy
 import math
-import pickle
-import warnings
-from collections.abc import Callable, Iterable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from conftest import backward, batch, equal, small_network, train, weights
+from forms import FORMS, WATCHING, every_form, finite, make, states, theta
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn import functional as F
 
-from l3rs.learned import Celo, Celo2, SmallFC, VeLO, small_fc
+from l3rs.learned import Celo2, VeLO
 from l3rs.learned.base import LearnedRule
 from l3rs.learned.celo2 import SHAPES
-from l3rs.learned.theta import MODULE, flatten, random, unflatten
-
-# Of random meta-parameters the learning rates of VeLO and Celo have to be large for a step to be seen in bfloat16.
-FORMS: dict[str, tuple[type[LearnedRule], dict[str, Any]]] = {
-    "Celo2": (Celo2, {"lr": 0.02}),
-    "Celo2 adam": (Celo2, {"lr": 0.005, "vectors": "adam", "weight_decay": 0.1}),
-    "Celo2-base": (Celo2, {"lr": 0.02, "orthogonalize": False, "vectors": "learned"}),
-    "VeLO": (VeLO, {"lr": 3000.0, "total_steps": 12}),
-    "Celo": (Celo, {"lr": 1000.0, "total_steps": 12}),
-    "SmallFC": (SmallFC, {"lr": 20.0}),
-}
-WATCHING = ["VeLO", "Celo"]
-every_form = pytest.mark.parametrize("form", FORMS)
-
-
-@cache
-def theta(of: type[LearnedRule]) -> Tensor:
-    """No biases of zero, which may leave an MLP dead."""
-    shapes = {Celo2: SHAPES, SmallFC: small_fc.SHAPES}.get(of) or of.FORM.shapes  # type: ignore[attr-defined]
-    drawn = random(shapes, 0)
-    return drawn + 0.05 * torch.randn(drawn.shape, generator=torch.Generator().manual_seed(1))
-
-
-def make(form: str, params: Iterable[Any], **options: Any) -> LearnedRule:
-    of, usual = FORMS[form]
-    return of(params, **{"theta": theta(of), **usual, **options})  # type: ignore[arg-type]
-
-
-def states(optimizer: LearnedRule) -> list[Tensor]:
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    return [t.clone() for p in params if p in optimizer.state for _, t in sorted(optimizer.state[p].items())]
-
-
-def finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(t.isfinite().all()) for t in tensors)
-
+from l3rs.learned.theta import MODULE, flatten, unflatten
 
 # -- steps -------------------------------------------------------------------------------------------------------------------------
 
@@ -325,158 +284,6 @@ def test_the_count_of_skipped_steps_is_kept_with_the_state(form: str) -> None:
     fresh = make(form, network.parameters())
     fresh.load_state_dict(optimizer.state_dict())
     assert fresh.skipped_steps == 1
-
-
-# -- resume ------------------------------------------------------------------------------------------------------------------------
-
-
-def directly(state: dict[str, Any], fresh: LearnedRule, folder: Path) -> None:
-    before = copy.deepcopy(state)
-    fresh.load_state_dict(state)
-    fresh.load_state_dict(state)  # twice
-    assert state["param_groups"] == before["param_groups"]
-    assert all(torch.equal(t, before["state"][i][k]) for i, s in state["state"].items() for k, t in s.items())
-
-
-def through_file(state: dict[str, Any], fresh: LearnedRule, folder: Path) -> None:
-    torch.save(state, folder / "optimizer.pt")
-    fresh.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-
-
-def through_distributed_checkpoint(state: dict[str, Any], fresh: LearnedRule, folder: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that no process group is there
-        dcp.save({"optimizer": state}, checkpoint_id=folder / "dcp")
-        place = {"optimizer": fresh.state_dict()}
-        dcp.load(place, checkpoint_id=folder / "dcp")
-    fresh.load_state_dict(place["optimizer"])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("way", [directly, through_file, through_distributed_checkpoint])
-@pytest.mark.parametrize("after", [0, 1, 4])
-@every_form
-def test_resume_is_bit_equal(form: str, after: int, way: Callable[..., None], dtype: torch.dtype, tmp_path: Path) -> None:
-    straight = small_network(dtype)
-    optimizer = make(form, straight.parameters())
-    train(straight, optimizer, range(after))
-    resumed, middle = copy.deepcopy(straight), weights(straight)
-    fresh = make(form, resumed.parameters())
-    way(copy.deepcopy(optimizer.state_dict()), fresh, tmp_path)
-    assert {**fresh.param_groups[0], "params": 0} == {**optimizer.param_groups[0], "params": 0}
-    train(straight, optimizer, range(after, 7))
-    train(resumed, fresh, range(after, 7))
-    assert equal([*weights(straight), *states(optimizer)], [*weights(resumed), *states(fresh)])
-    assert not any(torch.equal(a, b) for a, b in zip(middle, weights(straight), strict=True))
-    assert {t.dtype for t in states(fresh)} == {torch.float32}
-    assert {p.dtype for p in resumed.parameters()} == {dtype}
-
-
-@every_form
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_state_that_was_cast_is_of_the_right_type_again(form: str, dtype: torch.dtype) -> None:
-    """Else the C kernel would read past it."""
-    network = small_network()
-    optimizer = make(form, network.parameters())
-    train(network, optimizer, range(2))
-    resumed = copy.deepcopy(network)
-    fresh = make(form, resumed.parameters())
-    state = copy.deepcopy(optimizer.state_dict())
-    for of in state["state"].values():
-        of.update({key: t.to(dtype) for key, t in of.items()})
-    fresh.load_state_dict(state)
-    assert {t.dtype for t in states(fresh)} == {torch.float32}
-    train(network, optimizer, range(2, 4))
-    train(resumed, fresh, range(2, 4))
-    assert finite(weights(resumed))
-    assert equal(weights(network), weights(resumed)) == (dtype == torch.float64)
-
-
-@every_form
-def test_stepping_leaves_the_dict_that_was_loaded_as_it_was(form: str) -> None:
-    network = small_network()
-    optimizer = make(form, network.parameters())
-    train(network, optimizer, range(2))
-    state = copy.deepcopy(optimizer.state_dict())
-    before = copy.deepcopy(state)
-    fresh = make(form, network.parameters())
-    fresh.load_state_dict(state)
-    train(network, fresh, range(2, 4))
-    assert state["param_groups"] == before["param_groups"]
-    assert all(torch.equal(t, before["state"][i][k]) for i, s in state["state"].items() for k, t in s.items())
-
-
-@every_form
-def test_distributed_state_dicts_by_name(form: str) -> None:
-    network = small_network()
-    optimizer = make(form, network.named_parameters())
-    train(network, optimizer, range(3))
-    saved = get_optimizer_state_dict(network, optimizer)
-    assert set(saved["state"]) == {name for name, _ in network.named_parameters()}
-    resumed = copy.deepcopy(network)
-    fresh = make(form, resumed.named_parameters())
-    set_optimizer_state_dict(resumed, fresh, copy.deepcopy(saved))
-    train(network, optimizer, range(3, 6))
-    train(resumed, fresh, range(3, 6))
-    assert equal([*weights(network), *states(optimizer)], [*weights(resumed), *states(fresh)])
-
-
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
-@every_form
-def test_copies_of_the_object_itself_go_on_alike(form: str, clone: Callable[[Any], Any]) -> None:
-    network = small_network()
-    optimizer = make(form, network.parameters())
-    train(network, optimizer, range(2))
-    optimizer.param_groups[0]["skipped"] = 3
-    other_network, other = clone((network, optimizer))
-    middle = weights(network)
-    train(network, optimizer, range(2, 5))
-    assert equal(middle, weights(other_network))  # the copy stood still
-    train(other_network, other, range(2, 5))
-    assert equal([*weights(network), *states(optimizer)], [*weights(other_network), *states(other)])
-    assert other.skipped_steps == 3
-    other.add_param_group({"params": [nn.Parameter(torch.zeros(2, 2))]})
-    assert other.param_groups[1]["step"] == 5
-
-
-def state_of_sgd(network: nn.Module) -> dict[str, Any]:
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
-    backward(network, 0)
-    optimizer.step()
-    return optimizer.state_dict()
-
-
-@pytest.mark.parametrize(
-    ("form", "other", "differs"),
-    [
-        ("Celo2", "Celo2-base", "adam/m, adam/step, adam/v"),
-        ("Celo2-base", "Celo2", "adam/m"),
-        ("VeLO", "Celo2-base", "cell, hidden"),
-        ("Celo2-base", "Celo", "cell, hidden"),
-        ("VeLO", "Celo", "cell, hidden"),  # of another width
-        ("Celo2", "SGD", "col, momentum, momentum_buffer"),
-    ],
-)
-def test_a_state_of_another_kind_is_refused(form: str, other: str, differs: str) -> None:
-    network = small_network()
-    optimizer = make(form, network.parameters())
-    state = state_of_sgd(network) if other == "SGD" else make(other, network.parameters()).state_dict()
-    train(network, optimizer, range(1))
-    before, groups = states(optimizer), copy.deepcopy(optimizer.state_dict()["param_groups"])
-    with pytest.raises(ValueError, match=f"another kind of optimizer.*{differs}"):
-        optimizer.load_state_dict(state)
-    assert equal(before, states(optimizer))
-    assert optimizer.state_dict()["param_groups"] == groups
-    train(network, optimizer, range(1, 2))
-
-
-@every_form
-def test_a_state_of_another_network_is_refused(form: str) -> None:
-    narrow, wide = nn.Linear(3, 4), nn.Linear(5, 4)
-    with pytest.raises(ValueError, match="or network; what differs"):
-        make(form, narrow.parameters()).load_state_dict(make(form, wide.parameters()).state_dict())
-    with pytest.raises(ValueError, match="doesn't match the size"):
-        make(form, narrow.parameters()).load_state_dict(make(form, [narrow.weight]).state_dict())
 
 
 # -- groups ------------------------------------------------------------------------------------------------------------------------

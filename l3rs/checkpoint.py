@@ -21,8 +21,8 @@ from l3rs.schedule import LearnedSchedule
 from l3rs.seal import DAMAGED, intact, sealed
 
 SCHEMA = 1
-SPECIALISTS, GENERALIST = ("icons-resnet34",), "icons-generalist"
-SHIPPED = (*SPECIALISTS, GENERALIST)
+SPECIALISTS, GENERALIST = ("icons-resnet34",), "icons-generalist"  # what `auto` chooses from
+SHIPPED = (*SPECIALISTS, GENERALIST, "icons-resnet34-seed1", "icons-resnet34-seed2")
 FORMS = f"a learned schedule is one of {', '.join(SHIPPED)}, a path, or a Hub id, OWNER/NAME or OWNER/NAME@REVISION"
 
 

@@ -35,7 +35,7 @@ def overview() -> Iterator[str]:
     for name in SHIPPED:
         schedule = load(name)
         knows = f"knows {len(schedule.layers)} layers by name" if schedule.layers else "fits any network"
-        yield f"  {name:18} {len(schedule.theta):6,} meta-parameters, {knows}"
+        yield f"  {name:{max(map(len, SHIPPED))}} {len(schedule.theta):6,} meta-parameters, {knows}"
     layers = load(SPECIALISTS[0]).layers
     yield f"\nVariants, with their meta-parameters for the {len(layers)} layers of ResNet-34"
     for title, variants in (("Table 2", TABLE_2), ("Table 3", TABLE_3), ("Table 4", TABLE_4)):

@@ -2,6 +2,7 @@
 
     python evaluate/figures.py                    # all of them, to evaluate/results/figures
     python evaluate/figures.py --cells A
+    python evaluate/figures.py --only Overview "Figure 3F, A" --out docs/pictures
 
 Figures 3 and 10 are of the rows of `evaluate/run.py`, Figures 4, 5, 8 and 9 of those of `evaluate/decisions.py`, Figure 6 of the curves
 that are shipped beside the checkpoints. A figure without rows is named, with the command that makes them.
@@ -9,7 +10,8 @@ that are shipped beside the checkpoints. A figure without rows is named, with th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,20 +20,34 @@ from tables import PAPER, REFERENCE, Sources, arguments, collect, heading
 
 from l3rs import checkpoint
 from l3rs.decision_figures import decision_pictures
+from l3rs.evaluation import Arm
 from l3rs.figures import meta_training, profiles, progress, speedups
 from l3rs.pages import Picture, save_pictures
+from l3rs.tables import Cell
 
 CHECKPOINTS = Path(checkpoint.__file__).parent / "checkpoints"
 OTHERS = {"Celo (ft)": Path("runs/celo/curve.csv")}  # curves that are not shipped
 FOLDER = RESULTS / "figures"
+OVERVIEW = "A"  # the cell that it is of
+
+
+def part(cell: Cell, arms: Sequence[Arm], horizons: Sequence[int]) -> Cell:
+    """Some arms and lengths of a cell."""
+    kept = {h: tasks for h, tasks in cell.config.horizons.items() if h in horizons}
+    config = replace(cell.config, horizons=kept, arms=tuple(replace(a, horizons=tuple(h for h in a.horizons if h in kept)) for a in arms))
+    return cell._replace(config=config)
 
 
 def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
-    """Figures 3 and 10 and performance profiles of each cell."""
+    """Figures 3 and 10 and performance profiles of each cell, without what shows the spread between seeds; before them an overview."""
     for name in PAPER:
         if name not in sources.cells:
             continue
         cell, section = sources.cells[name], heading(name, sources.cells[name])
+        cell = part(cell, [arm for arm in cell.config.arms if not arm.name.startswith(f"{REFERENCE}, seed")], list(cell.config.horizons))
+        if name == OVERVIEW and cell.has(REFERENCE):
+            tuned = [arm for arm in cell.config.arms if arm.optimizer == "l3rs" or arm.tuned]
+            yield "In short", progress(part(cell, tuned, [10, 25, 50, 100]), "Overview", "accuracy")
         yield section, progress(cell, f"Figure 3{name}", "accuracy")
         yield section, progress(cell, f"Figure 10{name}", "loss")
         if cell.has(REFERENCE):
@@ -60,8 +76,13 @@ FIGURES: tuple[Callable[[Sources], Iterator[tuple[str, Picture]]], ...] = (compa
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of them, such as 'Figure 3A'")
     args = parser.parse_args()
     pictures = [item for _, items in collect(Sources.of(args), FIGURES) for item in items]
+    unknown = sorted(set(args.only or ()) - {picture.name for picture in pictures})
+    if unknown:
+        parser.error(f"--only names {unknown[0]!r}; there are {', '.join(picture.name for picture in pictures)}")
+    pictures = [picture for picture in pictures if not args.only or picture.name in args.only]
     written = save_pictures(pictures, args.out)
     for picture in pictures:
         if picture.figure is None:

@@ -10,32 +10,22 @@ that are shipped beside the checkpoints. A figure without rows is named, with th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 from run import RESULTS
-from tables import PAPER, REFERENCE, Sources, arguments, collect, heading
+from tables import PAPER, REFERENCE, Sources, arguments, collect, heading, of_a_seed, part
 
 from l3rs import checkpoint
 from l3rs.decision_figures import decision_pictures
-from l3rs.evaluation import Arm
 from l3rs.figures import meta_training, profiles, progress, speedups
 from l3rs.pages import Picture, save_pictures
-from l3rs.tables import Cell
 
 CHECKPOINTS = Path(checkpoint.__file__).parent / "checkpoints"
 OTHERS = {"Celo (ft)": Path("runs/celo/curve.csv")}  # curves that are not shipped
 FOLDER = RESULTS / "figures"
 OVERVIEW = "A"  # the cell that it is of
-
-
-def part(cell: Cell, arms: Sequence[Arm], horizons: Sequence[int]) -> Cell:
-    """Some arms and lengths of a cell."""
-    kept = {h: tasks for h, tasks in cell.config.horizons.items() if h in horizons}
-    config = replace(cell.config, horizons=kept, arms=tuple(replace(a, horizons=tuple(h for h in a.horizons if h in kept)) for a in arms))
-    return cell._replace(config=config)
 
 
 def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
@@ -44,7 +34,7 @@ def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
         if name not in sources.cells:
             continue
         cell, section = sources.cells[name], heading(name, sources.cells[name])
-        cell = part(cell, [arm for arm in cell.config.arms if not arm.name.startswith(f"{REFERENCE}, seed")], list(cell.config.horizons))
+        cell = part(cell, [arm for arm in cell.config.arms if not of_a_seed(arm.name)])
         if name == OVERVIEW and cell.has(REFERENCE):
             tuned = [arm for arm in cell.config.arms if arm.optimizer == "l3rs" or arm.tuned]
             yield "In short", progress(part(cell, tuned, [10, 25, 50, 100]), "Overview", "accuracy")

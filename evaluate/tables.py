@@ -14,7 +14,8 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -25,7 +26,7 @@ from run import RESULTS, read_config
 import l3rs
 from l3rs.baselines import BASELINES
 from l3rs.cost_tables import break_even, step_tables
-from l3rs.evaluation import Rows
+from l3rs.evaluation import Arm, Rows
 from l3rs.figures import speedup_of
 from l3rs.meta.study import COLUMNS
 from l3rs.pages import MISSING, Section, Table, as_markdown
@@ -117,6 +118,19 @@ def about(file: Path) -> str:
     return f"{text[0].upper()}{text[1:]}"
 
 
+def of_a_seed(arm: str) -> bool:
+    """Whether an arm is there to show the spread between meta-training seeds; a table of its own does."""
+    return arm.startswith(f"{REFERENCE}, seed")
+
+
+def part(cell: Cell, arms: Sequence[Arm], horizons: Sequence[int] = ()) -> Cell:
+    """Some arms of a cell, and some lengths, or all. An arm that has none of these is left out."""
+    kept = {h: tasks for h, tasks in cell.config.horizons.items() if not horizons or h in horizons}
+    there = [(arm, tuple(h for h in arm.horizons or kept if h in kept)) for arm in arms]
+    config = replace(cell.config, horizons=kept, arms=tuple(replace(arm, horizons=mine) for arm, mine in there if mine))
+    return cell._replace(config=config)
+
+
 def heading(name: str, cell: Cell) -> str:
     """Of a cell's section."""
     return f"{name}: {cell.about}"
@@ -129,8 +143,12 @@ def every_command(cells: Mapping[str, Cell]) -> tuple[str, ...]:
 
 def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
     """L3RS against the best other optimizer, cell by cell."""
-    cells = {name: cell for name, cell in sources.cells.items() if name in PAPER and cell.has(REFERENCE)}
-    frame = against_best(cells).rename_axis("cell").filter(regex="^(?!.*, seed)", axis=0)  # these have a table of their own
+    cells = {
+        name: part(cell, [arm for arm in cell.config.arms if not of_a_seed(arm.name)])
+        for name, cell in sources.cells.items()
+        if name in PAPER and cell.has(REFERENCE)
+    }
+    frame = against_best(cells).rename_axis("cell")
     caption = (
         "Accuracy of L3RS, of the best other optimizer (the one least behind L3RS on the same tasks, tuned baselines included), the paired "
         "difference in points with its bootstrap 95% interval over tasks, and the share of tasks on which L3RS is better, ties counting "
@@ -142,7 +160,7 @@ def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
 def seeds(sources: Sources) -> Iterator[tuple[str, Table]]:
     """The spread between meta-trainings that differ in their seed alone."""
     for cell in (cell for name, cell in sources.cells.items() if name in PAPER):
-        arms = [name for arm in cell.config.arms if (name := arm.name) == REFERENCE or name.startswith(f"{REFERENCE}, seed")]
+        arms = [name for arm in cell.config.arms if (name := arm.name) == REFERENCE or of_a_seed(name)]
         if len(arms) > 1:
             caption = f"{cell.about}: accuracy of {REFERENCE}, which is shipped, and of schedules of other meta-training seeds."
             yield (

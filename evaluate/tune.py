@@ -134,8 +134,12 @@ def main() -> None:
         file = Path(cell.rates)
         results = file.with_suffix(".csv")
         model = replace(model, workload=cell.workload, task=cell.task)
-        if not cell.workload.embedded:
-            cell.workload.prepare(("meta-train",), cell.task)
+        try:
+            if not cell.workload.embedded:
+                cell.workload.prepare(("meta-train",), cell.task)
+            cell.workload.network(cell.task.classes)
+        except ValueError as error:
+            parser.error(str(error))
     horizons = sorted(args.steps or horizons)
     results.parent.mkdir(parents=True, exist_ok=True)
     tuning = Tuning(results, args.tasks, args.workers, horizons, model)

@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 
 from l3rs.checkpoint import save
 from l3rs.data.splits import ClassSplit
+from l3rs.evaluation import Arm, EvaluationConfig
 from l3rs.networks import create
+from l3rs.tables import Cell
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "evaluate" / "imagenet"
@@ -113,6 +115,22 @@ def test_places_has_no_classes_to_tune_on(monkeypatch: pytest.MonkeyPatch, capsy
     with pytest.raises(SystemExit):
         call(tune, "--config", CONFIGS / "D.yaml", monkeypatch=monkeypatch)
     assert "places25 has no meta-train classes to tune on" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_none_is_named_before_anything_is_tuned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        call(tune, "--config", CONFIGS / "A.yaml", "--data", "nowhere", monkeypatch=monkeypatch)
+    assert "error: nowhere is not a folder" in capsys.readouterr().err
+
+
+def test_a_part_of_a_cell_has_no_arm_without_lengths() -> None:
+    """Of an arm no lengths would mean all."""
+    arms = (Arm("short", "adam", 0.1, horizons=(1,)), Arm("both", "adam", 0.2))
+    cell = Cell(EvaluationConfig("cell", arms, {1: 2, 9: 3}), "cell.yaml", pd.DataFrame(), "")
+    assert [(arm.name, arm.horizons) for arm in tables.part(cell, arms, (9,)).config.arms] == [("both", (9,))]
+    assert [(arm.name, arm.horizons) for arm in tables.part(cell, arms).config.arms] == [("short", (1,)), ("both", (1, 9))]
 
 
 def test_the_papers_tables_are_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

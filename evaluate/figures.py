@@ -15,11 +15,27 @@ from pathlib import Path
 
 import pandas as pd
 from run import RESULTS
-from tables import PAPER, REFERENCE, Sources, arguments, collect, heading, of_a_seed, part
+from tables import (
+    ABLATED_FROM,
+    PAPER,
+    REFERENCE,
+    STUDIED_FROM,
+    STUDY,
+    Sources,
+    ablated,
+    arguments,
+    collect,
+    heading,
+    of_a_seed,
+    part,
+    settings_rows,
+    studied,
+)
 
 from l3rs import checkpoint
+from l3rs.ablation_tables import contrasts
 from l3rs.decision_figures import decision_pictures
-from l3rs.figures import meta_training, profiles, progress, speedups
+from l3rs.figures import forest, meta_training, profiles, progress, speedups
 from l3rs.pages import Picture, save_pictures
 
 CHECKPOINTS = Path(checkpoint.__file__).parent / "checkpoints"
@@ -60,7 +76,21 @@ def curves(sources: Sources) -> Iterator[tuple[str, Picture]]:
         yield "Meta-training", meta_training(f"Figure 6, {name}", name, pd.read_csv(file) if file.exists() else None, command)
 
 
-FIGURES: tuple[Callable[[Sources], Iterator[tuple[str, Picture]]], ...] = (comparisons, decided, curves)
+def differences(sources: Sources) -> Iterator[tuple[str, Picture]]:
+    """The settings of meta-training, and ablations, against what each set is compared with."""
+    sets = [(STUDY, "Settings", "settings of meta-training", "meta_study", STUDIED_FROM, studied())]
+    sets += [("Ablations", title, what, "ablations/rows", ABLATED_FROM, called) for title, what, called in ablated()]
+    for section, title, what, rows, reference, called in sets if sources.of_icons else ():
+        found = contrasts(settings_rows(rows), reference, "accuracy")
+        others = {name: setting for name, setting in called.items() if setting != reference}
+        caption = (
+            f"{what[0].upper()}{what[1:]}: by how much each is better than {reference!r}. Bars are 95% intervals, of tasks and of seeds."
+        )
+        command = "python evaluate/meta_study.py" if section == STUDY else "python evaluate/ablations.py"
+        yield section, forest(f"{title}, differences", caption, found, others, "points of accuracy", (command,))
+
+
+FIGURES: tuple[Callable[[Sources], Iterator[tuple[str, Picture]]], ...] = (comparisons, decided, curves, differences)
 
 
 def main() -> None:

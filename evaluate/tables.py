@@ -21,16 +21,19 @@ from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
+import yaml
 from run import RESULTS, read_config
 
 import l3rs
+from l3rs.ablation_tables import ablation, contrast_table, contrasts
 from l3rs.baselines import BASELINES
+from l3rs.config import L3RSConfig
 from l3rs.cost_tables import break_even, step_tables
 from l3rs.evaluation import Arm, Rows
 from l3rs.figures import speedup_of
 from l3rs.meta.study import COLUMNS
 from l3rs.pages import MISSING, Section, Table, as_markdown
-from l3rs.tables import MEASURES, Cell, ablation, against_best, interquartile_means, means, over_seeds, paired
+from l3rs.tables import MEASURES, Cell, against_best, interquartile_means, means, over_seeds, paired
 from l3rs.variants import TABLE_2, TABLE_3, TABLE_4
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +51,12 @@ TRUSTED = {  # variants of evaluate/trust.py, and what makes them
     "SGD, Adam, Muon": "python evaluate/trust.py",
     "SGD, Adam, Celo2-base": "python evaluate/trust.py --celo2 runs/celo2-base/icons-celo2-base.safetensors",
 }
+ABLATED_FROM = next(name for name, config in TABLE_4.items() if config == L3RSConfig())  # what ablations are compared with
+STUDY, STUDIED_FROM = "What matters in meta-training", "base"
+INTERVALS = (
+    "In brackets the 95% interval, for the noise of tasks and for that between meta-training seeds, whose variance is pooled over the "
+    "settings that have several; a difference whose interval holds 0 is called noise. One in twenty that is noise is not called so."
+)
 BEYOND = {  # cell: the section that it is in, and what it is
     "averaged": (
         "What adaptivity adds",
@@ -214,15 +223,24 @@ def costs(sources: Sources) -> Iterator[tuple[str, Table]]:
     yield "Cost of meta-training", break_even(l3rs.load(SPECIALIST), sources.csv("tuning"), seconds, faster, names, horizon, commands)
 
 
+def settings_rows(name: str) -> pd.DataFrame:
+    """Committed rows of `l3rs.meta.study`, none if there is no such file yet."""
+    file = RESULTS / f"{name}.csv"
+    return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=list(COLUMNS))
+
+
+def ablated() -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Title of each table of ablations, what it compares, and what the rows call its variants; what two tables share has one name."""
+    names = {config: name for _, variants in ABLATIONS.values() for name, config in variants.items()}
+    for title, (what, variants) in sorted(ABLATIONS.items()):
+        yield title, what, {name: names[config] for name, config in variants.items()}
+    yield "Table 4, beyond the paper", "other optimizers as base directions", {name: name for name in (ABLATED_FROM, *TRUSTED)}
+
+
 def ablations(sources: Sources) -> Iterator[tuple[str, Table]]:
     """Tables 2 to 4."""
-    file = RESULTS / "ablations" / "rows.csv"
-    rows = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=list(COLUMNS))
-    names = {config: name for _, variants in ABLATIONS.values() for name, config in variants.items()}
-    tables = {title: (what, {name: names[config] for name, config in variants.items()}) for title, (what, variants) in ABLATIONS.items()}
-    pair = {name: names[config] for name, config in TABLE_4.items() if config.directions == ("sgd", "adam")}
-    tables["Table 4, beyond the paper"] = ("other optimizers as base directions", pair | {name: name for name in TRUSTED})
-    for title, (what, called) in sorted(tables.items()):
+    rows = settings_rows("ablations/rows")
+    for title, what, called in ablated():
         for measure in MEASURES:
             caption = (
                 f"Ablation, {what}: evaluation {measure}, mean ± standard deviation over tasks, after few generations of meta-training."
@@ -235,6 +253,38 @@ def ablations(sources: Sources) -> Iterator[tuple[str, Table]]:
                 command for name, command in TRUSTED.items() if name in lacking
             )
             yield "Ablations", Table(title if measure == "accuracy" else f"{title}, loss", caption, frame, commands)
+        yield from compared("Ablations", title, rows, ABLATED_FROM, called)
+
+
+def study(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """What matters most in meta-training."""
+    rows, called = settings_rows("meta_study"), studied()
+    for measure in MEASURES:
+        caption = (
+            f"Settings of meta-training at equal cost, each differing from the first in what its name says: evaluation {measure} on "
+            "meta-validation tasks, mean ± standard deviation over tasks, seeds averaged."
+        )
+        frame = ablation(rows, called, sorted(rows.steps.unique()) or [10, 25, 50], measure)
+        lacking = [name for name, line in zip(called, (frame == MISSING).any(axis=1), strict=True) if line]
+        only = "" if len(lacking) == len(called) else f" --only {' '.join(map(shlex.quote, lacking))}"
+        yield STUDY, Table(f"Settings, {measure}", caption, frame, (f"python evaluate/meta_study.py{only}",) if lacking else ())
+    yield from compared(STUDY, "Settings", rows, STUDIED_FROM, called)
+
+
+def studied() -> dict[str, str]:
+    """The settings of the study."""
+    return {name: name for name in yaml.safe_load((ROOT / "configs" / "meta_study.yaml").read_text())["settings"]}
+
+
+def compared(section: str, title: str, rows: pd.DataFrame, reference: str, called: Mapping[str, str]) -> Iterator[tuple[str, Table]]:
+    """Differences to a reference and what they are worth, where there are rows of both."""
+    others = {name: setting for name, setting in called.items() if setting != reference}
+    for measure, unit in (("accuracy", "points of accuracy"), ("loss", "loss")):
+        found = {key: c for key, c in contrasts(rows, reference, measure).items() if key[0] in others.values()}
+        if found:
+            caption = f"By how much each is better than {reference!r}, in {unit}. {INTERVALS}"
+            name = f"{title}, paired{'' if measure == 'accuracy' else ', loss'}"
+            yield section, Table(name, caption, contrast_table(found, others, measure))
 
 
 def stress(sources: Sources) -> Iterator[tuple[str, Table]]:
@@ -261,6 +311,7 @@ def of_icons(sources: Sources) -> Iterator[tuple[str, Table]]:
     """What there is no config of a cell for."""
     if sources.of_icons:
         yield from costs(sources)
+        yield from study(sources)
         yield from ablations(sources)
 
 

@@ -22,7 +22,8 @@ from l3rs.seal import DAMAGED, intact, sealed
 
 SCHEMA = 1
 SPECIALISTS, GENERALIST = ("icons-resnet34",), "icons-generalist"  # what `auto` chooses from
-SHIPPED = (*SPECIALISTS, GENERALIST, "icons-resnet34-seed1", "icons-resnet34-seed2")
+SHIPPED = (*SPECIALISTS, GENERALIST, "icons-resnet34-seed1", "icons-resnet34-seed2", "icons-resnet34-six")
+SHIPPED_WEIGHTS = ("icons-celo2-base",)  # of other learned optimizers
 FORMS = f"a learned schedule is one of {', '.join(SHIPPED)}, a path, or a Hub id, OWNER/NAME or OWNER/NAME@REVISION"
 
 
@@ -97,7 +98,7 @@ def locate(given: str | Path, **hub: Any) -> Path:
     Raises:
         CheckpointError: there is none; the message says what to do.
     """
-    if given in SHIPPED:
+    if given in SHIPPED + SHIPPED_WEIGHTS:
         return Path(__file__).parent / "checkpoints" / f"{given}.safetensors"
     path = Path(given)
     if path.is_dir():
@@ -135,4 +136,5 @@ def resolve(learned: str | Path, names: Sequence[str], match: str = "name") -> L
     return load(GENERALIST)
 
 
-__all__ = ["FORMS", "GENERALIST", "SCHEMA", "SHIPPED", "SPECIALISTS", "CheckpointError", "load", "locate", "read", "resolve", "save"]
+__all__ = ["FORMS", "GENERALIST", "SCHEMA", "SHIPPED", "SHIPPED_WEIGHTS", "SPECIALISTS"]
+__all__ += ["CheckpointError", "load", "locate", "read", "resolve", "save"]

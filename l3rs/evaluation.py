@@ -23,7 +23,7 @@ import torch
 
 import l3rs
 from l3rs.baselines import BASELINES, tuned_learning_rate
-from l3rs.checkpoint import CheckpointError, load
+from l3rs.checkpoint import SHIPPED_WEIGHTS, CheckpointError, load
 from l3rs.learned.weights import KINDS
 from l3rs.learned.weights import load as load_weights
 from l3rs.runs import Failure, Run, append_rows
@@ -74,7 +74,7 @@ class Arm:
         if not 0 < self.total_steps < math.inf:
             raise ValueError(f"arm {self.name!r} has total_steps {self.total_steps}; it is a positive multiple of the length of the run")
         if self.optimizer in KINDS and self.learned == "auto":
-            raise ValueError(f"arm {self.name!r} needs learned, the file of its weights: {self.optimizer} has none that are shipped")
+            raise ValueError(f"arm {self.name!r} needs learned: the file of its weights, or what is shipped ({', '.join(SHIPPED_WEIGHTS)})")
 
     @property
     def tuned(self) -> bool:

@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from l3rs.ablation_tables import Contrast
 from l3rs.evaluation import Arm
 from l3rs.learned.weights import KINDS
 from l3rs.pages import Picture
@@ -247,3 +248,42 @@ def meta_training(name: str, schedule: str, curve: pd.DataFrame | None, commands
         f"{last.validation_loss:.3f}."
     )
     return Picture(name, caption, alt, curve_figure(curve, f"{schedule}: meta-training", stacked=True))
+
+
+def forest(
+    name: str,
+    caption: str,
+    found: Mapping[tuple[str, int], Contrast],
+    variants: Mapping[str, str],
+    unit: str,
+    commands: tuple[str, ...] = (),
+) -> Picture:
+    """Differences of settings to a reference, with their intervals, a line a setting and a marker a horizon.
+
+    Args:
+        found: of `l3rs.ablation_tables.contrasts`.
+        variants: what `found` calls them, by what the picture does.
+        unit: of the differences.
+    """
+    there = {called: setting for called, setting in variants.items() if any(s == setting for s, _ in found)}
+    if not there:
+        return Picture(name, caption, "", None, commands)
+    horizons = sorted({horizon for _, horizon in found})
+    figure, (axes,) = panels(1, 1.0 + 0.34 * len(there))
+    axes.axvline(0, color=BLACK, linewidth=1)
+    said = []
+    looks = itertools.cycle(((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"), (PURPLE, "^")))
+    for place, (horizon, (colour, marker)) in enumerate(zip(horizons, looks, strict=False)):
+        shift = 0.5 * ((place + 0.5) / len(horizons) - 0.5)
+        points = [(line + shift, found[s, horizon]) for line, s in enumerate(there.values()) if (s, horizon) in found]
+        y, means = [at for at, _ in points], [c.mean for _, c in points]
+        spread = np.nan_to_num([[c.mean - c.low for _, c in points], [c.high - c.mean for _, c in points]])
+        axes.errorbar(means, y, xerr=spread, fmt=marker, color=colour, markersize=4, elinewidth=1, label=f"{horizon} steps")
+    for called, setting in there.items():
+        values = ", ".join(f"{found[setting, h].mean:+.2g} at {h}" for h in horizons if (setting, h) in found)
+        said.append(f"{called} {values}")
+    axes.set_yticks(range(len(there)), list(there), fontsize=8)
+    axes.set_ylim(len(there) - 0.5, -0.5)
+    axes.set_xlabel(f"better than the reference by ({unit})")
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return Picture(name, caption, f"Differences in {unit}, with steps of the runs: {'; '.join(said)}.", figure, commands)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import l3rs
-from l3rs.checkpoint import SHIPPED, SPECIALISTS, CheckpointError, load, locate
+from l3rs.checkpoint import SHIPPED, SHIPPED_WEIGHTS, SPECIALISTS, CheckpointError, load, locate
 from l3rs.checkpoint import read as read_schedule
 from l3rs.controller import meta_shapes
 from l3rs.hub import cached
@@ -48,8 +48,8 @@ def listing() -> Iterator[str]:
     """Lines on the schedules and networks that are shipped, and on what the Hub's cache on this machine has for l3rs."""
     from huggingface_hub import constants
 
-    yield "Shipped schedules: L3RS(..., learned=NAME); l3rs info NAME tells more"
-    yield from _columns([(name, load(name)) for name in SHIPPED])
+    yield "Shipped, as L3RS(..., learned=NAME), or Celo2(..., NAME) of l3rs.learned; l3rs info NAME tells more"
+    yield from _columns([(name, find(name)) for name in SHIPPED + SHIPPED_WEIGHTS])
     yield f"\nFrom the Hub, in the cache {constants.HF_HUB_CACHE}: L3RS(..., learned=NAME)"
     found = []
     for name, path in cached():

@@ -289,28 +289,6 @@ def over_seeds(config: EvaluationConfig, table: pd.DataFrame, arms: Sequence[str
     return found
 
 
-def ablation(rows: pd.DataFrame, variants: Mapping[str, str], horizons: Sequence[int], measure: str) -> pd.DataFrame:
-    """A line a variant: mean and standard deviation over tasks at the end of its meta-training, its seeds averaged task by task.
-
-    Args:
-        rows: of `evaluate/ablations.py`.
-        variants: what their rows call them, by what the table does.
-    """
-    ends = rows[rows.generation > 0]
-    values = ends.assign(value=ends[measure].fillna(WORST[measure]))
-
-    def entry(setting: str, horizon: int) -> str:
-        x = values[(values.setting == setting) & (values.steps == horizon)].groupby("task").value.mean()
-        return MISSING if x.empty else number(x.mean()) + (f" ± {x.std():.3f}" if len(x) > 1 and math.isfinite(x.max()) else "")
-
-    def seeds(setting: str) -> str:
-        mine = values[values.setting == setting]
-        return f"{mine.meta_seed.nunique()}, {mine.task.nunique()}" if len(mine) else MISSING
-
-    lines = [[*(entry(setting, h) for h in horizons), seeds(setting)] for setting in variants.values()]
-    return pd.DataFrame(lines, pd.Index(variants, name="variant"), [*(f"{h} steps" for h in horizons), "seeds, tasks"], dtype=object)
-
-
 def nothing(lines: Sequence[str], columns: Sequence[str], name: str) -> pd.DataFrame:
     """A table of which everything is missing."""
     return pd.DataFrame(MISSING, pd.Index(lines, name=name), list(columns), dtype=object)

@@ -21,7 +21,7 @@ from l3rs.layer_groups import layer_groups
 from l3rs.networks import resnet
 from l3rs.pages import MISSING, Picture
 from l3rs.stats import performance_profile, runs_to_break_even, speedup
-from l3rs.tables import Cell, ablation, against_best, interquartile_means, means, outcomes, paired
+from l3rs.tables import Cell, against_best, interquartile_means, means, outcomes, paired
 
 ARMS = (Arm("L3RS", "l3rs", learned="nowhere"), Arm("Adam constant 1e-3", "adam", 1e-3), Arm("Adam cosine tuned", "adam-cosine"))
 CONFIG = EvaluationConfig("A", ARMS, {10: 4, 100: 4})
@@ -133,26 +133,6 @@ def test_figures_of_a_cell_are_drawn() -> None:
     assert "Adam cosine tuned 5.6 times at 10, never at 100" in fast.alt
     assert "L3RS 0.715 at 10" in profiles(cell(), "Profile").alt
     check(fast)
-
-
-def test_ablations_take_the_end_of_meta_training_and_average_seeds() -> None:
-    made = [
-        {
-            "setting": "a",
-            "meta_seed": s,
-            "generation": g,
-            "steps": 20,
-            "task": t,
-            "accuracy": 0.5 + 0.1 * s + 0.2 * t + (g == 0),
-            "loss": 1.0,
-        }
-        for s in (0, 1)
-        for g in (0, 40)
-        for t in (0, 1)
-    ]
-    found = ablation(pd.DataFrame(made), {"the first": "a", "the second": "b"}, [20], "accuracy")
-    assert found.loc["the first"].to_list() == ["0.650 ± 0.141", "2, 2"]
-    assert found.loc["the second"].to_list() == [MISSING, MISSING]
 
 
 def test_meta_training_pays_for_itself_by_the_formula() -> None:

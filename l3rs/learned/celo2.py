@@ -44,7 +44,7 @@ class Celo2(LearnedRule):
 
     Args:
         params: parameters, named or not, or groups of them. A group may have its own lr, weight_decay, maximize, vectors and adam_lr_mult.
-        theta: the meta-parameters: (SIZE,), or the published file, `theta.state`, or PyLO's safetensors.
+        theta: the meta-parameters: (SIZE,), or the published file, `theta.state`, or PyLO's safetensors, or `"icons-celo2-base"`, shipped.
         lr: learning rate.
         weight_decay: decoupled, multiplied by the learning rate.
         orthogonalize: whether matrices are.

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from l3rs.checkpoint import CheckpointError
+from l3rs.checkpoint import SHIPPED_WEIGHTS, CheckpointError, locate
 from l3rs.learned.accumulators import WIDTHS
 from l3rs.learned.mlp import MLP
 
@@ -94,15 +94,20 @@ def mlp(theta: Theta) -> MLP:
     return MLP(first, *(theta[MODULE + name] for name in ("b0", "w1", "b1", "w2", "b2")))
 
 
+def place(given: str | Path) -> Path:
+    """The file that a path, or the name of shipped weights, means."""
+    return locate(given) if given in SHIPPED_WEIGHTS else Path(given)
+
+
 def read(shapes: Shapes, *paths: str | Path) -> Tensor:
     """Reads a flat vector from published files: flax's msgpack (`theta.state`), `.npz`, or safetensors, with the names of the JAX code or
-    with those of PyLO, whose VeLO comes in two files. What is in several files is taken from the last.
+    with those of PyLO, whose VeLO comes in two files. What is in several files is taken from the last. What is shipped goes by its name.
 
     Raises:
         CheckpointError: a file is missing, cannot be read, or does not hold these names and shapes; the message says which and why.
     """
     found: dict[str, Tensor] = {}
-    for path in map(Path, paths):
+    for path in map(place, paths):
         if not path.is_file():
             raise CheckpointError(f"{path} is not a file; the meta-parameters are published as .state (flax), .safetensors or .npz files")
         found |= _tensors(path)

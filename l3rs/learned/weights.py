@@ -109,12 +109,13 @@ def starting_weights(kind: str, lr: float | None, name: str, seed: int, files: S
 
 
 def load(file: str | Path, kind: str) -> LearnedWeights:
-    """Weights of this kind, from a file that l3rs wrote or from a published one. Raises CheckpointError."""
+    """Weights of this kind: shipped, by name, or from a file that l3rs wrote or a published one. Raises CheckpointError."""
+    file = meta.place(file)
     with contextlib.suppress(CheckpointError):
         weights = read(file)
         if weights.kind == kind:
             return weights
-    return LearnedWeights(kind, meta.read(KINDS[kind].shapes, file), name=Path(file).stem)
+    return LearnedWeights(kind, meta.read(KINDS[kind].shapes, file), name=file.stem)
 
 
 def save(weights: LearnedWeights, path: str | Path) -> None:

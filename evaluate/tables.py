@@ -48,8 +48,7 @@ ABLATIONS = {  # what two tables share has the name of the last here, as in the 
     "Table 2": ("controllers and base directions", TABLE_2),
 }
 TRUSTED = {  # variants of evaluate/trust.py, and what makes them
-    "SGD, Adam, Muon": "python evaluate/trust.py",
-    "SGD, Adam, Celo2-base": "python evaluate/trust.py --celo2 runs/celo2-base/icons-celo2-base.safetensors",
+    f"SGD, Adam, {name}": f"python evaluate/trust.py --only {name}" for name in ("Muon", "Celo2-base")
 }
 ABLATED_FROM = next(name for name, config in TABLE_4.items() if config == L3RSConfig())  # what ablations are compared with
 STUDY, STUDIED_FROM = "What matters in meta-training", "base"

@@ -1,7 +1,6 @@
-"""How far L3RS trusts other optimizers: torch's Muon and Celo2 as base directions beside SGD and Adam.
+"""How far L3RS trusts other optimizers: torch's Muon and the shipped Celo2-base as base directions beside SGD and Adam.
 
     python evaluate/trust.py
-    python evaluate/trust.py --celo2 runs/celo2-base/icons-celo2-base.safetensors
 
 meta-trains a schedule with each of them as the ablations are, at the same cost (`configs/ablations.yaml`), appends rows of its start and
 its end to `evaluate/results/ablations/rows.csv`, beside `SGD, Adam` of `evaluate/ablations.py`, and writes the mean of mu by kind of layer
@@ -22,28 +21,26 @@ from l3rs.checkpoint import read
 from l3rs.config import L3RSConfig
 from l3rs.decisions import record
 from l3rs.directions import TorchOptimizerDirection, register
-from l3rs.learned import Celo2, weights
+from l3rs.learned import Celo2
 from l3rs.meta.study import measure
 
+OTHERS = {"Muon": "torch.optim.Muon", "Celo2-base": "celo2-base"}  # directions by name
 RESULTS = ROOT / "evaluate" / "results" / "ablations"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--celo2", type=Path, help="file of Celo2-base's weights, to try it too")
+    parser.add_argument("--only", nargs="+", choices=list(OTHERS), help="some of them (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of meta-training")
     parser.add_argument("--tasks", type=int, default=40, help="meta-test tasks")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"), help="folder for the meta-trainings")
     args = parser.parse_args()
-    others = {"Muon": "torch.optim.Muon"}
-    if args.celo2:
-        theta = weights.load(args.celo2, "celo2-base").theta
-        register("celo2-base", TorchOptimizerDirection(Celo2, theta=theta, orthogonalize=False, vectors="learned"))
-        others["Celo2-base"] = "celo2-base"
+    register(OTHERS["Celo2-base"], TorchOptimizerDirection(Celo2, theta="icons-celo2-base", orthogonalize=False, vectors="learned"))
     base = replace(read_config(ROOT / "configs" / "ablations.yaml"), workers=1)
     torch.set_num_threads(1)
     file = RESULTS / "trust.csv"
-    for name, direction in others.items():
+    for name in args.only or OTHERS:
+        direction = OTHERS[name]
         setting, schedule = f"SGD, Adam, {name}", L3RSConfig(directions=("sgd", "adam", direction))
         tables = []
         for seed in args.seeds:

@@ -2,7 +2,7 @@
 
     python evaluate/tune.py
     python evaluate/tune.py --names schedule-free muon-cosine --steps 10 25 50 100
-    python evaluate/tune.py --names celo2-base --learned runs/celo2-base/icons-celo2-base.safetensors    # Celo2 needs one too
+    python evaluate/tune.py --names celo2-base --learned icons-celo2-base --steps 10 25 50 100    # Celo2 needs one too
 
 appends one row a run to `evaluate/results/tuning.csv` and writes the chosen values to `l3rs/baselines.yaml`, those of Icons25, which are
 shipped. For another network or other images,
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--data", help="the images' folder, for the one that the config names; for splits that are not embedded")
     parser.add_argument("--names", nargs="+", choices=list(START), help="which to tune (default: the cell's, or all baselines)")
     parser.add_argument("--steps", type=int, nargs="+", help="for which horizons (default: the cell's, or 10 to 100)")
-    parser.add_argument("--learned", default="auto", help="the file of Celo2's weights")
+    parser.add_argument("--learned", default="auto", help="Celo2's weights: a file, or icons-celo2-base")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where runs are made (default: %(default)s)")
     args = parser.parse_args()
     names, horizons = list(BASELINES), list(HORIZONS)

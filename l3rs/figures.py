@@ -29,11 +29,13 @@ META_TRAINING = (10, 100)  # lengths of the runs that shipped schedules were met
 STYLES: Mapping[str, tuple[str, str, str]] = {  # colour, marker, dash: by the beginning of the arm's name
     "L3RS generalist": (GREY, "p", "--"),
     "L3RS, seed": (GREY, ".", ":"),
+    "L3RS six": (GREY, "*", "-."),
     "L3RS": (BLACK, "o", "-"),
     "VeLO (og)": (RED, "v", "-"),
     "VeLO (ft)": (RED, "X", "--"),
     "Celo (og)": (PURPLE, "P", "-"),
     "Celo (ft)": (PURPLE, "X", "--"),
+    "Celo2-base": (ORANGE, "P", "-"),
     "Adam constant 1e-3": (BLUE, "s", "-"),
     "Adam constant 1e-4": (BLUE, "^", "-"),
     "Adam constant 1e-5": (BLUE, "D", "-"),

@@ -21,6 +21,7 @@ from tables import (
     REFERENCE,
     STUDIED_FROM,
     STUDY,
+    TRUSTED,
     Sources,
     ablated,
     arguments,
@@ -78,15 +79,17 @@ def curves(sources: Sources) -> Iterator[tuple[str, Picture]]:
 
 def differences(sources: Sources) -> Iterator[tuple[str, Picture]]:
     """The settings of meta-training, and ablations, against what each set is compared with."""
-    sets = [(STUDY, "Settings", "settings of meta-training", "meta_study", STUDIED_FROM, studied())]
-    sets += [("Ablations", title, what, "ablations/rows", ABLATED_FROM, called) for title, what, called in ablated()]
-    for section, title, what, rows, reference, called in sets if sources.of_icons else ():
-        found = contrasts(settings_rows(rows), reference, "accuracy")
+    sets = [(STUDY, "Settings", "settings of meta-training", STUDIED_FROM, "python evaluate/meta_study.py", *studied())]
+    rows = settings_rows("ablations/rows")
+    for title, what, called in ablated():
+        command = f"python evaluate/{'trust' if TRUSTED.keys() & called else 'ablations'}.py"
+        sets.append(("Ablations", title, what, ABLATED_FROM, command, rows, called))
+    for section, title, what, reference, command, rows, called in sets if sources.of_icons else ():
+        found = contrasts(rows, reference, "accuracy")
         others = {name: setting for name, setting in called.items() if setting != reference}
         caption = (
             f"{what[0].upper()}{what[1:]}: by how much each is better than {reference!r}. Bars are 95% intervals, of tasks and of seeds."
         )
-        command = "python evaluate/meta_study.py" if section == STUDY else "python evaluate/ablations.py"
         yield section, forest(f"{title}, differences", caption, found, others, "points of accuracy", (command,))
 
 

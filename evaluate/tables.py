@@ -25,7 +25,7 @@ import yaml
 from run import RESULTS, read_config
 
 import l3rs
-from l3rs.ablation_tables import ablation, contrast_table, contrasts
+from l3rs.ablation_tables import START, ablation, contrast_table, contrasts, with_start
 from l3rs.baselines import BASELINES
 from l3rs.config import L3RSConfig
 from l3rs.cost_tables import break_even, step_tables
@@ -257,22 +257,23 @@ def ablations(sources: Sources) -> Iterator[tuple[str, Table]]:
 
 def study(sources: Sources) -> Iterator[tuple[str, Table]]:
     """What matters most in meta-training."""
-    rows, called = settings_rows("meta_study"), studied()
+    rows, called = studied()
     for measure in MEASURES:
         caption = (
-            f"Settings of meta-training at equal cost, each differing from the first in what its name says: evaluation {measure} on "
+            f"Settings of meta-training at equal cost, each differing from the base in what its name says: evaluation {measure} on "
             "meta-validation tasks, mean ± standard deviation over tasks, seeds averaged."
         )
         frame = ablation(rows, called, sorted(rows.steps.unique()) or [10, 25, 50], measure)
-        lacking = [name for name, line in zip(called, (frame == MISSING).any(axis=1), strict=True) if line]
-        only = "" if len(lacking) == len(called) else f" --only {' '.join(map(shlex.quote, lacking))}"
+        lacking = [name for name, line in zip(called, (frame == MISSING).any(axis=1), strict=True) if line and name != START]
+        only = "" if len(lacking) == len(called) - 1 else f" --only {' '.join(map(shlex.quote, lacking))}"
         yield STUDY, Table(f"Settings, {measure}", caption, frame, (f"python evaluate/meta_study.py{only}",) if lacking else ())
     yield from compared(STUDY, "Settings", rows, STUDIED_FROM, called)
 
 
-def studied() -> dict[str, str]:
-    """The settings of the study."""
-    return {name: name for name in yaml.safe_load((ROOT / "configs" / "meta_study.yaml").read_text())["settings"]}
+def studied() -> tuple[pd.DataFrame, dict[str, str]]:
+    """The rows of the study, and its settings."""
+    names = (START, *yaml.safe_load((ROOT / "configs" / "meta_study.yaml").read_text())["settings"])
+    return with_start(settings_rows("meta_study"), STUDIED_FROM), {name: name for name in names}
 
 
 def compared(section: str, title: str, rows: pd.DataFrame, reference: str, called: Mapping[str, str]) -> Iterator[tuple[str, Table]]:

@@ -17,10 +17,19 @@ from scipy.stats import t as student
 from l3rs.pages import MISSING
 from l3rs.tables import WORST, number
 
+START = "the start"
+
+
+def with_start(rows: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """The rows, and what a setting is before any generation as one more setting, `START`: one seed, as luck has no part in it."""
+    before = rows[(rows.setting == setting) & (rows.generation == 0)]
+    whole: pd.DataFrame = pd.concat([rows, before[before.meta_seed == before.meta_seed.min()].assign(setting=START)], ignore_index=True)
+    return whole
+
 
 def at_the_end(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     """The rows after meta-training, with a column `value`; a run that diverged has the worst."""
-    ends = rows[rows.generation > 0]
+    ends = rows[(rows.generation > 0) | (rows.setting == START)]
     return ends.assign(value=ends[measure].fillna(WORST[measure]))
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy.stats import t as student
 
-from l3rs.ablation_tables import ablation, contrast_table, contrasts
+from l3rs.ablation_tables import START, ablation, contrast_table, contrasts, with_start
 from l3rs.figures import forest
 from l3rs.pages import MISSING
 
@@ -86,6 +86,16 @@ def test_what_a_difference_says() -> None:
 def test_without_a_second_seed_nothing_is_said() -> None:
     table = contrast_table(contrasts(rows(lambda s, seed, t: 0.1 * (s == "b"), seeds=1), "a", "accuracy"), {"b": "b"}, "accuracy")
     assert table.loc["b"].to_list() == ["+10.0", MISSING]
+
+
+def test_the_start_may_be_compared_too() -> None:
+    """It is that of one seed, and adds nothing to the noise between seeds."""
+    made = rows(lambda s, seed, t: 0.5 + 0.02 * seed)
+    found = contrasts(with_start(made, "a"), "a", "accuracy")
+    assert found[START, 20].mean == pytest.approx(-51)
+    assert found["b", 20] == contrasts(made, "a", "accuracy")["b", 20]
+    assert ablation(with_start(made, "a"), {START: START}, [20], "accuracy").loc[START].to_list() == ["0.000 ± 0.000", "1, 4"]
+    assert with_start(made[:0], "a").empty
 
 
 def test_a_diverged_run_has_no_interval() -> None:

@@ -78,8 +78,8 @@ def contrasts(rows: pd.DataFrame, reference: str, measure: str) -> dict[tuple[st
 
     The mean is that of the differences on the tasks that both have, the seeds of each averaged task by task. Its variance is theirs over
     their number, and the variance between meta-training seeds, pooled over all settings that have several, once for each side and over
-    its number of seeds; the interval is Student's with the degrees of freedom of the pooled variance. Where no setting has two seeds, or a
-    run has diverged, there is no interval.
+    its number of seeds; the interval is Student's, with the degrees of freedom of Welch and Satterthwaite (Satterthwaite 1946, doi
+    10.2307/3002019). Where no setting has two seeds, or a run has diverged, there is no interval.
 
     Args:
         rows: with the columns of `l3rs.meta.study`.
@@ -99,11 +99,18 @@ def contrasts(rows: pd.DataFrame, reference: str, measure: str) -> dict[tuple[st
             if gaps.empty:
                 continue
             mean, half = float(gaps.mean()), math.nan
-            if freedom and math.isfinite(mean):
-                error = math.sqrt(gaps.var() / len(gaps) + scale**2 * variance * (1 / seeds[setting] + 1 / seeds[reference]))
-                half = float(student.ppf(0.975, freedom)) * error
+            if freedom and len(gaps) > 1 and math.isfinite(mean):
+                of_tasks, of_seeds = gaps.var() / len(gaps), scale**2 * variance * (1 / seeds[setting] + 1 / seeds[reference])
+                half = _half_width((of_tasks, len(gaps) - 1), (of_seeds, freedom))
             found[str(setting), int(horizon)] = Contrast(mean, mean - half, mean + half)
     return found
+
+
+def _half_width(*parts: tuple[float, int]) -> float:
+    """Of the 95% interval, from variances that add and the degrees of freedom that each was estimated with."""
+    total = sum(variance for variance, _ in parts)
+    freedom = total**2 / sum(variance**2 / n for variance, n in parts) if total else 1.0
+    return float(student.ppf(0.975, freedom) * math.sqrt(total))
 
 
 def contrast_table(found: Mapping[tuple[str, int], Contrast], variants: Mapping[str, str], measure: str) -> pd.DataFrame:

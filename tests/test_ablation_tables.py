@@ -43,7 +43,9 @@ def test_an_interval_is_for_tasks_and_for_seeds() -> None:
     made = rows(lambda s, seed, t: 0.5 + 0.05 * t + 0.02 * seed + (gain[t] if s == "b" else 0.0))
     (found,) = contrasts(made, "a", "accuracy").values()
     between = np.var([0.50, 0.52], ddof=1)  # of each setting, and so pooled
-    half = student.ppf(0.975, 2) * 100 * math.sqrt(gain.var(ddof=1) / 4 + between * (1 / 2 + 1 / 2))
+    of_tasks = gain.var(ddof=1) / 4
+    freedom = (of_tasks + between) ** 2 / (of_tasks**2 / 3 + between**2 / 2)  # Welch and Satterthwaite; two seeds on each side
+    half = student.ppf(0.975, freedom) * 100 * math.sqrt(of_tasks + between)
     assert found == pytest.approx((10, 10 - half, 10 + half))
     (loss,) = contrasts(made, "a", "loss").values()
     assert loss == pytest.approx(tuple(x / 100 for x in found))  # less of it is better

@@ -27,10 +27,10 @@ from tables import (
     arguments,
     collect,
     heading,
-    of_a_seed,
     part,
     settings_rows,
     studied,
+    without_seeds,
 )
 
 from l3rs import checkpoint
@@ -50,8 +50,7 @@ def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
     for name in PAPER:
         if name not in sources.cells:
             continue
-        cell, section = sources.cells[name], heading(name, sources.cells[name])
-        cell = part(cell, [arm for arm in cell.config.arms if not of_a_seed(arm.name)])
+        cell, section = without_seeds(sources.cells[name]), heading(name, sources.cells[name])
         if name == OVERVIEW and cell.has(REFERENCE):
             tuned = [arm for arm in cell.config.arms if arm.optimizer == "l3rs" or arm.tuned]
             yield "In short", progress(part(cell, tuned, [10, 25, 50, 100]), "Overview", "accuracy")
@@ -79,12 +78,14 @@ def curves(sources: Sources) -> Iterator[tuple[str, Picture]]:
 
 def differences(sources: Sources) -> Iterator[tuple[str, Picture]]:
     """The settings of meta-training, and ablations, against what each set is compared with."""
+    if not sources.of_icons:
+        return
     sets = [(STUDY, "Settings", "settings of meta-training", STUDIED_FROM, "python evaluate/meta_study.py", *studied())]
     rows = settings_rows("ablations/rows")
     for title, what, called in ablated():
         command = f"python evaluate/{'trust' if TRUSTED.keys() & called else 'ablations'}.py"
         sets.append(("Ablations", title, what, ABLATED_FROM, command, rows, called))
-    for section, title, what, reference, command, rows, called in sets if sources.of_icons else ():
+    for section, title, what, reference, command, rows, called in sets:
         found = contrasts(rows, reference, "accuracy")
         others = {name: setting for name, setting in called.items() if setting != reference}
         caption = (

@@ -139,6 +139,11 @@ def part(cell: Cell, arms: Sequence[Arm], horizons: Sequence[int] = ()) -> Cell:
     return cell._replace(config=config)
 
 
+def without_seeds(cell: Cell) -> Cell:
+    """A cell without the arms that are there to show the spread between seeds."""
+    return part(cell, [arm for arm in cell.config.arms if not of_a_seed(arm.name)])
+
+
 def heading(name: str, cell: Cell) -> str:
     """Of a cell's section."""
     return f"{name}: {cell.about}"
@@ -151,11 +156,7 @@ def every_command(cells: Mapping[str, Cell]) -> tuple[str, ...]:
 
 def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
     """L3RS against the best other optimizer, cell by cell."""
-    cells = {
-        name: part(cell, [arm for arm in cell.config.arms if not of_a_seed(arm.name)])
-        for name, cell in sources.cells.items()
-        if name in PAPER and cell.has(REFERENCE)
-    }
+    cells = {name: without_seeds(cell) for name, cell in sources.cells.items() if name in PAPER and cell.has(REFERENCE)}
     frame = against_best(cells).rename_axis("cell")
     caption = (
         "Accuracy of L3RS, of the best other optimizer (the one least behind L3RS on the same tasks, tuned baselines included), the paired "

@@ -21,7 +21,7 @@ from l3rs.checkpoint import read
 from l3rs.config import L3RSConfig
 from l3rs.decisions import record
 from l3rs.directions import TorchOptimizerDirection, register
-from l3rs.learned import Celo2
+from l3rs.learned import Celo2, weights
 from l3rs.meta.study import measure
 
 OTHERS = {"Muon": "torch.optim.Muon", "Celo2-base": "celo2-base"}  # directions by name
@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=40, help="meta-test tasks")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"), help="folder for the meta-trainings")
     args = parser.parse_args()
-    register(OTHERS["Celo2-base"], TorchOptimizerDirection(Celo2, theta="icons-celo2-base", orthogonalize=False, vectors="learned"))
+    theta = weights.load("icons-celo2-base", "celo2-base").theta  # read once: an optimizer is made for each run
+    register(OTHERS["Celo2-base"], TorchOptimizerDirection(Celo2, theta=theta, orthogonalize=False, vectors="learned"))
     base = replace(read_config(ROOT / "configs" / "ablations.yaml"), workers=1)
     torch.set_num_threads(1)
     file = RESULTS / "trust.csv"

@@ -23,7 +23,7 @@ from l3rs.seal import DAMAGED, intact, sealed
 SCHEMA = 1
 SPECIALISTS, GENERALIST = ("icons-resnet34",), "icons-generalist"  # what `auto` chooses from
 SHIPPED = (*SPECIALISTS, GENERALIST, "icons-resnet34-seed1", "icons-resnet34-seed2", "icons-resnet34-six")
-SHIPPED_WEIGHTS = ("icons-celo2-base",)  # of other learned optimizers
+SHIPPED_WEIGHTS = {"icons-celo2-base": "celo2-base"}  # of other learned optimizers, and which
 FORMS = f"a learned schedule is one of {', '.join(SHIPPED)}, a path, or a Hub id, OWNER/NAME or OWNER/NAME@REVISION"
 
 
@@ -98,7 +98,7 @@ def locate(given: str | Path, **hub: Any) -> Path:
     Raises:
         CheckpointError: there is none; the message says what to do.
     """
-    if given in SHIPPED + SHIPPED_WEIGHTS:
+    if given in SHIPPED or given in SHIPPED_WEIGHTS:
         return Path(__file__).parent / "checkpoints" / f"{given}.safetensors"
     path = Path(given)
     if path.is_dir():

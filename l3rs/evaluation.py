@@ -74,7 +74,9 @@ class Arm:
         if not 0 < self.total_steps < math.inf:
             raise ValueError(f"arm {self.name!r} has total_steps {self.total_steps}; it is a positive multiple of the length of the run")
         if self.optimizer in KINDS and self.learned == "auto":
-            raise ValueError(f"arm {self.name!r} needs learned: the file of its weights, or what is shipped ({', '.join(SHIPPED_WEIGHTS)})")
+            there = [name for name, kind in SHIPPED_WEIGHTS.items() if kind == self.optimizer]
+            shipped = f"{', '.join(there)} is shipped" if there else f"{self.optimizer} has none that are shipped"
+            raise ValueError(f"arm {self.name!r} needs learned, the file of its weights: {shipped}")
 
     @property
     def tuned(self) -> bool:

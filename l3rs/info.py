@@ -49,7 +49,7 @@ def listing() -> Iterator[str]:
     from huggingface_hub import constants
 
     yield "Shipped, as L3RS(..., learned=NAME), or Celo2(..., NAME) of l3rs.learned; l3rs info NAME tells more"
-    yield from _columns([(name, find(name)) for name in SHIPPED + SHIPPED_WEIGHTS])
+    yield from _columns([(name, find(name)) for name in (*SHIPPED, *SHIPPED_WEIGHTS)])
     yield f"\nFrom the Hub, in the cache {constants.HF_HUB_CACHE}: L3RS(..., learned=NAME)"
     found = []
     for name, path in cached():

@@ -52,14 +52,15 @@ def test_an_interval_is_for_tasks_and_for_seeds() -> None:
 
 
 def test_the_variance_between_seeds_is_pooled_over_settings_by_their_number() -> None:
-    """a and c have two seeds, 2 and 4 points apart; b has one, and takes the noise from them."""
-    apart = {"a": 0.02, "b": 0.0, "c": 0.04}
-    made = rows(lambda s, seed, t: 0.5 + apart[s] * seed, "abc")
-    made = made[(made.setting != "b") | (made.meta_seed == 0)]
-    between = (np.var([0, 0.02], ddof=1) + np.var([0, 0.04], ddof=1)) / 2
+    """a has two seeds, c three, 2 and 4 points apart; b has one, and takes the noise from them."""
+    apart, number = {"a": 0.02, "b": 0.0, "c": 0.04}, {"a": 2, "b": 1, "c": 3}
+    made = rows(lambda s, seed, t: 0.5 + apart[s] * seed, "abc", seeds=3)
+    made = made[made.meta_seed < made.setting.map(number)]
+    between = (1 * np.var([0, 0.02], ddof=1) + 2 * np.var([0, 0.04, 0.08], ddof=1)) / 3
     found = contrasts(made, "a", "accuracy")
-    assert found["b", 20].high - found["b", 20].mean == pytest.approx(student.ppf(0.975, 2) * 100 * math.sqrt(between * (1 + 1 / 2)))
-    assert found["c", 20].high - found["c", 20].mean == pytest.approx(student.ppf(0.975, 2) * 100 * math.sqrt(between))
+    for setting in "bc":
+        half = student.ppf(0.975, 3) * 100 * math.sqrt(between * (1 / number[setting] + 1 / 2))
+        assert found[setting, 20].high - found[setting, 20].mean == pytest.approx(half)
 
 
 def test_intervals_hold_what_is_true_nineteen_times_in_twenty() -> None:

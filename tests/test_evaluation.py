@@ -182,7 +182,8 @@ def test_rows_of_another_schedule_of_the_same_name_are_other_rows(tmp_path: Path
     [
         (lambda: Arm("x", "adamw"), "arm 'x' has the optimizer 'adamw'; it is one of l3rs, adam, "),
         (lambda: Arm("x", "adam", -1.0), r"arm 'x' has lr -1\.0; it is at least 0"),
-        (lambda: Arm("x", "celo"), "arm 'x' needs learned: the file of its weights, or what is shipped \\(icons-celo2-base\\)"),
+        (lambda: Arm("x", "celo"), "arm 'x' needs learned, the file of its weights: celo has none"),
+        (lambda: Arm("x", "celo2-base"), "arm 'x' needs learned, the file of its weights: icons-celo2-base is shipped"),
         (lambda: cell(ADAM, horizons={}), r"horizons is \{\}; it is numbers of tasks"),
         (lambda: cell(ADAM, horizons={10: 0}), r"horizons is \{10: 0\}"),
         (lambda: cell(ADAM, purpose="test"), "purpose is 'test'; it is one of pretrain, meta-train, meta-validation, meta-test"),

@@ -107,9 +107,12 @@ def read(shapes: Shapes, *paths: str | Path) -> Tensor:
         CheckpointError: a file is missing, cannot be read, or does not hold these names and shapes; the message says which and why.
     """
     found: dict[str, Tensor] = {}
+    shipped = f"shipped by name: {', '.join(SHIPPED_WEIGHTS)}"
     for path in map(place, paths):
         if not path.is_file():
-            raise CheckpointError(f"{path} is not a file; the meta-parameters are published as .state (flax), .safetensors or .npz files")
+            raise CheckpointError(
+                f"{path} is not a file; the meta-parameters are published as .state (flax), .safetensors or .npz files; {shipped}"
+            )
         found |= _tensors(path)
     where = " and ".join(map(str, paths))
     missing = [name for name in shapes if name not in found]

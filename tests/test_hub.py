@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import re
 import subprocess
 import sys
@@ -18,9 +17,8 @@ import pytest
 import torch
 from conftest import random_schedule, small_network, train
 from fake_hub import TOKEN, FakeHub, Repository, serving
-from huggingface_hub import ModelCard, constants
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from huggingface_hub import constants
+from safetensors.torch import save_file
 
 from l3rs import L3RS, LearnedSchedule, load
 from l3rs.checkpoint import CheckpointError, save
@@ -30,26 +28,6 @@ from l3rs.info import find
 from l3rs.learned.weights import LearnedWeights, starting_weights
 
 PAGE = Path(__file__).parent.parent / "docs" / "hub.md"
-TRAINING = {
-    "config": {
-        "split": "/home/me/photos/split.json",
-        "data": "/home/me/photos",
-        "cache": "/home/me/cache",
-        "ray_address": "10.0.0.1:6379",
-        "model": "resnet18",
-        "weights": "/home/me/backbone.safetensors",
-        "start": [],
-        "steps": [10, 40],
-        "generations": 90,
-        "workers": 4,
-        "task": {"classes": 10, "batch_size": 32},
-        "nes": {"population": 16, "sigma": 0.03, "seed": 7},
-    },
-    "generation": 60,
-    "validation_accuracy": 0.875,
-    "validation_loss": 0.5,
-    "seconds": 1800.0,
-}
 
 
 def point_to(monkeypatch: pytest.MonkeyPatch, endpoint: str, home: Path) -> None:
@@ -92,7 +70,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def schedule() -> LearnedSchedule:
-    return replace(random_schedule(small_network()), name="mine", training=TRAINING)
+    return replace(random_schedule(small_network()), name="mine")
 
 
 def on_the_hub(hub: FakeHub, learned: LearnedSchedule | LearnedWeights, folder: Path, name: str = "me/mine", **options: object) -> bytes:
@@ -130,7 +108,7 @@ def test_what_is_pushed_is_loaded_to_the_same_bits(hub: FakeHub, schedule: Learn
 
 @pytest.mark.parametrize("kind", ["celo2-base", "celo"])
 def test_weights_of_other_optimizers_too(kind: str, hub: FakeHub) -> None:
-    weights = replace(starting_weights(kind, 0.02, "others", seed=3), training=TRAINING)
+    weights = starting_weights(kind, 0.02, "others", seed=3)
     weights.push_to_hub("others", token=TOKEN)  # to the account whose token it is
     back = LearnedWeights.from_pretrained("me/others")
     assert torch.equal(back.theta, weights.theta)
@@ -305,7 +283,7 @@ def test_folders_without_a_schedule_name_what_they_hold(tmp_path: Path, schedule
     assert "give a file of it (mine.safetensors)" in said(load, str(tmp_path))
 
 
-# Folders and model cards
+# Folders
 
 
 def test_a_folder_is_saved_and_loaded(tmp_path: Path, schedule: LearnedSchedule) -> None:
@@ -320,84 +298,6 @@ def test_saving_may_push_as_well(tmp_path: Path, hub: FakeHub, schedule: Learned
     address = schedule.save_pretrained(tmp_path / "mine", push_to_hub=True, token=TOKEN)
     assert address is not None
     assert same(load("me/mine"), schedule)
-
-
-def test_the_card_says_what_the_schedule_knows(tmp_path: Path, schedule: LearnedSchedule) -> None:
-    schedule.save_pretrained(tmp_path, repo_id="me/mine", model_card_kwargs={"license": "mit", "results": "| steps |\n|---|\n| 25 |\n"})
-    card = ModelCard.load(tmp_path / "README.md")
-    assert (card.data.license, card.data.library_name) == ("mit", "l3rs")
-    assert "arxiv:2408.09310" in card.data.tags
-    for part in (
-        "# mine\n",
-        'L3RS(model.named_parameters(), total_steps=100, learned="me/mine")',
-        "| fits | resnet18, 7 layers by name: 0.weight to 6.bias |",
-        "| directions | sgd, adam |",
-        "| network | resnet18, with the pretrained weights backbone.safetensors |",
-        "| class split | split |",
-        "| tasks | 10 classes, batches of 32 |",
-        "| steps of a run | 10 to 40 |",
-        "| candidates | 16 a generation, sigma 0.03, seed 7 |",
-        "| generations | 60, chosen among 90 on meta-validation |",
-        "| meta-validation | accuracy 0.875, loss 0.500 |",
-        "| cost | 2.00 core-hours |",
-        "## Results\n\n| steps |\n|---|\n| 25 |\n\n",
-        "## Licence\n\nmit\n",
-    ):
-        assert part in card.text, part
-    assert "curve.png" not in card.text
-    (tmp_path / "README.md").write_text("my own")
-    schedule.save_pretrained(tmp_path)
-    assert (tmp_path / "README.md").read_text() == "my own"
-
-
-def test_a_card_of_a_schedule_that_knows_nothing_of_itself(tmp_path: Path) -> None:
-    random_schedule(small_network(), specialist=False).save_pretrained(tmp_path)
-    text = ModelCard.load(tmp_path / "README.md").text
-    assert "It does not say." in text
-    assert "| fits | any network |" in text
-    assert "Results" not in text
-
-
-@pytest.mark.parametrize(
-    ("config", "row"),
-    [
-        ({}, "| network | resnet34 at width 16, the one that l3rs ships, pretrained on icons |"),
-        ({"split": "glyphs", "from_scratch": True}, "| network | resnet34, from random weights, anew for each task |"),
-        ({"split": "imagenet25-0"}, "| network | resnet34, with timm's pretrained weights |"),
-        ({"workers": 0}, "| cost | 0.50 hours, one process on each core |"),
-        ({"workers": 8, "gpus_per_actor": 0.5}, "| cost | 0.50 hours on 8 processes, each with 0.5 of a GPU |"),
-    ],
-)
-def test_other_networks_and_machines(config: dict[str, object], row: str, schedule: LearnedSchedule) -> None:
-    assert row in replace(schedule, training={"config": config, "seconds": 1800}).generate_model_card(repo_id="me/mine").text
-
-
-def test_the_curve_of_a_run_goes_along(tmp_path: Path, schedule: LearnedSchedule) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "curve.png").write_bytes(b"a picture")
-    save(schedule, tmp_path / "run" / "mine.safetensors")
-    learned = load(tmp_path / "run" / "mine.safetensors")
-    learned.save_pretrained(tmp_path / "folder")
-    assert (tmp_path / "folder" / "curve.png").read_bytes() == b"a picture"
-    assert "](curve.png)" in (tmp_path / "folder" / "README.md").read_text()
-    again = load(tmp_path / "folder")
-    again.save_pretrained(tmp_path / "folder")  # where it comes from
-    assert same(load(tmp_path / "folder"), schedule)
-    replace(learned, theta=learned.theta + 1).save_pretrained(tmp_path / "other")  # is not what that curve is of
-    assert not (tmp_path / "other" / "curve.png").exists()
-    load("icons-resnet34").save_pretrained(tmp_path / "shipped")
-    assert (tmp_path / "shipped" / "curve.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_paths_of_this_machine_stay_here(tmp_path: Path, schedule: LearnedSchedule) -> None:
-    training = {**TRAINING, "config": {**TRAINING["config"], "start": ["/home/me/theta.state"]}}  # type: ignore[dict-item]
-    replace(schedule, training=training).save_pretrained(tmp_path)
-    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
-        about = json.loads(file.metadata()["l3rs"])
-    assert all(secret not in json.dumps(about) + (tmp_path / "README.md").read_text() for secret in ("/home", "10.0.0.1"))
-    config = about["training"]["config"]
-    assert (config["split"], config["weights"], config["start"]) == ("split.json", "backbone.safetensors", ["theta.state"])
-    assert load_file(tmp_path / "model.safetensors").keys()  # any reader of safetensors reads it
 
 
 # Commands

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.study import measure
-from l3rs.variants import TABLE_2, TABLE_3, TABLE_4
+from l3rs.variants import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,8 +31,6 @@ def read_config(path: Path) -> MetaTrainConfig:
 
 
 def main() -> None:
-    variants = {**TABLE_4, **TABLE_3, **TABLE_2}
-    names = {config: name for name, config in variants.items()}  # one name a config: that of the first table it is in
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "ablations.yaml", help="what all variants have in common")
     parser.add_argument("--only", nargs="+", help="some variants by name (default: all)")
@@ -42,15 +40,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "evaluate" / "results" / "ablations" / "rows.csv", help="file for the rows")
     parser.add_argument("--workers", type=int, default=1, help="processes; runs this short gain little from more than one")
     args = parser.parse_args()
-    unknown = sorted(set(args.only or ()) - set(names.values()))
+    unknown = sorted(set(args.only or ()) - set(NAMES.values()))
     if unknown:
-        parser.error(f"--only is {unknown[0]!r}; it is some of {', '.join(map(repr, names.values()))}")
+        parser.error(f"--only is {unknown[0]!r}; it is some of {', '.join(map(repr, NAMES.values()))}")
     base = read_config(args.config)
     if args.workers == 1:
         torch.set_num_threads(1)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
-        for schedule, name in names.items():
+        for schedule, name in NAMES.items():
             if args.only is None or name in args.only:
                 nes = replace(base.nes, seed=seed)
                 config = replace(base, schedule=schedule, specialist=schedule.by_layer, nes=nes, workers=args.workers)

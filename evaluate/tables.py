@@ -34,7 +34,7 @@ from l3rs.figures import speedup_of
 from l3rs.meta.study import COLUMNS
 from l3rs.pages import MISSING, Section, Table, as_markdown
 from l3rs.tables import MEASURES, Cell, against_best, interquartile_means, means, over_seeds, paired
-from l3rs.variants import TABLE_2, TABLE_3, TABLE_4
+from l3rs.variants import NAMES, TABLE_2, TABLE_3, TABLE_4
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "evaluate"
@@ -42,15 +42,15 @@ SPECIALIST = "icons-resnet34"
 PAPER = {"A": 5, "A-head": 7, "B": 9, "C": 11, "D": 13, "E": 15}  # cell: the first of the paper's two tables of it
 REFERENCE = "L3RS"  # the arm that others are compared with
 PAPERS_HORIZONS = (10, 25, 50, 100, 250, 500, 1000, 2500)
-ABLATIONS = {  # what two tables share has the name of the last here, as in the rows of evaluate/ablations.py
-    "Table 4": ("sets of base directions", TABLE_4),
-    "Table 3": ("adaptive features", TABLE_3),
+ABLATIONS = {
     "Table 2": ("controllers and base directions", TABLE_2),
+    "Table 3": ("adaptive features", TABLE_3),
+    "Table 4": ("sets of base directions", TABLE_4),
 }
 TRUSTED = {  # variants of evaluate/trust.py, and what makes them
     f"SGD, Adam, {name}": f"python evaluate/trust.py --only {name}" for name in ("Muon", "Celo2-base")
 }
-ABLATED_FROM = next(name for name, config in TABLE_4.items() if config == L3RSConfig())  # what ablations are compared with
+ABLATED_FROM = NAMES[L3RSConfig()]  # what ablations are compared with
 STUDY, STUDIED_FROM = "What matters in meta-training", "base"
 INTERVALS = (
     "In brackets the 95% interval, for the noise of tasks and for that between meta-training seeds, whose variance is pooled over the "
@@ -231,9 +231,8 @@ def settings_rows(name: str) -> pd.DataFrame:
 
 def ablated() -> Iterator[tuple[str, str, dict[str, str]]]:
     """Title of each table of ablations, what it compares, and what the rows call its variants; what two tables share has one name."""
-    names = {config: name for _, variants in ABLATIONS.values() for name, config in variants.items()}
-    for title, (what, variants) in sorted(ABLATIONS.items()):
-        yield title, what, {name: names[config] for name, config in variants.items()}
+    for title, (what, variants) in ABLATIONS.items():
+        yield title, what, {name: NAMES[config] for name, config in variants.items()}
     yield "Table 4, beyond the paper", "other optimizers as base directions", {name: name for name in (ABLATED_FROM, *TRUSTED)}
 
 

@@ -50,6 +50,11 @@ TABLE_4: Mapping[str, L3RSConfig] = MappingProxyType(
 )
 """Larger sets of base directions."""
 
+NAMES: Mapping[L3RSConfig, str] = MappingProxyType(
+    {config: name for table in (TABLE_2, TABLE_3, TABLE_4) for name, config in table.items()}
+)
+"""One name for each variant, that of the last table that it is in: `SGD, Adam` is in all three, and what they compare with."""
+
 
 def fixed_mix(shares: Mapping[str, float], lr: float = 1e-3) -> LearnedSchedule:
     """A schedule that learned nothing: every layer's step is the same mix of directions, always.

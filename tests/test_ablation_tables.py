@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,16 @@ from scipy.stats import t as student
 from l3rs.ablation_tables import START, ablation, contrast_table, contrasts, with_start
 from l3rs.figures import forest
 from l3rs.pages import MISSING
+from l3rs.variants import NAMES as VARIANTS
+
+ROOT = Path(__file__).parent.parent
 
 NAMES = {"the first": "a", "the second": "b"}
 
 
-def rows(accuracy: Callable[[str, int, int], float], settings: str = "ab", seeds: int = 2, tasks: int = 4, steps: int = 20) -> pd.DataFrame:
+def rows(
+    accuracy: Callable[[str, int, int], float], settings: Iterable[str] = "ab", seeds: int = 2, tasks: int = 4, steps: int = 20
+) -> pd.DataFrame:
     """Of each setting, meta-training seed and task; the start has 0."""
     return pd.DataFrame(
         [
@@ -123,3 +129,21 @@ def test_the_picture_has_a_line_a_setting_and_says_it_in_words() -> None:
     assert axes.get_legend_handles_labels()[1] == ["10 steps", "50 steps"]
     assert picture.alt == "Differences in points, with steps of the runs: the second +10 at 10, +10 at 50; the third +0 at 10, +0 at 50."
     assert forest("Settings", "about", {}, {"the second": "b"}, "points", ("do this",)).figure is None
+
+
+def test_rows_of_all_variants_fill_the_tables_of_the_paper_and_lacking_ones_have_their_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    import tables
+
+    whole = rows(lambda s, seed, t: 0.5 + 0.01 * seed, [*VARIANTS.values(), *tables.TRUSTED])
+    for there, filled in ((whole, True), (whole[:0], False)):
+        monkeypatch.setattr(tables, "settings_rows", lambda name, there=there: there)
+        made = {table.name: table for _, table in tables.ablations(tables.Sources(ROOT / "runs"))}
+        for name in ("Table 2", "Table 3", "Table 4", "Table 4, beyond the paper"):
+            assert (made[name].frame == MISSING).any(axis=None) != filled
+            assert bool(made[name].commands) != filled
+            assert (f"{name}, paired" in made) == filled
+        if filled:
+            assert [len(made[f"Table {i}, paired"].frame) for i in (2, 3, 4)] == [11, 5, 3]  # each has the reference
+        else:
+            assert made["Table 4, beyond the paper"].commands[0] == "python evaluate/ablations.py --only 'SGD, Adam'"

@@ -14,7 +14,7 @@ from l3rs import L3RS, L3RSConfig, LearnedSchedule
 from l3rs.features import feature_names
 from l3rs.initial import initial_theta
 from l3rs.reference import ReferenceL3RS
-from l3rs.variants import TABLE_2, TABLE_3, TABLE_4, fixed_mix
+from l3rs.variants import NAMES, TABLE_2, TABLE_3, TABLE_4, fixed_mix
 
 VARIANTS = {**TABLE_2, **TABLE_3, **TABLE_4}
 
@@ -42,6 +42,12 @@ def test_variant_equals_the_reference(name: str) -> None:
         reference.step(losses[1].item())
         for (layer, a), b in zip(fast.named_parameters(), slow.parameters(), strict=True):
             assert (a - b).norm() <= 1e-5 * b.norm().clamp_min(1e-2), f"{layer} after step {k + 1}"
+
+
+def test_what_tables_share_has_one_name() -> None:
+    assert set(NAMES) == set(VARIANTS.values())
+    assert len(set(NAMES.values())) == len(NAMES) == len(VARIANTS) - 2
+    assert NAMES[L3RSConfig()] == "SGD, Adam"
 
 
 def test_sizes() -> None:

@@ -40,7 +40,7 @@ from l3rs.figures import forest, meta_training, profiles, progress, speedups
 from l3rs.pages import Picture, save_pictures
 
 CHECKPOINTS = Path(checkpoint.__file__).parent / "checkpoints"
-OTHERS = {"Celo (ft)": Path("runs/celo/curve.csv")}  # curves that are not shipped
+OTHERS = {"Celo (ft)": "celo", "VeLO from random weights": "velo"}  # meta-trainings whose outcome is not shipped
 FOLDER = RESULTS / "figures"
 OVERVIEW = "A"  # the cell that it is of
 
@@ -70,9 +70,11 @@ def decided(sources: Sources) -> Iterator[tuple[str, Picture]]:
 
 def curves(sources: Sources) -> Iterator[tuple[str, Picture]]:
     """Figure 6."""
-    files = {name: CHECKPOINTS / f"{name}.csv" for name in checkpoint.SHIPPED} | OTHERS
-    for name, file in files.items() if sources.of_icons else ():
-        command = () if file.exists() else ("l3rs meta-train --config configs/meta_train/icons_celo.yaml --out runs/celo",)
+    shipped = {name: CHECKPOINTS / f"{name}.csv" for name in (*checkpoint.SHIPPED, *checkpoint.SHIPPED_WEIGHTS)}
+    others = {name: RESULTS / "meta_train" / f"icons-{run}.csv" for name, run in OTHERS.items()}  # the run's curve.csv
+    for name, file in (shipped | others).items() if sources.of_icons else ():
+        run = OTHERS.get(name)
+        command = () if file.exists() else (f"l3rs meta-train --config configs/meta_train/icons_{run}.yaml --out runs/{run}",)
         yield "Meta-training", meta_training(f"Figure 6, {name}", name, pd.read_csv(file) if file.exists() else None, command)
 
 

@@ -18,7 +18,6 @@ from run import RESULTS
 from tables import (
     ABLATED_FROM,
     PAPER,
-    REFERENCE,
     STUDIED_FROM,
     STUDY,
     TRUSTED,
@@ -51,12 +50,12 @@ def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
         if name not in sources.cells:
             continue
         cell, section = without_seeds(sources.cells[name]), heading(name, sources.cells[name])
-        if name == OVERVIEW and cell.has(REFERENCE):
+        if name == OVERVIEW and cell.reference:
             tuned = [arm for arm in cell.config.arms if arm.optimizer == "l3rs" or arm.tuned]
             yield "In short", progress(part(cell, tuned, [10, 25, 50, 100]), "Overview", "accuracy")
         yield section, progress(cell, f"Figure 3{name}", "accuracy")
         yield section, progress(cell, f"Figure 10{name}", "loss")
-        if cell.has(REFERENCE):
+        if cell.reference:
             yield section, speedups(cell, f"Figure 3F, {name}", "accuracy")
             yield section, speedups(cell, f"Figure 10F, {name}", "loss")
             yield section, profiles(cell, f"Profile {name}")

@@ -40,7 +40,6 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "evaluate"
 SPECIALIST = "icons-resnet34"
 PAPER = {"A": 5, "A-head": 7, "B": 9, "C": 11, "D": 13, "E": 15}  # cell: the first of the paper's two tables of it
-REFERENCE = "L3RS"  # the arm that others are compared with
 PAPERS_HORIZONS = (10, 25, 50, 100, 250, 500, 1000, 2500)
 ABLATIONS = {
     "Table 2": ("controllers and base directions", TABLE_2),
@@ -128,7 +127,7 @@ def about(file: Path) -> str:
 
 def of_a_seed(arm: str) -> bool:
     """Whether an arm is there to show the spread between meta-training seeds; a table of its own does."""
-    return arm.startswith(f"{REFERENCE}, seed")
+    return ", seed " in arm
 
 
 def part(cell: Cell, arms: Sequence[Arm], horizons: Sequence[int] = ()) -> Cell:
@@ -156,7 +155,7 @@ def every_command(cells: Mapping[str, Cell]) -> tuple[str, ...]:
 
 def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
     """L3RS against the best other optimizer, cell by cell."""
-    cells = {name: without_seeds(cell) for name, cell in sources.cells.items() if name in PAPER and cell.has(REFERENCE)}
+    cells = {name: without_seeds(cell) for name, cell in sources.cells.items() if name in PAPER and cell.reference}
     frame = against_best(cells).rename_axis("cell")
     caption = (
         "Accuracy of L3RS, of the best other optimizer (the one least behind L3RS on the same tasks, tuned baselines included), the paired "
@@ -169,9 +168,9 @@ def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
 def seeds(sources: Sources) -> Iterator[tuple[str, Table]]:
     """The spread between meta-trainings that differ in their seed alone."""
     for cell in (cell for name, cell in sources.cells.items() if name in PAPER):
-        arms = [name for arm in cell.config.arms if (name := arm.name) == REFERENCE or of_a_seed(name)]
+        arms = [name for arm in cell.config.arms if (name := arm.name) == cell.reference or of_a_seed(name)]
         if len(arms) > 1:
-            caption = f"{cell.about}: accuracy of {REFERENCE}, which is shipped, and of schedules of other meta-training seeds."
+            caption = f"{cell.about}: accuracy of {cell.reference}, which is shipped, and of schedules of other meta-training seeds."
             yield (
                 "In short",
                 Table("Meta-training seeds", caption, over_seeds(cell.config, cell.outcomes("accuracy"), arms), cell.commands()),
@@ -194,14 +193,14 @@ def cell_tables(sources: Sources) -> Iterator[tuple[str, Table]]:
             caption = f"{about}: evaluation {measure}, mean ± standard deviation over tasks; lr: tuned for the length of the run.{note}"
             yield heading(name, cell), Table(f"Table {number}", caption, means(config, cell.outcomes(measure)), cell.commands())
         for measure, unit in (("accuracy", "points of accuracy"), ("loss", "loss")):
-            if not cell.has(REFERENCE):
+            if not cell.reference:
                 continue
             caption = (
                 f"{about}: by how much L3RS is better, in {unit}, paired over the n tasks that both have, with the bootstrap 95% interval "
                 "of the mean; after the semicolon the probability of improvement. A diverged run counts as a loss."
             )
             name_ = f"Table {first if measure == 'accuracy' else first + 1}, paired"
-            yield heading(name, cell), Table(name_, caption, paired(config, cell.outcomes(measure), measure, REFERENCE))
+            yield heading(name, cell), Table(name_, caption, paired(config, cell.outcomes(measure), measure, cell.reference))
         caption = f"{about}: interquartile mean of evaluation accuracy, the mean of the middle half of the tasks."
         yield heading(name, cell), Table(f"Table {first}, interquartile", caption, interquartile_means(config, cell.outcomes("accuracy")))
 
@@ -215,10 +214,10 @@ def costs(sources: Sources) -> Iterator[tuple[str, Table]]:
         tuned = {arm.optimizer: arm.name for arm in cell.config.arms if arm.lr is None and arm.optimizer in BASELINES}
         table, names, commands = cell.outcomes("accuracy"), tuned, cell.commands()
         ran = cell.rows[(cell.rows.horizon == horizon) & (cell.rows.steps == horizon)].dropna(subset=["seconds"])
-        for optimizer, name in {"l3rs": REFERENCE, **tuned}.items():
+        for optimizer, name in {"l3rs": cell.reference, **tuned}.items():
             if len(mine := ran[ran.arm == name]):
                 seconds[optimizer] = float(mine.seconds.median())
-            if optimizer != "l3rs" and (found := speedup_of(table, "accuracy", "L3RS", name)).get(horizon):
+            if optimizer != "l3rs" and (found := speedup_of(table, "accuracy", cell.reference, name)).get(horizon):
                 faster[optimizer] = found[horizon][0]
     yield "Cost of meta-training", break_even(l3rs.load(SPECIALIST), sources.csv("tuning"), seconds, faster, names, horizon, commands)
 
@@ -303,7 +302,7 @@ def beyond(sources: Sources) -> Iterator[tuple[str, Table]]:
     for name, (section, caption) in BEYOND.items():
         if cell := sources.cells.get(name):
             yield section, Table(name.capitalize(), caption, means(cell.config, cell.outcomes("accuracy")), cell.commands())
-            difference = paired(cell.config, cell.outcomes("accuracy"), "accuracy", REFERENCE)
+            difference = paired(cell.config, cell.outcomes("accuracy"), "accuracy", cell.reference or "")
             yield section, Table(f"{name.capitalize()}, paired", "L3RS minus each, in points, as for Table 5.", difference)
 
 

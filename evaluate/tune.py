@@ -130,10 +130,13 @@ def main() -> None:
             parser.error(f"{args.config} has no `rates`, the file that the tuned learning rates are written to")
         if not cell.workload.class_split.classes["meta-train"]:
             parser.error(f"the split {cell.workload.split} has no meta-train classes to tune on; tune another cell, and name its `rates`")
-        names, horizons = list(dict.fromkeys(arm.optimizer for arm in cell.arms if arm.tuned)), sorted(cell.horizons)
+        tuned = [arm for arm in cell.arms if arm.tuned]
+        if len(head_only := {arm.head_only for arm in tuned}) > 1:
+            parser.error(f"some tuned arms of {args.config} train the head only, and others do not; give them a cell, and `rates`, each")
+        names, horizons = list(dict.fromkeys(arm.optimizer for arm in tuned)), sorted(cell.horizons)
         file = Path(cell.rates)
         results = file.with_suffix(".csv")
-        model = replace(model, workload=cell.workload, task=cell.task)
+        model = replace(model, workload=cell.workload, task=cell.task, head_only=True in head_only)
         try:
             if not cell.workload.embedded:
                 cell.workload.prepare(("meta-train",), cell.task)

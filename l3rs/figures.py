@@ -149,8 +149,9 @@ def finite(values: pd.Series[float]) -> np.ndarray:
     return x if np.isfinite(x).all() else x[:0]
 
 
-def speedups(cell: Cell, name: str, measure: str, reference: str = "L3RS") -> Picture:
-    """How many times as many steps each arm needs to be as good as the reference (Figures 3F and 10F)."""
+def speedups(cell: Cell, name: str, measure: str) -> Picture:
+    """How many times as many steps each arm needs to be as good as the cell's reference (Figures 3F and 10F)."""
+    reference = cell.reference or ""
     caption = (
         f"{cell.about}: how many times as many steps each optimizer needs to reach the {measure} that {reference} has after a run of the "
         "length below, on the tasks that both ran, interpolated in log steps between its own runs. 1 is as fast. Bars are bootstrap 95% "

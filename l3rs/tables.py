@@ -126,9 +126,11 @@ class Cell(NamedTuple):
     rows: pd.DataFrame
     about: str
 
-    def has(self, arm: str) -> bool:
-        """Whether an arm is called that."""
-        return any(a.name == arm for a in self.config.arms)
+    @property
+    def reference(self) -> str | None:
+        """The name of the arm that the others are compared with: the first, if it is one of L3RS."""
+        first = self.config.arms[0] if self.config.arms else None
+        return first.name if first is not None and first.optimizer == "l3rs" else None
 
     def outcomes(self, measure: str) -> pd.DataFrame:
         """Of its runs."""

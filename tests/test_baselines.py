@@ -72,6 +72,33 @@ def test_every_baseline_can_be_tuned_and_the_quick_comparison_has_tuned_ones(mon
     assert set(FinetuneConfig().optimizers) <= {"l3rs", *tuned_learning_rates()}
 
 
+def test_learning_rates_of_the_head_alone_are_tuned_with_the_rest_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    import tune
+
+    monkeypatch.chdir(tmp_path)
+    head_only = []
+
+    def best(self: tune.Tuning, name: str, steps: int, guess: int) -> int:
+        head_only.append(self.model.head_only)
+        return guess
+
+    monkeypatch.setattr(tune.Tuning, "best", best)
+    for text, expected in (("head_only: true", [True, True]), ("lr: 0.1, head_only: true", [False])):
+        arms = f"[{{name: a, optimizer: adam, {text}}}, {{name: b, optimizer: sgd-cosine, head_only: {str(expected[0]).lower()}}}]"
+        (tmp_path / "cell.yaml").write_text(f"cell: c\nworkload: {{split: icons}}\nhorizons: {{10: 1}}\nrates: rates.yaml\narms: {arms}\n")
+        monkeypatch.setattr("sys.argv", ["tune.py", "--config", "cell.yaml", "--workers", "1"])
+        tune.main()
+        assert head_only == expected
+        head_only.clear()
+    (tmp_path / "cell.yaml").write_text((tmp_path / "cell.yaml").read_text().replace("lr: 0.1, ", ""))
+    with pytest.raises(SystemExit):
+        tune.main()
+    assert "some tuned arms of cell.yaml train the head only, and others do not" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", list(BASELINES))
 def test_schedules_start_and_end_where_they_should(name: str) -> None:
     network = resnet34(width=4, in_chans=1, num_classes=5)

@@ -97,6 +97,13 @@ def test_what_is_missing_names_its_command() -> None:
     assert Cell(untuned, "A.yaml", rows(), "").commands()[0] == "python evaluate/tune.py --names celo2"
 
 
+def test_the_first_arm_is_what_others_are_compared_with() -> None:
+    head = Arm("L3RS head", "l3rs", learned="nowhere", head_only=True)
+    assert cell().reference == "L3RS"
+    assert Cell(EvaluationConfig("A", (head, ARMS[0]), {10: 1}), "", rows(), "").reference == "L3RS head"
+    assert Cell(EvaluationConfig("A", (ARMS[1], ARMS[0]), {10: 1}), "", rows(), "").reference is None
+
+
 def test_rows_of_other_weights_are_left_out() -> None:
     config = EvaluationConfig("A", (Arm("L3RS", "l3rs", learned="icons-generalist"),), {10: 4})
     assert outcomes(rows().assign(learned="icons-generalist 000000000000"), config, "accuracy").empty

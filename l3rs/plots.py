@@ -102,7 +102,7 @@ def curve_figure(curve: pd.DataFrame, title: str, stacked: bool = False) -> Figu
     right.plot(curve.generation, smooth, color=BLUE, linewidth=2, label="mean of 15 generations")
     right.plot(validated.generation, validated.validation_loss, color=BLACK, marker="o", markersize=4, label="meta-validation")
     right.set(title="evaluation loss after K steps", xlabel="generation", ylabel="cross entropy", ylim=(0, None))
-    right.legend(frameon=False, fontsize=9)
+    right.legend(framealpha=0.8, edgecolor="none", fontsize=9)  # curves may run below it
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

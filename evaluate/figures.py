@@ -34,7 +34,7 @@ from tables import (
 
 from l3rs import checkpoint
 from l3rs.ablation_tables import contrasts
-from l3rs.decision_figures import decision_pictures
+from l3rs.decision_figures import decision_pictures, trust
 from l3rs.figures import forest, meta_training, profiles, progress, speedups
 from l3rs.pages import Picture, save_pictures
 
@@ -95,7 +95,16 @@ def differences(sources: Sources) -> Iterator[tuple[str, Picture]]:
         yield section, forest(f"{title}, differences", caption, found, others, "points of accuracy", (command,))
 
 
-FIGURES: tuple[Callable[[Sources], Iterator[tuple[str, Picture]]], ...] = (comparisons, decided, curves, differences)
+def trusted(sources: Sources) -> Iterator[tuple[str, Picture]]:
+    """How far other optimizers are trusted."""
+    if sources.of_icons:
+        file = RESULTS / "ablations" / "trust.csv"
+        rows = pd.read_csv(file) if file.exists() else None
+        lacking = [command for setting, command in TRUSTED.items() if rows is None or setting not in set(rows.setting)]
+        yield "Ablations", trust("Trust", rows, tuple(lacking))
+
+
+FIGURES: tuple[Callable[[Sources], Iterator[tuple[str, Picture]]], ...] = (comparisons, decided, curves, differences, trusted)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Figures 4, 5, 8 and 9: what a schedule decides along a run, from the rows of `l3rs.decisions`."""
+"""Figures 4, 5, 8 and 9: what a schedule decides along a run, from the rows of `l3rs.decisions`; and how far it trusts other optimizers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from l3rs.decisions import KINDS
 from l3rs.figures import WIDTH, legend, panels, tidy
@@ -47,6 +48,31 @@ def decision_pictures(rows: pd.DataFrame | None, times: pd.DataFrame | None) -> 
         figure, seen = draw(of if of is times else mean_over_tasks(of[of.horizon == horizon]))
         source = "" if of is times else f", {horizon} steps, mean of {of[of.horizon == horizon].task_seed.nunique()} tasks"
         yield Picture(name, f"{about[0].upper()}{about[1:]}. Schedule {schedule}{source}.", seen, figure)
+
+
+def trust(name: str, rows: pd.DataFrame | None, commands: tuple[str, ...]) -> Picture:
+    """The shares of other optimizers in the mix, a panel each, from the rows of `evaluate/trust.py`."""
+    caption = (
+        "Other optimizers as a third direction beside SGD and Adam: their share of the mix, mu, against the step, a line a kind of layer, "
+        "averaged over its layers, tasks and meta-training seeds. A third is where all are alike."
+    )
+    if rows is None or rows.empty:
+        return Picture(name, caption, "", None, commands)
+    settings = list(dict.fromkeys(rows.setting))
+    figure, axes = panels(len(settings), 2.9, sharex=True, sharey=True)
+    said = []
+    for one, setting in zip(axes, settings, strict=True):
+        other = setting.split(", ")[-1]
+        table = rows[rows.setting == setting].pivot_table(index="step", columns="kind", values="mu_other", aggfunc="mean")
+        for kind in (kind for kind in KINDS if kind in table):
+            one.plot(table.index, table[kind], label=kind, linewidth=1.8, markersize=4, markevery=3, **KIND_STYLES[kind])
+            said.append(f"{other}, {kind}: from {table[kind].iloc[0]:.2f} to {table[kind].iloc[-1]:.2f}")
+        one.axhline(1 / 3, color=BLACK, linewidth=0.8)
+        one.set(ylabel=MU.format(other), ylim=(0, None))
+    axes[-1].set_xlabel("step")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend(axes[-1], 4)
+    return Picture(name, caption, f"Share of the mix in the first and in the last step. {'; '.join(said)}.", figure, commands)
 
 
 def mean_over_tasks(rows: pd.DataFrame) -> pd.DataFrame:

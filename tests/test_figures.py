@@ -13,7 +13,7 @@ from conftest import random_schedule, small_network
 from PIL import Image
 
 from l3rs.cost_tables import break_even, meta_training_seconds, step_tables, tuning_cost
-from l3rs.decision_figures import decision_pictures
+from l3rs.decision_figures import decision_pictures, trust
 from l3rs.decisions import time_features
 from l3rs.evaluation import FIELDS, Arm, EvaluationConfig
 from l3rs.figures import meta_training, profiles, progress, speedup_of, speedups
@@ -196,6 +196,21 @@ def test_decisions_are_drawn_from_their_rows() -> None:
     check(drawn["Figure 5"])
     assert "convolution: lambda from 1 to 0.05, mu_adam from 0.95 to 0.00" in drawn["Figure 4"].alt
     assert all(p.figure is None and p.commands == ("python evaluate/decisions.py",) for p in decision_pictures(None, None))
+
+
+def test_trust_is_drawn_for_each_other_optimizer() -> None:
+    made = [
+        {"setting": f"SGD, Adam, {name}", "meta_seed": seed, "kind": kind, "step": k, "mu_other": start / k + 0.1 * seed}
+        for name, start in (("Muon", 0.6), ("Celo2-base", 0.2))
+        for seed in (0, 1)
+        for kind in ("convolution", "head")
+        for k in (1, 2, 3)
+    ]
+    picture = trust("Trust", pd.DataFrame(made), ())
+    check(picture)
+    assert [axes.get_ylabel() for axes in picture.figure.axes] == ["mu of Muon", "mu of Celo2-base"]  # type: ignore[union-attr]
+    assert "Muon, convolution: from 0.65 to 0.25; Muon, head: from 0.65 to 0.25; Celo2-base, convolution: from 0.25 to 0.12" in picture.alt
+    assert trust("Trust", None, ("do this",)).figure is None
 
 
 def test_the_meta_training_curve_says_where_it_went() -> None:

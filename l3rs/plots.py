@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from l3rs.stats import mean_interval
@@ -99,11 +100,13 @@ def curve_figure(curve: pd.DataFrame, title: str, stacked: bool = False) -> Figu
     left.set(title="meta-validation", xlabel="generation", ylabel="evaluation accuracy")
     right.plot(curve.generation, curve.mean_loss, color=SKY, linewidth=0.8, label="each generation's candidates")
     smooth = curve.mean_loss.rolling(15, center=True, min_periods=5).mean()
-    right.plot(curve.generation, smooth, color=BLUE, linewidth=2, label="mean of 15 generations")
+    if smooth.notna().any():  # there are generations enough
+        right.plot(curve.generation, smooth, color=BLUE, linewidth=2, label="mean of 15 generations")
     right.plot(validated.generation, validated.validation_loss, color=BLACK, marker="o", markersize=4, label="meta-validation")
     right.set(title="evaluation loss after K steps", xlabel="generation", ylabel="cross entropy", ylim=(0, None))
     right.legend(framealpha=0.8, edgecolor="none", fontsize=9)  # curves may run below it
     for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)

@@ -27,6 +27,7 @@ from l3rs.workload import Workload
 
 ROOT = Path(__file__).parent.parent
 ROWS = ROOT / "evaluate" / "results" / "tuning.csv"
+OF_CELLS = ROOT / "evaluate" / "results" / "rates"
 RATES = dict.fromkeys(BASELINES, 0.01) | {
     "adam-cosine-head10": 0.003,
     "adamw-cosine-head10": 0.003,
@@ -52,12 +53,19 @@ def test_the_nearest_horizon_in_log_steps_is_taken() -> None:
         tuned_learning_rate("adamw", 10)
 
 
-@pytest.mark.parametrize("name", list(tuned_learning_rates()))
-def test_chosen_values_are_the_best_of_the_rows_and_not_at_an_edge(name: str) -> None:
+CHOSEN = [pytest.param(None, ROWS, name, id=name) for name in tuned_learning_rates()] + [
+    pytest.param(str(file), file.with_suffix(".csv"), name, id=f"{file.stem}-{name}")
+    for file in sorted(OF_CELLS.glob("*.yaml"))
+    for name in tuned_learning_rates(str(file))
+]
+
+
+@pytest.mark.parametrize(("file", "rows", "name"), CHOSEN)
+def test_chosen_values_are_the_best_of_the_rows_and_not_at_an_edge(file: str | None, rows: Path, name: str) -> None:
     assert name in (*BASELINES, *KINDS)
-    rows = pd.read_csv(ROWS)
-    for steps, lr in tuned_learning_rates()[name].items():
-        tried = rows[(rows.optimizer == name) & (rows.steps == steps)]
+    every = pd.read_csv(rows)
+    for steps, lr in tuned_learning_rates(file)[name].items():
+        tried = every[(every.optimizer == name) & (every.steps == steps)]
         means = tried.assign(accuracy=tried.accuracy.fillna(0)).groupby("lr").accuracy.mean()
         assert means[lr] == means.max()
         assert means.index.min() < lr < means.index.max()

@@ -16,8 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from l3rs.ablation_tables import Contrast
-from l3rs.evaluation import Arm
-from l3rs.learned.weights import KINDS
 from l3rs.pages import Picture
 from l3rs.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, curve_figure
 from l3rs.stats import mean_interval, performance_profile, speedup
@@ -98,15 +96,10 @@ def empty(table: pd.DataFrame | pd.Series[float]) -> bool:
     return not table.notna().to_numpy().any()
 
 
-def of_paper(arm: Arm) -> bool:
-    """Whether it is one of the paper's rows, rather than a tuned baseline."""
-    return arm.optimizer in KINDS or arm.lr is not None
-
-
 def grouped(cell: Cell, table: pd.DataFrame, but: str = "") -> list[list[str]]:
-    """The names of arms that ran, in a group for each panel: the paper's rows, and tuned baselines; L3RS is in both."""
+    """The names of arms that ran, in a group for each panel: the paper's rows, and what has a tuned learning rate; L3RS is in both."""
     arms = [arm for arm in unique(cell.config.arms) if not empty(table[arm.name]) and arm.name != but]
-    groups = [[a.name for a in arms if a.optimizer == "l3rs" or of_paper(a) == paper] for paper in (True, False)]
+    groups = [[a.name for a in arms if a.optimizer == "l3rs" or a.tuned == tuned] for tuned in (False, True)]
     return [group for group in groups if any(not name.startswith("L3RS") for name in group)] or groups[:1]
 
 
@@ -115,7 +108,7 @@ def progress(cell: Cell, name: str, measure: str) -> Picture:
     table = cell.outcomes(measure)
     caption = (
         f"{cell.about}: evaluation {measure} at the end of a run, against the length of the run, each a run of its own. Above the paper's "
-        "rows, below baselines with tuned learning rates. Bands are 95% intervals of the mean over tasks (Student's t); grey is the range "
+        "rows, below what has a tuned learning rate. Bands are 95% intervals of the mean over tasks (Student's t); grey is the range "
         "of lengths in meta-training." + (" A mean that a diverged run makes infinite has no point." if measure == "loss" else "")
     )
     if empty(table):

@@ -60,7 +60,7 @@ def style(arm: str, among: Sequence[str] = ()) -> dict[str, Any]:
         colour, (marker, dash) = OTHERS[list(among).index(arm) % len(OTHERS) if arm in among else 0]
         known = (colour, marker, dash)
     colour, marker, dash = known
-    return {"color": colour, "marker": marker, "linestyle": dash, "markersize": 5, "linewidth": 2.4 if arm == "L3RS" else 1.3}
+    return {"color": colour, "marker": marker, "linestyle": dash, "markersize": 5, "linewidth": 2.4 if colour == BLACK else 1.3}
 
 
 def panels(rows: int, height: float, **options: Any) -> tuple[Figure, list[Axes]]:

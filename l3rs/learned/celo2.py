@@ -22,6 +22,7 @@ HIDDEN = 8
 SHAPES = mlp_shapes(HIDDEN)
 RULE = Rule(rho=0.95, eps=1e-8, delta=1e-9, exponent=0.0, by_matrix=True)
 NEWTON_SCHULZ, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+TOGETHER = 1 << 19  # elements orthogonalized together, so that what is between two products stays in the caches
 BETAS, EPS = (0.9, 0.95), 1e-8  # of Adam, for vectors
 VECTORS = ("adamw", "adam", "learned")
 
@@ -144,17 +145,22 @@ def normalized(d: Tensor, orthogonalize: bool) -> Tensor:
 
 
 def newton_schulz(d: Tensor) -> Tensor:
-    """The nearest orthogonal matrices, about: five steps of a quintic iteration (Jordan et al. 2024, Muon), for each spatial position."""
+    """The nearest orthogonal matrices, about, for each spatial position; in the memory of `d` where its layout allows that."""
     order = jax_order(d.dim())
     shape = [d.shape[axis] for axis in order]
-    x = d.permute(order).reshape(-1, *shape[-2:])  # (spatial positions, in, out)
-    tall = shape[-2] > shape[-1]
-    x = (x.mT if tall else x).contiguous()
+    matrices = d.permute(order).reshape(-1, *shape[-2:])  # (spatial positions, in, out)
+    for some in matrices.split(max(1, TOGETHER // max(1, shape[-2] * shape[-1]))):
+        some.copy_(_orthogonal(some) if shape[-2] <= shape[-1] else _orthogonal(some.mT).mT)
+    back: Tensor = matrices.reshape(shape).permute([order.index(axis) for axis in range(d.dim())])
+    return back
+
+
+def _orthogonal(x: Tensor) -> Tensor:
+    """Five steps of a quintic iteration (Jordan et al. 2024, Muon) for wide matrices, (n, rows, columns)."""
+    x = x.contiguous()
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-8)
     a, b, c = NEWTON_SCHULZ
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a x + (b gram + c gram^2) x
-    x = (x.mT if tall else x).reshape(shape)
-    back: Tensor = x.permute([order.index(axis) for axis in range(d.dim())])
-    return back
+    return x

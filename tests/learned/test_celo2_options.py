@@ -11,6 +11,7 @@ from forms import make, theta
 from torch import nn
 
 from l3rs.learned import Celo2
+from l3rs.learned.celo2 import newton_schulz
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -53,3 +54,19 @@ def test_weight_decay_is_decoupled(form: str) -> None:
     train(plain, make(form, plain.parameters()), range(1))
     for p, q, start in zip(network.parameters(), plain.parameters(), small_network().parameters(), strict=True):
         torch.testing.assert_close(p, q - 0.02 * 0.5 * start, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (4, 6, 3, 3), (5, 5, 2, 2)])
+def test_matrices_are_orthogonalized_the_same_some_at_a_time(
+    shape: tuple[int, ...], layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+    together = newton_schulz(start.clone())
+    monkeypatch.setattr("l3rs.learned.celo2.TOGETHER", 50)
+    torch.testing.assert_close(newton_schulz(start.clone()), together)
+    assert together.shape == shape
+    assert not torch.allclose(together, start)
+    values = torch.linalg.svdvals(together.flatten(2).movedim(-1, 0))
+    assert values.min() > 0.3
+    assert values.max() < 1.3

@@ -2,7 +2,7 @@
 
     python evaluate/step_cost.py                  # the step alone, on ResNet-34 (21.3 M parameters) and at width 16
     python evaluate/step_cost.py --trials         # with other ways to compute it, which were tried
-    python evaluate/step_cost.py --learned        # VeLO, Celo and Celo2, and the memory that a step needs beside the state
+    python evaluate/step_cost.py --learned        # the other learned optimizers, and the memory that a step needs beside the state
     python evaluate/step_cost.py --share          # the step in a training step at batch 64
 
 All arms run in one process, one after the other in every round, so that a busy machine slows all of them; each has parameters,
@@ -163,15 +163,15 @@ def without_kernel(make: Callable[[], LearnedRule]) -> LearnedRule:
 
 def other_learned_optimizers() -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]]:
     """With meta-parameters drawn at random, which cost what published ones do."""
-    celo2, celo, velo = random(SHAPES, 0), random(Celo.FORM.shapes, 0), random(VeLO.FORM.shapes, 0)
+    celo2, celo, velo, small_fc = (random(shapes, 0) for shapes in (SHAPES, Celo.FORM.shapes, VeLO.FORM.shapes, SMALL_FC))
     makers: dict[str, Callable[[nn.Module], LearnedRule]] = {
         "celo2-base": lambda n: Celo2(parameters(n), celo2, orthogonalize=False, vectors="learned"),
         "celo2": lambda n: Celo2(parameters(n), celo2),
         "celo": lambda n: Celo(parameters(n), celo, 10**6),
         "velo": lambda n: VeLO(parameters(n), velo, 10**6),
+        "small-fc": lambda n: SmallFC(parameters(n), small_fc),
     }
     slow = {f"{name}-torch": lambda n, make=make: without_kernel(lambda: make(n)) for name, make in makers.items()}
-    slow["small-fc-torch"] = lambda n: SmallFC(parameters(n), random(SMALL_FC, 0))
     return {"adam-fused": lambda n: torch.optim.Adam(parameters(n), fused=True), **makers, **slow}
 
 
@@ -283,7 +283,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch (default: all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
     parser.add_argument("--trials", action="store_true", help="time other implementations too; torch.compile takes minutes")
-    parser.add_argument("--learned", action="store_true", help="time VeLO, Celo and Celo2 instead")
+    parser.add_argument("--learned", action="store_true", help="time the other learned optimizers instead")
     parser.add_argument("--share", action="store_true", help="time whole training steps instead; minutes on a CPU at 224 px")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder that the rows are appended in (default: evaluate/results)")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-/* The pass of VeLO, Celo and Celo2 over the elements of many parameters, float32 on CPU, by one thread or many.
+/* The pass of VeLO, Celo, Celo2 and small_fc_lopt over the elements of many parameters, float32 on CPU, by one thread or many.
  *
  * Their MLP sees up to 30 features of each element, each divided by its root mean square over the parameter. So there are several passes:
  *   l3rs_elements_measure  sums what VeLO's LSTM sees of each parameter, and finds gradients that are not finite; changes nothing;
@@ -17,7 +17,7 @@
 
 #include "vector.h"
 
-enum { BLOCK = 64, FEATURES = 30, OF_VECTORS = 15, HIDDEN = 8, DECAYS = 3, SIDE = 9 };
+enum { BLOCK = 64, FEATURES = 30, OF_VECTORS = 15, HIDDEN = 32, DECAYS = 3, SIDE = 9 };
 enum { IN_ORDER, PERIODIC, ANYWHERE }; /* index[e] is e; repeats after `block` elements; is anything */
 enum { RAW, FACTOR, ROOT };            /* of a side: the mean squares x, its factor of g / rms, and (x + 1e-8)^-1/2, DECAYS of each */
 
@@ -32,7 +32,7 @@ typedef struct {
 
 typedef struct {
     int64_t rows, length, block, positions; /* elements in a row, in a block (at most BLOCK); spatial positions that are normalized apart */
-    int64_t features, vector, hidden;       /* how many; whether fac = g a and the last group is m b, for a vector; units of a layer */
+    int64_t features, vector, hidden;       /* how many; whether fac = g a and the last group is m b, for a vector; units of a layer, at most HIDDEN */
     int64_t outer, inner;                   /* of the row means: axes before and after d1, over which they are averaged again */
     int64_t chunk, chunks, first;           /* rows in a chunk; chunks; the first one's number among those of all parameters */
     const float *g, *p;
@@ -44,7 +44,8 @@ typedef struct {
 } Elements;
 
 typedef struct {
-    float keep[DECAYS], fresh[DECAYS], keep_second, fresh_second, eps, delta, clip, exponent;
+    float keep[DECAYS], fresh[DECAYS], keep_mean[DECAYS], fresh_mean[DECAYS], keep_second, fresh_second; /* of momentum, sides, mean square */
+    float eps, delta, bound, clip, exponent, of_vectors; /* bound is of gradients, clip of a feature */
 } Rule;
 
 typedef struct {
@@ -55,7 +56,7 @@ typedef struct {
     Rule rule;
 } Batch;
 
-enum { STATS = 10, BOUND = 1000 }; /* sums of p^2; of r, r^2, and of each momentum and its square; gradients that are not finite */
+enum { STATS = 10 }; /* sums of p^2; of r, r^2, and of each momentum and its square; gradients that are not finite */
 
 typedef struct {
     float g[BLOCK], p[BLOCK], m[DECAYS][BLOCK], r[BLOCK], row[SIDE][BLOCK], col[SIDE][BLOCK];
@@ -133,7 +134,7 @@ static void advance(Side *s, const Rule *rule)
     for (int k = 0; k < DECAYS; k++)
         for (int64_t i = 0; i < s->count; i++) {
             float mean = (float)(s->sum[i] / s->over), *x = s->mean + k * s->count + i;
-            *x = rule->keep[k] * *x + rule->fresh[k] * mean;
+            *x = rule->keep_mean[k] * *x + rule->fresh_mean[k] * mean;
         }
 }
 
@@ -164,14 +165,14 @@ static void sides_of_matrix(Elements *l)
 }
 
 /* Of a vector, whose rows and columns are its elements. */
-static void sides_of_vector(Elements *l)
+static void sides_of_vector(Elements *l, const Rule *rule)
 {
     int64_t n = l->row.count;
     for (int64_t i = 0; i < DECAYS * n; i++) {
         float v = l->row.mean[i], root = 1 / sqrtf(v + 1e-8f);
         l->row.values[i] = l->col.values[i] = v;
         l->row.values[ROOT * DECAYS * n + i] = l->col.values[ROOT * DECAYS * n + i] = root;
-        l->row.values[FACTOR * DECAYS * n + i] = inverse_root(v + 1e-9f), l->col.values[FACTOR * DECAYS * n + i] = 1 / sqrtf(v);
+        l->row.values[FACTOR * DECAYS * n + i] = inverse_root(v + 1e-9f), l->col.values[FACTOR * DECAYS * n + i] = 1 / sqrtf(v + rule->of_vectors);
     }
 }
 
@@ -184,7 +185,7 @@ VECTOR static void factors(Elements *l, const Rule *rule)
         for (int64_t e = 0; e < l->length; e += l->block) {
             int64_t at = o * l->length + e, n = l->length - e < l->block ? l->length - e : l->block;
             for (int64_t i = 0; i < n; i++) {
-                float g = within(l->g[at + i], BOUND);
+                float g = within(l->g[at + i], rule->bound);
                 q[i] = g * g + 1e-30f;
             }
             add_side(&l->row, q, row, o, e, n);
@@ -196,7 +197,7 @@ VECTOR static void factors(Elements *l, const Rule *rule)
     }
     advance(&l->row, rule);
     if (l->vector) {
-        sides_of_vector(l);
+        sides_of_vector(l, rule);
     } else {
         advance(&l->col, rule);
         sides_of_matrix(l);
@@ -232,7 +233,7 @@ VECTOR static void scales(const Elements *l, const Rule *rule, int64_t from, int
             load(x.g, l->g + at, n), load(x.p, l->p + at, n), load(x.r, l->second + at, n);
             for (int k = 0; k < DECAYS; k++) load(x.m[k], l->momentum[k] + at, n);
             for (int i = 0; i < BLOCK; i++) {
-                x.g[i] = within(x.g[i], BOUND);
+                x.g[i] = within(x.g[i], rule->bound);
                 x.r[i] = rule->keep_second * x.r[i] + rule->fresh_second * (x.g[i] * x.g[i]);
                 for (int k = 0; k < DECAYS; k++) x.m[k][i] = rule->keep[k] * x.m[k][i] + rule->fresh[k] * x.g[i];
             }
@@ -292,7 +293,7 @@ VECTOR static void outputs(const Elements *l, const Rule *rule, int64_t from, in
             int64_t at = o * l->length + e, n = l->length - e < l->block ? l->length - e : l->block;
             load(x.g, l->g + at, n), load(x.p, l->p + at, n), load(x.r, l->second + at, n);
             for (int k = 0; k < DECAYS; k++) load(x.m[k], l->momentum[k] + at, n);
-            for (int i = 0; i < BLOCK; i++) x.g[i] = within(x.g[i], BOUND);
+            for (int i = 0; i < BLOCK; i++) x.g[i] = within(x.g[i], rule->bound);
             load_side(&l->row, x.row, o, e, n), load_side(&l->col, x.col, o, e, n);
             features(l, rule, &x, (float(*)[BLOCK])f);
             for (int k = 0; k < l->features; k++)

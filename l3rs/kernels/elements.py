@@ -1,4 +1,4 @@
-"""The pass of VeLO, Celo and Celo2 over the elements of parameters in C, for float32 on CPU: `elements.c`."""
+"""The pass of VeLO, Celo, Celo2 and small_fc_lopt over the elements of parameters in C, for float32 on CPU: `elements.c`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from l3rs.learned.accumulators import State
     from l3rs.learned.mlp import MLP, Rule
 
-BLOCK, FEATURES, OF_VECTORS, HIDDEN, DECAYS, SIDE, STATS = 64, 30, 15, 8, 3, 9, 10  # as in elements.c
+BLOCK, FEATURES, OF_VECTORS, HIDDEN, DECAYS, SIDE, STATS = 64, 30, 15, 32, 3, 9, 10  # as in elements.c
 IN_ORDER, PERIODIC, ANYWHERE = range(3)
 CHUNK = 16384  # elements that a thread takes at a time, about
 
@@ -47,8 +47,8 @@ class _Elements(ctypes.Structure):
 
 class _Rule(ctypes.Structure):
     _fields_ = [
-        *((name, _float * DECAYS) for name in ("keep", "fresh")),
-        *((name, _float) for name in ("keep_second", "fresh_second", "eps", "delta", "clip", "exponent")),
+        *((name, _float * DECAYS) for name in ("keep", "fresh", "keep_mean", "fresh_mean")),
+        *((name, _float) for name in ("keep_second", "fresh_second", "eps", "delta", "bound", "clip", "exponent", "of_vectors")),
     ]
 
 
@@ -139,8 +139,8 @@ class ElementsKernel:
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], states: Sequence[State], rule: Rule, hidden: int) -> None:
         from l3rs.learned.accumulators import CLIP_FEATURE
-        from l3rs.learned.accumulators import DECAYS as betas
 
+        assert hidden <= HIDDEN, f"elements.c has room for {HIDDEN} units a layer, not {hidden}"
         self.shapes, plans = list(shapes), [plan(shape) for shape in shapes]
         self.parameters = (_Elements * len(shapes))()
         self.kept: list[Tensor] = []
@@ -160,10 +160,11 @@ class ElementsKernel:
             e.row, e.col = (self._side(mean, s, over) for mean, s, over in zip(means, (where.row, where.col), where.over, strict=True))
         self.partial, owners = torch.empty(len(owner), FEATURES, BLOCK), torch.tensor(owner, dtype=torch.int32)
         self.kept.append(owners)
-        keep = torch.tensor([*betas, rule.rho])
-        fresh = (1 - keep).tolist()
-        numbers = (rule.rho, fresh[DECAYS], rule.eps, rule.delta, CLIP_FEATURE, rule.exponent)
-        c_rule = _Rule((_float * DECAYS)(*betas), (_float * DECAYS)(*fresh[:DECAYS]), *numbers)
+        keep = torch.tensor([*rule.momentum, *rule.factors, rule.rho])
+        kept, fresh = keep.tolist(), (1 - keep).tolist()
+        decays = [(_float * DECAYS)(*of[at : at + DECAYS]) for at in (0, DECAYS) for of in (kept, fresh)]
+        numbers = (kept[-1], fresh[-1], rule.eps, rule.delta, rule.clip, CLIP_FEATURE, rule.exponent, rule.of_vectors)
+        c_rule = _Rule(*decays, *numbers)
         self.batch = _Batch(len(shapes), len(owner), owners.data_ptr(), self.partial.data_ptr(), ctypes.addressof(self.parameters), c_rule)
 
     def _side(self, mean: Tensor, where: Side, over: int) -> _Side:

@@ -1,4 +1,4 @@
-"""What VeLO, Celo and Celo2 remember of each parameter, and the features that their MLP sees (Metz et al. 2022, arXiv 2211.09760).
+"""What VeLO, Celo, Celo2 and small_fc_lopt remember of each parameter, and what their MLP sees (Metz et al. 2022, arXiv 2211.09760).
 
 Momentum at three decays, a mean square, and Adafactor's row and column means of the squared gradient at three decays; without bias
 correction. The 14 groups of features are 30 numbers for every element.
@@ -62,16 +62,16 @@ def initial_state(p: Tensor) -> State:
     return state
 
 
-def _column(values: Sequence[float] | Tensor, like: Tensor) -> Tensor:
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
     """Values along a first axis, (n, 1, ...), to broadcast over `like`, (n, ...), and of its dtype, in which 1 - x is then made."""
-    return torch.as_tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.dim() - 1))
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.dim() - 1))
 
 
 def _inverse_root(x: Tensor) -> Tensor:
     return x.clamp(min=1e-9).rsqrt()
 
 
-def advance_factors(state: State, g: Tensor, betas: Sequence[float] | Tensor = DECAYS) -> None:
+def advance_factors(state: State, g: Tensor, betas: Sequence[float]) -> None:
     """Takes a clipped gradient, (*shape), into the row and column means of its square, or, of a vector, into the mean squares."""
     squares = g.square().add_(1e-30)
     axes = factored_axes(g.shape)
@@ -83,28 +83,28 @@ def advance_factors(state: State, g: Tensor, betas: Sequence[float] | Tensor = D
         state[name].mul_(beta).add_((1 - beta) * mean)
 
 
-def advance_moments(state: State, g: Tensor, rho: float | Tensor, betas: Sequence[float] | Tensor = DECAYS) -> None:
+def advance_moments(state: State, g: Tensor, rho: float, betas: Sequence[float]) -> None:
     """Takes a clipped gradient into momentum, and into the mean square, whose decay is rho."""
     momentum, second = state["momentum"], state["second"]
-    beta, keep = _column(betas, momentum), torch.as_tensor(rho, dtype=second.dtype)
+    beta, keep = _column(betas, momentum), torch.tensor(rho, dtype=second.dtype)
     momentum.mul_(beta).add_((1 - beta) * g)
     second.mul_(keep).add_(g.square() * (1 - keep))
 
 
-def factors(state: State, p: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def factors(state: State, p: Tensor, of_vectors: float) -> tuple[Tensor, Tensor, Tensor | None]:
     """a, b and c of `Elements`."""
     axes = factored_axes(p.shape)
     if axes is None:
         v = state["square"]
-        return _inverse_root(v + 1e-9), torch.ones_like(v), v.rsqrt()
+        return _inverse_root(v + 1e-9), torch.ones_like(v), (v + of_vectors).rsqrt()
     row, col = state["row"], state["col"]
     return _inverse_root(row / (row.mean(axes[0] + 1, keepdim=True) + 1e-9)), _inverse_root(col), None
 
 
-def elements(state: State, g: Tensor, p: Tensor) -> Elements:
-    """All elements of a parameter, after its state has taken in the clipped gradient g."""
+def elements(state: State, g: Tensor, p: Tensor, of_vectors: float = 0.0) -> Elements:
+    """All elements of a parameter, after its state has taken in the clipped gradient g; of_vectors is added to a vector's squares in c."""
     row, col = (state["square"], state["square"]) if "square" in state else (state["row"], state["col"])
-    return Elements(g, p, state["second"], state["momentum"], row, col, *factors(state, p))
+    return Elements(g, p, state["second"], state["momentum"], row, col, *factors(state, p, of_vectors))
 
 
 def rows(e: Elements, start: int, stop: int) -> Elements:

@@ -35,7 +35,7 @@ class Member(NamedTuple):
 
 
 class LearnedRule(torch.optim.Optimizer):
-    """What VeLO, Celo and Celo2 share: groups, gradients that are not finite, saving and resuming.
+    """What VeLO, Celo, Celo2 and small_fc_lopt share: groups, gradients that are not finite, saving and resuming.
 
     If any gradient, or the loss where it is watched, is not finite, the step changes nothing, and `skipped_steps` counts it; that this can
     be known, each step waits for the device. Parameters that are frozen or have no gradient stay as they are.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from l3rs.learned.accumulators import (
     CLIP,
+    DECAYS,
     OF_VECTORS,
     WIDTHS,
     Elements,
@@ -68,6 +69,9 @@ class Rule(NamedTuple):
         exponent: multiplies the MLP's log magnitude.
         by_matrix: whether features are normalized over each spatial position's matrix, and vectors go without factored features; else over
             the whole parameter.
+        momentum, factors: decays of momentum, and of the row and column means.
+        clip: gradients are clipped to this, element by element.
+        of_vectors: added to the mean squares of a vector in its last group of features.
     """
 
     rho: float
@@ -75,6 +79,10 @@ class Rule(NamedTuple):
     delta: float
     exponent: float
     by_matrix: bool
+    momentum: tuple[float, ...] = DECAYS
+    factors: tuple[float, ...] = DECAYS
+    clip: float = CLIP
+    of_vectors: float = 0.0
 
     def axes(self, p: Tensor) -> tuple[int, ...]:
         """Over which features are normalized."""
@@ -93,10 +101,10 @@ def direction(state: State, g: Tensor, p: Tensor, mlp: MLP, rule: Rule) -> Tenso
     Args:
         g, p: (*shape), of the dtype of the state, with at least one axis.
     """
-    g = g.clamp(-CLIP, CLIP)
-    advance_factors(state, g)
-    advance_moments(state, g, rule.rho)
-    return outputs(elements(state, g, p), mlp, rule)
+    g = g.clamp(-rule.clip, rule.clip)
+    advance_factors(state, g, rule.factors)
+    advance_moments(state, g, rule.rho, rule.momentum)
+    return outputs(elements(state, g, p, rule.of_vectors), mlp, rule)
 
 
 def outputs(e: Elements, mlp: MLP, rule: Rule) -> Tensor:

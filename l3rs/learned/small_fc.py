@@ -8,19 +8,26 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.optim.optimizer import ParamsT
 
-from l3rs.learned.accumulators import DECAYS, WIDTHS, State, advance_factors, advance_moments, elements, initial_state
+from l3rs.learned.accumulators import DECAYS, WIDTHS, State, initial_state
 from l3rs.learned.base import LearnedRule, Member
-from l3rs.learned.mlp import MLP, Rule, outputs
+from l3rs.learned.mlp import MLP, Rule
 from l3rs.learned.theta import Shapes, Theta, count, resolve
 
 HIDDEN = 32
 TIMESCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)  # steps
-RULE = Rule(rho=0.999, eps=1e-6, delta=1e-5, exponent=0.001, by_matrix=False)
+RULE = Rule(
+    rho=0.999,
+    eps=1e-6,
+    delta=1e-5,
+    exponent=0.001,
+    by_matrix=False,
+    clip=1e15,  # so that squares stay finite [choice]; the originals do not clip
+    of_vectors=1e-6,
+)
 ROWS = [i for i in range(sum(WIDTHS)) if i not in (1, 14)]  # of `features`, without the clipped gradient and g s
-OF_VECTORS = 1e-6  # added to the mean squares of a vector in its last group of features
-BOUND = 1e15  # of gradients, so that their squares stay finite [choice]; the originals do not clip
 INPUTS = len(ROWS) + len(TIMESCALES)
 NETWORK = "nn/~/"
 SHAPES: Shapes = {
@@ -60,7 +67,8 @@ def network(theta: Theta, step: int, like: Tensor) -> MLP:
     clock = torch.tanh(step / torch.tensor(TIMESCALES, dtype=like.dtype) - 1).to(like)
     padded = w0.new_zeros(sum(WIDTHS), HIDDEN)
     padded[ROWS] = w0[: len(ROWS)]
-    return MLP(padded, b0 + clock @ w0[len(ROWS) :], *rest)
+    w1, b1, w2, b2 = rest
+    return MLP(padded, b0 + clock @ w0[len(ROWS) :], w1, b1, functional.pad(w2, (0, 1)), functional.pad(b2, (0, 1)))
 
 
 class SmallFC(LearnedRule):
@@ -72,8 +80,7 @@ class SmallFC(LearnedRule):
     are meta-parameters too. There is no learning rate to tune: `lr` is 1; and no loss to give, and no number of steps.
 
     Each step of a trajectory is checked against learned_optimization's `AdafacMLPLOpt` with 32 hidden units (version 0.0.1 of PyPI, with
-    the 1e-6 beside a vector's mean squares that later revisions, and PyLO, have). No published weights were run. It is computed in torch
-    operations, in pieces, on any device.
+    the 1e-6 beside a vector's mean squares that later revisions, and PyLO, have). No published weights were run.
 
     Args:
         params: parameters, or groups of them. A group may have its own lr and maximize.
@@ -89,7 +96,8 @@ class SmallFC(LearnedRule):
 
     STEP = 0.001
     SIZE = count(SHAPES)
-    rule, hidden = RULE, HIDDEN
+    hidden = HIDDEN
+    _kept = (*LearnedRule._kept, "rule")
 
     def __init__(
         self,
@@ -99,25 +107,24 @@ class SmallFC(LearnedRule):
         *,
         maximize: bool = False,
     ) -> None:
-        super().__init__(params, resolve(theta, SHAPES), {"lr": lr, "maximize": maximize})
+        values = resolve(theta, SHAPES)
+        betas = decays(values, torch.float64)
+        self.rule = RULE._replace(rho=betas.second.item(), momentum=tuple(betas.momentum.tolist()), factors=tuple(betas.factors.tolist()))
+        super().__init__(params, values, {"lr": lr, "maximize": maximize})
 
     def _initial_state(self, p: Tensor, group: dict[str, Any]) -> State:
         return initial_state(self._values(p))
 
     def _update(self, members: Sequence[Member], loss: Tensor | None) -> Iterator[Tensor]:
-        made: dict[object, tuple[MLP, Decays]] = {}
+        made: dict[object, MLP] = {}
+        mlps = []
         for m in members:
             key = (m.p.dtype, m.p.device, m.group["step"])
             if key not in made:
-                made[key] = network(self.theta, m.group["step"], m.p), decays(self.theta, m.p.dtype)
-            mlp, betas = made[key]
-            g = m.g.clamp(-BOUND, BOUND)
-            advance_factors(m.state, g, betas.factors)
-            advance_moments(m.state, g, betas.second, betas.momentum)
-            e = elements(m.state, g, m.p)
-            if "square" in m.state:
-                e = e._replace(c=(m.state["square"] + OF_VECTORS).rsqrt())
-            yield outputs(e, mlp, RULE).mul_(self._size(m))
+                made[key] = network(self.theta, m.group["step"], m.p)
+            mlps.append(made[key])
+        for m, d in zip(members, self._batches.directions(members, mlps), strict=True):
+            yield d.mul_(self._size(m))
 
     def _size(self, m: Member) -> float | Tensor:
         """What the MLP's output is multiplied with."""

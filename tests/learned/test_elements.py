@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from l3rs.kernels.elements import ANYWHERE, CHUNK, IN_ORDER, PERIODIC, library, plan, refused, side
-from l3rs.learned import batches, celo2, velo
+from l3rs.learned import batches, celo2, small_fc, velo
 from l3rs.learned import mlp as learned_mlp
 from l3rs.learned.accumulators import State, initial_state
 from l3rs.learned.batches import Batches
@@ -23,7 +23,8 @@ built = pytest.mark.skipif(library() is None, reason="elements.c was not built")
 SMALL: list[tuple[int, ...]] = [(7,), (1,), (70,), (8, 10), (10, 8), (16, 16), (1, 5), (5, 1), (1, 1), (3, 200), (200, 3), (64,)]
 SMALL += [(8, 8, 3, 3), (16, 4, 3, 3), (8, 3, 7, 7), (16, 8, 1, 1), (8, 16, 1, 1), (8, 1, 3, 3), (3, 5, 8, 8), (5, 4, 9), (4, 3, 2, 3, 3)]
 LARGE = (130, 130, 3, 3)
-RULES = {"celo2": (celo2.RULE, 8), "velo": (velo.RULE, 4)}
+DECAYS_OF_ITS_OWN = small_fc.RULE._replace(momentum=(0.8, 0.95, 0.999), factors=(0.7, 0.9, 0.99), rho=0.98)
+RULES = {"celo2": (celo2.RULE, 8), "velo": (velo.RULE, 4), "small_fc": (DECAYS_OF_ITS_OWN, 32)}
 
 
 def network(kind: str) -> tuple[MLP, Rule]:
@@ -133,7 +134,8 @@ def test_gradients_are_clipped_alike(kind: str, monkeypatch: pytest.MonkeyPatch)
         ends.append((direction(state, g, p, *network(kind)), state["momentum"]))
     assert error(ends[0][0], ends[1][0]) < 2e-5
     assert error(ends[0][1], ends[1][1]) < 1e-6
-    assert ends[0][1][0, 0, 0].item() == pytest.approx(100.0)  # a tenth of 1000
+    rule = RULES[kind][0]
+    assert ends[0][1][0, 0, 0].item() == pytest.approx((1 - rule.momentum[0]) * rule.clip)
     assert torch.equal(g, before)
 
 

@@ -63,11 +63,10 @@ def decays(theta: Theta, dtype: torch.dtype) -> Decays:
 
 def network(theta: Theta, step: int, like: Tensor) -> MLP:
     """The MLP at a step (0 for the first): what does not depend on the element, the clock's tanh(step / timescale - 1), is in b0."""
-    w0, b0, *rest = (theta[NETWORK + name].to(like) for name in ("w0", "b0", "w1", "b1", "w2", "b2"))
+    w0, b0, w1, b1, w2, b2 = (theta[NETWORK + name].to(like) for name in ("w0", "b0", "w1", "b1", "w2", "b2"))
     clock = torch.tanh(step / torch.tensor(TIMESCALES, dtype=like.dtype) - 1).to(like)
     padded = w0.new_zeros(sum(WIDTHS), HIDDEN)
     padded[ROWS] = w0[: len(ROWS)]
-    w1, b1, w2, b2 = rest
     return MLP(padded, b0 + clock @ w0[len(ROWS) :], w1, b1, functional.pad(w2, (0, 1)), functional.pad(b2, (0, 1)))
 
 

@@ -16,7 +16,7 @@ from l3rs.networks import resnet
 from l3rs.runs import Run, append_rows, execute, row
 from l3rs.tasks import TaskConfig
 from l3rs.unroll import Report
-from l3rs.workbench import Workbench, workbench
+from l3rs.workbench import Workbench, memory_format, workbench
 from l3rs.workload import Workload
 
 ROOT = Path(__file__).parent.parent
@@ -55,6 +55,22 @@ def test_a_workbench_puts_another_network_back_to_its_start(tiny: Workload) -> N
     after = bench.network_for(5)
     assert all(torch.equal(v, before[k]) for k, v in after.state_dict().items())
     assert all(p.grad is None for p in after.parameters())
+
+
+def test_a_narrow_network_trains_in_the_memory_format_that_is_safe(tiny: Workload) -> None:
+    """oneDNN writes out of bounds where strided 1x1 convolutions of few channels are in channels_last: wrong gradients, or a crash."""
+    bench = Workbench(tiny, TaskConfig())
+    plain = resnet(18, 4, 1, 25)
+    plain.load_state_dict(bench.network_for(5).state_dict())
+    images = torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    for network in (bench.network, plain):
+        network(images).logsumexp(1).sum().backward()
+    for (name, p), q in zip(bench.network.named_parameters(), plain.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-4), name
+    assert memory_format(bench.network) == torch.contiguous_format
+    assert memory_format(workbench().network) == torch.channels_last
 
 
 def test_a_backbone_that_is_not_there_or_is_another(tiny: Workload) -> None:

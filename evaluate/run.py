@@ -54,7 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="the cell, such as configs/evaluate/A.yaml")
     parser.add_argument("--arms", nargs="+", help="some of its arms, by name (default: all)")
-    parser.add_argument("--tasks", type=int, default=10**9, help="at most so many tasks at each horizon")
+    parser.add_argument("--horizons", type=int, nargs="+", metavar="STEPS", help="some of its lengths of a run (default: all)")
+    parser.add_argument("--tasks", type=int, help="at most so many tasks at each horizon (default: as the cell has)")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder for the rows (default: %(default)s)")
     parser.add_argument("--data", help="the images' folder, for the one that the config names; for splits that are not embedded")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each (default: one a core)")
@@ -76,7 +77,10 @@ def main() -> None:
     if unknown:
         parser.error(f"--arms names {unknown[0]!r}; there are {', '.join(dict.fromkeys(names))}")
     arms = tuple(arm for arm in config.arms if (arm.name in args.arms if args.arms else is_there(config, arm)))
-    config = replace(config, arms=arms, horizons={h: min(tasks, args.tasks) for h, tasks in config.horizons.items()})
+    try:
+        config = config.part(arms, args.horizons or (), args.tasks)
+    except ValueError as error:
+        parser.error(str(error))
     there = rows.read()
     try:
         todo = missing(plan(config), there[there.error.isna()] if args.again else there)

@@ -15,7 +15,6 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -131,11 +130,8 @@ def of_a_seed(arm: str) -> bool:
 
 
 def part(cell: Cell, arms: Sequence[Arm], horizons: Sequence[int] = ()) -> Cell:
-    """Some arms of a cell, and some lengths, or all. An arm that has none of these is left out."""
-    kept = {h: tasks for h, tasks in cell.config.horizons.items() if not horizons or h in horizons}
-    there = [(arm, tuple(h for h in arm.horizons or kept if h in kept)) for arm in arms]
-    config = replace(cell.config, horizons=kept, arms=tuple(replace(arm, horizons=mine) for arm, mine in there if mine))
-    return cell._replace(config=config)
+    """Some arms of a cell, and those of some lengths that it has, or all. An arm that has none of these is left out."""
+    return cell._replace(config=cell.config.part(arms, [h for h in horizons if h in cell.config.horizons]))
 
 
 def without_seeds(cell: Cell) -> Cell:

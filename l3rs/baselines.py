@@ -46,33 +46,33 @@ def _library(name: str) -> ModuleType:
 
 def adam(network: nn.Module, lr: float, steps: int) -> Recipe:
     """Adam at a constant learning rate."""
-    return Recipe(torch.optim.Adam(network.parameters(), lr=lr), None)
+    return Recipe(torch.optim.Adam(network.parameters(), lr=lr, fused=True), None)
 
 
 def adam_cosine(network: nn.Module, lr: float, steps: int) -> Recipe:
     """Adam, its learning rate falling to 0 along a cosine."""
-    return _cosine(torch.optim.Adam(network.parameters(), lr=lr), steps)
+    return _cosine(torch.optim.Adam(network.parameters(), lr=lr, fused=True), steps)
 
 
 def adam_cosine_head10(network: nn.Module, lr: float, steps: int) -> Recipe:
     """Adam with cosine, and ten times the learning rate on the new head."""
-    return _cosine(torch.optim.Adam(_head10(network, lr)), steps)
+    return _cosine(torch.optim.Adam(_head10(network, lr), fused=True), steps)
 
 
 def sgd_cosine(network: nn.Module, lr: float, steps: int) -> Recipe:
     """SGD with momentum 0.9, its learning rate falling to 0 along a cosine."""
-    return _cosine(torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9), steps)
+    return _cosine(torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, fused=True), steps)
 
 
 def adamw_cosine_head10(network: nn.Module, lr: float, steps: int) -> Recipe:
     """AdamW with torch's default weight decay, 0.01, cosine, and ten times the learning rate on the new head."""
-    return _cosine(torch.optim.AdamW(_head10(network, lr)), steps)
+    return _cosine(torch.optim.AdamW(_head10(network, lr), fused=True), steps)
 
 
 def adamw_layer_decay(network: nn.Module, lr: float, steps: int) -> Recipe:
     """AdamW with cosine; each block of layers has 0.75 times the learning rate of the next, weights decay by 0.05 (timm's defaults)."""
     groups = param_groups_layer_decay(network)
-    return _cosine(torch.optim.AdamW([{**g, "lr": lr * g["lr_scale"]} for g in groups]), steps)  # AdamW itself ignores lr_scale
+    return _cosine(torch.optim.AdamW([{**g, "lr": lr * g["lr_scale"]} for g in groups], fused=True), steps)  # AdamW itself ignores lr_scale
 
 
 def schedule_free(network: nn.Module, lr: float, steps: int) -> Recipe:
@@ -94,7 +94,7 @@ class Muon(torch.optim.Optimizer):
         kernels, others = (group["params"] for group in self.param_groups)
         self.matrices = [nn.Parameter(p.detach().flatten(1).clone()) for p in kernels]  # torch's Muon takes nothing else
         self.muon = torch.optim.Muon(self.matrices, lr, weight_decay, adjust_lr_fn="match_rms_adamw")
-        self.adamw = torch.optim.AdamW(others, lr, weight_decay=weight_decay)
+        self.adamw = torch.optim.AdamW(others, lr, weight_decay=weight_decay, fused=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

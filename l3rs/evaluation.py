@@ -11,8 +11,8 @@ import math
 import os
 import platform
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
@@ -122,6 +122,19 @@ class EvaluationConfig:
             if runs & seen:
                 raise ValueError(f"there are two arms {arm.name!r} of meta_seed {arm.meta_seed}; give them other names, seeds or horizons")
             seen |= runs
+
+    def part(self, arms: Iterable[Arm], horizons: Collection[int] = (), tasks: int | None = None) -> EvaluationConfig:
+        """Some of the arms at some lengths of a run, or all, on at most so many tasks. An arm that has none of these is left out.
+
+        Raises:
+            ValueError: there is no such length.
+        """
+        unknown = [h for h in horizons if h not in self.horizons]
+        if unknown:
+            raise ValueError(f"horizons has {unknown[0]}; the cell has {', '.join(map(str, self.horizons))}")
+        kept = {h: n if tasks is None else min(n, tasks) for h, n in self.horizons.items() if not horizons or h in horizons}
+        there = [(arm, tuple(h for h in arm.horizons or kept if h in kept)) for arm in arms]
+        return replace(self, horizons=kept, arms=tuple(replace(arm, horizons=mine) for arm, mine in there if mine))
 
     def rate(self, arm: Arm, horizon: int) -> float:
         """The learning rate of an arm at a horizon. Raises ValueError where it is a tuned one and has not been tuned."""

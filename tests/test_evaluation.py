@@ -207,15 +207,20 @@ def test_the_script_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Mon
 
     config = tmp_path / "cell.yaml"
     config.write_text(
-        "cell: tiny\nworkload: {model: resnet18, width: 4, from_scratch: true}\nhorizons: {2: 2}\n"
+        "cell: tiny\nworkload: {model: resnet18, width: 4, from_scratch: true}\nhorizons: {2: 2, 4: 1}\n"
         "task: {classes: 5, batch_size: 8, evaluation_size: 20}\narms:\n"
         "  - {name: Adam, optimizer: adam, lr: 1.0e-3}\n  - {name: L3RS, optimizer: l3rs, learned: icons-generalist}\n"
         "  - {name: Celo (og), optimizer: celo, learned: nowhere.state}\n"
     )
-    assert "tiny: 2 runs are missing, 4 steps" in script("--config", config, "--arms", "Adam")
-    second = script("--config", config, "--plan").splitlines()
+    assert "tiny: 5 runs are missing, 14 steps" in script("--config", config, "--arms", "Adam", "L3RS", "--plan")
+    assert "tiny: 1 runs are missing, 2 steps" in script("--config", config, "--arms", "Adam", "--horizons", 2, "--tasks", 1, "--plan")
+    assert "tiny: 2 runs are missing, 4 steps" in script("--config", config, "--arms", "Adam", "--horizons", 2)
+    second = script("--config", config, "--horizons", 2, "--plan").splitlines()
     assert second[0].startswith("left out: Celo (og) (nowhere.state is not a file")
     assert second[1] == "tiny: 2 runs are missing, 4 steps"
+    with pytest.raises(SystemExit):
+        script("--config", config, "--horizons", 3)
+    assert "horizons has 3; the cell has 2, 4" in capsys.readouterr().err
     rows = Rows(tmp_path / "rows" / "tiny").read()
     assert rows.arm.to_list() == ["Adam", "Adam"]
     assert rows.accuracy.between(0, 1).all()

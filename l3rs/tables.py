@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -137,17 +136,18 @@ class Cell(NamedTuple):
         return outcomes(self.rows, self.config, measure)
 
     def commands(self) -> tuple[str, ...]:
-        """What makes the runs that are missing; nothing if none are."""
+        """What makes the runs that are missing, and the files of others' weights that it needs; nothing if none are."""
         lacking = missing_arms(self.config, self.outcomes("accuracy"))
         if not lacking:
             return ()
+        needed = {arm.learned: arm.name for arm in self.config.arms if arm.name in lacking and learned_now(arm) is None}
+        files = [f"# {name} needs the file {file}: see docs/learned-optimizers.md" for file, name in needed.items()]
         untuned = [arm.optimizer for arm in unique(self.config.arms) if rate_now(self.config, arm, min(self.config.horizons)) is None]
         if not self.config.workload.class_split.classes["meta-train"]:
             untuned = []  # their learning rates are those of another cell
         where = f" --config {self.file}" if self.config.rates else ""
         tune = [f"python evaluate/tune.py{where} --names {' '.join(dict.fromkeys(untuned))}"] if untuned else []
-        arms = "" if len(lacking) == len(unique(self.config.arms)) else f" --arms {' '.join(map(shlex.quote, lacking))}"
-        return (*tune, f"python evaluate/run.py --config {self.file}{arms}")
+        return (*files, *tune, f"python evaluate/run.py --config {self.file}")
 
 
 def by_horizon(config: EvaluationConfig, text: Callable[[Arm, int], str | None], arms: Sequence[Arm] | None = None) -> pd.DataFrame:
@@ -265,15 +265,14 @@ def over_seeds(config: EvaluationConfig, table: pd.DataFrame, arms: Sequence[str
     """A column a horizon: accuracy of arms that differ in their meta-training seed alone, and of their mean, task by task, over the seeds.
 
     Below, in points, how far the seeds are apart, as the standard deviation of their means, and how far their mean is ahead of the best of
-    another optimizer, as in `against_best`. Tasks that one of the arms lacks are left out.
+    another optimizer, as in `against_best`. Tasks that one of the arms lacks are left out, and horizons that are not planned for all.
     """
     others = [arm.name for arm in unique(config.arms) if arm.optimizer != "l3rs"]
     ahead = "mean minus the best other, points"
     lines = [*arms, "mean of the seeds", "between seeds, points", ahead, "which"]
-    found = nothing(lines, [f"{h} steps" for h in sorted(config.horizons)], "meta-training seed")
-    for horizon in sorted(config.horizons):
-        if not all((arm, horizon) in table.columns for arm in arms):
-            continue
+    horizons = [h for h in sorted(config.horizons) if all((arm, h) in table.columns for arm in arms)]
+    found = nothing(lines, [f"{h} steps" for h in horizons], "meta-training seed")
+    for horizon in horizons:
         mine = table[[(arm, horizon) for arm in arms]].droplevel("horizon", axis=1).dropna()
         if mine.empty:
             continue

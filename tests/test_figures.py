@@ -86,15 +86,22 @@ def test_pairs_are_tasks_that_both_have() -> None:
 def test_what_is_missing_names_its_command() -> None:
     lacking = cell(without=tuple(("L3RS", h, t) for h in (10, 100) for t in range(4)))
     assert means(CONFIG, lacking.outcomes("accuracy")).loc["L3RS"].to_list() == [MISSING, MISSING]
-    assert lacking.commands() == ("python evaluate/run.py --config configs/evaluate/A.yaml --arms L3RS",)
+    away = "# L3RS needs the file nowhere: see docs/learned-optimizers.md"
+    assert lacking.commands() == (away, "python evaluate/run.py --config configs/evaluate/A.yaml")
+    tuned = cell(without=tuple(("Adam cosine tuned", h, t) for h in (10, 100) for t in range(4)))
+    assert tuned.commands() == ("python evaluate/run.py --config configs/evaluate/A.yaml",)
     assert cell().commands() == ()
     nothing = Cell(CONFIG, "A.yaml", rows()[:0], "Empty")
     for picture in (progress(nothing, "Figure", "accuracy"), speedups(nothing, "Figure", "loss"), profiles(nothing, "Figure")):
         assert picture.figure is None
-        assert picture.commands == ("python evaluate/run.py --config A.yaml",)
+        assert picture.commands == (away, "python evaluate/run.py --config A.yaml")
     assert against_best({"A": nothing}).loc["A"].to_list() == [MISSING] * 6
     untuned = EvaluationConfig("A", (Arm("Celo2", "celo2", learned="nowhere"),), {10: 1})
-    assert Cell(untuned, "A.yaml", rows(), "").commands()[0] == "python evaluate/tune.py --names celo2"
+    assert Cell(untuned, "A.yaml", rows(), "").commands() == (
+        "# Celo2 needs the file nowhere: see docs/learned-optimizers.md",
+        "python evaluate/tune.py --names celo2",
+        "python evaluate/run.py --config A.yaml",
+    )
 
 
 def test_the_first_arm_is_what_others_are_compared_with() -> None:

@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from l3rs.convolution import for_small_maps
 from l3rs.networks import draw_head, initialize
 from l3rs.tasks import TaskConfig, TaskDistribution
 from l3rs.workload import Workload
@@ -32,7 +33,7 @@ class Workbench:
 
     def __init__(self, workload: Workload, task: TaskConfig, device: str = "cpu") -> None:
         self.workload, self.task = workload, task
-        network = workload.network(task.classes)
+        network = for_small_maps(workload.network(task.classes))
         self.network: nn.Module = network.to(device, memory_format=memory_format(network))  # type: ignore[call-overload]
         self._start = {name: t.clone() for name, t in self.network.state_dict().items()}
         self._tasks: dict[str, TaskDistribution] = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import logging
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -125,12 +127,25 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def _start_worker() -> None:
+    """Of one thread, and that ends with the process that gives it work, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    _one_thread()
+
+
 def execute_all(runs: Sequence[Run], workers: int, how: Callable[[Run], T]) -> Iterator[tuple[Run, T]]:
     """Executes runs on `workers` processes of one thread each, and yields each as it ends, with what `how` makes of it."""
     if not runs:
         return
     context = multiprocessing.get_context("spawn")  # a forked torch may hang in its thread pools
-    with ProcessPoolExecutor(min(workers, len(runs)), mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(min(workers, len(runs)), mp_context=context, initializer=_start_worker) as pool:
         futures = {pool.submit(how, run): run for run in runs}
         try:
             for future in as_completed(futures):

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -161,3 +167,34 @@ def test_the_rows_hold_adam_tuned_and_evaluated_on_every_task(generalist: Module
     comparison = generalist.Comparison(generalist.RESULTS / "generalist.csv", network, Path("nowhere"), 1)
     comparison.make("eval", [arm for arm in comparison.arms() if arm.optimizer in generalist.ADAMS])
     assert comparison.rows.accuracy.between(0, 1).all()
+
+
+def test_processes_end_with_the_one_that_gives_them_work(tmp_path: Path) -> None:
+    """A killed comparison would leave them waiting for ever."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time\nfrom l3rs.runs import execute_all\n\n"
+        "def work(run):\n    print(os.getpid(), flush=True)\n    time.sleep(600)\n\n"
+        "if __name__ == '__main__':\n    list(execute_all([1], 1, work))\n"
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        try:
+            assert is_there(worker)
+            parent.kill()
+            waited = 0.0
+            while is_there(worker) and waited < 20:
+                time.sleep(0.1)
+                waited += 0.1
+            assert not is_there(worker)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+
+
+def is_there(process: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, 0)
+        return True
+    return False

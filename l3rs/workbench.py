@@ -33,7 +33,9 @@ class Workbench:
 
     def __init__(self, workload: Workload, task: TaskConfig, device: str = "cpu") -> None:
         self.workload, self.task = workload, task
-        network = for_small_maps(workload.network(task.classes))
+        network = workload.network(task.classes)
+        if device == "cpu":  # where it is faster; on a GPU more, smaller kernels need not be
+            for_small_maps(network)
         self.network: nn.Module = network.to(device, memory_format=memory_format(network))  # type: ignore[call-overload]
         self._start = {name: t.clone() for name, t in self.network.state_dict().items()}
         self._tasks: dict[str, TaskDistribution] = {}

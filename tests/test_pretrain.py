@@ -159,10 +159,10 @@ def test_two_steps_of_the_papers_own(name: str, tree: object, backbone: ModuleTy
     """The committed config, with full ResNet-34 at 224 px, but two steps of a small batch."""
     classes = tree(tmp_path / "data")
     settings = yaml.safe_load((ROOT / "configs" / "pretrain" / f"{name}.yaml").read_text())
-    small = {"steps": 2, "validate_every": 2, "batch_size": 4, "loaders": 0, "accelerator": "cpu"}
+    small = {"steps": 2, "validate_every": 2, "batch_size": 2, "loaders": 0, "accelerator": "cpu"}
     config = backbone.PretrainConfig(**{**settings, **small, "data": str(tmp_path / "data"), "cache": str(tmp_path / "cache")})
     held_out = backbone.HeldOut
-    config_images = 12  # validation images that are looked at, of one a class
+    config_images = 4  # validation images that are looked at, of one a class
 
     class Few(held_out):
         def __init__(self, images: object, batch_size: int) -> None:

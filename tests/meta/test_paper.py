@@ -41,7 +41,7 @@ def test_one_generation(which: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     own = " ".join(f"--{option} {tmp_path / name}" for option, name in here.items())
     small = (
         "--generations 1 --steps [1,1] --meta-batch 1 --validation-steps [1] --validation-tasks 1 --final-tasks 1 --finalists 1 "
-        "--nes.population 2 --task.batch-size 4 --task.evaluation-size 8 --gpus-per-actor 0 --workers 1"
+        "--nes.population 2 --task.batch-size 2 --task.evaluation-size 4 --gpus-per-actor 0 --workers 1"
     )
     main(["meta-train", "--config", str(config), *own.split(), *small.split()])
     name = "imagenet25-0-resnet34" if which == "l3rs" else "imagenet25-0-velo"

@@ -140,8 +140,9 @@ class Cell(NamedTuple):
         lacking = missing_arms(self.config, self.outcomes("accuracy"))
         if not lacking:
             return ()
-        needed = {arm.learned: arm.name for arm in self.config.arms if arm.name in lacking and learned_now(arm) is None}
-        files = [f"# {name} needs the file {file}: see docs/learned-optimizers.md" for file, name in needed.items()]
+        needed = {arm.learned: arm for arm in self.config.arms if arm.name in lacking and learned_now(arm) is None}
+        pages = {file: "reproduce" if arm.optimizer == "l3rs" else "learned-optimizers" for file, arm in needed.items()}
+        files = [f"# {arm.name} needs the file {file}: see docs/{pages[file]}.md" for file, arm in needed.items()]
         untuned = [arm.optimizer for arm in unique(self.config.arms) if rate_now(self.config, arm, min(self.config.horizons)) is None]
         if not self.config.workload.class_split.classes["meta-train"]:
             untuned = []  # their learning rates are those of another cell

@@ -86,7 +86,7 @@ def test_pairs_are_tasks_that_both_have() -> None:
 def test_what_is_missing_names_its_command() -> None:
     lacking = cell(without=tuple(("L3RS", h, t) for h in (10, 100) for t in range(4)))
     assert means(CONFIG, lacking.outcomes("accuracy")).loc["L3RS"].to_list() == [MISSING, MISSING]
-    away = "# L3RS needs the file nowhere: see docs/learned-optimizers.md"
+    away = "# L3RS needs the file nowhere: see docs/reproduce.md"
     assert lacking.commands() == (away, "python evaluate/run.py --config configs/evaluate/A.yaml")
     tuned = cell(without=tuple(("Adam cosine tuned", h, t) for h in (10, 100) for t in range(4)))
     assert tuned.commands() == ("python evaluate/run.py --config configs/evaluate/A.yaml",)

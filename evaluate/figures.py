@@ -25,6 +25,8 @@ from tables import (
     ablated,
     arguments,
     collect,
+    compared_cells,
+    every_command,
     heading,
     part,
     settings_rows,
@@ -35,13 +37,25 @@ from tables import (
 from l3rs import checkpoint
 from l3rs.ablation_tables import contrasts
 from l3rs.decision_figures import decision_pictures, trust
-from l3rs.figures import forest, meta_training, profiles, progress, speedups
+from l3rs.figures import ahead, forest, meta_training, profiles, progress, speedups
 from l3rs.pages import Picture, save_pictures
 
 CHECKPOINTS = Path(checkpoint.__file__).parent / "checkpoints"
 OTHERS = {"Celo (ft)": "celo", "VeLO from random weights": "velo"}  # meta-trainings whose outcome is not shipped
 FOLDER = RESULTS / "figures"
 OVERVIEW = "A"  # the cell that it is of
+
+
+def summary(sources: Sources) -> Iterator[tuple[str, Picture]]:
+    """The table of that name as a picture, at the lengths of meta-training."""
+    cells = compared_cells(sources)
+    caption = (
+        "By how many points of accuracy each schedule of L3RS is ahead of the best other optimizer of its cell, tuned baselines included. "
+        "That one is chosen for each length of a run, on the same tasks. Bars are bootstrap 95% intervals over tasks. "
+        + "; ".join(heading(name, cell) for name, cell in cells.items())
+        + "."
+    )
+    yield "In short", ahead(cells, "Ahead", caption, every_command(cells))
 
 
 def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
@@ -104,7 +118,7 @@ def trusted(sources: Sources) -> Iterator[tuple[str, Picture]]:
         yield "Ablations", trust("Trust", rows, tuple(lacking))
 
 
-FIGURES: tuple[Callable[[Sources], Iterator[tuple[str, Picture]]], ...] = (comparisons, decided, curves, differences, trusted)
+FIGURES: tuple[Callable[[Sources], Iterator[tuple[str, Picture]]], ...] = (summary, comparisons, decided, curves, differences, trusted)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from figures import FIGURES
 from run import RESULTS
 from tables import TABLES, Sources, arguments, collect
 
-from l3rs.pages import Picture, as_html, as_markdown, save_pictures
+from l3rs.pages import Picture, Table, as_html, as_markdown, save_pictures
 
 TITLE = "L3RS: the evaluation"
 LEAD = (
@@ -32,7 +32,10 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write to (default: %(default)s)")
     args = parser.parse_args()
-    sections = collect(Sources.of(args), (*TABLES, *FIGURES))
+    sections = [
+        (heading, sorted(items, key=lambda item: isinstance(item, Table)))  # pictures first
+        for heading, items in collect(Sources.of(args), (*TABLES, *FIGURES))
+    ]
     args.out.mkdir(parents=True, exist_ok=True)
     save_pictures([item for _, items in sections for item in items if isinstance(item, Picture)], args.out / "figures")
     for name, page in (("report.html", as_html(TITLE, LEAD, sections)), ("report.md", as_markdown(TITLE, LEAD, sections))):

@@ -149,9 +149,14 @@ def every_command(cells: Mapping[str, Cell]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(command for cell in cells.values() for command in cell.commands()))
 
 
+def compared_cells(sources: Sources) -> dict[str, Cell]:
+    """The paper's cells in which L3RS is compared with others, without what shows the spread between seeds."""
+    return {name: without_seeds(cell) for name, cell in sources.cells.items() if name in PAPER and cell.reference}
+
+
 def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
     """L3RS against the best other optimizer, cell by cell."""
-    cells = {name: without_seeds(cell) for name, cell in sources.cells.items() if name in PAPER and cell.reference}
+    cells = compared_cells(sources)
     frame = against_best(cells).rename_axis("cell")
     caption = (
         "Accuracy of L3RS, of the best other optimizer (the one least behind L3RS on the same tasks, tuned baselines included), the paired "

@@ -19,7 +19,7 @@ from l3rs.ablation_tables import Contrast
 from l3rs.pages import Picture
 from l3rs.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, curve_figure
 from l3rs.stats import mean_interval, performance_profile, speedup
-from l3rs.tables import Cell, columns, unique
+from l3rs.tables import Cell, columns, standings, unique
 
 WIDTH = 5.6  # inches
 BOTTOM, NEVER = 0.25, 32.0  # where speedups are drawn that are smaller, or infinite
@@ -246,6 +246,17 @@ def meta_training(name: str, schedule: str, curve: pd.DataFrame | None, commands
     return Picture(name, caption, alt, curve_figure(curve, f"{schedule}: meta-training", stacked=True))
 
 
+def ahead(cells: Mapping[str, Cell], name: str, caption: str, commands: tuple[str, ...]) -> Picture:
+    """How far each arm of L3RS is ahead of the best other optimizer, cell by cell, at the lengths of meta-training."""
+    found = {
+        (f"{cell}, {s.arm}", s.horizon): Contrast(*(100 * x for x in s.ahead[:3]))
+        for cell, rows in cells.items()
+        for s in standings(rows)
+        if s.ahead is not None and META_TRAINING[0] <= s.horizon <= META_TRAINING[1]
+    }
+    return forest(name, caption, found, {line: line for line, _ in found}, "points of accuracy", commands, "the best other")
+
+
 def forest(
     name: str,
     caption: str,
@@ -253,6 +264,7 @@ def forest(
     variants: Mapping[str, str],
     unit: str,
     commands: tuple[str, ...] = (),
+    reference: str = "the reference",
 ) -> Picture:
     """Differences of settings to a reference, with their intervals, a line a setting and a marker a horizon.
 
@@ -260,6 +272,7 @@ def forest(
         found: of `l3rs.ablation_tables.contrasts`.
         variants: what `found` calls them, by what the picture does.
         unit: of the differences.
+        reference: what they are to, for the axis.
     """
     there = {called: setting for called, setting in variants.items() if any(s == setting for s, _ in found)}
     if not there:
@@ -280,6 +293,6 @@ def forest(
         said.append(f"{called} {values}")
     axes.set_yticks(range(len(there)), list(there), fontsize=8)
     axes.set_ylim(len(there) - 0.5, -0.5)
-    axes.set_xlabel(f"better than the reference by ({unit})")
+    axes.set_xlabel(f"better than {reference} by ({unit})")
     axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return Picture(name, caption, f"Differences in {unit}, with steps of the runs: {'; '.join(said)}.", figure, commands)

@@ -150,7 +150,8 @@ STYLE = """
   :root { --ink: #e6e6e6; --paper: #16181b; --line: #44484e; --soft: #22262b; --link: #8cc0f5; --faint: #a5a5a5; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 64rem; color: var(--ink); background: var(--paper); font: 1rem/1.5 system-ui, sans-serif; }
+body { margin: 0 auto; padding: 1rem; max-width: 74rem; color: var(--ink); background: var(--paper); font: 1rem/1.5 system-ui, sans-serif; }
+header p { max-width: 60rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; }
 h2 { font-size: 1.3rem; line-height: 1.25; margin: 3rem 0 1rem; padding-top: .6rem; border-top: 1px solid var(--line); }
 a { color: var(--link); }

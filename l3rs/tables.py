@@ -222,51 +222,68 @@ def paired(config: EvaluationConfig, table: pd.DataFrame, measure: str, referenc
     return by_horizon(config, text, [arm for arm in unique(config.arms) if arm.name != reference])
 
 
-def against_best(cells: Mapping[str, Cell]) -> pd.DataFrame:
-    """A line a cell, horizon and arm of L3RS: the arm against the best of another optimizer, among those that ran most of its tasks.
+class Standing(NamedTuple):
+    """An arm of L3RS at a horizon: its mean, the best other optimizer and its mean, and the difference; None where rows are missing."""
 
-    The best is chosen on these same tasks, in its favour.
+    arm: str
+    horizon: int
+    mean: float | None
+    best: str | None = None
+    of_best: float | None = None
+    ahead: Difference | None = None
 
-    Args:
-        cells: by what the line is called.
+
+def standings(cell: Cell) -> list[Standing]:
+    """Accuracy of each arm of L3RS at each horizon against the best other optimizer, among those that ran most of the arm's tasks.
+
+    The best is the one least behind, chosen on these same tasks, in its favour.
     """
-    found = ["of the best other", "which", "points ahead", "better on", "tasks"]
-    lines = {}
+    table = cell.outcomes("accuracy")
+    entries = summarize(table)
+    found = []
+    for horizon in sorted(cell.config.horizons):
+        arms = [arm for arm in unique(cell.config.arms) if (arm.name, horizon) in table.columns]
+        others = [arm.name for arm in arms if arm.optimizer != "l3rs"]
+        for arm in (arm.name for arm in arms if arm.optimizer == "l3rs"):
+            mean = entries[arm, horizon].mean if (arm, horizon) in entries else None
+            gaps = table[[(o, horizon) for o in others]].rsub(table[arm, horizon], axis=0).droplevel("horizon", axis=1)
+            most = gaps.count().max() if others else 0
+            if not most:
+                found.append(Standing(arm, horizon, mean))
+                continue
+            best = str(gaps.loc[:, gaps.count() == most].mean().idxmin())
+            (ahead,) = differences(table[[(arm, horizon), (best, horizon)]], "accuracy", arm).values()
+            found.append(Standing(arm, horizon, mean, best, entries[best, horizon].mean, ahead))
+    return found
+
+
+def against_best(cells: Mapping[str, Cell]) -> pd.DataFrame:
+    """`standings` as a table, a line a cell, horizon and arm of L3RS, the cells by what the lines are called."""
+    columns = ["accuracy", "of the best other", "which", "points ahead", "better on", "tasks"]
+
+    def texts(s: Standing) -> list[str]:
+        mean = MISSING if s.mean is None else number(s.mean)
+        if s.ahead is None or s.best is None or s.of_best is None:
+            return [mean] + [MISSING] * (len(columns) - 1)
+        d = s.ahead
+        interval = "" if math.isnan(d.low) else f" ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
+        return [mean, number(s.of_best), s.best, f"{100 * d.mean:+.1f}{interval}", f"{d.probability:.0%}", str(d.tasks)]
+
+    lines: dict[str, list[str]] = {}
     for name, cell in cells.items():
-        table = cell.outcomes("accuracy")
-        if not table.notna().to_numpy().any():
-            lines[name] = [MISSING] * (1 + len(found))
+        found = standings(cell)
+        if all(s.mean is None for s in found):
+            lines[name] = [MISSING] * len(columns)
             continue
-        entries = summarize(table)
-        for horizon in sorted(cell.config.horizons):
-            arms = [arm for arm in unique(cell.config.arms) if (arm.name, horizon) in table.columns]
-            others = [arm.name for arm in arms if arm.optimizer != "l3rs"]
-            for arm in (arm.name for arm in arms if arm.optimizer == "l3rs"):
-                gaps = table[[(o, horizon) for o in others]].rsub(table[arm, horizon], axis=0).droplevel("horizon", axis=1)
-                line = [number(entries[arm, horizon].mean)] if (arm, horizon) in entries else [MISSING]
-                most = gaps.count().max() if others else 0
-                if most:
-                    best = str(gaps.loc[:, gaps.count() == most].mean().idxmin())
-                    (d,) = differences(table[[(arm, horizon), (best, horizon)]], "accuracy", arm).values()
-                    interval = "" if math.isnan(d.low) else f" ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
-                    line += [
-                        number(entries[best, horizon].mean),
-                        best,
-                        f"{100 * d.mean:+.1f}{interval}",
-                        f"{d.probability:.0%}",
-                        str(d.tasks),
-                    ]
-                else:
-                    line += [MISSING] * len(found)
-                lines[f"{name}, {horizon} steps, {arm}"] = line
-    return pd.DataFrame.from_dict(lines, orient="index", columns=["accuracy", *found], dtype=object)
+        lines |= {f"{name}, {s.horizon} steps, {s.arm}": texts(s) for s in found}
+    return pd.DataFrame.from_dict(lines, orient="index", columns=columns, dtype=object)
 
 
 def over_seeds(config: EvaluationConfig, table: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
     """A column a horizon: accuracy of arms that differ in their meta-training seed alone, and of their mean, task by task, over the seeds.
 
     Below, in points, how far the seeds are apart, as the standard deviation of their means, and how far their mean is ahead of the best of
-    another optimizer, as in `against_best`. Tasks that one of the arms lacks are left out, and horizons that are not planned for all.
+    another optimizer, as in `standings`. Tasks that one of the arms lacks are left out, and horizons that are not planned for all.
     """
     others = [arm.name for arm in unique(config.arms) if arm.optimizer != "l3rs"]
     ahead = "mean minus the best other, points"

@@ -16,7 +16,7 @@ from l3rs.cost_tables import break_even, meta_training_seconds, step_tables, tun
 from l3rs.decision_figures import decision_pictures, trust
 from l3rs.decisions import time_features
 from l3rs.evaluation import FIELDS, Arm, EvaluationConfig
-from l3rs.figures import meta_training, profiles, progress, speedup_of, speedups
+from l3rs.figures import ahead, meta_training, profiles, progress, speedup_of, speedups
 from l3rs.layer_groups import layer_groups
 from l3rs.networks import resnet
 from l3rs.pages import MISSING, Picture
@@ -64,6 +64,14 @@ def test_a_known_difference_comes_out() -> None:
     assert interquartile_means(CONFIG, table).loc["L3RS", "10 steps"] == "0.715"
     line = against_best({"A": cell()}).loc["A, 10 steps, L3RS"]
     assert line.to_list() == ["0.715", "0.615", "Adam constant 1e-3", "+10.0 (+10.0 to +10.0)", "100%", "4"]
+
+
+def test_how_far_ahead_it_is_of_the_best_other() -> None:
+    picture = ahead({"A": cell(), "B": cell(change={("Adam constant 1e-3", 100, 0): 1.0})}, "Ahead", "", ())
+    check(picture)
+    assert "A, L3RS +10 at 10, +0 at 100; B, L3RS +10 at 10, -5 at 100." in picture.alt  # in B Adam's first task is 20 points better
+    nothing = Cell(CONFIG, "A.yaml", rows()[:0], "Empty")
+    assert ahead({"A": nothing}, "Ahead", "", ("a command",)).figure is None
 
 
 def test_a_diverged_run_counts_as_a_loss() -> None:

@@ -7,19 +7,10 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from l3rs.convolution import for_small_maps
+from l3rs.convolution import use_matmuls
 from l3rs.networks import draw_head, initialize
 from l3rs.tasks import TaskConfig, TaskDistribution
 from l3rs.workload import Workload
-
-
-def memory_format(network: nn.Module) -> torch.memory_format:
-    """In which a network trains: channels last, which is 10 to 15% faster on CPU, but where oneDNN then writes out of bounds.
-
-    It does in the gradient of a strided 1x1 convolution whose input has fewer channels than one of its blocks, of 8 or 16 (its issue 6035).
-    """
-    strided = (m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1))
-    return torch.contiguous_format if any(m.in_channels < 16 for m in strided) else torch.channels_last
 
 
 class Workbench:
@@ -35,8 +26,8 @@ class Workbench:
         self.workload, self.task = workload, task
         network = workload.network(task.classes)
         if device == "cpu":  # where it is faster; on a GPU more, smaller kernels need not be
-            for_small_maps(network)
-        self.network: nn.Module = network.to(device, memory_format=memory_format(network))  # type: ignore[call-overload]
+            use_matmuls(network)
+        self.network: nn.Module = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._start = {name: t.clone() for name, t in self.network.state_dict().items()}
         self._tasks: dict[str, TaskDistribution] = {}
 

@@ -1,4 +1,4 @@
-"""Convolutions of small maps are torch's, in value and gradient."""
+"""Convolutions that are matrix products are torch's, in value and gradient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from l3rs import convolution
-from l3rs.convolution import SmallMapConv2d, for_small_maps
+from l3rs.convolution import MatmulConv2d, use_matmuls
 from l3rs.networks import resnet
 
 PRODUCTS = [  # size of the map, kernel size, stride, padding; other options
@@ -20,16 +20,22 @@ PRODUCTS = [  # size of the map, kernel size, stride, padding; other options
     ((2, 3, 2, 1), {}),
     ((1, 1, 1, 0), {}),
     ((3, 3, 1, 0), {}),
-    ((4, 3, 4, 1), {}),
     ((2, 5, 1, 2), {}),
     ((3, 5, 2, 2), {}),
     (((1, 2), 3, 1, 1), {}),
     (((2, 1), (3, 1), (2, 1), (1, 0)), {}),
-    (((3, 2), (2, 3), (1, 2), (0, 1)), {}),
-    ((2, 3, 1, 2), {"dilation": 2}),
+    ((2, (3, 4), (1, 2), (1, 2)), {}),
+    ((1, 3, 1, 2), {"dilation": 2}),
+    ((2, 1, 2, 0), {}),
+    ((5, 1, (2, 3), 0), {}),
 ]
 CONVOLUTIONS = [
-    ((2, 1, 2, 0), {}),
+    ((5, 1, 1, 0), {}),
+    ((2, 1, 2, 1), {}),
+    ((3, 1, 2, 0), {"groups": 2}),
+    ((4, 3, 4, 1), {}),  # some pixels are not seen
+    (((3, 2), (2, 3), (1, 2), (0, 1)), {}),
+    ((2, 3, 1, 2), {"dilation": 2}),
     ((3, 3, 1, 1), {}),  # the matrix has 81 blocks, the kernel 9
     ((8, 3, 1, 1), {}),
     ((1, 3, 1, 1), {"groups": 2}),
@@ -55,7 +61,7 @@ def test_value_and_gradients_are_those_of_torch(
 ) -> None:
     size, kernel, stride, padding = shape
     theirs = nn.Conv2d(4, 6, kernel, stride, padding, bias=bias, **options).double()
-    mine = SmallMapConv2d(4, 6, kernel, stride, padding, bias=bias, **options).double()
+    mine = MatmulConv2d(4, 6, kernel, stride, padding, bias=bias, **options).double()
     mine.load_state_dict(theirs.state_dict())
     expected = run(theirs, size)
     products = []
@@ -69,14 +75,15 @@ def test_value_and_gradients_are_those_of_torch(
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_the_memory_format_is_kept(layout: torch.memory_format) -> None:
-    x = torch.randn(5, 4, 2, 2).to(memory_format=layout)
-    assert SmallMapConv2d(4, 6, 3, 1, 1)(x).is_contiguous(memory_format=layout)
+@pytest.mark.parametrize("layer", [MatmulConv2d(4, 6, 3, 1, 1), MatmulConv2d(4, 6, 1, 2)])
+def test_the_memory_format_is_kept(layout: torch.memory_format, layer: MatmulConv2d) -> None:
+    x = torch.randn(5, 4, 2, 3).to(memory_format=layout)
+    assert layer(x).is_contiguous(memory_format=layout)
 
 
 def test_a_kernel_larger_than_the_padded_map_is_refused_as_by_torch() -> None:
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
-        SmallMapConv2d(4, 6, 3)(torch.randn(5, 4, 1, 1))
+        MatmulConv2d(4, 6, 3)(torch.randn(5, 4, 1, 1))
 
 
 def test_a_network_is_the_same_function_of_the_same_parameters() -> None:
@@ -88,7 +95,7 @@ def test_a_network_is_the_same_function_of_the_same_parameters() -> None:
     names = [name for name, _ in small.named_parameters()]
     images = torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     outcomes = []
-    for network in (plain, for_small_maps(small)):
+    for network in (plain, use_matmuls(small)):
         logits = network(images)
         logits.logsumexp(1).sum().backward()
         outcomes.append((logits, [p.grad for p in network.parameters()]))

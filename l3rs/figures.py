@@ -185,11 +185,14 @@ def _times(x: float) -> str:
 
 
 def speedup_of(table: pd.DataFrame, measure: str, reference: str, arm: str) -> dict[int, tuple[float, float, float]]:
-    """By the reference's steps: the speedup over an arm with its interval. Left out where the reference diverged, or no task is shared."""
+    """By the reference's steps: the speedup over an arm with its interval.
+
+    Left out where the reference diverged, no task is shared, or all runs of the arm are shorter: that it did not get there says nothing.
+    """
     sign = 1 if measure == "accuracy" else -1
     horizons = sorted(table[arm].columns[table[arm].notna().any()])
     found: dict[int, tuple[float, float, float]] = {}
-    for steps in sorted(h for a, h in columns(table) if a == reference):
+    for steps in sorted(h for a, h in columns(table) if a == reference and h <= max(horizons, default=0)):
         target = table[reference, steps].dropna()
         behind = sign * table[arm][horizons].loc[target.index].sub(target, axis=0).to_numpy(dtype=float)
         behind = behind[~np.isnan(behind).all(axis=1)] if horizons else behind[:0]

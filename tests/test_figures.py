@@ -130,6 +130,8 @@ def test_speedup_is_the_steps_to_the_same_accuracy() -> None:
     assert found[10] == pytest.approx((math.sqrt(10),) * 3)  # 0.7 lies half way from 0.6 at 10 to 0.8 at 100, in log steps
     assert found[100][0] == pytest.approx(1)
     assert speedup_of(table, "accuracy", "L3RS", "Adam cosine tuned")[100][0] == math.inf
+    short = table.drop(columns=[("Adam cosine tuned", 100)])
+    assert list(speedup_of(short, "accuracy", "L3RS", "Adam cosine tuned")) == [10]  # no run of it says whether 100 steps are enough
     assert speedup_of(cell().outcomes("loss"), "loss", "L3RS", "Adam constant 1e-3")[10][0] == pytest.approx(math.sqrt(10))
 
 

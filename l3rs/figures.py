@@ -148,7 +148,8 @@ def speedups(cell: Cell, name: str, measure: str) -> Picture:
     caption = (
         f"{cell.about}: how many times as many steps each optimizer needs to reach the {measure} that {reference} has after a run of the "
         "length below, on the tasks that both ran, interpolated in log steps between its own runs. 1 is as fast. Bars are bootstrap 95% "
-        "intervals over tasks. Never: not within its longest runs. Where its shortest runs are good enough, it needs no more than shown."
+        "intervals over tasks. Never: not within its longest runs; left out where these are shorter than L3RS's. Where its shortest runs "
+        "are good enough, it needs no more than shown."
     )
     table = cell.outcomes(measure)
     if reference not in table.columns or empty(table[reference]):

@@ -3,7 +3,7 @@
     python evaluate/convolution_cost.py
 
 writes `evaluate/results/convolution_cost.csv`. A batch is 64 images of 32 px. Both ways take turns, so that what else the machine does
-falls on both; times are the fastest of all repetitions, and ratios those of the medians of pairs.
+falls on both; times are the fastest of all repetitions, and ratios the medians over pairs.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=40, help="passes of each way, of each network (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "convolution_cost.csv", help="default: %(default)s")
     args = parser.parse_args()
+    if args.repetitions < 1:
+        parser.error(f"--repetitions is {args.repetitions}; it is at least 1")
     torch.set_num_threads(1)
     rows = []
     for depth, width in NETWORKS:

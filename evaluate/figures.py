@@ -18,6 +18,7 @@ from run import RESULTS
 from tables import (
     ABLATED_FROM,
     PAPER,
+    REFRESHED,
     STUDIED_FROM,
     STUDY,
     TRUSTED,
@@ -52,8 +53,7 @@ def summary(sources: Sources) -> Iterator[tuple[str, Picture]]:
     caption = (
         "By how many points of accuracy each schedule of L3RS is ahead of the best other optimizer of its cell, tuned baselines included. "
         "That one is chosen for each length of a run, on the same tasks. Bars are bootstrap 95% intervals over tasks. "
-        + "; ".join(heading(name, cell) for name, cell in cells.items())
-        + "."
+        f"{REFRESHED} " + "; ".join(heading(name, cell) for name, cell in cells.items()) + "."
     )
     yield "In short", ahead(cells, "Ahead", caption, every_command(cells))
 

@@ -54,6 +54,10 @@ INTERVALS = (
     "In brackets the 95% interval, for the noise of tasks and for that between meta-training seeds, whose variance is pooled over the "
     "settings that have several; a difference whose interval holds 0 is called noise. One in twenty that is noise is not called so."
 )
+REFRESHED = (
+    "What is called refreshed is evaluated as schedule-free is, with the mean statistics of the last 20 training batches in BatchNorm, for "
+    "the running ones."
+)
 BEYOND = {  # cell: the section that it is in, and what it is
     "averaged": (
         "What adaptivity adds",
@@ -161,7 +165,8 @@ def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
     caption = (
         "Accuracy of L3RS, of the best other optimizer (the one least behind L3RS on the same tasks, tuned baselines included), the paired "
         "difference in points with its bootstrap 95% interval over tasks, and the share of tasks on which L3RS is better, ties counting "
-        "half. Accuracies are over the tasks that each has, differences over those that both have. L3RS is one meta-training seed."
+        "half. Accuracies are over the tasks that each has, differences over those that both have. L3RS is one meta-training seed. "
+        + REFRESHED
     )
     yield "In short", Table("Summary", caption, frame, every_command(cells))
 
@@ -190,6 +195,8 @@ def cell_tables(sources: Sources) -> Iterator[tuple[str, Table]]:
         note = f" Tasks by steps: {tasks}; n where there are fewer so far." + (
             f" The paper's {', '.join(beyond)} steps are not among `horizons` in {cell.file}." if beyond else ""
         )
+        if any(arm.refresh for arm in config.arms):
+            note += f" {REFRESHED}"
         for number, measure in ((first, "accuracy"), (first + 1, "loss")):
             caption = f"{about}: evaluation {measure}, mean ± standard deviation over tasks; lr: tuned for the length of the run.{note}"
             yield heading(name, cell), Table(f"Table {number}", caption, means(config, cell.outcomes(measure)), cell.commands())

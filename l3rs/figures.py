@@ -25,7 +25,9 @@ WIDTH = 5.6  # inches
 BOTTOM, NEVER = 0.25, 32.0  # where speedups are drawn that are smaller, or infinite
 META_TRAINING = (10, 100)  # lengths of the runs that shipped schedules were meta-trained on, in steps
 STYLES: Mapping[str, tuple[str, str, str]] = {  # colour, marker, dash: by the beginning of the arm's name
+    "L3RS generalist refreshed": (GREY, "P", ":"),
     "L3RS generalist": (GREY, "p", "--"),
+    "L3RS refreshed": (BLACK, "D", ":"),
     "L3RS, seed": (GREY, ".", ":"),
     "L3RS six": (GREY, "*", "-."),
     "L3RS": (BLACK, "o", "-"),

@@ -260,7 +260,16 @@ def ahead(cells: Mapping[str, Cell], name: str, caption: str, commands: tuple[st
         for s in standings(rows)
         if s.ahead is not None and META_TRAINING[0] <= s.horizon <= META_TRAINING[1]
     }
-    return forest(name, caption, found, {line: line for line, _ in found}, "points of accuracy", commands, "the best other")
+    caption += " The axis is linear from -1 to 1 point, and logarithmic beyond."
+    picture = forest(name, caption, found, {line: line for line, _ in found}, "points of accuracy", commands, "the best other")
+    if picture.figure is not None:
+        (axes,) = picture.figure.axes
+        axes.set_xscale("symlog", linthresh=1, linscale=0.6)  # from random weights differences are ten times those elsewhere
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50) if low <= tick <= high]
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+    return picture
 
 
 def forest(

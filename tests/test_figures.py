@@ -70,6 +70,12 @@ def test_how_far_ahead_it_is_of_the_best_other() -> None:
     picture = ahead({"A": cell(), "B": cell(change={("Adam constant 1e-3", 100, 0): 1.0})}, "Ahead", "", ())
     check(picture)
     assert "A, L3RS +10 at 10, +0 at 100; B, L3RS +10 at 10, -5 at 100." in picture.alt  # in B Adam's first task is 20 points better
+    assert picture.figure is not None
+    (axes,) = picture.figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["-10", "-5", "-2", "-1", "0", "1", "2", "5", "10"]
+    places = axes.transData.transform([(x, 0.0) for x in (-10, -5, 0, 0.5, 1)])[:, 0]
+    assert places[3] - places[2] == pytest.approx(places[4] - places[3])  # linear near 0,
+    assert places[1] - places[0] < places[2] - places[1]  # and not beyond
     nothing = Cell(CONFIG, "A.yaml", rows()[:0], "Empty")
     assert ahead({"A": nothing}, "Ahead", "", ("a command",)).figure is None
 

@@ -3,7 +3,7 @@
     python evaluate/report.py                     # to evaluate/results/report.html, report.md and figures/
     python evaluate/report.py --rows runs/evaluation --out somewhere
 
-Nothing is run here. What has no rows is shown as missing, with the command that makes them.
+Nothing is run here. What has no rows is shown as missing, and its section ends with the command that makes them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ LEAD = (
     "directions of SGD and Adam (arXiv 2408.09310). Here it is compared with other learned optimizers, with the paper's fixed learning "
     "rates, and with baselines whose learning rate was tuned for each length of a run, on classes that none of them has seen.\n\n"
     "Every number is made from rows of runs, by evaluate/report.py. All optimizers of a cell run the same tasks. A run that diverged "
-    "counts as 0 accuracy and an infinite loss. Where rows are missing it says so, with the command that makes them. L3RS was meta-trained "
-    "on classes of Icons, for 10 to 100 steps: in cell A it is a specialist at home, and it is one meta-training seed."
+    "counts as 0 accuracy and an infinite loss. Where rows are missing it says so, and the section ends with the command that makes them. "
+    "L3RS was meta-trained on classes of Icons, for 10 to 100 steps: in cell A it is a specialist at home, and it is one meta-training "
+    "seed."
 )
 
 

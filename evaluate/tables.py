@@ -4,8 +4,8 @@
     python evaluate/tables.py --cells A D         # of the cells, only these
     python evaluate/tables.py --configs configs/evaluate/imagenet --out imagenet.md    # of the cells in another folder
 
-Rows are those of `evaluate/results`, and of `--rows` beside them. Where there is no row a table says `missing`, and below it stands the
-command that makes it. A run that diverged counts as 0 accuracy, and as an infinite loss.
+Rows are those of `evaluate/results`, and of `--rows` beside them. Where there is no row a table says `missing`, and its section ends
+with the command that makes it. A run that diverged counts as 0 accuracy, and as an infinite loss.
 """
 
 from __future__ import annotations
@@ -54,10 +54,8 @@ INTERVALS = (
     "In brackets the 95% interval, for the noise of tasks and for that between meta-training seeds, whose variance is pooled over the "
     "settings that have several; a difference whose interval holds 0 is called noise. One in twenty that is noise is not called so."
 )
-REFRESHED = (
-    "What is called refreshed is evaluated as schedule-free is, with the mean statistics of the last 20 training batches in BatchNorm, for "
-    "the running ones."
-)
+STATISTICS = "before evaluation BatchNorm gets the mean statistics of the last 20 training batches, for the running ones"
+REFRESHED = f"What is called refreshed is evaluated as schedule-free is: {STATISTICS}."
 BEYOND = {  # cell: the section that it is in, and what it is
     "averaged": (
         "What adaptivity adds",
@@ -65,8 +63,7 @@ BEYOND = {  # cell: the section that it is in, and what it is
     ),
     "refreshed": (
         "BatchNorm refreshed",
-        "All with what schedule-free has: before evaluation BatchNorm gets the mean statistics of the last 20 training batches, for "
-        "the running ones. Accuracy, as in Table 5.",
+        f"All with what schedule-free has: {STATISTICS}. Accuracy, as in Table 5.",
     ),
 }
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from l3rs.plots import png
 
 MISSING = "missing"  # in place of a number that no row gives
+LACKING = "What is missing in this section is made by"
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ def table_markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _commands_markdown(commands: Sequence[str]) -> list[str]:
-    return ["What is missing is made by\n\n```sh\n" + "\n".join(commands) + "\n```"] if commands else []
+def commands_of(items: Iterable[Table | Picture]) -> str:
+    """What makes all that is missing of some items, each command once, a line each."""
+    return "\n".join(dict.fromkeys(command for item in items for command in item.commands))
 
 
 def item_markdown(item: Table | Picture, pictures: str) -> str:
@@ -97,14 +99,16 @@ def item_markdown(item: Table | Picture, pictures: str) -> str:
         parts.append(f"![{item.alt}]({pictures}/{item.file})")
     else:
         parts.append("There are no rows for this figure yet.")
-    return "\n\n".join(parts + _commands_markdown(item.commands))
+    return "\n\n".join(parts)
 
 
 def as_markdown(title: str, lead: str, sections: Sequence[Section], pictures: str = "figures") -> str:
-    """The page as Markdown; pictures are files in the folder `pictures`."""
+    """The page as Markdown; pictures are files in the folder `pictures`. What makes all that a section lacks is at its end."""
     parts = [f"# {title}", lead]
     for heading, items in sections:
         parts += [f"## {heading}", *(item_markdown(item, pictures) for item in items)]
+        if commands := commands_of(items):
+            parts.append(f"{LACKING}\n\n```sh\n{commands}\n```")
     return "\n\n".join(parts) + "\n"
 
 
@@ -137,11 +141,16 @@ def picture_html(picture: Picture) -> str:
 
 
 def item_html(item: Table | Picture) -> str:
-    """An item, and what makes the rows that it lacks."""
-    shown = table_html(item) if isinstance(item, Table) else picture_html(item)
-    if item.commands:
-        shown += f'\n<p>What is missing is made by</p>\n<pre tabindex="0"><code>{escape(chr(10).join(item.commands))}</code></pre>'
-    return shown
+    """An item."""
+    return table_html(item) if isinstance(item, Table) else picture_html(item)
+
+
+def section_html(heading: str, items: Sequence[Table | Picture]) -> str:
+    """A section, and at its end what makes all that it lacks."""
+    parts = [f'<section aria-labelledby="{slug(heading)}">', f'<h2 id="{slug(heading)}">{escape(heading)}</h2>', *map(item_html, items)]
+    if commands := commands_of(items):
+        parts.append(f'<p>{LACKING}</p>\n<pre tabindex="0"><code>{escape(commands)}</code></pre>')
+    return "\n".join([*parts, "</section>"])
 
 
 STYLE = """
@@ -179,12 +188,7 @@ def as_html(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The page as one file: no scripts, nothing from elsewhere, pictures within. `lead` is plain text, a paragraph a blank line."""
     contents = "\n".join(f'<li><a href="#{slug(heading)}">{escape(heading)}</a></li>' for heading, _ in sections)
     paragraphs = "\n".join(f"<p>{escape(p)}</p>" for p in lead.split("\n\n"))
-    body = "\n".join(
-        f'<section aria-labelledby="{slug(heading)}">\n<h2 id="{slug(heading)}">{escape(heading)}</h2>\n'
-        + "\n".join(map(item_html, items))
-        + "\n</section>"
-        for heading, items in sections
-    )
+    body = "\n".join(section_html(heading, items) for heading, items in sections)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style>\n</head>\n<body>\n'

@@ -44,7 +44,7 @@ def sections() -> list[tuple[str, list[Table | Picture]]]:
     frame = pd.DataFrame([["1 < 2", MISSING]], pd.Index(["a & b"], name="optimizer"), ["x", "y"], dtype=object)
     table = Table("Table 1", "A caption.", frame, ("python make.py --it 'all of it'",))
     return [
-        ("First", [table, Picture("Figure 1", "Seen.", 'A line "rises" from 0 to 1.', figure)]),
+        ("First", [table, Picture("Figure 1", "Seen.", 'A line "rises" from 0 to 1.', figure, (*table.commands, "python draw.py"))]),
         ("Last", [Picture("Figure 2", "Not yet.", "", None, ("make",))]),
     ]
 
@@ -83,6 +83,17 @@ def test_the_markdown_page_has_the_same(sections: list[tuple[str, list[Table | P
     assert [f.name for f in save_pictures([i for _, items in sections for i in items if isinstance(i, Picture)], tmp_path)] == [
         "figure-1.png"
     ]
+
+
+@pytest.mark.parametrize(
+    ("page", "command"), [(as_html, "python make.py --it &#x27;all of it&#x27;"), (as_markdown, "python make.py --it 'all of it'")]
+)
+def test_a_section_ends_with_what_makes_all_that_it_lacks(page, command, sections: list[tuple[str, list[Table | Picture]]]) -> None:  # type: ignore[no-untyped-def]
+    first, last = page("A title", "A lead.", sections).split("Figure 2.")
+    assert f"{command}\npython draw.py\n" in first.replace("</code></pre>", "\n")
+    assert first.count(command) == 1
+    assert command not in last
+    assert "is made by" in last
 
 
 def test_decisions_are_a_function_of_schedule_and_task() -> None:

@@ -18,6 +18,7 @@ import pandas as pd
 import ray
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from l3rs.initial import describe, initial_theta
 from l3rs.learned.weights import LearnedWeights, starting_weights
@@ -125,7 +126,7 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
         torch.set_num_threads(1)  # sums are rounded alike here and in processes of one thread
         try:
             run(folder, problem, learned, config, progress)
-            return choose(folder, problem, learned, config)
+            return choose(folder, problem, learned, config, progress)
         finally:
             problem.stop()
             torch.set_num_threads(threads)
@@ -202,7 +203,7 @@ def validated(folder: RunFolder, problem: FineTuning, learned: Learned, nes: NES
     return {"validation_accuracy": round(accuracy, 6), "validation_loss": round(loss, 6)}
 
 
-def choose(folder: RunFolder, problem: FineTuning, learned: Learned, config: MetaTrainConfig) -> Learned:
+def choose(folder: RunFolder, problem: FineTuning, learned: Learned, config: MetaTrainConfig, progress: bool) -> Learned:
     """The schedule to keep, written as `<name>.safetensors` with how it was made, and `curve.png`.
 
     The best of many noisy validations is mostly lucky. So the `finalists` that validated most accurately, the newest first among
@@ -213,8 +214,9 @@ def choose(folder: RunFolder, problem: FineTuning, learned: Learned, config: Met
     validated = [r for r in rows if r["validation_accuracy"]]
     candidates = [r for r in validated if math.isfinite(float(r["validation_loss"]))] or validated[-1:]
     candidates.sort(key=lambda r: (float(r["validation_accuracy"]), int(r["generation"])), reverse=True)
+    finalists = [int(r["generation"]) for r in candidates[: config.finalists]]
     finals = {}
-    for generation in (int(r["generation"]) for r in candidates[: config.finalists]):
+    for generation in tqdm(finalists, desc=f"{learned.name}, choosing", unit="finalist", disable=not progress):
         theta = folder.theta(generation)
         finals[generation] = meta_validate(problem, theta, range(config.validation_tasks, config.validation_tasks + config.final_tasks))
     generation, (accuracy, loss) = min(finals.items(), key=lambda item: (not math.isfinite(item[1][1]), item[1][1]))

@@ -54,7 +54,7 @@ def trust(name: str, rows: pd.DataFrame | None, commands: tuple[str, ...]) -> Pi
     """The shares of other optimizers in the mix, a panel each, from the rows of `evaluate/trust.py`."""
     caption = (
         "Other optimizers as a third direction beside SGD and Adam: their share of the mix, mu, against the step, a line a kind of layer, "
-        "averaged over its layers, tasks and meta-training seeds. A third is where all are alike."
+        "averaged over its layers, tasks and meta-training seeds; thin, the seeds. A third is where all are alike."
     )
     if rows is None or rows.empty:
         return Picture(name, caption, "", None, commands)
@@ -63,16 +63,21 @@ def trust(name: str, rows: pd.DataFrame | None, commands: tuple[str, ...]) -> Pi
     said = []
     for one, setting in zip(axes, settings, strict=True):
         other = setting.split(", ")[-1]
-        table = rows[rows.setting == setting].pivot_table(index="step", columns="kind", values="mu_other", aggfunc="mean")
+        mine = rows[rows.setting == setting]
+        table = mine.pivot_table(index="step", columns="kind", values="mu_other", aggfunc="mean")
         for kind in (kind for kind in KINDS if kind in table):
             one.plot(table.index, table[kind], label=kind, linewidth=1.8, markersize=4, markevery=3, **KIND_STYLES[kind])
-            said.append(f"{other}, {kind}: from {table[kind].iloc[0]:.2f} to {table[kind].iloc[-1]:.2f}")
+            seeds = mine[mine.kind == kind].pivot_table(index="step", columns="meta_seed", values="mu_other", aggfunc="mean")
+            one.plot(seeds.index, seeds, linewidth=0.6, **{**KIND_STYLES[kind], "marker": ""})
+            each = " and ".join(f"{seeds[seed].iloc[0]:.2f} to {seeds[seed].iloc[-1]:.2f}" for seed in seeds)
+            said.append(f"{other}, {kind}: from {table[kind].iloc[0]:.2f} to {table[kind].iloc[-1]:.2f} ({each})")
         one.axhline(1 / 3, color=BLACK, linewidth=0.8)
         one.set(ylabel=MU.format(other), ylim=(0, None))
     axes[-1].set_xlabel("step")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(axes[-1], 4)
-    return Picture(name, caption, f"Share of the mix in the first and in the last step. {'; '.join(said)}.", figure, commands)
+    seen = f"Share of the mix in the first and in the last step, in brackets that of each seed. {'; '.join(said)}."
+    return Picture(name, caption, seen, figure, commands)
 
 
 def mean_over_tasks(rows: pd.DataFrame) -> pd.DataFrame:

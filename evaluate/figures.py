@@ -106,7 +106,8 @@ def differences(sources: Sources) -> Iterator[tuple[str, Picture]]:
         caption = (
             f"{what[0].upper()}{what[1:]}: by how much each is better than {reference!r}. Bars are 95% intervals, of tasks and of seeds."
         )
-        yield section, forest(f"{title}, differences", caption, found, others, "points of accuracy", (command,))
+        lacking = set(others.values()) - {setting for setting, _ in found}
+        yield section, forest(f"{title}, differences", caption, found, others, "points of accuracy", (command,) if lacking else ())
 
 
 def trusted(sources: Sources) -> Iterator[tuple[str, Picture]]:

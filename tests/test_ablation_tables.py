@@ -133,6 +133,7 @@ def test_the_picture_has_a_line_a_setting_and_says_it_in_words() -> None:
 
 def test_rows_of_all_variants_fill_the_tables_of_the_paper_and_lacking_ones_have_their_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    import figures
     import tables
 
     whole = rows(lambda s, seed, t: 0.5 + 0.01 * seed, [*VARIANTS.values(), *tables.TRUSTED])
@@ -143,6 +144,9 @@ def test_rows_of_all_variants_fill_the_tables_of_the_paper_and_lacking_ones_have
             assert (made[name].frame == MISSING).any(axis=None) != filled
             assert bool(made[name].commands) != filled
             assert (f"{name}, paired" in made) == filled
+        monkeypatch.setattr(figures, "settings_rows", lambda name, there=there: there)
+        drawn = [picture for section, picture in figures.differences(tables.Sources(ROOT / "runs")) if section == "Ablations"]
+        assert [bool(picture.commands) for picture in drawn] == [not filled] * 4
         if filled:
             assert [len(made[f"Table {i}, paired"].frame) for i in (2, 3, 4)] == [11, 5, 3]  # each has the reference
         else:

@@ -17,6 +17,7 @@ import pandas as pd
 from run import RESULTS
 from tables import (
     ABLATED_FROM,
+    BEYOND,
     PAPER,
     REFRESHED,
     STUDIED_FROM,
@@ -42,7 +43,7 @@ from l3rs.figures import ahead, forest, meta_training, profiles, progress, speed
 from l3rs.pages import Picture, save_pictures
 
 CHECKPOINTS = Path(checkpoint.__file__).parent / "checkpoints"
-OTHERS = {"Celo (ft)": "celo", "VeLO from random weights": "velo"}  # meta-trainings whose outcome is not shipped
+OTHERS = {"Celo (ft)": "celo", "VeLO from random weights": "velo"}  # meta-trainings whose outcome is not in the library
 FOLDER = RESULTS / "figures"
 OVERVIEW = "A"  # the cell that it is of
 
@@ -65,7 +66,7 @@ def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
             continue
         cell, section = without_seeds(sources.cells[name]), heading(name, sources.cells[name])
         if name == OVERVIEW and cell.reference:
-            tuned = [arm for arm in cell.config.arms if arm.optimizer == "l3rs" or arm.tuned]
+            tuned = [arm for arm in cell.config.arms if (arm.optimizer == "l3rs" and not arm.refresh) or arm.tuned]
             yield "In short", progress(part(cell, tuned, [10, 25, 50, 100]), "Overview", "accuracy")
         yield section, progress(cell, f"Figure 3{name}", "accuracy")
         yield section, progress(cell, f"Figure 10{name}", "loss")
@@ -73,6 +74,13 @@ def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
             yield section, speedups(cell, f"Figure 3F, {name}", "accuracy")
             yield section, speedups(cell, f"Figure 10F, {name}", "loss")
             yield section, profiles(cell, f"Profile {name}")
+
+
+def beyond(sources: Sources) -> Iterator[tuple[str, Picture]]:
+    """Figure 3F of the cells that the paper has not."""
+    for name, (section, _) in BEYOND.items():
+        if cell := sources.cells.get(name):
+            yield section, speedups(cell, f"{name.capitalize()}, steps", "accuracy")
 
 
 def decided(sources: Sources) -> Iterator[tuple[str, Picture]]:
@@ -119,7 +127,15 @@ def trusted(sources: Sources) -> Iterator[tuple[str, Picture]]:
         yield "Ablations", trust("Trust", rows, tuple(lacking))
 
 
-FIGURES: tuple[Callable[[Sources], Iterator[tuple[str, Picture]]], ...] = (summary, comparisons, decided, curves, differences, trusted)
+FIGURES: tuple[Callable[[Sources], Iterator[tuple[str, Picture]]], ...] = (
+    summary,
+    comparisons,
+    beyond,
+    decided,
+    curves,
+    differences,
+    trusted,
+)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ that are shipped beside the checkpoints. A figure without rows is named, with th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +31,7 @@ from tables import (
     compared_cells,
     every_command,
     heading,
+    on_refreshed,
     part,
     settings_rows,
     studied,
@@ -68,7 +70,8 @@ def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
         if name == OVERVIEW and cell.reference:
             tuned = [arm for arm in cell.config.arms if (arm.optimizer == "l3rs" and not arm.refresh) or arm.tuned]
             yield "In short", progress(part(cell, tuned, [10, 25, 50, 100]), "Overview", "accuracy")
-        yield section, progress(cell, f"Figure 3{name}", "accuracy")
+        first = progress(cell, f"Figure 3{name}", "accuracy")
+        yield section, replace(first, caption=first.caption + on_refreshed(cell))
         yield section, progress(cell, f"Figure 10{name}", "loss")
         if cell.reference:
             yield section, speedups(cell, f"Figure 3F, {name}", "accuracy")

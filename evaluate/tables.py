@@ -145,6 +145,11 @@ def heading(name: str, cell: Cell) -> str:
     return f"{name}: {cell.about}"
 
 
+def on_refreshed(cell: Cell) -> str:
+    """What is said of a cell that has arms with BatchNorm refreshed; nothing of another."""
+    return f" {REFRESHED}" if any(arm.refresh for arm in cell.config.arms) else ""
+
+
 def every_command(cells: Mapping[str, Cell]) -> tuple[str, ...]:
     """What makes all that is missing of some cells, each command once."""
     return tuple(dict.fromkeys(command for cell in cells.values() for command in cell.commands()))
@@ -192,8 +197,7 @@ def cell_tables(sources: Sources) -> Iterator[tuple[str, Table]]:
         note = f" Tasks by steps: {tasks}; n where there are fewer so far." + (
             f" The paper's {', '.join(beyond)} steps are not among `horizons` in {cell.file}." if beyond else ""
         )
-        if any(arm.refresh for arm in config.arms):
-            note += f" {REFRESHED}"
+        note += on_refreshed(cell)
         for number, measure in ((first, "accuracy"), (first + 1, "loss")):
             caption = f"{about}: evaluation {measure}, mean ± standard deviation over tasks; lr: tuned for the length of the run.{note}"
             yield heading(name, cell), Table(f"Table {number}", caption, means(config, cell.outcomes(measure)), cell.commands())

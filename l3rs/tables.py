@@ -21,17 +21,17 @@ def outcomes(rows: pd.DataFrame, config: EvaluationConfig, measure: str) -> pd.D
     """What came out at the end of each run of a cell: tasks by (arm, horizon); NaN where there is no row, or the run failed.
 
     The meta-training seeds of an arm are averaged, task by task. Rows of another learning rate than the arm has now, or of other learned
-    weights than are there under its name, are left out.
+    weights than are there under its name, or than the newest rows where none are there, are left out.
 
     Args:
         measure: `accuracy` or `loss`.
     """
     r = rows[(rows.cell == config.cell) & (rows.steps == rows.horizon) & rows.error.isna()]
-    planned = [(arm, horizon) for arm in config.arms for horizon in arm.horizons or config.horizons]
-    wanted = pd.MultiIndex.from_tuples(dict.fromkeys((arm.name, horizon) for arm, horizon in planned), names=["arm", "horizon"])
-    current = {(arm.name, arm.meta_seed, horizon, rate_now(config, arm, horizon)): learned_now(arm) for arm, horizon in planned}
-    keys = zip(r.arm, r.meta_seed, r.horizon, r.lr, strict=True)
-    r = r.loc[np.array([current.get(key, False) in (None, learned) for key, learned in zip(keys, r.learned, strict=True)], dtype=bool)]
+    planned = [(arm, horizon, learned_shown(arm, config, r)) for arm in config.arms for horizon in arm.horizons or config.horizons]
+    wanted = pd.MultiIndex.from_tuples(dict.fromkeys((arm.name, horizon) for arm, horizon, _ in planned), names=["arm", "horizon"])
+    current = {(arm.name, arm.meta_seed, horizon, rate_now(config, arm, horizon), learned) for arm, horizon, learned in planned}
+    keys = zip(r.arm, r.meta_seed, r.horizon, r.lr, r.learned, strict=True)
+    r = r.loc[np.array([key in current for key in keys], dtype=bool)]
     values = r.assign(value=r[measure].fillna(WORST[measure]))
     table = values.pivot_table(index="task_seed", columns=["arm", "horizon"], values="value", aggfunc="mean")
     return table.reindex(columns=wanted)
@@ -43,6 +43,15 @@ def learned_now(arm: Arm) -> str | None:
         return fingerprint(arm.optimizer, arm.learned)
     except ValueError:
         return None
+
+
+def learned_shown(arm: Arm, config: EvaluationConfig, rows: pd.DataFrame) -> str | None:
+    """The fingerprint of what an arm's rows are to be of: what it has learned or, where that is not there, what its newest rows are of."""
+    now = learned_now(arm)
+    if now is not None:
+        return now
+    mine = rows[(rows.arm == arm.name) & (rows.meta_seed == arm.meta_seed) & rows.horizon.isin(list(arm.horizons or config.horizons))]
+    return mine.sort_values("date", kind="stable").learned.iloc[-1] if len(mine) else None
 
 
 def rate_now(config: EvaluationConfig, arm: Arm, horizon: int) -> float | None:

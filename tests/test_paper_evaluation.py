@@ -21,6 +21,7 @@ from l3rs.tables import Cell
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "evaluate" / "imagenet"
 sys.path.insert(0, str(ROOT / "evaluate"))
+import figures  # noqa: E402
 import run  # noqa: E402
 import tables  # noqa: E402
 import tune  # noqa: E402
@@ -142,6 +143,8 @@ def test_the_papers_tables_are_planned(tmp_path: Path, monkeypatch: pytest.Monke
     assert "Ablation" not in text  # these are of Icons
     refreshed = {n: "What is called refreshed" in text.split(f"Table {n}.")[1].split("Table")[0] for n in (5, 7, 9)}
     assert refreshed == {5: True, 7: False, 9: True}  # the head alone has no such arm
+    drawn = {picture.name: picture.caption for _, picture in figures.comparisons(tables.Sources(tmp_path, configs=CONFIGS))}
+    assert {n: "What is called refreshed" in drawn[f"Figure 3{n}"] for n in ("A", "A-head", "B")} == {"A": True, "A-head": False, "B": True}
     first = text.index("python evaluate/tune.py --config configs/evaluate/imagenet/A.yaml")
     assert first < text.index("python evaluate/run.py --config configs/evaluate/imagenet/A.yaml")
     assert "tune.py --config configs/evaluate/imagenet/D.yaml" not in text

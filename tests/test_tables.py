@@ -77,6 +77,14 @@ def test_rows_of_other_cells_evaluations_on_the_way_and_other_rates_are_left_out
     assert outcomes(table(*other, rows(("fast", 10, 0, 0.1))), CONFIG, "accuracy")["fast", 10].to_list() == [0.1]
 
 
+def test_of_weights_that_are_not_there_the_newest_rows_are_shown_and_not_a_mixture() -> None:
+    old = rows(*(("L3RS", 10, t, 0.1) for t in range(3)), learned="a 1", date="2026-01-02")
+    new = rows(("L3RS", 10, 1, 0.9), learned="a 2", date="2026-01-03")
+    seed = rows(("L3RS", 10, 1, 0.5), learned="b 1", meta_seed=1, date="2026-01-01")
+    for there in (table(old, new, seed), table(seed, new, old)):
+        assert outcomes(there, CONFIG, "accuracy")["L3RS", 10].to_dict() == {1: pytest.approx(0.7)}
+
+
 def test_differences_are_paired_and_positive_where_the_reference_is_better() -> None:
     there = table(
         rows(*(("L3RS", 10, t, a) for t, a in enumerate((0.5, 0.7, 0.9))), *(("fast", 10, t, a) for t, a in ((0, 0.4), (1, 0.7))))

@@ -27,7 +27,8 @@ def outcomes(rows: pd.DataFrame, config: EvaluationConfig, measure: str) -> pd.D
         measure: `accuracy` or `loss`.
     """
     r = rows[(rows.cell == config.cell) & (rows.steps == rows.horizon) & rows.error.isna()]
-    planned = [(arm, horizon, learned_shown(arm, config, r)) for arm in config.arms for horizon in arm.horizons or config.horizons]
+    shown = [(arm, learned_shown(arm, config, r)) for arm in config.arms]
+    planned = [(arm, horizon, learned) for arm, learned in shown for horizon in arm.horizons or config.horizons]
     wanted = pd.MultiIndex.from_tuples(dict.fromkeys((arm.name, horizon) for arm, horizon, _ in planned), names=["arm", "horizon"])
     current = {(arm.name, arm.meta_seed, horizon, rate_now(config, arm, horizon), learned) for arm, horizon, learned in planned}
     keys = zip(r.arm, r.meta_seed, r.horizon, r.lr, r.learned, strict=True)

@@ -53,15 +53,11 @@ def main() -> None:
             mu = [c for c in decided if c.startswith("mu_")]
             tables.append(decided.groupby(["kind", "step"])[mu].mean().reset_index().assign(setting=setting, meta_seed=seed))
         new = pd.concat(tables).rename(columns={f"mu_{direction}": "mu_other"})
-        old = pd.read_csv(file) if file.exists() else new[:0]
-        others = old[~((old.setting == setting) & old.meta_seed.isin(args.seeds))]
-        whole = pd.concat([others, new]) if len(others) else new
+        whole = pd.concat([pd.read_csv(file), new] if file.exists() else [new])
+        whole = whole.drop_duplicates(["setting", "meta_seed", "kind", "step"], keep="last")
         whole.to_csv(file, index=False, float_format="%.4f")
-        ends = (
-            whole[(whole.setting == setting) & whole.step.isin([1, config.steps[1]])]
-            .groupby(["kind", "step"])[["mu_sgd", "mu_adam", "mu_other"]]
-            .mean()
-        )
+        mine = whole[(whole.setting == setting) & whole.step.isin([1, config.steps[1]])]
+        ends = mine.groupby(["kind", "step"])[["mu_sgd", "mu_adam", "mu_other"]].mean()
         print(f"{setting}: mean of mu at the first and at the last step\n{ends.round(2).to_string()}")
 
 

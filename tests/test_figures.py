@@ -232,7 +232,8 @@ def test_trust_is_drawn_for_each_other_optimizer() -> None:
     picture = trust("Trust", pd.DataFrame(made), ())
     check(picture)
     assert [axes.get_ylabel() for axes in picture.figure.axes] == ["mu of Muon", "mu of Celo2-base"]  # type: ignore[union-attr]
-    assert "Muon, convolution: from 0.65 to 0.25 (0.60 to 0.20 and 0.70 to 0.30); Muon, head: from 0.65 to 0.25 (" in picture.alt
+    muon, celo = "from 0.65 to 0.25 (0.60 to 0.20 and 0.70 to 0.30)", "from 0.25 to 0.12 (0.20 to 0.07 and 0.30 to 0.17)"
+    assert f"Muon, convolution: {muon}; Muon, head: {muon}; Celo2-base, convolution: {celo}; Celo2-base, head: {celo}." in picture.alt
     assert trust("Trust", None, ("do this",)).figure is None
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from l3rs.data.embedded import load_embedded
-from l3rs.workload import EMBEDDED
+from l3rs.finetuning.workload import EMBEDDED
 
 
 def export(name: str, out: Path, classes: int | None = None) -> int:

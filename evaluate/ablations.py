@@ -2,9 +2,9 @@
 
     python evaluate/ablations.py
 
-meta-trains every variant of `l3rs.variants` as `configs/ablations.yaml` says, and runs its start and its end on the same meta-test
-tasks. One row a run is appended to `evaluate/results/ablations/rows.csv`; what is there already is not made again, and a meta-training
-that was stopped goes on where it was. Variants of the three tables that are one and the same are made once.
+meta-trains every variant of `l3rs.schedules.variants` as `configs/ablations.yaml` says, and runs its start and its end on the same
+meta-test tasks. One row a run is appended to `evaluate/results/ablations/rows.csv`; what is there already is not made again, and a
+meta-training that was stopped goes on where it was. Variants of the three tables that are one and the same are made once.
 """
 
 from __future__ import annotations
@@ -14,20 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 
-from l3rs.meta.config import MetaTrainConfig
-from l3rs.meta.study import measure
-from l3rs.variants import NAMES
+from l3rs.evaluation.study import measure
+from l3rs.meta.config import read_config
+from l3rs.schedules.variants import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def read_config(path: Path) -> MetaTrainConfig:
-    """What all variants have in common."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(MetaTrainConfig, as_group=False)
-    return MetaTrainConfig(**vars(parser.instantiate(parser.parse_path(str(path)))))
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from l3rs.checkpoint import load, save
-from l3rs.decisions import record
-from l3rs.variants import fixed_mix
+from l3rs.evaluation.decisions import record
+from l3rs.schedules.find import load, save
+from l3rs.schedules.variants import fixed_mix
 
 
 def main() -> None:

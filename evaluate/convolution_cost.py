@@ -1,4 +1,4 @@
-"""What it gains that some convolutions are matrix products (`l3rs.convolution`): forward and backward pass, on one thread.
+"""What it gains that some convolutions are matrix products (`l3rs.networks.convolution`): forward and backward pass, on one thread.
 
     python evaluate/convolution_cost.py
 
@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from l3rs.convolution import use_matmuls
-from l3rs.networks import resnet
+from l3rs.networks.convolution import use_matmuls
+from l3rs.networks.create import resnet
 
 NETWORKS = ((34, 16), (18, 8), (34, 64))  # depth and width: what is shipped, that of the ablations, torchvision's
 BATCH, SIDE, CLASSES = 64, 32, 25

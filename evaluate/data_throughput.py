@@ -28,7 +28,7 @@ from l3rs.data.cache import build, open_cache
 from l3rs.data.decode import Decoder
 from l3rs.data.icons import icons_split
 from l3rs.data.trees import ImageTree
-from l3rs.tasks import TaskConfig, TaskDistribution
+from l3rs.finetuning.tasks import TaskConfig, TaskDistribution
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES, BATCH = 1024, 128

@@ -17,7 +17,7 @@ import torch
 from run import RESULTS
 
 import l3rs
-from l3rs.decisions import record, time_features
+from l3rs.evaluation.decisions import record, time_features
 
 
 def main() -> None:

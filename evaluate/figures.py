@@ -38,13 +38,12 @@ from tables import (
     without_seeds,
 )
 
-from l3rs import checkpoint
-from l3rs.ablation_tables import contrasts
-from l3rs.decision_figures import decision_pictures, trust
-from l3rs.figures import ahead, forest, meta_training, profiles, progress, speedups
-from l3rs.pages import Picture, save_pictures
+from l3rs.evaluation.ablation_tables import contrasts
+from l3rs.evaluation.decision_figures import decision_pictures, trust
+from l3rs.evaluation.figures import ahead, forest, meta_training, profiles, progress, speedups
+from l3rs.evaluation.pages import Picture, save_pictures
+from l3rs.schedules.find import CHECKPOINTS, SHIPPED, SHIPPED_WEIGHTS
 
-CHECKPOINTS = Path(checkpoint.__file__).parent / "checkpoints"
 OTHERS = {"Celo (ft)": "celo", "VeLO from random weights": "velo"}  # meta-trainings whose outcome is not in the library
 FOLDER = RESULTS / "figures"
 OVERVIEW = "A"  # the cell that it is of
@@ -94,7 +93,7 @@ def decided(sources: Sources) -> Iterator[tuple[str, Picture]]:
 
 def curves(sources: Sources) -> Iterator[tuple[str, Picture]]:
     """Figure 6."""
-    shipped = {name: CHECKPOINTS / f"{name}.csv" for name in (*checkpoint.SHIPPED, *checkpoint.SHIPPED_WEIGHTS)}
+    shipped = {name: CHECKPOINTS / f"{name}.csv" for name in (*SHIPPED, *SHIPPED_WEIGHTS)}
     others = {name: RESULTS / "meta_train" / f"icons-{run}.csv" for name, run in OTHERS.items()}  # the run's curve.csv
     for name, file in (shipped | others).items() if sources.of_icons else ():
         run = OTHERS.get(name)

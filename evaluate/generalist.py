@@ -28,10 +28,10 @@ import pandas as pd
 from tqdm import tqdm
 from tune import Tuning, on_grid
 
-from l3rs.finetune import digest
-from l3rs.runs import Run, append_rows, execute, execute_all, row
+from l3rs.finetuning.compare import digest
+from l3rs.finetuning.runs import Run, append_rows, execute, execute_all, row
+from l3rs.finetuning.workload import Workload
 from l3rs.stats import mean_interval
-from l3rs.workload import Workload
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FIELDS = ("network", "purpose", "optimizer", "learned", "theta", "lr", "steps", "task_seed", "accuracy", "loss", "seconds")

@@ -20,17 +20,17 @@ from jsonargparse import ArgumentParser
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from l3rs.controller import meta_shapes
+from l3rs.controller.decide import meta_shapes
 from l3rs.meta.config import MetaTrainConfig
-from l3rs.networks import create
+from l3rs.networks.create import create
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def operations(config: MetaTrainConfig) -> tuple[float, float]:
     """Floating-point operations of a forward, and of a forward and backward pass, for one image."""
-    network = create(config.model, config.width, config.in_chans, config.task.classes)
-    inputs = torch.randn(2, config.in_chans, config.side or 224, config.side or 224)
+    network = create(config.workload.model, config.workload.width, config.workload.in_chans, config.task.classes)
+    inputs = torch.randn(2, config.workload.in_chans, config.workload.side or 224, config.workload.side or 224)
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         network(inputs)
     with FlopCounterMode(display=False) as both:
@@ -40,7 +40,7 @@ def operations(config: MetaTrainConfig) -> tuple[float, float]:
 
 def meta_parameters(config: MetaTrainConfig) -> int:
     """How many numbers a candidate is."""
-    network = create(config.model, config.width, config.in_chans, config.task.classes)
+    network = create(config.workload.model, config.workload.width, config.workload.in_chans, config.task.classes)
     layers = tuple(name for name, _ in network.named_parameters()) if config.specialist else ()
     return sum(math.prod(shape) for shape in meta_shapes(config.schedule, layers).values())
 
@@ -61,7 +61,8 @@ def plan(config: MetaTrainConfig, rate: float) -> str:
     )
     candidate = config.meta_batch * run_images / rate
     lines = [
-        f"{config.model} at {config.side} px: {both / 1e9:.1f} billion operations an image, forward and backward; {n:,} meta-parameters",
+        f"{config.workload.model} at {config.workload.side} px: {both / 1e9:.1f} billion operations an image, forward and backward; "
+        f"{n:,} meta-parameters",
         f"a step, batch {t.batch_size}: {both * t.batch_size / 1e12:.2f} trillion; a run of {steps:g} steps with its evaluation: "
         f"{both * run_images / 1e12:.0f} trillion",
         f"a generation, {config.nes.population} candidates x {config.meta_batch} tasks: {both * run_images * runs / 1e15:.1f} quadrillion, "

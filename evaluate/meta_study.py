@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 import yaml
 
+from l3rs.evaluation.study import measure, with_overrides
 from l3rs.meta.config import MetaTrainConfig
-from l3rs.meta.study import measure, with_overrides
 
 ROOT = Path(__file__).resolve().parent.parent
 

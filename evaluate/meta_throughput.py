@@ -22,12 +22,12 @@ import torch
 from torch.nn import functional as F
 from tqdm import trange
 
+from l3rs.finetuning.runs import append_rows
+from l3rs.finetuning.workbench import workbench
 from l3rs.meta.config import MetaTrainConfig, NESConfig
 from l3rs.meta.nes import NES
 from l3rs.meta.problem import FineTuning
 from l3rs.meta.train import generation_tasks, processes, start
-from l3rs.runs import append_rows
-from l3rs.workbench import workbench
 
 ROOT = Path(__file__).resolve().parent.parent
 FIELDS = ("date", "what", "processes", "inner_steps_per_second", "times_bare", "torch")

@@ -15,7 +15,7 @@ from figures import FIGURES
 from run import RESULTS
 from tables import TABLES, Sources, arguments, collect
 
-from l3rs.pages import Picture, Table, as_html, as_markdown, save_pictures
+from l3rs.evaluation.pages import Picture, Table, as_html, as_markdown, save_pictures
 
 TITLE = "L3RS: the evaluation"
 LEAD = (

@@ -20,8 +20,8 @@ from pathlib import Path
 import jsonargparse
 from tqdm import tqdm
 
-from l3rs.evaluation import Arm, EvaluationConfig, Rows, fingerprint, missing, plan, rows_of
-from l3rs.runs import attempt, execute_all, execute_on_ray
+from l3rs.evaluation.cells import Arm, EvaluationConfig, Rows, fingerprint, missing, plan, rows_of
+from l3rs.finetuning.runs import attempt, execute_all, execute_on_ray
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -26,16 +26,15 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from l3rs import L3RS
-from l3rs.kernels import ForeachKernel, Norms
-from l3rs.kernels.elements import refused
+from l3rs.finetuning.runs import append_rows, peak, start_peak
 from l3rs.learned import Celo, Celo2, SmallFC, VeLO, batches
 from l3rs.learned.base import LearnedRule
 from l3rs.learned.celo2 import SHAPES
+from l3rs.learned.elements import refused
 from l3rs.learned.small_fc import SHAPES as SMALL_FC
 from l3rs.learned.theta import random
-from l3rs.memory import peak, start_peak
-from l3rs.networks import resnet34
-from l3rs.runs import append_rows
+from l3rs.networks.create import resnet34
+from l3rs.optimizer.kernels import ForeachKernel, Norms
 
 FIELDS = (
     *("date", "device", "threads", "torch", "network", "parameters", "arm", "rounds"),

@@ -24,16 +24,16 @@ import yaml
 from run import RESULTS, read_config
 
 import l3rs
-from l3rs.ablation_tables import START, ablation, contrast_table, contrasts, with_start
-from l3rs.baselines import BASELINES
-from l3rs.config import L3RSConfig
-from l3rs.cost_tables import break_even, step_tables
-from l3rs.evaluation import Arm, Rows
-from l3rs.figures import speedup_of
-from l3rs.meta.study import COLUMNS
-from l3rs.pages import MISSING, Section, Table, as_markdown
-from l3rs.tables import MEASURES, Cell, against_best, interquartile_means, means, over_seeds, paired
-from l3rs.variants import NAMES, TABLE_2, TABLE_3, TABLE_4
+from l3rs.controller.config import L3RSConfig
+from l3rs.evaluation.ablation_tables import START, ablation, contrast_table, contrasts, with_start
+from l3rs.evaluation.cells import Arm, Rows
+from l3rs.evaluation.cost_tables import break_even, step_tables
+from l3rs.evaluation.figures import speedup_of
+from l3rs.evaluation.pages import MISSING, Section, Table, as_markdown
+from l3rs.evaluation.study import COLUMNS
+from l3rs.evaluation.tables import MEASURES, Cell, against_best, interquartile_means, means, over_seeds, paired
+from l3rs.finetuning.baselines import BASELINES
+from l3rs.schedules.variants import NAMES, TABLE_2, TABLE_3, TABLE_4
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "evaluate"
@@ -232,7 +232,7 @@ def costs(sources: Sources) -> Iterator[tuple[str, Table]]:
 
 
 def settings_rows(name: str) -> pd.DataFrame:
-    """Committed rows of `l3rs.meta.study`, none if there is no such file yet."""
+    """Committed rows of `l3rs.evaluation.study`, none if there is no such file yet."""
     file = RESULTS / f"{name}.csv"
     return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=list(COLUMNS))
 

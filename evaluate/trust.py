@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from ablations import ROOT, read_config
+from ablations import ROOT
 
-from l3rs.checkpoint import read
-from l3rs.config import L3RSConfig
-from l3rs.decisions import record
+from l3rs.controller.config import L3RSConfig
 from l3rs.directions import TorchOptimizerDirection, register
+from l3rs.evaluation.decisions import record
+from l3rs.evaluation.study import measure
 from l3rs.learned import Celo2, weights
-from l3rs.meta.study import measure
+from l3rs.meta.config import read_config
+from l3rs.schedules.schedule import LearnedSchedule
 
 OTHERS = {"Muon": "torch.optim.Muon", "Celo2-base": "celo2-base"}  # directions by name
 RESULTS = ROOT / "evaluate" / "results" / "ablations"
@@ -48,7 +49,7 @@ def main() -> None:
             config = replace(base, schedule=schedule, nes=replace(base.nes, seed=seed))
             measure(config, setting, args.runs, args.tasks, "meta-test", RESULTS / "rows.csv")
             folder = args.runs / f"{setting.replace(' ', '-').replace(',', '')}-{seed}"
-            learned = read(folder / f"theta-{config.generations:05d}.safetensors")
+            learned = LearnedSchedule.read(folder / f"theta-{config.generations:05d}.safetensors")
             decided = pd.concat([record(learned, config.steps[1], task, workload=config.workload) for task in (0, 1)])
             mu = [c for c in decided if c.startswith("mu_")]
             tables.append(decided.groupby(["kind", "step"])[mu].mean().reset_index().assign(setting=setting, meta_seed=seed))

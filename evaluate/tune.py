@@ -4,8 +4,8 @@
     python evaluate/tune.py --names schedule-free muon-cosine --steps 10 25 50 100
     python evaluate/tune.py --names celo2-base --learned icons-celo2-base --steps 10 25 50 100    # Celo2 needs one too
 
-appends one row a run to `evaluate/results/tuning.csv` and writes the chosen values to `l3rs/baselines.yaml`, those of Icons25, which are
-shipped. For another network or other images,
+appends one row a run to `evaluate/results/tuning.csv` and writes the chosen values to `l3rs/finetuning/baselines.yaml`, those
+of Icons25, which are shipped. For another network or other images,
 
     python evaluate/tune.py --config configs/evaluate/imagenet/A.yaml --device cuda
 
@@ -28,9 +28,9 @@ import yaml
 from run import read_config
 from tqdm import tqdm
 
-from l3rs.baselines import BASELINES
-from l3rs.evaluation import CONSTANT
-from l3rs.runs import FIELDS, Run, append_rows, execute, execute_all, row
+from l3rs.evaluation.cells import CONSTANT
+from l3rs.finetuning.baselines import BASELINES
+from l3rs.finetuning.runs import FIELDS, Run, append_rows, execute, execute_all, row
 
 ROOT = Path(__file__).resolve().parent.parent
 HORIZONS = (10, 14, 20, 25, 35, 50, 71, 100)

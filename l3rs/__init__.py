@@ -2,17 +2,12 @@
 
 import l3rs._torchvision  # noqa: F401  isort: skip  (first: it mends `import torchvision` beside a CPU-only torch)
 
-from importlib.metadata import PackageNotFoundError, version
+from l3rs._version import __version__
+from l3rs.controller.config import L3RSConfig
+from l3rs.optimizer.l3rs import L3RS
+from l3rs.optimizer.timm_registry import register_with_timm
+from l3rs.schedules.find import load, save
+from l3rs.schedules.hub import push_to_hub, save_pretrained
+from l3rs.schedules.schedule import LearnedSchedule
 
-from l3rs.checkpoint import load, save
-from l3rs.config import L3RSConfig
-from l3rs.optimizer import L3RS
-from l3rs.schedule import LearnedSchedule
-from l3rs.timm_registry import register_with_timm
-
-try:
-    __version__ = version("l3rs")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0"
-
-__all__ = ["L3RS", "L3RSConfig", "LearnedSchedule", "__version__", "load", "register_with_timm", "save"]
+__all__ = ["L3RS", "L3RSConfig", "LearnedSchedule", "__version__", "load", "push_to_hub", "register_with_timm", "save", "save_pretrained"]

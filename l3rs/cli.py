@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jsonargparse
 
-import l3rs
+from l3rs._version import __version__
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -31,7 +31,7 @@ def in_words(message: str) -> str:
 
 def _finetune_parser() -> Parser:
     # The defaults of the help are those of the config, which is imported only when the command runs: pandas and scipy take a second.
-    from l3rs.finetune import OPTIMIZERS, FinetuneConfig
+    from l3rs.finetuning.compare import OPTIMIZERS, FinetuneConfig
 
     d = FinetuneConfig()
     parser = Parser(
@@ -52,8 +52,8 @@ def _finetune_parser() -> Parser:
 
 
 def _finetune(args: jsonargparse.Namespace, parser: Parser) -> None:
-    from l3rs.backbones import shipped_weights
-    from l3rs.finetune import FinetuneConfig, Results, digest, finetune, schedule_for
+    from l3rs.finetuning.compare import FinetuneConfig, Results, digest, finetune, schedule_for
+    from l3rs.networks.pretrained import shipped_weights
 
     try:
         values = {**vars(args), "steps": tuple(args.steps), "optimizers": tuple(dict.fromkeys(args.optimizers)), "out": Path(args.out)}
@@ -131,7 +131,7 @@ def _predict_parser() -> Parser:
 
 
 def _predict(args: jsonargparse.Namespace, parser: Parser) -> None:
-    from l3rs.predict import predict_command
+    from l3rs.own_images.predict import predict_command
 
     try:
         predictions = predict_command(args.run, args.images, args.top, args.csv)
@@ -146,8 +146,8 @@ def _predict(args: jsonargparse.Namespace, parser: Parser) -> None:
 
 def _split_parser() -> Parser:
     from l3rs.data.splits import PURPOSES
-    from l3rs.splitting import SHARES
-    from l3rs.tasks import TaskConfig
+    from l3rs.finetuning.splitting import SHARES
+    from l3rs.finetuning.tasks import TaskConfig
 
     d = TaskConfig()
     parser = Parser(
@@ -172,8 +172,8 @@ def _split_parser() -> Parser:
 
 def _split(args: jsonargparse.Namespace, parser: Parser) -> None:
     from l3rs.data.splits import PURPOSES
-    from l3rs.splitting import SplitConfig, as_table, make_split, wanted
-    from l3rs.tasks import TaskConfig
+    from l3rs.finetuning.splitting import SplitConfig, as_table, make_split, wanted
+    from l3rs.finetuning.tasks import TaskConfig
 
     try:
         shares = {purpose: wanted(purpose, args[purpose.replace("-", "_")]) for purpose in PURPOSES}
@@ -186,7 +186,7 @@ def _split(args: jsonargparse.Namespace, parser: Parser) -> None:
 
 def _cache_parser() -> Parser:
     from l3rs.data.splits import PURPOSES
-    from l3rs.workload import Workload
+    from l3rs.finetuning.workload import Workload
 
     parser = Parser(
         description="Decode the images of a split once, so that training on them decodes nothing; meta-training does this by itself. "
@@ -204,7 +204,7 @@ def _cache_parser() -> Parser:
 def _cache(args: jsonargparse.Namespace, parser: Parser) -> None:
     from l3rs.data.cache import in_words, open_cache, size_in_bytes
     from l3rs.data.splits import PURPOSES
-    from l3rs.workload import Workload
+    from l3rs.finetuning.workload import Workload
 
     purposes, plan, verify = args.pop("purposes"), args.pop("plan"), args.pop("verify")
     try:
@@ -230,7 +230,7 @@ def _cache(args: jsonargparse.Namespace, parser: Parser) -> None:
 
 
 def _meta_train_parser() -> Parser:
-    from l3rs.meta.config import MetaTrainConfig
+    from l3rs.meta.config import add_arguments
 
     parser = Parser(
         description="Meta-train a schedule by evolution strategies, on Icons25 or on classes of your own. Stop it when you like: the same "
@@ -238,7 +238,7 @@ def _meta_train_parser() -> Parser:
     )
     parser.add_argument("--config", action="config", help="a YAML file with the settings below, such as one in configs/")
     parser.add_argument("--out", type=str, required=True, help="folder of the run")
-    parser.add_class_arguments(MetaTrainConfig, as_group=False)
+    add_arguments(parser)
     return parser
 
 
@@ -248,7 +248,7 @@ def _meta_train(args: jsonargparse.Namespace, parser: Parser) -> None:
     out = args.pop("out")
     args.pop("config", None)
     try:
-        config = MetaTrainConfig(**vars(parser.instantiate(args)))
+        config = MetaTrainConfig.of(**vars(parser.instantiate(args)))
     except ValueError as error:
         parser.error(str(error))
     from l3rs.meta.folder import last_generation  # only now that the settings are right: EvoTorch takes seconds
@@ -276,10 +276,11 @@ def _info_parser() -> Parser:
 
 
 def _info(args: jsonargparse.Namespace, parser: Parser) -> None:
-    from l3rs.info import describe, find, overview
+    from l3rs.info import describe, overview
+    from l3rs.learners import load
 
     try:
-        lines = overview() if args.schedule is None else describe(find(args.schedule))
+        lines = overview() if args.schedule is None else describe(load(args.schedule))
     except ValueError as error:
         parser.error(str(error))
     print(*lines, sep="\n")
@@ -326,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     about = "usage: l3rs {finetune,predict,split,cache,meta-train,info,list} [options]   (l3rs COMMAND --help tells more)"
     if words[:1] == ["--version"]:
-        print(f"l3rs {l3rs.__version__}")
+        print(f"l3rs {__version__}")
         return
     if words[:1] in ([], ["--help"], ["-h"]):
         print(f"{about}\n")

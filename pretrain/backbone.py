@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l3rs.data import ImageSet
-from l3rs.networks import create
-from l3rs.runs import append_rows
-from l3rs.workload import Workload
+from l3rs.finetuning.runs import append_rows
+from l3rs.finetuning.workload import Workload
+from l3rs.networks.create import create
 
 LOG = ("step", "train_loss", "val_loss", "val_accuracy")
 
@@ -43,7 +43,7 @@ class PretrainConfig:
     """How the backbone is pretrained; each field is a choice of ours.
 
     Attributes:
-        split, data, side, channels, augment, skip_broken, cache, model, width: as in `l3rs.workload.Workload`.
+        split, data, side, channels, augment, skip_broken, cache, model, width: as in `l3rs.finetuning.workload.Workload`.
         seed: of the first weights, the order of the images, and their augmentation.
         steps: of training.
         batch_size: images a step, on all devices together.

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from l3rs.config import L3RSConfig
+from l3rs.controller.config import L3RSConfig
+from l3rs.controller.initial import initial_theta
 from l3rs.data.images import ImageSet
-from l3rs.initial import initial_theta
-from l3rs.schedule import LearnedSchedule
+from l3rs.schedules.schedule import LearnedSchedule
 
 
 @pytest.fixture(autouse=True)

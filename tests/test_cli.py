@@ -14,13 +14,13 @@ import pytest
 import yaml
 from conftest import random_schedule, small_network
 
-from l3rs.checkpoint import load, save
 from l3rs.cli import _meta_train_parser, main
-from l3rs.evaluation import plan
+from l3rs.evaluation.cells import plan
+from l3rs.evaluation.study import with_overrides
+from l3rs.finetuning.runs import FIELDS
 from l3rs.learned import weights
 from l3rs.meta.config import MetaTrainConfig
-from l3rs.meta.study import with_overrides
-from l3rs.runs import FIELDS
+from l3rs.schedules.find import load, save
 
 ROOT = Path(__file__).parent.parent
 
@@ -117,7 +117,7 @@ def test_every_config_opens_with_its_command_and_is_valid(path: Path, monkeypatc
         arms = tuple(arm for arm in config.arms if not (config.rates and arm.tuned))  # their file is made by evaluate/tune.py
         assert plan(replace(config, arms=arms))
     elif path.stem == "ablations":
-        from ablations import read_config as common
+        from l3rs.meta.config import read_config as common
 
         assert first.startswith("# python evaluate/ablations.py ")
         assert common(path).steps == (20, 20)
@@ -188,7 +188,7 @@ def test_read_only_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_info_counts_the_meta_parameters_of_every_variant(capsys: pytest.CaptureFixture[str]) -> None:
-    from l3rs.variants import TABLE_2, TABLE_3, TABLE_4
+    from l3rs.schedules.variants import TABLE_2, TABLE_3, TABLE_4
 
     main(["info"])
     out = capsys.readouterr().out
@@ -209,6 +209,6 @@ def test_info_describes_a_schedule(capsys: pytest.CaptureFixture[str], tmp_path:
 
 
 def test_info_describes_the_weights_of_another_learned_optimizer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    weights.save(weights.starting_weights("celo2-base", 0.03, "mine", seed=0), tmp_path / "mine.safetensors")
+    weights.starting_weights("celo2-base", 0.03, "mine", seed=0).write(tmp_path / "mine.safetensors")
     main(["info", str(tmp_path / "mine.safetensors")])
     assert capsys.readouterr().out == "mine: 347 meta-parameters\n  optimizer: celo2-base\n  lr: 0.03\n"

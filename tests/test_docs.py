@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 from l3rs.cli import _cache_parser, _meta_train_parser, spelled_out
+from l3rs.finetuning.workload import Workload
 from l3rs.meta.config import MetaTrainConfig
-from l3rs.workload import Workload
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -95,7 +95,7 @@ def dry_run(command: str, tmp_path: Path) -> str:
     if words[:2] == ["l3rs", "meta-train"]:
         args = _meta_train_parser().parse_args(spelled_out(words[2:]))
         settings = vars(_meta_train_parser().instantiate(args))
-        MetaTrainConfig(**{name: value for name, value in settings.items() if name not in ("out", "config")})
+        MetaTrainConfig.of(**{name: value for name, value in settings.items() if name not in ("out", "config")})
     elif words[:2] == ["l3rs", "cache"]:
         args = vars(_cache_parser().parse_args(spelled_out(words[2:])))
         Workload(**{name: value for name, value in args.items() if name not in ("purposes", "plan", "verify")})

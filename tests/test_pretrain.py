@@ -18,9 +18,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from l3rs.backbones import load
 from l3rs.data.splits import ClassSplit
-from l3rs.networks import create
+from l3rs.networks.create import create
+from l3rs.networks.pretrained import load
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "pretrain" / "backbone.py"

@@ -27,8 +27,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from l3rs import L3RS
-from l3rs.baselines import adam_cosine, tuned_learning_rate
-from l3rs.workbench import workbench
+from l3rs.finetuning.baselines import adam_cosine, tuned_learning_rate
+from l3rs.finetuning.workbench import workbench
 
 KINDS = ("first stage", "third stage", "normalization", "head")
 STYLES = {
@@ -133,7 +133,7 @@ def step_sizes(moved: pd.DataFrame, adam: pd.DataFrame, path: Path) -> None:
 
 def meta_training(path: Path) -> None:
     """What meta-training made of the schedule, generation by generation."""
-    with resources.files("l3rs").joinpath("checkpoints", "icons-resnet34.csv").open() as file:
+    with resources.files("l3rs.schedules").joinpath("checkpoints", "icons-resnet34.csv").open() as file:
         curve = pd.read_csv(file)
     validated = curve.dropna(subset=["validation_loss"])
     figure = Figure(figsize=(6, 2.8))

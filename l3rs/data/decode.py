@@ -18,6 +18,12 @@ class BrokenImage(ValueError):
     """A file that cannot be decoded; the message has its path and why."""
 
 
+def check_channels(channels: int) -> None:
+    """Raises ValueError unless images can have as many channels."""
+    if channels not in (1, 3):
+        raise ValueError(f"channels is {channels}; it is 1 (grey) or 3 (RGB)")
+
+
 @dataclass(frozen=True)
 class Decoder:
     """Decodes, resizes the shorter side to `side` and cuts the middle out.
@@ -35,8 +41,7 @@ class Decoder:
     def __post_init__(self) -> None:
         if self.side < 1:
             raise ValueError(f"side is {self.side} pixels; it is at least 1")
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels is {self.channels}; it is 1 (grey) or 3 (RGB)")
+        check_channels(self.channels)
 
     @cached_property
     def _transform(self) -> v2.Transform:

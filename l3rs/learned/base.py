@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,24 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from l3rs.learned.accumulators import State
 from l3rs.learned.batches import Batches
-from l3rs.learned.mlp import Rule
-
-
-class Member(NamedTuple):
-    """A parameter that is stepped now.
-
-    Attributes:
-        param: itself.
-        g, p: its gradient and its values, of the dtype of its state; a scalar as (1,).
-        state: what is remembered of it.
-        group: the parameter group it is in.
-    """
-
-    param: Tensor
-    g: Tensor
-    p: Tensor
-    state: State
-    group: dict[str, Any]
+from l3rs.learned.mlp import Member, Rule
 
 
 class LearnedRule(torch.optim.Optimizer):

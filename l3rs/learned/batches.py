@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from l3rs.kernels.elements import ElementsKernel, refused
-from l3rs.learned.mlp import MLP, Rule, direction
-
-if TYPE_CHECKING:
-    from l3rs.learned.base import Member
+from l3rs.learned.elements import ElementsKernel, refused
+from l3rs.learned.mlp import MLP, Member, Rule, direction
 
 TOGETHER = 1 << 20  # elements in a batch, unless one parameter has more; what a batch needs beside the state is freed before the next
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from l3rs.learned.accumulators import State, initial_state
-from l3rs.learned.base import LearnedRule, Member
+from l3rs.learned.base import LearnedRule
 from l3rs.learned.layout import jax_order
-from l3rs.learned.mlp import Rule
+from l3rs.learned.mlp import Member, Rule
 from l3rs.learned.theta import count, mlp, mlp_shapes, resolve
 
 HIDDEN = 8

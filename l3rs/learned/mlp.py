@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,23 @@ class MLP(NamedTuple):
         x = torch.relu(torch.addmm(self.b0[:, None], self.w0.T, x))
         x = torch.relu(torch.addmm(self.b1[:, None], self.w1.T, x))
         return torch.addmm(self.b2[:2, None], self.w2[:, :2].T, x)
+
+
+class Member(NamedTuple):
+    """A parameter that is stepped now.
+
+    Attributes:
+        param: itself.
+        g, p: its gradient and its values, of the dtype of its state; a scalar as (1,).
+        state: what is remembered of it.
+        group: the parameter group it is in.
+    """
+
+    param: Tensor
+    g: Tensor
+    p: Tensor
+    state: State
+    group: dict[str, Any]
 
 
 def pieces(e: Elements) -> Iterator[tuple[slice, Elements]]:

@@ -12,8 +12,8 @@ from torch.nn import functional
 from torch.optim.optimizer import ParamsT
 
 from l3rs.learned.accumulators import DECAYS, WIDTHS, State, initial_state
-from l3rs.learned.base import LearnedRule, Member
-from l3rs.learned.mlp import MLP, Rule
+from l3rs.learned.base import LearnedRule
+from l3rs.learned.mlp import MLP, Member, Rule
 from l3rs.learned.theta import Shapes, Theta, count, resolve
 
 HIDDEN = 32

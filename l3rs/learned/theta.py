@@ -17,9 +17,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from l3rs.checkpoint import SHIPPED_WEIGHTS, CheckpointError, locate
 from l3rs.learned.accumulators import WIDTHS
 from l3rs.learned.mlp import MLP
+from l3rs.schedules.find import SHIPPED_WEIGHTS, locate
+from l3rs.schedules.seal import CheckpointError
 
 Theta = Mapping[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]

@@ -14,8 +14,8 @@ from torch.nn import functional
 from torch.optim.optimizer import ParamsT
 
 from l3rs.learned.accumulators import State, initial_state
-from l3rs.learned.base import LearnedRule, Member
-from l3rs.learned.mlp import MLP, Rule
+from l3rs.learned.base import LearnedRule
+from l3rs.learned.mlp import MLP, Member, Rule
 from l3rs.learned.theta import Shapes, count, lstm_shapes, mlp, mlp_shapes, resolve
 
 RULE = Rule(rho=0.999, eps=1e-6, delta=1e-5, exponent=0.001, by_matrix=False)

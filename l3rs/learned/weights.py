@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,20 +9,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from l3rs.checkpoint import SCHEMA, CheckpointError
-from l3rs.hub import HubMixin
 from l3rs.learned import theta as meta
 from l3rs.learned.base import LearnedRule
 from l3rs.learned.celo2 import SHAPES, Celo2
 from l3rs.learned.small_fc import SHAPES as SMALL_FC
 from l3rs.learned.small_fc import MuLO, SmallFC, mup_groups
 from l3rs.learned.velo import Celo, VeLO
-from l3rs.seal import DAMAGED, intact, sealed
+from l3rs.schedules.learned import training_facts
+from l3rs.schedules.seal import CheckpointError, read_sealed, write_sealed
 
 CELO2_LR = 0.03
 Named = Iterable[tuple[str, nn.Parameter]]
@@ -67,7 +62,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 
 
 @dataclass(frozen=True, eq=False)
-class LearnedWeights(HubMixin):
+class LearnedWeights:
     """Meta-parameters of one of `KINDS`.
 
     Attributes:
@@ -76,6 +71,7 @@ class LearnedWeights(HubMixin):
         lr: multiplies the learned step. Celo2: its learning rate is lr / sqrt(K) [choice], and falls along a cosine.
         name: what it is called in messages.
         training: how it was meta-trained; free-form, for people.
+        source: the file that it was read from; None if it was made otherwise, by `dataclasses.replace` too.
     """
 
     kind: str
@@ -83,17 +79,47 @@ class LearnedWeights(HubMixin):
     lr: float = 1.0
     name: str = "unnamed"
     training: dict[str, Any] = field(default_factory=dict)
+    source: Path | None = field(default=None, init=False)
 
-    def build(self, theta: Tensor, named_parameters: Named, total_steps: int) -> LearnedRule:
-        """The optimizer that meta-parameters `theta` define, for a run of `total_steps` steps."""
-        return KINDS[self.kind].build(named_parameters, theta, total_steps, self.lr)
+    def facts(self) -> dict[str, str]:
+        """What tells it from others, for tables; what is not known is empty."""
+        return {"optimizer": self.kind, "fits": "any network", "directions": "", **training_facts(self)}
+
+    def settings(self) -> dict[str, Any]:
+        """Its optimizer, and the learning rate."""
+        return {"optimizer": self.kind, "lr": f"{self.lr:g}"}
+
+    def usage(self, given: str) -> tuple[str, ...]:
+        """Lines of Python that make the optimizer of it."""
+        return (
+            "from l3rs import learners",
+            "",
+            f'learned = learners.load("{given}")',
+            "optimizer = learners.build(learned, model.named_parameters(), total_steps=100)",
+        )
+
+    def write(self, path: str | Path) -> None:
+        """Writes meta-parameters by the names of the published code, and everything else as JSON in the metadata."""
+        about = {"kind": self.kind, "lr": self.lr, "name": self.name, "training": self.training}
+        write_sealed(path, about, meta.unflatten(self.theta, KINDS[self.kind].shapes))
 
     @classmethod
-    def _read(cls, path: Path) -> LearnedWeights:
-        return read(path)
-
-    def _write(self, path: Path) -> None:
-        save(self, path)
+    def read(cls, path: str | Path) -> LearnedWeights:
+        """Reads what `write` wrote. Raises CheckpointError for any other file."""
+        about, _ = read_sealed(path)
+        if "kind" not in about:
+            raise CheckpointError(f"{path} holds a schedule of L3RS, not weights of another learned optimizer; l3rs.load reads it")
+        try:
+            kind, lr, training = about["kind"], float(about["lr"]), about.get("training", {})
+            if not isinstance(kind, str) or not 0 < lr < math.inf or not isinstance(training, dict):
+                raise ValueError("kind, lr or training are not a name, a positive number and a mapping")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"{path} has l3rs metadata that this version cannot read: {error}") from None
+        if kind not in KINDS:
+            raise CheckpointError(f"{path} is of kind {kind!r}; this version of l3rs reads {', '.join(KINDS)}")
+        weights = cls(kind, meta.read(KINDS[kind].shapes, path), lr, str(about.get("name", Path(path).stem)), training)
+        object.__setattr__(weights, "source", Path(path))
+        return weights
 
 
 def starting_weights(kind: str, lr: float | None, name: str, seed: int, files: Sequence[str | Path] = ()) -> LearnedWeights:
@@ -108,45 +134,16 @@ def starting_weights(kind: str, lr: float | None, name: str, seed: int, files: S
     )
 
 
-def load(file: str | Path, kind: str) -> LearnedWeights:
+def load(given: str | Path, kind: str) -> LearnedWeights:
     """Weights of this kind: shipped, by name, or from a file that l3rs wrote or a published one. Raises CheckpointError."""
-    file = meta.place(file)
-    with contextlib.suppress(CheckpointError):
-        weights = read(file)
+    file = meta.place(given)
+    try:
+        weights = LearnedWeights.read(file)
         if weights.kind == kind:
             return weights
+    except CheckpointError:  # a published file, then, or none at all, which is said better below
+        pass
     return LearnedWeights(kind, meta.read(KINDS[kind].shapes, file), name=file.stem)
 
 
-def save(weights: LearnedWeights, path: str | Path) -> None:
-    """Writes meta-parameters by the names of the published code, and everything else as JSON in the metadata."""
-    about = {"schema": SCHEMA, "kind": weights.kind, "lr": weights.lr, "name": weights.name, "training": weights.training}
-    tensors = {name: t.contiguous().clone() for name, t in meta.unflatten(weights.theta, KINDS[weights.kind].shapes).items()}
-    save_file(tensors, path, metadata=sealed(about, tensors))
-
-
-def read(path: str | Path) -> LearnedWeights:
-    """Reads what `save` wrote. Raises CheckpointError for any other file."""
-    path = Path(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            about = json.loads(metadata["l3rs"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-        if not intact(metadata, tensors):
-            raise CheckpointError(f"{path} {DAMAGED}")
-        if "kind" not in about:
-            raise CheckpointError(f"{path} holds a schedule of L3RS, not weights of another learned optimizer; l3rs.load reads it")
-        kind, lr, schema, training = about["kind"], float(about["lr"]), about["schema"], about.get("training", {})
-        if not isinstance(kind, str) or not 0 < lr < math.inf or not isinstance(training, dict):
-            raise ValueError("kind, lr or training are not a name, a positive number and a mapping")
-    except CheckpointError:
-        raise
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a file of learned weights that l3rs wrote ({type(error).__name__}: {error})") from None
-    if schema != SCHEMA or kind not in KINDS:
-        raise CheckpointError(f"{path} has schema {schema} and kind {kind!r}; this version of l3rs reads {SCHEMA}, and {', '.join(KINDS)}")
-    return LearnedWeights(kind, meta.read(KINDS[kind].shapes, path), lr, str(about.get("name", path.stem)), training)
-
-
-__all__ = ["KINDS", "LearnedWeights", "load", "read", "save", "starting_weights"]
+__all__ = ["KINDS", "LearnedWeights", "load", "starting_weights"]

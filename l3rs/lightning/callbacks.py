@@ -16,8 +16,8 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from l3rs.layer_groups import head_inside, layer_groups
-from l3rs.optimizer import L3RS
+from l3rs.networks.layer_groups import head_inside, layer_groups
+from l3rs.optimizer.l3rs import L3RS
 from l3rs.plots import plot_decisions
 
 POINTS = 200  # of a picture's curves, at most about so many

@@ -17,12 +17,12 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l3rs.backbones import from_hub
-from l3rs.baselines import Recipe
-from l3rs.checkpoint import resolve
-from l3rs.networks import check_model, create, head_of
-from l3rs.optimizer import L3RS
-from l3rs.schedule import LearnedSchedule
+from l3rs.finetuning.baselines import Recipe
+from l3rs.networks.create import check_model, create, head_of
+from l3rs.networks.pretrained import from_hub
+from l3rs.optimizer.l3rs import L3RS
+from l3rs.schedules.find import resolve
+from l3rs.schedules.schedule import LearnedSchedule
 
 MakeOptimizer = Callable[[nn.Module, int], "torch.optim.Optimizer | Recipe"]
 
@@ -278,5 +278,5 @@ def _network(model: str | nn.Module, num_classes: int, pretrained: bool, in_chan
     except ValueError:  # not of timm: its head is not known
         return model
     if has != num_classes:
-        raise ValueError(f"the network's head has {has} classes, and num_classes is {num_classes}: see l3rs.networks.replace_head")
+        raise ValueError(f"the network's head has {has} classes, and num_classes is {num_classes}: see l3rs.networks.create.replace_head")
     return model

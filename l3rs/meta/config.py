@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
-from l3rs.config import L3RSConfig
-from l3rs.learned.weights import KINDS
-from l3rs.tasks import TaskConfig
-from l3rs.unroll import PRECISIONS
-from l3rs.workload import Workload
+import jsonargparse
 
-OPTIMIZERS = ("l3rs", *KINDS)
+from l3rs.controller.config import L3RSConfig
+from l3rs.finetuning.tasks import TaskConfig
+from l3rs.finetuning.unroll import PRECISIONS
+from l3rs.finetuning.workload import Workload
+from l3rs.learners import LEARNERS, Start
+
 DISTRIBUTIONS, OBJECTIVES, CENTER_OPTIMIZERS = ("uniform", "log-uniform"), ("final", "mean", "error"), ("adam", "sgd")
 
 
@@ -24,7 +27,7 @@ class NESConfig:
         population: candidates a generation, in antithetic pairs [choice].
         sigma: standard deviation of the noise at generation 0 [choice].
         hidden_noise: how strong noise and learning rate are on meta-parameters that do not lead from a described unit to the output, and on
-            all those of other optimizers than L3RS, see `l3rs.initial.noise_scale` [choice; a power of 2 rounds nothing].
+            all those of other optimizers than L3RS, see `l3rs.controller.initial.noise_scale` [choice; a power of 2 rounds nothing].
         sigma_half_life: generations in which it halves [paper: 500, for far longer runs].
         lr: learning rate of the centre at generation 0 [choice].
         lr_half_life: generations in which it halves [paper: 500].
@@ -57,10 +60,11 @@ class NESConfig:
 
 
 @dataclass(frozen=True)
-class MetaTrainConfig(Workload):
-    """One meta-training run: the fields of a `Workload`, by default the shipped network on Icons, and these.
+class MetaTrainConfig:
+    """One meta-training run.
 
     Attributes:
+        workload: the network and the images, by default the shipped network on Icons.
         name: of the schedule that comes out, and of its file; by default those of the split and of the model.
         generations: NES updates.
         optimizer: what is meta-trained: `l3rs`, or another learned optimizer.
@@ -84,6 +88,7 @@ class MetaTrainConfig(Workload):
         schedule, nes, task: see there.
     """
 
+    workload: Workload = field(default_factory=Workload)
     name: str = ""
     generations: int = 150
     optimizer: str = "l3rs"
@@ -108,17 +113,11 @@ class MetaTrainConfig(Workload):
     nes: NESConfig = field(default_factory=NESConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
 
-    @cached_property
-    def workload(self) -> Workload:
-        """The network and the images."""
-        return Workload.of(self)
-
     def __post_init__(self) -> None:
-        super().__post_init__()
         low, high = self.steps
         if not 1 <= low <= high:
             raise ValueError(f"steps is {list(self.steps)}; it is a range of at least 1, the smaller end first")
-        choices = {"optimizer": OPTIMIZERS, "steps_distribution": DISTRIBUTIONS, "objective": OBJECTIVES, "precision": PRECISIONS}
+        choices = {"optimizer": tuple(LEARNERS), "steps_distribution": DISTRIBUTIONS, "objective": OBJECTIVES, "precision": PRECISIONS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
@@ -134,12 +133,34 @@ class MetaTrainConfig(Workload):
             raise ValueError(f"validation_steps is {list(self.validation_steps)}; it is one or more numbers of at least 1")
         if "/" in self.name or "\\" in self.name:
             raise ValueError(f"name is {self.name!r}; a file is called after it, so it has no slash")
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise ValueError(f"lr is {self.lr}; it is positive and finite")
-        if self.optimizer == "l3rs" and (self.start or self.lr is not None):
-            raise ValueError("start and lr are of another optimizer than l3rs, whose start is `schedule`, and which has no learning rate")
-        if self.optimizer == "l3rs" and self.schedule.by_layer != self.specialist:
-            raise ValueError(
-                f"specialist is {self.specialist}, with schedule.embedding {self.schedule.embedding} and schedule.controller "
-                f"{self.schedule.controller}: a specialist has an embedding or is layerwise, and nothing else does"
-            )
+        LEARNERS[self.optimizer].check(self.beginning)
+
+    @classmethod
+    def of(cls, **values: Any) -> MetaTrainConfig:
+        """From flat values, as of a command line or a YAML file: the fields of the workload are beside the others."""
+        own = {f.name: values.pop(f.name) for f in fields(Workload) if f.name in values}
+        return cls(workload=Workload(**own), **values)
+
+    def flat(self) -> dict[str, Any]:
+        """Flat values again, as JSON has them."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        workload: dict[str, Any] = values.pop("workload")
+        return workload | values
+
+    @property
+    def beginning(self) -> Start:
+        """Where it starts."""
+        return Start(self.schedule, self.specialist, self.start, self.lr, self.nes.seed)
+
+
+def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    """Adds the settings of a run, those of its workload among them, for `MetaTrainConfig.of`."""
+    parser.add_class_arguments(Workload, as_group=False)
+    parser.add_class_arguments(MetaTrainConfig, as_group=False, skip={"workload"})
+
+
+def read_config(path: str | Path) -> MetaTrainConfig:
+    """The config in a YAML file, such as those of `configs/meta_train`."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    add_arguments(parser)
+    return MetaTrainConfig.of(**vars(parser.instantiate(parser.parse_path(str(path)))))

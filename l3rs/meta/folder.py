@@ -8,7 +8,6 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from l3rs import checkpoint
-from l3rs.checkpoint import CheckpointError
 from l3rs.files import read_json, replacing, write_atomically
-from l3rs.learned import weights
-from l3rs.learned.weights import LearnedWeights
+from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.nes import NES
-from l3rs.schedule import LearnedSchedule
+from l3rs.schedules.learned import Learned
+from l3rs.schedules.seal import CheckpointError
 
 CURVE = (
     "generation", "steps", "mean_loss", "best_loss", "spread", "diverged", "failed", "sigma", "lr", "validation_accuracy",
@@ -64,7 +61,7 @@ class RunFolder:
 
     def _take(self, file: Path) -> None:
         """Compares the config with that of the run that is here, if one is, and writes it."""
-        described = json.loads(json.dumps(asdict(self.config)))
+        described = self.config.flat()
         if file.exists():
             try:
                 before = _with_defaults(read_json(file))
@@ -149,18 +146,14 @@ class RunFolder:
         with self.writing(file):
             write_atomically(file, text.getvalue().encode())
 
-    def save_learned(self, learned: LearnedSchedule | LearnedWeights, file: Path) -> None:
+    def save_learned(self, learned: Learned, file: Path) -> None:
         """Writes a schedule, or the weights of another learned optimizer."""
         with self.writing(file), replacing(file) as temporary:
-            if isinstance(learned, LearnedSchedule):
-                checkpoint.save(learned, temporary)
-            else:
-                weights.save(learned, temporary)
+            learned.write(temporary)
 
     def theta(self, generation: int) -> Tensor:
         """The meta-parameters of a validated generation."""
-        read = checkpoint.read if self.config.optimizer == "l3rs" else weights.read
-        return read(self.theta_file(generation)).theta
+        return LEARNERS[self.config.optimizer].read(self.theta_file(generation)).theta
 
     def theta_file(self, generation: int) -> Path:
         """Where the schedule of a validated generation is kept."""
@@ -169,7 +162,7 @@ class RunFolder:
 
 def _with_defaults(before: Mapping[str, Any]) -> dict[str, Any]:
     """A config as it was written, and today's defaults of settings that there were not yet: they are what was done then."""
-    defaults: dict[str, Any] = json.loads(json.dumps(asdict(MetaTrainConfig())))
+    defaults = MetaTrainConfig().flat()
     return defaults | {k: defaults[k] | v if isinstance(defaults.get(k), dict) else v for k, v in before.items()}
 
 

@@ -13,14 +13,14 @@ import torch
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from torch import Tensor
 
-from l3rs.initial import noise_scale
+from l3rs.finetuning.tasks import TaskConfig
+from l3rs.finetuning.unroll import Report, unroll
+from l3rs.finetuning.workbench import Workbench, workbench
+from l3rs.finetuning.workload import Workload
+from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.nes import Problem
-from l3rs.schedule import LearnedOptimizer, LearnedSchedule
-from l3rs.tasks import TaskConfig
-from l3rs.unroll import Report, unroll
-from l3rs.workbench import Workbench, workbench
-from l3rs.workload import Workload
+from l3rs.schedules.learned import Learned
 
 REPLACEMENTS = 3  # times in a row that dead processes are replaced before the run is given up
 PATIENCE = 60.0  # seconds without a further process having started, after which those that have not are done without; five times that
@@ -34,14 +34,13 @@ class MetaTrainingError(RuntimeError):
     """Meta-training cannot go on: most candidates failed, or its processes die or find no place. What was done before is saved."""
 
 
-def fine_tune(
-    learned: LearnedOptimizer, theta: Tensor, bench: Workbench, purpose: str, seed: int, steps: int, precision: str = "float32"
-) -> Report:
+def fine_tune(learned: Learned, theta: Tensor, bench: Workbench, purpose: str, seed: int, steps: int, precision: str = "float32") -> Report:
     """One run of the schedule that `theta` defines, on the task of this seed over the classes of this purpose."""
     tasks = bench.tasks(purpose)
     task = tasks.draw(seed, steps)
     network = bench.network_for(task.head_seed)
-    return unroll(network, learned.build(theta, network.named_parameters(), steps), tasks.images, task, precision=precision)
+    optimizer = LEARNERS[learned.kind].build(learned, theta, network.named_parameters(), steps)
+    return unroll(network, optimizer, tasks.images, task, precision=precision)
 
 
 @lru_cache(maxsize=1)
@@ -67,20 +66,16 @@ class FineTuning(Problem):
         workers: processes to evaluate in; 1 is this one.
     """
 
-    def __init__(self, learned: LearnedOptimizer, config: MetaTrainConfig, workers: int = 1) -> None:
+    def __init__(self, learned: Learned, config: MetaTrainConfig, workers: int = 1) -> None:
         self.learned, self.config = learned, config
-        n, quiet = len(learned.theta), config.nes.hidden_noise
-        if isinstance(learned, LearnedSchedule):
-            self.scale = noise_scale(learned.config, learned.layers, quiet)
-        else:
-            self.scale = torch.full((n,), quiet)
+        self.scale = LEARNERS[learned.kind].noise_scale(learned, config.nes.hidden_noise)
         self.tasks: Tasks = ()  # of this generation
         self.replaced = 0  # times that processes were, so far
         self.met = ""  # the last error that a candidate met in this process, in this generation
         gpus = config.gpus_per_actor
         super().__init__(
             "min",
-            solution_length=n,
+            solution_length=len(learned.theta),
             initial_bounds=(-1.0, 1.0),
             dtype=torch.float32,
             eval_data_length=2,

@@ -11,7 +11,7 @@ import socket
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -20,31 +20,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from l3rs.initial import describe, initial_theta
-from l3rs.learned.weights import LearnedWeights, starting_weights
+from l3rs.finetuning.tasks import task_seed
+from l3rs.finetuning.workbench import workbench
+from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.folder import RunFolder
 from l3rs.meta.nes import NES
 from l3rs.meta.problem import FineTuning, MetaTrainingError, places
 from l3rs.meta.progress import Progress
 from l3rs.plots import plot_curve
-from l3rs.schedule import LearnedSchedule
-from l3rs.tasks import task_seed
-from l3rs.workbench import workbench
-
-Learned = LearnedSchedule | LearnedWeights
+from l3rs.schedules.learned import Learned
 
 
 def start(config: MetaTrainConfig) -> Learned:
     """What meta-training starts from. Raises CheckpointError where a file of published meta-parameters cannot be used."""
-    if config.optimizer != "l3rs":
-        name = config.name or f"{config.workload.class_split.name}-{config.optimizer}"
-        return starting_weights(config.optimizer, config.lr, name, config.nes.seed, config.start)
-    network = workbench(config.workload, config.task).network
-    layers = tuple(name for name, _ in network.named_parameters()) if config.specialist else ()
-    theta = initial_theta(config.schedule, layers, config.nes.seed, describe(network) if layers else None)
-    name = config.name or f"{config.workload.class_split.name}-{config.model}"
-    return LearnedSchedule(config.schedule, layers, theta, name)
+    default = config.workload.model if config.optimizer == "l3rs" else config.optimizer
+    name = config.name or f"{config.workload.class_split.name}-{default}"
+    return LEARNERS[config.optimizer].start(config.beginning, name, lambda: workbench(config.workload, config.task).network)
 
 
 def generation_tasks(config: MetaTrainConfig, generation: int) -> list[tuple[int, int]]:
@@ -199,7 +191,7 @@ def validated(folder: RunFolder, problem: FineTuning, learned: Learned, nes: NES
     """Validates the centre and keeps it as a schedule; gives its columns of the curve."""
     theta = nes.center * problem.scale
     accuracy, loss = meta_validate(problem, theta, range(config.validation_tasks))
-    folder.save_learned(replace(learned, theta=theta), folder.theta_file(nes.generation))
+    folder.save_learned(replace(cast(Any, learned), theta=theta), folder.theta_file(nes.generation))
     return {"validation_accuracy": round(accuracy, 6), "validation_loss": round(loss, 6)}
 
 
@@ -229,7 +221,7 @@ def choose(folder: RunFolder, problem: FineTuning, learned: Learned, config: Met
         "seconds": round(sum(float(r["seconds"]) for r in rows), 1),
         "workers": config.workers or problem.processes,
     }
-    chosen = replace(learned, theta=folder.theta(generation), training=training)
+    chosen: Learned = replace(cast(Any, learned), theta=folder.theta(generation), training=training)
     folder.save_learned(chosen, folder.path / f"{learned.name}.safetensors")
     with folder.writing(folder.path / "curve.png"):
         plot_curve(pd.read_csv(folder.path / "curve.csv"), folder.path / "curve.png", f"{learned.name}: meta-training")

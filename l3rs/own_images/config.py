@@ -13,11 +13,11 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from l3rs.backbones import SHIPPED
-from l3rs.baselines import BASELINES, Recipe, nearest_horizon, tuned_learning_rate, tuned_learning_rates
 from l3rs.data.transform import Transform
-from l3rs.networks import create, draw_head
-from l3rs.workload import WIDTH, Workload
+from l3rs.finetuning.baselines import BASELINES, Recipe, nearest_horizon, tuned_learning_rate, tuned_learning_rates
+from l3rs.finetuning.workload import WIDTH, Workload
+from l3rs.networks.create import create, draw_head
+from l3rs.networks.pretrained import SHIPPED
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -177,5 +177,5 @@ class OwnImagesConfig:
 
     @property
     def stage_width(self) -> int | None:
-        """As of `l3rs.networks.create`."""
+        """As of `l3rs.networks.create.create`."""
         return WIDTH if self.workload.shipped else self.width

@@ -19,8 +19,8 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from safetensors import SafetensorError
 from torch import nn
 
-from l3rs.classifier import FILE, Classifier, save
 from l3rs.files import replacing
+from l3rs.own_images.classifier import FILE, Classifier, save
 from l3rs.own_images.folder import write_csv
 
 

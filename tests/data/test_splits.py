@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l3rs.data.splits import PURPOSES, SHIPPED_SPLITS, ClassSplit, draw
-from l3rs.splitting import SHARES
+from l3rs.finetuning.splitting import SHARES
 
 NONE: dict[str, tuple[str, ...]] = dict.fromkeys(PURPOSES, ())
 ANIMALS = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")

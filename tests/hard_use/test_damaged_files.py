@@ -20,13 +20,16 @@ from conftest import random_schedule, small_network
 from safetensors.torch import load_file, save_file
 
 import l3rs
-from l3rs import backbones, checkpoint, classifier
-from l3rs.classifier import Classifier, ClassifierError
+from l3rs import learners
 from l3rs.data.splits import PURPOSES, ClassSplit
 from l3rs.data.transform import Transform
-from l3rs.errors import CheckpointError
-from l3rs.info import describe, find
+from l3rs.info import describe
 from l3rs.learned import weights
+from l3rs.learned.weights import LearnedWeights
+from l3rs.networks import pretrained as backbones
+from l3rs.own_images import classifier
+from l3rs.own_images.classifier import Classifier, ClassifierError
+from l3rs.schedules.seal import CheckpointError
 
 SECONDS = 10.0  # that a file may take at most, on a machine with other work; it takes a few milliseconds
 STRANGE: tuple[Any, ...] = (
@@ -68,7 +71,7 @@ def nothing_is_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def schedule(tmp_path: Path) -> Path:
-    checkpoint.save(random_schedule(small_network()), tmp_path / "schedule.safetensors")
+    random_schedule(small_network()).write(tmp_path / "schedule.safetensors")
     return tmp_path / "schedule.safetensors"
 
 
@@ -172,7 +175,7 @@ def test_a_schedule_with_strange_metadata(schedule: Path) -> None:
 
     def load(path: Path) -> None:
         learned = l3rs.load(path)
-        assert list(describe(find(path)))
+        assert list(describe(learners.load(path)))
         network = small_network()
         if all(name in dict(network.named_parameters()) for name in learned.layers):
             l3rs.L3RS(network.named_parameters(), 3, learned)
@@ -182,16 +185,16 @@ def test_a_schedule_with_strange_metadata(schedule: Path) -> None:
     for text in ("", "{", "[]", "7", "null", '"kind"', "[" * 100_000, '{"schema": 1}', '{"schema": {}}', "\ud83d"[:0] + "\x00"):
         schedule.write_bytes(with_metadata(copy, text))
         with pytest.raises(CheckpointError):
-            find(schedule)
+            learners.load(schedule)
 
 
 def test_weights_of_another_learned_optimizer_damaged(tmp_path: Path) -> None:
     file, copy = tmp_path / "w.safetensors", tmp_path / "copy.safetensors"
-    weights.save(weights.starting_weights("celo2-base", 0.03, "mine", seed=0), copy)
+    weights.starting_weights("celo2-base", 0.03, "mine", seed=0).write(copy)
     data = copy.read_bytes()
 
     def load(path: Path) -> None:
-        learned = weights.read(path)
+        learned = LearnedWeights.read(path)
         assert learned.theta.isfinite().all()
         assert learned.lr > 0
         assert list(describe(learned))
@@ -203,7 +206,7 @@ def test_weights_of_another_learned_optimizer_damaged(tmp_path: Path) -> None:
     assert found["refused"] > 40
     file.write_bytes(with_metadata(copy, "[" * 100_000))
     with pytest.raises(CheckpointError):
-        weights.read(file)
+        LearnedWeights.read(file)
 
 
 def test_a_saved_classifier_damaged(tmp_path: Path) -> None:
@@ -246,7 +249,7 @@ def test_weights_of_a_network_damaged(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "bomb.pt").write_bytes(pickle.dumps({"a": Bomb()}))
     with pytest.raises(backbones.WeightsError):
         backbones.read_weights(tmp_path / "bomb.pt")
-    for read in (l3rs.load, weights.read, classifier.load):
+    for read in (l3rs.load, LearnedWeights.read, classifier.load):
         with pytest.raises(ValueError):
             read(tmp_path / "bomb.pt")  # type: ignore[operator]
     assert "code was run" not in capsys.readouterr().out

@@ -15,12 +15,12 @@ import torch
 from conftest import noise, write_tree
 from filelock import FileLock
 
-from l3rs.classifier import Classifier, save
 from l3rs.cli import main
 from l3rs.data.transform import Transform
 from l3rs.data.trees import read_folder
-from l3rs.finetune import Results
-from l3rs.runs import FIELDS
+from l3rs.finetuning.compare import Results
+from l3rs.finetuning.runs import FIELDS
+from l3rs.own_images.classifier import Classifier, save
 
 TINY = ["--model", "resnet18", "--width", "2", "--side", "16", "--from-scratch", "--steps", "2", "--batch-size", "4", "--workers", "0"]
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import write_tree
 
 import l3rs.data.cache
-import l3rs.finetune
+import l3rs.finetuning.compare
 import l3rs.meta.train
 import l3rs.own_images.run
 from l3rs import cli
@@ -224,7 +224,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(root)
         for module, work in (
             (l3rs.meta.train, "run"),
-            (l3rs.finetune, "finetune"),
+            (l3rs.finetuning.compare, "finetune"),
             (l3rs.own_images.run, "_trained"),
             (l3rs.data.cache, "_decode_all"),
         ):

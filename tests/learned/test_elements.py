@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from l3rs.kernels.elements import ANYWHERE, CHUNK, IN_ORDER, PERIODIC, library, plan, refused, side
 from l3rs.learned import batches, celo2, small_fc, velo
 from l3rs.learned import mlp as learned_mlp
 from l3rs.learned.accumulators import State, initial_state
 from l3rs.learned.batches import Batches
+from l3rs.learned.elements import ANYWHERE, CHUNK, IN_ORDER, PERIODIC, library, plan, refused, side
 from l3rs.learned.layout import factored_axes, jax_order, matrix_axes
 from l3rs.learned.mlp import MLP, Rule
 from l3rs.learned.theta import count, mlp, mlp_shapes, random, unflatten

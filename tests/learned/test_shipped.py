@@ -10,18 +10,19 @@ import torch
 from conftest import small_network
 from torch import nn
 
-from l3rs.checkpoint import SHIPPED_WEIGHTS
+from l3rs import learners
 from l3rs.cli import main
-from l3rs.evaluation import fingerprint
+from l3rs.evaluation.cells import fingerprint
 from l3rs.learned import Celo2
-from l3rs.learned.weights import KINDS, LearnedWeights, load
+from l3rs.learned.weights import KINDS, load
+from l3rs.schedules.find import SHIPPED_WEIGHTS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.parametrize("name", SHIPPED_WEIGHTS)
 def test_they_go_by_their_name(name: str) -> None:
-    learned = LearnedWeights.from_pretrained(name)
+    learned = learners.load(name)
     assert learned.name == name
     assert learned.kind in KINDS
     assert learned.training["config"]["name"] == name
@@ -56,9 +57,9 @@ def test_the_pages_example_fine_tunes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_page_and_the_usual_recipe_are_one() -> None:
-    """`LearnedWeights.build`, which meta-training and evaluation use, has the learning rate that the page names."""
-    learned = LearnedWeights.from_pretrained("icons-celo2-base")
-    built = learned.build(learned.theta, small_network().named_parameters(), 25)
+    """`learners.build`, which meta-training and evaluation use, has the learning rate that the page names."""
+    learned = learners.load("icons-celo2-base")
+    built = learners.build(learned, small_network().named_parameters(), 25)
     assert built.param_groups[0]["lr"] == pytest.approx(0.03 / 5)
 
 

@@ -21,11 +21,12 @@ from test_goldens import LEAVES, arrays, errors, in_torch, parameters, trajector
 from test_theta import array, nested
 from torch import Tensor, nn
 
-from l3rs.checkpoint import CheckpointError
+from l3rs import learners
 from l3rs.learned import MuLO, SmallFC, mup_groups
 from l3rs.learned.small_fc import SHAPES, decays, network
 from l3rs.learned.theta import count, flatten, random, read, unflatten
 from l3rs.learned.weights import starting_weights
+from l3rs.schedules.seal import CheckpointError
 
 DRAWN = random(SHAPES, 0) + 0.05 * torch.randn(count(SHAPES), generator=torch.Generator().manual_seed(1))
 
@@ -150,7 +151,7 @@ def test_a_run_of_mulo_resumes_bit_equal() -> None:
 @pytest.mark.parametrize(("kind", "of"), [("small-fc", SmallFC), ("mulo", MuLO)])
 def test_weights_of_both_kinds_build_their_optimizer(kind: str, of: type[SmallFC]) -> None:
     learned, network = starting_weights(kind, None, "mine", seed=0), small_network()
-    optimizer = learned.build(learned.theta, network.named_parameters(), 10)
+    optimizer = learners.build(learned, network.named_parameters(), 10)
     assert type(optimizer) is of
     assert [group.get("hidden") for group in optimizer.param_groups] == ([True, False] if of is MuLO else [None])
     train(network, optimizer, range(1))

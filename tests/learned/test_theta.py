@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from l3rs.checkpoint import CheckpointError
 from l3rs.learned import Celo, Celo2, VeLO
 from l3rs.learned.accumulators import WIDTHS
 from l3rs.learned.celo2 import SHAPES
 from l3rs.learned.theta import MODULE, Shapes, count, flatten, mlp, random, read, unflatten
+from l3rs.schedules.seal import CheckpointError
 
 Tree = dict[str, Any]
 

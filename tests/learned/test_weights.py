@@ -10,13 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from l3rs.checkpoint import CheckpointError
-from l3rs.checkpoint import read as read_schedule
+from l3rs import learners
+from l3rs.finetuning.runs import Run, execute
 from l3rs.learned import theta as meta
-from l3rs.learned.base import LearnedRule
-from l3rs.learned.weights import KINDS, LearnedWeights, Named, load, read, save, starting_weights
-from l3rs.networks import resnet34
-from l3rs.runs import Run, execute
+from l3rs.learned.weights import KINDS, LearnedWeights, load, starting_weights
+from l3rs.learners import LEARNERS, Named
+from l3rs.networks.create import resnet34
+from l3rs.schedules.learned import Learned
+from l3rs.schedules.schedule import LearnedSchedule
+from l3rs.schedules.seal import CheckpointError
 
 
 @pytest.fixture
@@ -25,8 +27,8 @@ def base() -> LearnedWeights:
 
 
 def test_a_file_is_read_as_it_was_written(base: LearnedWeights, tmp_path: Path) -> None:
-    save(replace(base, training={"generation": 3}), tmp_path / "w.safetensors")
-    found = read(tmp_path / "w.safetensors")
+    replace(base, training={"generation": 3}).write(tmp_path / "w.safetensors")
+    found = LearnedWeights.read(tmp_path / "w.safetensors")
     assert torch.equal(found.theta, base.theta)
     assert (found.kind, found.lr, found.name, found.training) == ("celo2-base", 0.03, "mine", {"generation": 3})
     assert load(tmp_path / "w.safetensors", "celo2-base").lr == 0.03
@@ -35,24 +37,24 @@ def test_a_file_is_read_as_it_was_written(base: LearnedWeights, tmp_path: Path) 
 
 def test_other_files_are_refused(base: LearnedWeights, tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
-    save(base, file)
+    base.write(file)
     tensors = load_file(file)
     save_file(tensors, tmp_path / "bare.safetensors")
-    with pytest.raises(CheckpointError, match=r"bare\.safetensors is not a file of learned weights"):
-        read(tmp_path / "bare.safetensors")
+    with pytest.raises(CheckpointError, match=r"bare\.safetensors holds no l3rs metadata"):
+        LearnedWeights.read(tmp_path / "bare.safetensors")
     save_file(tensors, tmp_path / "kind.safetensors", metadata={"l3rs": '{"schema": 1, "kind": "adam", "lr": 1}'})
     with pytest.raises(CheckpointError, match=r"kind 'adam'.*velo, celo, celo2, celo2-base"):
-        read(tmp_path / "kind.safetensors")
+        LearnedWeights.read(tmp_path / "kind.safetensors")
     with pytest.raises(CheckpointError, match=r"w\.safetensors.*lacks lstm_init_state"):
         load(file, "celo")
     with pytest.raises(CheckpointError, match=r"w\.safetensors.*holds a celo2-base"):
-        read_schedule(file)
+        LearnedSchedule.read(file)
 
 
 @pytest.mark.parametrize(("steps", "first"), [(4, 0.01), (100, 0.002)])
 def test_celo2s_learning_rate_falls_with_the_horizon_and_along_a_cosine(base: LearnedWeights, steps: int, first: float) -> None:
     p = torch.nn.Parameter(torch.ones(3, 3))
-    optimizer = replace(base, lr=0.02).build(base.theta, [("p", p)], steps)
+    optimizer = learners.build(replace(base, lr=0.02), [("p", p)], steps)
     rates = []
     for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -65,16 +67,17 @@ def test_celo2s_learning_rate_falls_with_the_horizon_and_along_a_cosine(base: Le
 
 def test_a_run_with_the_head_alone_leaves_the_rest_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a run of all moves it; both evaluate at the end."""
-    save(starting_weights("celo2-base", 0.03, "mine", seed=0), tmp_path / "w.safetensors")
+    starting_weights("celo2-base", 0.03, "mine", seed=0).write(tmp_path / "w.safetensors")
     trained: list[set[str]] = []
-    original = LearnedWeights.build
+    learner = LEARNERS["celo2-base"]
+    original = learner.build
 
-    def build(self: LearnedWeights, theta: Tensor, named: Named, total_steps: int) -> LearnedRule:
+    def build(learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None) -> torch.optim.Optimizer:
         named = list(named)
         trained.append({name for name, _ in named})
-        return original(self, theta, named, total_steps)
+        return original(learned, theta, named, total_steps, lr)
 
-    monkeypatch.setattr(LearnedWeights, "build", build)
+    monkeypatch.setattr(learner, "build", build)
     for head_only in (False, True):
         report = execute(Run("cell", "celo2-base", 0.03, 2, 0, "meta-test", str(tmp_path / "w.safetensors"), head_only=head_only))
         assert set(report.accuracy) == {2}

@@ -24,9 +24,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from l3rs import L3RS
-from l3rs.layer_groups import layer_groups
 from l3rs.lightning import BatchNormMode, HeadThenAll, L3RSMixin, L3RSModule, L3RSMonitor
-from l3rs.networks import resnet34
+from l3rs.networks.create import resnet34
+from l3rs.networks.layer_groups import layer_groups
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]
 

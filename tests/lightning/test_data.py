@@ -17,7 +17,7 @@ from l3rs.data.transform import Transform
 from l3rs.data.trees import TreeError
 from l3rs.lightning import ImageFolderDataModule, L3RSModule
 from l3rs.lightning.data import Batches, find_broken
-from l3rs.networks import create
+from l3rs.networks.create import create
 
 SMALL = Transform(8, 10, 3, "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 QUIET = ("ignore:.*does not have many workers", "ignore:.*treespec", "ignore:.*exists and is not empty")

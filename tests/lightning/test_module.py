@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l3rs import L3RS
-from l3rs.baselines import Recipe
+from l3rs.finetuning.baselines import Recipe
 from l3rs.lightning import L3RSMixin, L3RSModule
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]
@@ -315,7 +315,7 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) ->
 
 
 def test_a_network_with_another_number_of_classes_is_refused() -> None:
-    from l3rs.backbones import pretrained
+    from l3rs.networks.pretrained import pretrained
 
     with pytest.raises(ValueError, match="head has 25 classes, and num_classes is 10"):
         L3RSModule(pretrained(25), 10)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,11 +16,11 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from l3rs.config import L3RSConfig
+from l3rs.controller.config import L3RSConfig
+from l3rs.finetuning.tasks import TaskConfig
 from l3rs.meta.config import MetaTrainConfig, NESConfig
 from l3rs.meta.nes import Problem
 from l3rs.meta.problem import FineTuning
-from l3rs.tasks import TaskConfig
 
 
 def quick(generations: int = 3, **changes: object) -> MetaTrainConfig:
@@ -44,7 +43,7 @@ def quick(generations: int = 3, **changes: object) -> MetaTrainConfig:
         "nes": NESConfig(population=4, sigma=0.1, lr=0.05),
         "task": TaskConfig(classes=5, batch_size=8, evaluation_size=20),
     }
-    return MetaTrainConfig(**(settings | changes))  # type: ignore[arg-type]
+    return MetaTrainConfig.of(**(settings | changes))  # type: ignore[arg-type]
 
 
 class Quadratic(Problem):
@@ -99,7 +98,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def arguments(config: MetaTrainConfig, out: Path) -> list[str]:
     """Those of `l3rs` that make a run of this config."""
     file = out.with_suffix(".yaml")
-    file.write_text(json.dumps(asdict(config)))  # JSON is YAML
+    file.write_text(json.dumps(config.flat()))  # JSON is YAML
     return ["meta-train", "--config", str(file), "--out", str(out)]
 
 

@@ -24,12 +24,12 @@ from small_runs import Told, bits, command, generations, quick, same, wait_for
 
 import l3rs.meta.problem
 import l3rs.meta.train
-from l3rs import checkpoint
+from l3rs.finetuning.unroll import Report
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.folder import last_generation
 from l3rs.meta.problem import FineTuning, MetaTrainingError
 from l3rs.meta.train import generation_tasks, meta_train, start
-from l3rs.unroll import Report
+from l3rs.schedules.schedule import LearnedSchedule
 
 LONG = 40  # generations, more than there is time for before the signal
 
@@ -131,8 +131,8 @@ def test_a_schedule_that_diverges_in_validation_is_not_kept(straight: Path, tmp_
     curve.loc["6", "validation_accuracy"] = "1.0"  # the best, on the first tasks; but it diverges on the others
     curve.to_csv(tmp_path / "curve.csv")
     file = tmp_path / "theta-00006.safetensors"
-    learned = checkpoint.read(file)
-    checkpoint.save(with_changes(learned, theta=learned.theta * float("nan")), file)
+    learned = LearnedSchedule.read(file)
+    with_changes(learned, theta=learned.theta * float("nan")).write(file)
     kept = meta_train(quick(6), tmp_path, progress=False).training
     assert set(kept["finalists"]) == {"6", "0"}
     assert kept["generation"] == 0

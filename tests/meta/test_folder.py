@@ -19,14 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from small_runs import Quadratic, arguments, bits, quick, same
 
-from l3rs import checkpoint
-from l3rs.checkpoint import CheckpointError
 from l3rs.cli import main
 from l3rs.files import write_atomically
 from l3rs.meta.config import NESConfig
 from l3rs.meta.folder import CURVE, RunFolder, last_generation
 from l3rs.meta.nes import NES
 from l3rs.meta.train import meta_train
+from l3rs.schedules import seal
+from l3rs.schedules.seal import CheckpointError
 
 FULL = Path("/dev/full")  # takes nothing: "No space left on device"
 full_disk = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
@@ -249,9 +249,9 @@ def test_a_schedule_that_cannot_be_written_costs_nothing_else(
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         write(tensors, path, metadata)
 
-    write = checkpoint.save_file
+    write = seal.save_file
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", save_file)
+        patch.setattr(seal, "save_file", save_file)
         expected = f"{name}.safetensors could not be written (I/O error: No space left on device (os error 28)); everything up to"
         with pytest.raises(CheckpointError, match=re.escape(f"{expected} generation {saved} is saved")):
             meta_train(quick(), tmp_path, progress=False)

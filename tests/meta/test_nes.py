@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_runs import Quadratic
 
-from l3rs.config import L3RSConfig
+from l3rs.controller.config import L3RSConfig
 from l3rs.meta.config import MetaTrainConfig, NESConfig
 from l3rs.meta.nes import NES
 

@@ -11,20 +11,20 @@ import torch
 from safetensors.torch import save_file
 from small_runs import bits, quick, same
 
-from l3rs.checkpoint import CheckpointError
 from l3rs.learned import theta as meta
 from l3rs.learned.celo2 import SHAPES
-from l3rs.learned.weights import read
+from l3rs.learned.weights import LearnedWeights
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.train import meta_train
+from l3rs.schedules.seal import CheckpointError
 
 
 @pytest.mark.parametrize(("optimizer", "changes"), [("celo2-base", {}), ("celo", {"lr": 0.5})])
 def test_they_are_meta_trained_like_l3rs_and_resume_to_the_same_bits(optimizer: str, changes: dict[str, object], tmp_path: Path) -> None:
     config = quick(2, optimizer=optimizer, name="other", **changes)
     chosen = meta_train(config, tmp_path / "straight", progress=False)
-    assert torch.equal(read(tmp_path / "straight" / "other.safetensors").theta, chosen.theta)
-    start, end = (read(tmp_path / "straight" / f"theta-0000{generation}.safetensors").theta for generation in (0, 2))
+    assert torch.equal(LearnedWeights.read(tmp_path / "straight" / "other.safetensors").theta, chosen.theta)
+    start, end = (LearnedWeights.read(tmp_path / "straight" / f"theta-0000{generation}.safetensors").theta for generation in (0, 2))
     assert not torch.equal(start, end)
     meta_train(replace(config, generations=1), tmp_path / "halves", progress=False)
     meta_train(config, tmp_path / "halves", progress=False)
@@ -37,7 +37,7 @@ def test_meta_training_starts_from_published_files(tmp_path: Path) -> None:
     save_file({name: t.contiguous() for name, t in meta.unflatten(theta, SHAPES).items()}, tmp_path / "published.safetensors")
     config = quick(1, optimizer="celo2", lr=0.03, start=(str(tmp_path / "published.safetensors"),))
     meta_train(config, tmp_path / "run", progress=False)
-    assert torch.equal(read(tmp_path / "run" / "theta-00000.safetensors").theta, theta)
+    assert torch.equal(LearnedWeights.read(tmp_path / "run" / "theta-00000.safetensors").theta, theta)
     with pytest.raises(CheckpointError, match=r"nowhere\.state is not a file"):
         meta_train(replace(config, start=("nowhere.state",)), tmp_path / "other", progress=False)
 

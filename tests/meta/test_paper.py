@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from l3rs.checkpoint import load
 from l3rs.cli import main
+from l3rs.controller.initial import initial_theta
 from l3rs.data.splits import ClassSplit
-from l3rs.initial import initial_theta
 from l3rs.learned import VeLO, weights
-from l3rs.networks import create
-from l3rs.schedule import LearnedSchedule
+from l3rs.networks.create import create
+from l3rs.schedules.find import load
+from l3rs.schedules.schedule import LearnedSchedule
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -14,15 +14,15 @@ import ray
 import torch
 from small_runs import bits, quick, same
 
-from l3rs.checkpoint import read
-from l3rs.config import L3RSConfig
+from l3rs.controller.config import L3RSConfig
+from l3rs.finetuning.tasks import TaskConfig
+from l3rs.finetuning.workbench import workbench
+from l3rs.finetuning.workload import Workload
 from l3rs.meta.config import MetaTrainConfig, NESConfig
 from l3rs.meta.problem import FineTuning, fine_tune, remote_bench
 from l3rs.meta.train import generation_tasks, meta_train, start
+from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.stats import mean_interval
-from l3rs.tasks import TaskConfig
-from l3rs.workbench import workbench
-from l3rs.workload import Workload
 
 TASK = TaskConfig(classes=5, batch_size=16, evaluation_size=40)
 
@@ -44,7 +44,7 @@ def tiny(generations: int, **changes: object) -> MetaTrainConfig:
         "nes": NESConfig(population=8, sigma=0.1, lr=0.05),
         "task": TASK,
     }
-    return MetaTrainConfig(**(settings | changes))  # type: ignore[arg-type]
+    return MetaTrainConfig.of(**(settings | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_held_out_loss_falls_beyond_noise(tmp_path: Path) -> None:
     """Paired over 12 meta-validation tasks that had no part in it, the 95% interval of the change lies below 0."""
     config = tiny(6)
     meta_train(config, tmp_path, progress=False)
-    learned = read(tmp_path / "theta-00006.safetensors")
+    learned = LearnedSchedule.read(tmp_path / "theta-00006.safetensors")
     before, bench = start(config), workbench(config.workload, TASK)
     changes = [
         fine_tune(learned, learned.theta, bench, "meta-validation", seed, 5).loss[5]
@@ -82,8 +82,8 @@ def test_the_best_finalist_is_kept(tmp_path: Path) -> None:
     assert len(finals) == 2
     assert set(map(int, finals)) <= set(curve.generation)
     assert finals[str(generation)][1] == min(loss for _, loss in finals.values())
-    assert torch.equal(read(tmp_path / f"theta-{generation:05d}.safetensors").theta, kept.theta)
-    assert torch.equal(read(tmp_path / "tiny.safetensors").theta, kept.theta)
+    assert torch.equal(LearnedSchedule.read(tmp_path / f"theta-{generation:05d}.safetensors").theta, kept.theta)
+    assert torch.equal(LearnedSchedule.read(tmp_path / "tiny.safetensors").theta, kept.theta)
     assert (tmp_path / "curve.png").exists()
 
 

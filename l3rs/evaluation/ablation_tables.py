@@ -1,0 +1,137 @@
+"""From the rows of `l3rs.evaluation.study` to tables: settings of meta-training, and what the difference between them is worth.
+
+A difference between two meta-trainings has two noises: the tasks that both were measured on, and the luck of each meta-training, which only
+other seeds show. A difference that both together explain is called noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from l3rs.evaluation.pages import MISSING
+from l3rs.evaluation.tables import WORST, number
+
+START = "the start"
+
+
+def with_start(rows: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """The rows, and what a setting is before any generation as one more setting, `START`: one seed, as luck has no part in it."""
+    before = rows[(rows.setting == setting) & (rows.generation == 0)]
+    whole: pd.DataFrame = pd.concat([rows, before[before.meta_seed == before.meta_seed.min()].assign(setting=START)], ignore_index=True)
+    return whole
+
+
+def at_the_end(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The rows after meta-training, with a column `value`; a run that diverged has the worst."""
+    ends = rows[(rows.generation > 0) | (rows.setting == START)]
+    return ends.assign(value=ends[measure].fillna(WORST[measure]))
+
+
+def ablation(rows: pd.DataFrame, variants: Mapping[str, str], horizons: Sequence[int], measure: str) -> pd.DataFrame:
+    """A line a variant: mean and standard deviation over tasks at the end of its meta-training, its seeds averaged task by task.
+
+    Args:
+        rows: of `evaluate/ablations.py`.
+        variants: what their rows call them, by what the table does.
+    """
+    values = at_the_end(rows, measure)
+
+    def entry(setting: str, horizon: int) -> str:
+        x = values[(values.setting == setting) & (values.steps == horizon)].groupby("task").value.mean()
+        return MISSING if x.empty else number(x.mean()) + (f" ± {x.std():.3f}" if len(x) > 1 and math.isfinite(x.max()) else "")
+
+    def seeds(setting: str) -> str:
+        mine = values[values.setting == setting]
+        return f"{mine.meta_seed.nunique()}, {mine.task.nunique()}" if len(mine) else MISSING
+
+    lines = [[*(entry(setting, h) for h in horizons), seeds(setting)] for setting in variants.values()]
+    return pd.DataFrame(lines, pd.Index(variants, name="variant"), [*(f"{h} steps" for h in horizons), "seeds, tasks"], dtype=object)
+
+
+class Contrast(NamedTuple):
+    """How much better a setting is than the reference, in points of accuracy or in loss, with a 95% interval; NaN where it has none."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def seed_variance(values: pd.DataFrame) -> tuple[float, int]:
+    """The variance between the means of meta-training seeds, pooled over the settings that have several, and its degrees of freedom.
+
+    A seed of which a run has an infinite loss is left out.
+    """
+    means = values.groupby(["setting", "meta_seed"]).value.mean()
+    by_setting = means[np.isfinite(means)].groupby("setting")
+    freedom = int((by_setting.size() - 1).sum())
+    return (float((by_setting.var() * (by_setting.size() - 1)).sum() / freedom) if freedom else math.nan), freedom
+
+
+def contrasts(rows: pd.DataFrame, reference: str, measure: str) -> dict[tuple[str, int], Contrast]:
+    """Every setting against the reference by (setting, horizon), better being positive.
+
+    The mean is that of the differences on the tasks that both have, the seeds of each averaged task by task. Its variance is theirs over
+    their number, and the variance between meta-training seeds, pooled over all settings that have several, once for each side and over
+    its number of seeds; the interval is Student's, with the degrees of freedom of Welch and Satterthwaite (Satterthwaite 1946, doi
+    10.2307/3002019). Where no setting has two seeds, or a run has diverged, there is no interval.
+
+    Args:
+        rows: with the columns of `l3rs.evaluation.study`.
+        reference: the name of a setting.
+        measure: `accuracy` or `loss`.
+    """
+    scale = 100 if measure == "accuracy" else -1
+    found = {}
+    ends = at_the_end(rows, measure)
+    for horizon in sorted(ends.steps.unique()):
+        values = ends[ends.steps == horizon]
+        variance, freedom = seed_variance(values)
+        tasks = values.pivot_table(index="task", columns="setting", values="value", aggfunc="mean")
+        seeds = values.groupby("setting").meta_seed.nunique()
+        for setting in tasks.columns.drop(reference, errors="ignore") if reference in tasks else ():
+            gaps = scale * (tasks[setting] - tasks[reference]).dropna()
+            if gaps.empty:
+                continue
+            mean, half = float(gaps.mean()), math.nan
+            if freedom and len(gaps) > 1 and math.isfinite(mean):
+                of_tasks, of_seeds = gaps.var() / len(gaps), scale**2 * variance * (1 / seeds[setting] + 1 / seeds[reference])
+                half = _half_width((of_tasks, len(gaps) - 1), (of_seeds, freedom))
+            found[str(setting), int(horizon)] = Contrast(mean, mean - half, mean + half)
+    return found
+
+
+def _half_width(*parts: tuple[float, int]) -> float:
+    """Of the 95% interval, from variances that add and the degrees of freedom that each was estimated with."""
+    total = sum(variance for variance, _ in parts)
+    freedom = total**2 / sum(variance**2 / n for variance, n in parts) if total else 1.0
+    return float(student.ppf(0.975, freedom) * math.sqrt(total))
+
+
+def contrast_table(found: Mapping[tuple[str, int], Contrast], variants: Mapping[str, str], measure: str) -> pd.DataFrame:
+    """A line a variant of what `contrasts` found: the differences with their intervals, and what they say."""
+    digits = 1 if measure == "accuracy" else 3
+    horizons = sorted({horizon for _, horizon in found})
+
+    def text(c: Contrast | None) -> str:
+        if c is None:
+            return MISSING
+        if not math.isfinite(c.mean):
+            return "diverged"
+        return f"{c.mean:+.{digits}f}" + ("" if math.isnan(c.low) else f" ({c.low:+.{digits}f} to {c.high:+.{digits}f})")
+
+    def verdict(setting: str) -> str:
+        here = {h: found[setting, h] for h in horizons if (setting, h) in found}
+        if not here or any(math.isnan(c.low) for c in here.values()):
+            return MISSING
+        words = {"better": [h for h, c in here.items() if c.low > 0], "worse": [h for h, c in here.items() if c.high < 0]}
+        said = [f"{word} at {', '.join(map(str, where))}" for word, where in words.items() if where]
+        return "; ".join(said) or "within the noise"
+
+    lines = [[*(text(found.get((s, h))) for h in horizons), verdict(s)] for s in variants.values()]
+    return pd.DataFrame(lines, pd.Index(variants, name="variant"), [*(f"{h} steps" for h in horizons), "verdict"], dtype=object)

@@ -1,0 +1,97 @@
+"""Making a class split of one's own from a folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from l3rs.data.splits import PURPOSES, ClassSplit, draw
+from l3rs.data.trees import ImageTree, read_tree
+from l3rs.finetuning.tasks import TaskConfig, check_sizes
+
+SHARES = {"pretrain": 0.0, "meta-train": 0.5, "meta-validation": 0.2, "meta-test": 0.3}
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How to divide the classes of a folder.
+
+    Attributes:
+        folder: of the images, as `l3rs.data.trees.read_folder` takes it.
+        out: the JSON file to write.
+        name: of the split; None is the folder's.
+        seed: of the draw.
+        shares: purpose to a share of all classes, a number of classes, or their ids.
+        task: the size of the tasks to come; there must be enough classes and images for any of them.
+    """
+
+    folder: Path
+    out: Path
+    name: str | None = None
+    seed: int = 0
+    shares: Mapping[str, float | Sequence[str]] = field(default_factory=lambda: dict(SHARES))
+    task: TaskConfig = field(default_factory=TaskConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"--seed is {self.seed}; it is at least 0")
+
+
+def wanted(purpose: str, words: Sequence[str]) -> float | tuple[str, ...]:
+    """What a purpose asks for on the command line: a share or a number of classes, class ids, or `@FILE` with one id a line.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if len(words) == 1 and words[0].startswith("@"):
+        try:
+            lines = Path(words[0][1:]).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ValueError(f"--{purpose} is {words[0]}, and that file cannot be read ({why})") from None
+        return tuple(line.strip() for line in lines if line.strip())
+    if len(words) == 1:
+        try:
+            return float(words[0])
+        except ValueError:
+            pass
+    return tuple(words)
+
+
+def make_split(config: SplitConfig) -> tuple[ClassSplit, ImageTree]:
+    """Draws the split, checks it, and writes it.
+
+    Raises:
+        ValueError: the folder holds no classes, the shares ask for more than there is, a purpose has too few classes for a task, or
+            classes have too few images; the message names them.
+    """
+    tree = read_tree("folder", config.folder, config.seed)
+    classes = draw(tree.classes, config.shares, config.seed)
+    split = ClassSplit("folder", config.seed, classes, config.name or config.folder.resolve().name)
+    counts = tree.counts()
+    for purpose in PURPOSES[1:]:
+        check_sizes({c: counts[c] for c in classes[purpose]}, config.task, f"{purpose} of {split.name}")
+    empty = [c for c in classes["pretrain"] if not counts[c][0]]
+    if empty:
+        raise ValueError(f"class {empty[0]!r} of pretrain has no train images")
+    try:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        split.write(config.out)
+    except OSError as error:
+        raise ValueError(f"{config.out} cannot be written ({error.strerror})") from None
+    return split, tree
+
+
+def as_table(split: ClassSplit, tree: ImageTree) -> str:
+    """The classes with their images on either side, by purpose, and the sums."""
+    counts = tree.counts()
+    width = max((len(c) for c in tree.classes), default=5)
+    lines = [f"{'class':<{width}}  {'train':>7}  {'validation':>10}"]
+    for purpose in PURPOSES:
+        ids = split.classes[purpose]
+        train, held_out = (sum(counts[c][side] for c in ids) for side in (0, 1))
+        lines += ["", f"{purpose}: {len(ids)} classes, {train} train and {held_out} validation images"]
+        lines += [f"{c:<{width}}  {counts[c][0]:>7}  {counts[c][1]:>10}" for c in ids]
+    left = len(tree.classes) - sum(map(len, split.classes.values()))
+    return "\n".join([*lines, "", f"left out: {left} classes"] if left else lines)

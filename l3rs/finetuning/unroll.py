@@ -1,0 +1,147 @@
+"""Fine-tune a network on a task with any optimizer, and report. Meta-training and evaluation both go through here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import update_bn
+
+from l3rs.data.images import ImageSet
+from l3rs.finetuning.tasks import Task
+
+PRECISIONS = ("float32", "bfloat16")
+REFRESH = 20  # batches; running statistics with BatchNorm's momentum of 0.1 are as noisy as an average over 19
+
+
+@dataclass
+class Report:
+    """What happened in one run.
+
+    Attributes:
+        train_losses: cross entropy of each training batch, before its step.
+        accuracy, loss: on the evaluation batch, by the number of steps taken. NaN after a run has diverged.
+        seconds: wall-clock time of the run.
+        peak_mib: the most memory in use, where it was measured.
+    """
+
+    train_losses: list[float] = field(default_factory=list)
+    accuracy: dict[int, float] = field(default_factory=dict)
+    loss: dict[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_mib: float = math.nan
+
+
+def evaluate(network: nn.Module, inputs: Tensor, labels: Tensor, precision: str = "float32") -> tuple[float, float]:
+    """Accuracy and cross entropy with BatchNorm's running statistics; the network is left in train mode."""
+    network.eval()
+    with torch.no_grad(), _autocast(inputs.device, precision):
+        logits = network(inputs).float()
+    network.train()
+    return (logits.argmax(1) == labels).float().mean().item(), F.cross_entropy(logits, labels).item()
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@runtime_checkable
+class ScheduleFree(Protocol):
+    """An optimizer that trains at one point and is to be evaluated at another, an average of its weights."""
+
+    def train(self) -> None:
+        """Puts the weights where it trains."""
+
+    def eval(self) -> None:
+        """Puts the weights to their average."""
+
+
+@contextmanager
+def where_evaluated(
+    network: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Tensor], refresh: bool = False
+) -> Iterator[None]:
+    """The network as it is to be evaluated; afterwards it is as it was, to the bit.
+
+    With a schedule-free optimizer that is at the average of its weights. There, or with `refresh`, BatchNorm has the mean statistics of
+    `batches`, inputs, in the place of running ones, which lag behind the weights.
+    """
+    average = isinstance(optimizer, ScheduleFree) and bool(optimizer.state)  # before the first step there is none
+    if not (average or refresh):
+        yield
+        return
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    if average:
+        optimizer.eval()  # type: ignore[attr-defined]
+    update_bn(batches, network)
+    yield
+    if average:
+        optimizer.train()  # type: ignore[attr-defined]
+    network.load_state_dict(before)  # going to the average and back rounds
+
+
+def unroll(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: ImageSet,
+    task: Task,
+    scheduler: LRScheduler | None = None,
+    evaluate_at: Collection[int] = (),
+    precision: str = "float32",
+    refresh: bool = False,
+) -> Report:
+    """Fine-tunes `network`, in place, where it is, on all batches of `task`, BatchNorm in train mode.
+
+    The optimizer gets the loss through a closure, as any optimizer may. A run whose loss is not finite stops there; what is
+    still to be evaluated is NaN. A schedule-free optimizer is evaluated at the average of its weights, with the BatchNorm statistics of
+    the last `REFRESH` training batches there; the network is left where it trains.
+
+    Args:
+        evaluate_at: after how many steps to evaluate, besides the end. 0 is before the first.
+        precision: of forward and backward pass: `float32`, or `bfloat16`, autocast.
+        refresh: whether BatchNorm gets those statistics before each evaluation with any optimizer; the run itself is the same.
+    """
+    started = time.perf_counter()
+    report = Report()
+    wanted = {s for s in evaluate_at if s <= len(task.batches)} | {len(task.batches)}
+    device = next(network.parameters()).device
+    held_out, held_out_labels = (t.to(device) for t in task.held_out(images))
+
+    def record(step: int) -> None:
+        if step in wanted:
+            seen = (task.batch(images, i)[0].to(device) for i in range(max(0, step - REFRESH), step))
+            with _autocast(device, precision), where_evaluated(network, optimizer, seen, refresh and step > 0):
+                report.accuracy[step], report.loss[step] = evaluate(network, held_out, held_out_labels, precision)
+
+    # torch annotates closures as giving floats; they give, and `step` returns, the loss as a tensor
+    step_with = cast("Callable[[Callable[[], Tensor]], Tensor]", optimizer.step)
+    network.train()
+    record(0)
+    for step in range(1, len(task.batches) + 1):
+        inputs, targets = (t.to(device, non_blocking=True) for t in task.batch(images, step - 1))
+
+        def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+            optimizer.zero_grad()
+            with _autocast(device, precision):
+                loss = F.cross_entropy(network(inputs), targets)
+            loss.backward()
+            return loss
+
+        loss = float(step_with(closure).item())
+        report.train_losses.append(loss)
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            break
+        if scheduler is not None:
+            scheduler.step()
+        record(step)
+    for step in wanted - report.loss.keys():
+        report.accuracy[step] = report.loss[step] = float("nan")
+    report.seconds = time.perf_counter() - started
+    return report

@@ -1,0 +1,208 @@
+"""A workload: what is fine-tuned on what."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config
+from timm.models import get_pretrained_cfg
+from torch import nn
+
+from l3rs.data import cache
+from l3rs.data.decode import Decoder, check_channels
+from l3rs.data.embedded import load_embedded, read_split
+from l3rs.data.images import ImageSet
+from l3rs.data.splits import ClassSplit
+from l3rs.data.trees import ImageTree, read_tree
+from l3rs.finetuning.tasks import TaskConfig, check_sizes
+from l3rs.networks.create import check_model, create, initialize
+from l3rs.networks.pretrained import SHIPPED, from_hub, load
+
+EMBEDDED = ("icons", "glyphs")
+CROP = 224 / 256  # what a network sees of a stored image's side, unless timm's data config of the model says otherwise
+WIDTH = 16  # of the shipped networks
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A pretrained network, and the classes that it is fine-tuned on.
+
+    Attributes:
+        split: `icons` or `glyphs`, which are embedded; `imagenet25-0` or another shipped class split; or the JSON file of one.
+        data: for a split whose images are not embedded, their folder.
+        side: height and width, in pixels, of what the network sees; None is what timm's data config says, 224 for ResNets.
+        channels: 3, colour, or 1, grey.
+        augment: whether training images are cut out and mirrored at random.
+        skip_broken: whether images that cannot be decoded are left out.
+        cache: folder for decoded images; None is `$L3RS_CACHE`, or `~/.cache/l3rs`.
+        model: its name in timm.
+        width: channels of the first stage, for `resnet18` and `resnet34`; None is timm's own, and that of the shipped networks for these.
+        weights: `icons` or `glyphs`, which are shipped, or a file; None is the shipped network of an embedded split, else timm's weights.
+        from_scratch: whether the network starts at random instead, anew for each task.
+
+    Raises:
+        ValueError: values that are wrong, or do not go together; the message says which.
+    """
+
+    split: str = "icons"
+    data: str | None = None
+    side: int | None = None
+    channels: int = 3
+    augment: bool = True
+    skip_broken: bool = False
+    cache: str | None = None
+    model: str = "resnet34"
+    width: int | None = None
+    weights: str | None = None
+    from_scratch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.embedded and self.data is not None:
+            raise ValueError(f"data is {self.data}, and the split {self.split} is embedded; with data it is the JSON file of a class split")
+        if self.embedded and self.side not in (None, 32):
+            raise ValueError(f"side is {self.side}, and the images of {self.split} have 32 pixels; leave it out")
+        if not self.embedded and self.data is None:
+            raise ValueError(f"the split {self.split} needs data, the folder of its images; embedded splits are {', '.join(EMBEDDED)}")
+        if self.from_scratch and self.weights is not None:
+            raise ValueError(f"weights is {self.weights}, and from_scratch is set; choose one")
+        if self.weights in SHIPPED and (self.model != "resnet34" or self.width not in (None, WIDTH)):
+            other = self.model if self.width is None else f"{self.model} at width {self.width}"
+            raise ValueError(f"the shipped weights {self.weights} are of resnet34 at width {WIDTH}, and model is {other}")
+        if self.from_hub and self.width is not None:
+            raise ValueError(
+                f"width is {self.width}, and pretrained weights are of timm's own width: give weights, or from_scratch, or leave it out"
+            )
+        if self.side is not None and self.side < 1:
+            raise ValueError(f"side is {self.side} pixels; it is at least 1")
+        check_model(self.model, self.width)
+        check_channels(self.channels)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the images are shipped with the package."""
+        return self.split in EMBEDDED
+
+    @property
+    def shipped(self) -> str | None:
+        """Which of the shipped networks it is, if it is one."""
+        if self.weights in SHIPPED:
+            return self.weights
+        default = self.embedded and self.weights is None and not self.from_scratch and self.model == "resnet34"
+        return self.split if default and self.width in (None, WIDTH) else None
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the weights are timm's."""
+        return self.weights is None and not self.from_scratch and self.shipped is None
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of what the network sees."""
+        return 1 if self.embedded else self.channels
+
+    @cached_property
+    def _data_config(self) -> dict[str, object]:
+        """How timm says that images are made for the model."""
+        known = get_pretrained_cfg(self.model)
+        config: dict[str, object] = resolve_data_config(pretrained_cfg=known.to_dict() if known else {"input_size": (3, 224, 224)})
+        return config if self.from_hub else config | {"crop_pct": CROP, "interpolation": "bilinear"}
+
+    @cached_property
+    def _seen(self) -> int:
+        """Height and width of what the network sees."""
+        size = self._data_config["input_size"]
+        return self.side or int(size[-1])  # type: ignore[index]
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """How image files are decoded: with a margin around what the network sees, if training images are augmented."""
+        share = float(self._data_config["crop_pct"]) if self.augment else 1.0  # type: ignore[arg-type]
+        return Decoder(round(self._seen / share), self.channels, str(self._data_config["interpolation"]))
+
+    @cached_property
+    def class_split(self) -> ClassSplit:
+        """The classes by purpose. Raises ValueError where the file is no class split."""
+        return read_split(self.split) if self.embedded else ClassSplit.find(self.split)
+
+    def tree(self, purpose: str) -> ImageTree:
+        """The image files of a purpose's classes.
+
+        Raises:
+            ValueError: the folder holds no images in a known layout, or lacks classes of the split.
+        """
+        split, classes = self.class_split, self.class_split.classes[purpose]
+        tree = read_tree(split.dataset, str(self.data), split.seed, classes)
+        split.check([c for c, (train, held_out) in tree.counts().items() if train or held_out], f"the folder {self.data}", (purpose,))
+        return tree
+
+    def cache_folder(self, purpose: str) -> Path:
+        """Where the decoded images of a purpose are: a function of the folder they are from, their classes, and how they are decoded."""
+        split = self.class_split
+        made_of = (str(Path(str(self.data)).resolve()), split.classes[purpose], split.dataset, split.seed, asdict(self.decoder))
+        key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8]
+        root = Path(self.cache or os.environ.get("L3RS_CACHE") or "~/.cache/l3rs").expanduser()
+        return root / f"{split.name}-{purpose}-{self.decoder.side}px-{key}"
+
+    def prepare(self, purposes: Collection[str], task: TaskConfig | None = None, progress: bool = True) -> None:
+        """Decodes the images of these purposes, unless that is done or they are embedded.
+
+        Args:
+            task: the size of tasks that must be possible; None asks for nothing.
+
+        Raises:
+            ValueError: what `tree`, `check_sizes` and `l3rs.data.cache.build` raise.
+        """
+        split = self.class_split
+        empty = [p for p in purposes if task is not None and not split.classes[p]]
+        if empty:
+            raise ValueError(f"the split {split.name} has no {empty[0]} classes")
+        trees = {} if self.embedded else {p: self.tree(p) for p in purposes}
+        for purpose, tree in trees.items():  # all are checked before the first is decoded
+            if task is not None:
+                check_sizes(tree.counts(), task, f"{purpose} of {split.name}")
+        for purpose, tree in trees.items():
+            cache.build(tree, self.decoder, self.cache_folder(purpose), self.skip_broken, progress=progress)
+        for purpose in purposes:
+            if task is not None and (self.embedded or self.skip_broken):
+                images = self.images(purpose)
+                sides = dict(zip(images.classes, images.by_class, strict=True))
+                counts = {c: (len(sides[c][0]), len(sides[c][1])) for c in split.classes[purpose]}
+                check_sizes(counts, task, f"{purpose} of {split.name}" + (", without broken images," if self.skip_broken else ""))
+
+    def images(self, purpose: str) -> ImageSet:
+        """The decoded images of a purpose's classes, or more; `prepare` has been there before, for images of your own."""
+        if self.embedded:
+            return load_embedded(self.split)
+        classes = self.class_split.classes[purpose]
+        pixels, labels, validation = cache.open_cache(self.cache_folder(purpose), classes)
+        mean, std = self.normalization
+        side = self._seen if self.augment else None
+        return ImageSet(self.class_split.name, pixels, labels, classes, validation, mean, std, side, mirror=self.augment)
+
+    @cached_property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel: timm's for its own weights, else ImageNet's; for grey their average."""
+        values = (self._data_config["mean"], self._data_config["std"]) if self.from_hub else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        mean, std = (tuple(v) if self.channels == 3 else (sum(v) / len(v),) for v in values)  # type: ignore[arg-type]
+        return mean, std
+
+    def network(self, num_classes: int) -> nn.Module:
+        """The network as pretrained, with a head of `num_classes` classes that is yet to be drawn.
+
+        Raises:
+            ValueError: the weights cannot be had, or do not fit, or there is a layer that is not known to start from scratch.
+        """
+        if self.from_hub:
+            return from_hub(self.model, self.in_chans, num_classes)
+        network = create(self.model, WIDTH if self.shipped else self.width, self.in_chans, num_classes)
+        if self.from_scratch:
+            initialize(network, 0)  # each task draws its own; this one tells whether that is known of all layers
+        else:
+            load(network, self.shipped or str(self.weights))
+        return network

@@ -1,0 +1,1 @@
+"""Networks: making one, its pretrained weights, its head, and its groups of layers."""

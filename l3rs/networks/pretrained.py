@@ -1,0 +1,120 @@
+"""Pretrained networks: their weights shipped, from a file, or timm's own from the Hub. Nothing but tensors is unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+
+import huggingface_hub
+import timm
+import torch
+from safetensors.torch import load as load_safetensors
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+
+from l3rs.networks.create import head_names, replace_head, resnet34
+from l3rs.schedules.hub import reachable
+
+SHIPPED = ("icons", "glyphs")  # ResNet-34 at width 16, pretrained on the pretraining classes of these sets
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had, read, or put into a network; the message says which, why, and what can be done."""
+
+
+def shipped_weights(name: str = "icons") -> dict[str, Tensor]:
+    """ResNet-34 at width 16, pretrained on the pretraining classes of an embedded set by `pretrain/backbone.py`: float32 tensors."""
+    data = (resources.files("l3rs.networks") / "weights" / f"resnet34-w16-{name}.safetensors").read_bytes()
+    return _float32(load_safetensors(data))
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a state dict that torch saved; floating ones in float32.
+
+    Raises:
+        WeightsError: there is no such file, or it is neither.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"the weights {path} are not a file; give a safetensors file, or one of {', '.join(SHIPPED)}")
+    try:
+        if path.suffix == ".safetensors":
+            return _float32(load_safetensors(path.read_bytes()))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return _float32(state.get("state_dict", state))
+    except Exception as error:  # torch's unpickler stumbles over garbage in many ways: IndexError, KeyError, struct.error
+        raise WeightsError(f"{path} holds no weights that can be read: {_first_line(error)}") from None
+
+
+def _float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    strange = [name for name, t in tensors.items() if not isinstance(t, Tensor)]
+    if strange:
+        raise ValueError(f"{strange[0]!r} is no tensor")
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def put_into(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Loads all of `weights` but the head's, whose classes are others.
+
+    Raises:
+        WeightsError: a tensor is missing, left over, or of another shape; the message names the first.
+    """
+    head = set(head_names(network))
+    own = {name: t for name, t in network.state_dict().items() if name not in head}
+    given = {name: t for name, t in weights.items() if name not in head}
+    wrong = next((n for n in [*own, *given] if n not in own or n not in given or own[n].shape != given[n].shape), None)
+    if wrong is not None:
+        has, wants = (tuple(d[wrong].shape) if wrong in d else "no such tensor" for d in (given, own))
+        raise WeightsError(f"{source} are of another network: for {wrong} they have {has}, and the network {wants}")
+    network.load_state_dict(given, strict=False)
+
+
+def from_hub(model: str, in_chans: int, num_classes: int) -> nn.Module:
+    """A model with timm's pretrained weights and a fresh head, from the Hub or from its cache on this machine.
+
+    Raises:
+        WeightsError: timm has no pretrained weights for it, or they can be had neither there nor here.
+    """
+    advice = "give --weights FILE, or --from-scratch"
+    if not (timm.get_pretrained_cfg(model) or timm.models.PretrainedCfg()).has_weights:
+        raise WeightsError(f"timm has no pretrained weights for {model}; {advice}")
+    try:
+        with _offline_unless_reachable():
+            network: nn.Module = timm.create_model(model, pretrained=True, in_chans=in_chans, num_classes=num_classes)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(f"the pretrained weights of {model} cannot be had from the Hub ({_first_line(error)}); {advice}") from None
+    return network
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _offline_unless_reachable() -> Iterator[None]:
+    """Lets the Hub's client look at its cache alone where nothing answers; else it tries again for most of a minute first."""
+    constants = huggingface_hub.constants
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not reachable()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def pretrained(num_classes: int, head_seed: int = 0, weights: str | Path = "icons") -> ResNet:
+    """ResNet-34 at width 16 with a fresh head for `num_classes` classes: the shipped one of `weights`, or one of your own from a file."""
+    network = resnet34(width=16, in_chans=1, num_classes=num_classes)
+    load(network, weights)
+    replace_head(network, num_classes, head_seed)
+    return network
+
+
+def load(network: nn.Module, weights: str | Path) -> None:
+    """Puts shipped weights, by name, or those of a file into `network`, all but the head's. Raises `WeightsError`."""
+    if weights in SHIPPED:
+        put_into(network, shipped_weights(str(weights)), f"the shipped weights {weights}")
+    else:
+        put_into(network, read_weights(weights), f"the weights of {weights}")

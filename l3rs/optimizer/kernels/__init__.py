@@ -1,0 +1,73 @@
+"""The two passes of a step over the parameters, norms and then the update: in torch operations, in C for CPU, in Triton for CUDA.
+
+All say the same; `choose` takes the one that fits. Between the passes the controller decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from l3rs.directions import Direction
+from l3rs.optimizer.kernels.foreach import ForeachKernel
+from l3rs.optimizer.kernels.memory_layout import refusal
+from l3rs.optimizer.kernels.native import NativeKernel, library
+from l3rs.optimizer.kernels.norms import Norms
+
+
+class Kernel(Protocol):
+    """Made for a list of parameters and their states; valid as long as these stay where they are in memory."""
+
+    def measure(self, grads: Sequence[Tensor], steps: Tensor, ok: Tensor) -> Norms:
+        """The first pass.
+
+        Args:
+            grads: one for each parameter, of its dtype.
+            steps: (L,), the number of this step for each parameter, from 1.
+            ok: a bool, whether the step may go on as far as is known.
+        """
+        ...
+
+    def apply(self, scales: Tensor) -> None:
+        """The second pass: p <- p - sum_k scales[:, k] d_k. `scales` is (L, P)."""
+        ...
+
+
+def choose(
+    params: Sequence[Tensor],
+    states: Sequence[dict[str, Tensor]],
+    directions: Mapping[str, Direction],
+    constants: Mapping[str, tuple[float, ...]],
+    reduce: Callable[[Tensor], Tensor] | None,
+    fused: bool | None,
+) -> Kernel:
+    """The kernel for these parameters.
+
+    On CPU the native one where it can be used; on CUDA the Triton one if `fused` is True, since it has not been run on a GPU yet; else, and
+    if `fused` is False, foreach operations.
+
+    Raises:
+        ValueError: `fused` is True, and neither can be used; the message says why.
+    """
+    device = params[0].device.type
+    if fused or (fused is None and device == "cpu"):
+        why = refusal(params, directions)
+        if why is None and device == "cpu":
+            if library() is not None:
+                return NativeKernel(params, states, directions, constants, reduce)
+            why = "the native kernel was not built: install l3rs where there is a C compiler"
+        elif why is None:
+            try:
+                from l3rs.optimizer.kernels.triton_kernel import TritonKernel
+
+                return TritonKernel(params, states, directions, constants, reduce)
+            except ImportError:
+                why = "Triton is not installed"
+        if fused:
+            raise ValueError(f"fused=True, but {why}")
+    return ForeachKernel(params, states, directions, constants, reduce)
+
+
+__all__ = ["ForeachKernel", "Kernel", "NativeKernel", "Norms", "choose"]

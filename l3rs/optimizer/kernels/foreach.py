@@ -1,0 +1,67 @@
+"""The two passes in torch's foreach operations: any device, any floating dtype, any direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from l3rs.directions import Direction
+from l3rs.directions.base import HALF
+from l3rs.optimizer.kernels.norms import Norms
+
+
+class ForeachKernel:
+    """Keeps the directions between the passes: one temporary of the size of the parameters for each direction that is not a view."""
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        states: Sequence[dict[str, Tensor]],
+        directions: Mapping[str, Direction],
+        constants: Mapping[str, tuple[float, ...]],
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.params, self.all_states, self.directions, self.constants, self.reduce = list(params), states, directions, constants, reduce
+        self.states = {name: [_own(name, state) for state in states] for name in directions}
+        self.half = [p.dtype in HALF for p in params]
+        self.wide: list[Tensor] = []  # the parameters, those of half precision as float32
+        self.uphill: list[list[Tensor]] = []
+
+    def measure(self, grads: Sequence[Tensor], steps: Tensor, ok: Tensor) -> Norms:
+        grads = [g.float() if half else g for g, half in zip(grads, self.half, strict=True)]
+        self.wide = [p.float() if half else p for p, half in zip(self.params, self.half, strict=True)]
+        grad_norms = self._norms(grads)
+        ok = ok & grad_norms.isfinite().all()
+        if ok.device.type != "cpu":  # without asking the device, which would wait for it
+            grads = [torch.where(ok, g, 0) for g in grads]
+        elif not ok:
+            grads = [torch.zeros_like(g) for g in grads]
+        self.uphill = []
+        for name, direction in self.directions.items():
+            self.uphill.append(direction.update(grads, self.wide, self.states[name], steps, self.constants[name]))
+            if direction.lazy:
+                for state, own in zip(self.all_states, self.states[name], strict=True):
+                    state.update({f"{name}/{key}": value for key, value in own.items()})
+        weight_norms, *norms = (self._norms(tensors) for tensors in (self.wide, *self.uphill))
+        return Norms(weight_norms, torch.where(ok, grad_norms, 0), torch.stack(norms, dim=1), ok)
+
+    def apply(self, scales: Tensor) -> None:
+        moves = list(zip(self.uphill, scales.unbind(dim=1), strict=True))
+        moves.sort(key=lambda move: move[0][0] is not self.wide[0])  # weight decay, whose direction is p itself, before p changes
+        for tensors, scale in moves:
+            torch._foreach_addcmul_(self.wide, tensors, list(scale.unbind()), value=-1)
+        for p, wide, half in zip(self.params, self.wide, self.half, strict=True):
+            if half:
+                p.copy_(wide)
+        self.wide, self.uphill = [], []
+
+    def _norms(self, tensors: Sequence[Tensor]) -> Tensor:
+        norms = torch.stack(torch._foreach_norm(list(tensors))).float()
+        return norms if self.reduce is None else self.reduce(norms.square()).sqrt()
+
+
+def _own(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A direction's part of a parameter's state, which is kept under its name."""
+    return {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}

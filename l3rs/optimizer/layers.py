@@ -1,0 +1,151 @@
+"""The layers that are stepped together, as tables: one row a layer, so that the controller sees and decides all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from l3rs.controller.config import L3RSConfig
+from l3rs.controller.decide import Meta, decide
+from l3rs.controller.features import EMA_SIGNALS, Averages, TimeFeatures, log_rms
+from l3rs.directions import Direction
+from l3rs.optimizer.distributed import local, shard_reduction
+from l3rs.optimizer.kernels import Norms, choose
+
+
+class Schedule(NamedTuple):
+    """What a learned schedule comes to: its meta-parameters by name, and its directions with their hyperparameters."""
+
+    config: L3RSConfig
+    meta: Meta
+    directions: Mapping[str, Direction]
+    constants: Mapping[str, tuple[float, ...]]
+
+
+class Decided(NamedTuple):
+    """The last step's lambda, (L,), mu, (L, P), and the bound on the length of each layer's update, in l2 norm, (L,)."""
+
+    lam: Tensor
+    mu: Tensor
+    lengths: Tensor
+
+
+def initial_state(param: Tensor, config: L3RSConfig, directions: Mapping[str, Direction]) -> dict[str, Tensor]:
+    """The state of one parameter before its first step: how many it has taken, its averages, and what its directions keep."""
+    state = {f"{name}/{key}": t for name, d in directions.items() for key, t in d.init(param).items()}
+    state["step"] = torch.zeros((), device=param.device)
+    state["ema"] = torch.zeros(len(EMA_SIGNALS), len(config.ema_factors), device=param.device)
+    return state
+
+
+class Layers:
+    """The parameters of one device that have a gradient, and everything about them that is the same from step to step.
+
+    The numbers of each layer that change, its count of steps and its averages, are rows of two tables, and the entries of its state are
+    views of these rows.
+
+    Args:
+        params: L of them.
+        states: their states in the optimizer.
+        slots: where each is in what is learned by layer; empty if nothing is.
+        groups: the number of each one's parameter group.
+        param_groups: of the optimizer, for k and K.
+        schedule: the learned schedule.
+        fused: as of `L3RS`.
+        where: the places of these parameters among those of all devices.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        states: Sequence[dict[str, Any]],
+        slots: Sequence[int],
+        groups: Sequence[int],
+        param_groups: Sequence[dict[str, Any]],
+        schedule: Schedule,
+        fused: bool | None,
+        where: Sequence[int],
+    ) -> None:
+        config, device = schedule.config, params[0].device
+        self.config, self.device, self.where = config, device, where
+        kept = tuple(f"{name}/" for name, d in schedule.directions.items() if not d.lazy)
+        for state in states:  # the network may have been moved since they were made; a wrapped optimizer sees to its own
+            state.update({key: t.to(device) for key, t in state.items() if key.startswith(kept) and t.device != device})
+        self.steps = torch.stack([state["step"].to(device) for state in states])
+        self.averages = Averages(torch.stack([state["ema"].to(device) for state in states]), config)
+        for state, step, ema in zip(states, self.steps.unbind(), self.averages.values.unbind(), strict=True):
+            state["step"], state["ema"] = step, ema
+        self.root_numel = torch.tensor([float(max(p.numel(), 1)) for p in params], device=device).sqrt()
+        self.time = TimeFeatures([group["total_steps"] for group in param_groups], config, device)
+        self.clock = torch.tensor([float(group["step"]) for group in param_groups], device=device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self.group = torch.tensor(groups, device=device)
+        meta = {name: t.to(device) for name, t in schedule.meta.items()}
+        rows = torch.tensor(slots, device=device)
+        self.embedding = [meta["embedding"][rows]] if config.embedding else []
+        self.mlp = {n: t[rows] if config.controller == "layerwise" else t for n, t in meta.items() if n[0] in "wb" and len(n) == 2}
+        self.trusted = [(k, d) for k, d in enumerate(schedule.directions.values()) if type(d).trust is not Direction.trust]
+        reduce = shard_reduction(params)  # where parameters are sharded, this rank steps its parts
+        if reduce is not None:
+            params, states = [local(p) for p in params], [{key: local(t) for key, t in state.items()} for state in states]
+        self.kernel = choose(params, states, schedule.directions, schedule.constants, reduce, fused)
+        self.decided: Decided | None = None
+
+    def spread(self, values: Sequence[float | Tensor]) -> float | Tensor:
+        """A number of each group as one for all layers where it is the same, else by layer, (L,)."""
+        if not any(isinstance(v, Tensor) for v in values):
+            if len(set(values)) == 1:
+                return values[0]
+            table = torch.tensor(values)
+            if self.device.type == "cuda":  # from pinned memory, so that the copy is not waited for
+                table = table.pin_memory()
+            return table.to(self.device, non_blocking=True)[self.group]
+        return torch.stack([torch.as_tensor(v, dtype=torch.float32, device=self.device).reshape(()) for v in values])[self.group]
+
+    def step(self, grads: Sequence[Tensor], loss: Tensor, ok: Tensor, lr: Tensor | float) -> None:
+        """One step of all layers.
+
+        Args:
+            grads: of each, downhill being their negative.
+            loss: (), or (L,) where layers see it differently.
+            ok: a bool, whether the loss is finite.
+            lr: the multiplier, one for all or (L,).
+        """
+        self.steps += 1
+        norms = self.kernel.measure(grads, self.steps, ok)
+        lam, mu = decide(self.mlp, self._features(norms, loss), self.config.controller)
+        lengths = torch.where(norms.ok, lam * self._units(norms) * lr, 0)
+        self.kernel.apply(torch.where(norms.directions > 0, lengths.unsqueeze(1) * mu / norms.directions, 0))
+        self.decided = Decided(lam, mu, lengths)
+        self.clock += 1
+        self.skipped += ~norms.ok
+
+    def _units(self, norms: Norms) -> Tensor | float:
+        """The length, in l2 norm, of a layer's step at lambda = 1."""
+        c = self.config
+        if c.unit == "l2":
+            return 1.0
+        if c.unit == "relative":
+            return c.lr0 * norms.weights.clamp_min(c.relative_floor)
+        return c.lr0 * self.root_numel
+
+    def _features(self, norms: Norms, loss: Tensor) -> Tensor:
+        """The controller's inputs for all layers, (L, F), in the order of `feature_names`; advances the averages."""
+        directions = norms.directions.clone() if self.trusted else norms.directions
+        for k, direction in self.trusted:
+            trust = direction.trust(directions[:, k], norms.weights)
+            directions[:, k] *= 1.0 if trust is None else trust
+        sizes = log_rms(
+            torch.cat([norms.weights.unsqueeze(1), norms.grads.unsqueeze(1), directions], dim=1), self.root_numel.unsqueeze(1), self.config
+        )
+        signals = torch.cat([sizes[:, :2], (loss / self.config.loss_scale).expand(len(sizes)).unsqueeze(1)], dim=1)
+        averages = self.averages.update(signals, self.steps, norms.ok).flatten(1)
+        return torch.cat([averages, self.time(self.clock)[self.group], sizes[:, 2:], *self.embedding], dim=1)
+
+
+def finite(grads: Sequence[Tensor]) -> Tensor:
+    """A bool on their device: whether all gradients are finite."""
+    return torch.stack(torch._foreach_norm(list(grads))).isfinite().all()

@@ -1,0 +1,146 @@
+"""A fine-tuned classifier on disk: safetensors, with its model, its classes and its transform as JSON in the metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from l3rs.data.transform import Transform
+from l3rs.files import replacing
+from l3rs.networks.create import create
+from l3rs.schedules.seal import DAMAGED, intact, sealed
+
+SCHEMA, KIND, FILE = 1, "image classifier", "model.safetensors"
+
+
+class ClassifierError(ValueError):
+    """A file that is not a classifier that this version can use; the message says which and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """All that is needed to tell what is on an image.
+
+    Attributes:
+        model: its name in timm.
+        width: as of `l3rs.networks.create.create`.
+        classes: their names, in the order of the logits.
+        transform: how images are made for it.
+        training: how it was trained; free-form, for people.
+
+    Raises:
+        ValueError: a value is not what it should be.
+    """
+
+    model: str
+    width: int | None
+    classes: tuple[str, ...]
+    transform: Transform
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        named = all(isinstance(name, str) and name for name in self.classes)
+        if not named or len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes are not two or more different names")
+
+    def network(self) -> nn.Module:
+        """The network, at random."""
+        return create(self.model, self.width, self.transform.channels, len(self.classes))
+
+
+def save(classifier: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes a classifier and its weights; the old file or the new one is there, whole."""
+    about = {"schema": SCHEMA, "kind": KIND, **asdict(classifier)}
+    copies = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(copies, temporary, metadata=sealed(about, copies))
+
+
+def describe(path: str | Path) -> Classifier:
+    """What a file says that it holds; a folder is that of a run. Nothing in it is executed, and no tensor is read.
+
+    Raises:
+        ClassifierError: there is no such file, it is truncated, not of l3rs, of another schema version, or a value is wrong.
+    """
+    path = _file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ClassifierError(f"{path} cannot be read as safetensors ({error}); it may be truncated") from None
+    try:
+        about = json.loads(metadata["l3rs"])
+        kind = about.get("kind")
+    except (KeyError, ValueError, AttributeError, RecursionError):
+        raise ClassifierError(f"{path} holds no l3rs metadata: it is some other safetensors file, not the model of a run") from None
+    if kind != KIND:
+        raise ClassifierError(f"{path} holds {kind or 'a learned schedule'}, and not an {KIND}; give the {FILE} of a run, or its folder")
+    if about.get("schema") != SCHEMA:
+        raise ClassifierError(f"{path} has schema version {about.get('schema')}; this version of l3rs reads {SCHEMA}")
+    try:
+        model, width, classes = about["model"], about["width"], about["classes"]
+        if not isinstance(model, str) or not (width is None or type(width) is int) or not isinstance(classes, list):
+            raise ValueError("model, width or classes are not a name, a number and a list")
+        training = about.get("training", {})
+        return Classifier(model, width, tuple(classes), Transform(**about["transform"]), training if isinstance(training, dict) else {})
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ClassifierError(f"{path} has l3rs metadata that this version cannot use: {error}") from None
+
+
+def load(path: str | Path) -> tuple[Classifier, nn.Module]:
+    """A classifier and its network, in evaluation mode, on CPU.
+
+    Raises:
+        ClassifierError: as `describe`; or timm has no such model, or tensors are not those of the model.
+    """
+    path = _file(path)
+    classifier = describe(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            _check_sizes(classifier, found)  # before a network of any size that the metadata may claim is made
+            network = classifier.network()
+            wanted = {name: (tuple(t.shape), t.dtype) for name, t in network.state_dict().items()}
+            wrong = next((n for n in sorted({*wanted, *found}) if n not in wanted or found.get(n) != wanted[n][0]), None)
+            if wrong is not None:
+                wants = wanted[wrong][0] if wrong in wanted else "no such tensor"
+                has = found.get(wrong, "no such tensor")
+                raise ValueError(f"for {wrong} it has {has}, and {classifier.model} with {len(classifier.classes)} classes {wants}")
+            tensors = {name: file.get_tensor(name) for name in wanted}
+            whole = intact(file.metadata(), tensors)
+        if not whole:
+            raise ValueError(f"it {DAMAGED}")
+        other = next((n for n, t in tensors.items() if t.dtype != wanted[n][1]), None)
+        if other is not None:
+            raise ValueError(f"{other} is {tensors[other].dtype}, and not {wanted[other][1]}")
+        bad = next((n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None)
+        if bad is not None:
+            raise ValueError(f"{bad} holds values that are not finite")
+    except (ValueError, SafetensorError) as error:
+        raise ClassifierError(f"{path} does not hold the classifier that it says: {error}") from None
+    network.load_state_dict(tensors)
+    return classifier, network.eval()
+
+
+def _check_sizes(classifier: Classifier, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError where the width or the number of classes are those of no tensor."""
+    if not any(shape[:1] == (len(classifier.classes),) for shape in shapes.values()):
+        raise ValueError(f"no tensor is of {len(classifier.classes)} classes")
+    if classifier.width is not None and shapes.get("conv1.weight", ())[:1] != (classifier.width,):
+        raise ValueError(f"conv1.weight is not of width {classifier.width}")
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        what = f"{path} has no {FILE}" if path.is_dir() else f"{path} is not there"
+        raise ClassifierError(f"{what}; give the folder of a run of `l3rs finetune --data`, or its {FILE}")
+    return file

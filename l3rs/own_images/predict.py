@@ -1,0 +1,136 @@
+"""What is on images, by a model that `l3rs finetune --data` has trained."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from l3rs.data import trees
+from l3rs.data.decode import BrokenImage
+from l3rs.data.transform import Transform
+from l3rs.files import write_atomically
+from l3rs.lightning.data import printable
+from l3rs.own_images.classifier import Classifier, load
+
+BATCH, FEW = 32, 256  # images a batch; and how many are decoded without further processes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of an image, or why there are none.
+
+    Attributes:
+        file: as it was given, or found.
+        classes: (name, probability) of the most probable ones, in their order; empty if the image cannot be decoded.
+        error: why, then.
+    """
+
+    file: str
+    classes: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+
+def image_files(paths: Sequence[str]) -> list[str]:
+    """Files as they are given, and folders' images at any depth, in order.
+
+    Raises:
+        ValueError: a path is not there, or a folder has no images.
+    """
+    files: list[str] = []
+    for given in paths:
+        path = Path(given)
+        if path.is_dir():
+            found = [str(path / file) for file in sorted(trees.image_files(path))]
+            if not found:
+                raise ValueError(f"the folder {path} has no images")
+            files += found
+        elif path.exists() or path.is_symlink():
+            files.append(given)
+        else:
+            raise ValueError(f"{path} is not there")
+    return files
+
+
+class _Files(Dataset[tuple[Tensor | None, str]]):
+    def __init__(self, files: Sequence[str], transform: Transform) -> None:
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> tuple[Tensor | None, str]:
+        try:
+            return self.transform.evaluation(self.files[i]), ""
+        except BrokenImage as error:
+            return None, str(error)
+
+
+def predict(classifier: Classifier, network: nn.Module, files: Sequence[str], top: int = 1) -> Iterator[Prediction]:
+    """Predictions in the order of the files, a batch at a time.
+
+    Args:
+        network: of the classifier, in evaluation mode.
+        top: how many classes of each; no more than there are.
+    """
+    if top < 1:
+        raise ValueError(f"--top is {top}; it is at least 1")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = network.to(device)
+    workers = 0 if len(files) <= FEW else min(8, (os.cpu_count() or 1) // 2)
+    loader = DataLoader(_Files(files, classifier.transform), BATCH, num_workers=workers, collate_fn=list)
+    number = 0
+    for batch in loader:
+        good = [inputs for inputs, _ in batch if inputs is not None]
+        with torch.inference_mode():
+            shares = network(torch.stack(good).to(device)).float().softmax(dim=1).cpu() if good else torch.empty(0)
+        rows = iter(shares)
+        for inputs, error in batch:
+            file, number = files[number], number + 1
+            if inputs is None:
+                yield Prediction(file, error=error)
+                continue
+            best = next(rows).topk(min(top, len(classifier.classes)))
+            named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            yield Prediction(file, tuple((classifier.classes[i], p) for i, p in named))
+
+
+def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str | None = None) -> list[Prediction]:
+    """Prints a table, and writes it to `csv_file` if that is given; gives the predictions.
+
+    Raises:
+        ValueError: there is no such model or file, `top` is below 1, or `csv_file` cannot be written.
+    """
+    if top < 1:
+        raise ValueError(f"--top is {top}; it is at least 1")
+    if csv_file is not None and not Path(csv_file).absolute().parent.is_dir():
+        raise ValueError(f"--csv is {csv_file}, and there is no folder {Path(csv_file).parent}")
+    files = image_files(paths)
+    classifier, network = load(run)
+    rows: list[tuple[str, str, str]] = []
+    predictions = []
+    wide = max(4, *(min(60, len(printable(file))) for file in files))
+    named = max(5, *(min(40, len(printable(name))) for name in classifier.classes))
+    print(f"{'file':<{wide}}  {'class':<{named}}  probability")
+    for prediction in predict(classifier, network, files, top):
+        predictions.append(prediction)
+        for name, share in prediction.classes:
+            rows.append((printable(prediction.file), printable(name), f"{share:.6f}"))
+            print(f"{rows[-1][0]:<{wide}}  {rows[-1][1]:<{named}}  {share:.3f}", flush=True)
+    if csv_file is not None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("file", "class", "probability"))
+        writer.writerows(rows)
+        try:
+            write_atomically(Path(csv_file), text.getvalue().encode())
+        except OSError as error:
+            raise ValueError(f"--csv is {csv_file}, which cannot be written ({error.strerror})") from None
+    return predictions

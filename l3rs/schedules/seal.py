@@ -1,0 +1,79 @@
+"""A sealed file: tensors as safetensors, and everything else as JSON in its metadata, with a checksum of both.
+
+Nothing in a file is executed when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+SCHEMA = 1
+DAMAGED = "is damaged, or was changed by hand: its contents are not those of its checksum"
+
+
+class CheckpointError(ValueError):
+    """A learned schedule that cannot be found, fetched, read or written; the message says which, why, and what can be done."""
+
+
+def write_sealed(path: str | Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Writes a sealed file of a learned schedule, or of the weights of another learned optimizer."""
+    tensors = {name: t.contiguous().clone() for name, t in tensors.items()}
+    save_file(tensors, path, metadata=sealed({"schema": SCHEMA, **about}, tensors))
+
+
+def read_sealed(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads what `write_sealed` wrote: what it is about, and its tensors.
+
+    Raises:
+        CheckpointError: there is no such file, or it is truncated, damaged, not of l3rs, or of another schema version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # those of some other file may be many
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if "l3rs" in metadata else {}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors ({error}); it may be truncated") from None
+    if "l3rs" not in metadata:
+        raise CheckpointError(f"{path} holds no l3rs metadata: it is some other safetensors file")
+    if not intact(metadata, tensors):
+        raise CheckpointError(f"{path} {DAMAGED}")
+    try:
+        about = json.loads(metadata["l3rs"])
+        schema = about["schema"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} has l3rs metadata that this version cannot read: {error}") from None
+    if schema != SCHEMA:
+        raise CheckpointError(f"{path} has schema version {schema}; this version of l3rs reads {SCHEMA}")
+    return about, tensors
+
+
+def sealed(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The metadata: `about` as JSON, and the SHA-256 of it and of all tensors."""
+    text = json.dumps(about)
+    return {"l3rs": text, "sha256": _digest(text, tensors)}
+
+
+def intact(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file's contents are those of its checksum. One without a checksum is taken as it is."""
+    return "sha256" not in metadata or metadata["sha256"] == _digest(metadata["l3rs"], tensors)
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode(errors="surrogatepass"))
+    for name, t in sorted(tensors.items()):
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode(errors="surrogatepass"))
+        digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,235 @@
+"""Meta-evaluation: what is planned, what a run leaves behind, and that nothing is made twice."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import ray
+
+from l3rs.evaluation.cells import FIELDS, Arm, EvaluationConfig, Planned, Rows, fingerprint, missing, plan, rows_of
+from l3rs.finetuning.runs import Failure, attempt, execute, execute_all, execute_on_ray
+from l3rs.finetuning.tasks import TaskConfig
+from l3rs.finetuning.unroll import Report
+from l3rs.finetuning.workload import Workload
+from l3rs.schedules.seal import CheckpointError
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = Workload(model="resnet18", width=4, from_scratch=True)
+TASK = TaskConfig(classes=5, batch_size=8, evaluation_size=20)
+ADAM, COSINE = Arm("Adam 1e-3", "adam", 1e-3), Arm("cosine", "adam-cosine", 1e-2)
+
+
+def cell(*arms: Arm, **changes: Any) -> EvaluationConfig:
+    return EvaluationConfig("test", arms, **{"horizons": {2: 3, 4: 2}, "workload": SMALL, "task": TASK, **changes})
+
+
+def test_every_arm_runs_every_horizon_on_as_many_tasks_the_longest_first() -> None:
+    planned = plan(cell(COSINE, Arm("L3RS", "l3rs", learned="icons-generalist", horizons=(2,))))
+    assert [p.run.steps for p in planned] == [4, 4, 2, 2, 2, 2, 2, 2]
+    assert [(p.run.label, p.run.steps, p.run.task_seed) for p in planned if p.arm.name == "L3RS"] == [
+        ("L3RS", 2, seed) for seed in range(3)
+    ]
+    assert {p.run.lr for p in planned if p.arm.name == "L3RS"} == {1.0}
+
+
+def test_shorter_runs_of_a_constant_arm_are_the_beginnings_of_the_longest() -> None:
+    planned = plan(cell(ADAM))
+    assert [(p.run.steps, p.run.evaluate_at, p.finals, p.run.task_seed) for p in planned] == [
+        (4, (2, 4), (4, 2), 0), (4, (2, 4), (4, 2), 1), (2, (2,), (2,), 2)
+    ]  # fmt: skip
+    apart = replace(planned[0].run, steps=2, evaluate_at=())
+    whole, short = execute(planned[0].run), execute(apart)
+    assert whole.accuracy[2] == short.accuracy[2]
+    assert whole.loss[2] == short.loss[2]
+
+
+def test_a_tuned_arm_takes_the_learning_rate_of_each_horizon() -> None:
+    planned = plan(cell(Arm("tuned", "adam-cosine"), horizons={10: 1, 100: 1}))
+    assert {p.run.steps: p.run.lr for p in planned} == {10: 0.01, 100: 0.003}
+
+
+def test_an_optimizer_may_be_told_a_wrong_length() -> None:
+    """A cosine that expects 8 steps and is stopped after 4 is where one of 8 steps is after 4, if both learn on the same batches."""
+    (told,) = plan(cell(replace(COSINE, total_steps=2.0), horizons={4: 1}))
+    (true,) = plan(cell(COSINE, horizons={4: 1}))
+    assert (told.run.steps, told.run.total_steps, true.run.total_steps) == (4, 8, 4)
+    assert execute(told.run).loss != execute(true.run).loss
+    assert execute(replace(true.run, total_steps=8)).loss == execute(told.run).loss
+    l3rs = replace(true.run, optimizer="l3rs", lr=1.0, learned="icons-generalist")
+    assert execute(replace(l3rs, total_steps=8)).loss != execute(l3rs).loss
+
+
+def test_refreshed_statistics_change_what_is_evaluated_and_not_the_run() -> None:
+    (plain,) = plan(cell(COSINE, horizons={4: 1}))
+    (refreshed,) = plan(cell(replace(COSINE, refresh=True), horizons={4: 1}))
+    once, often = (execute(replace(refreshed.run, evaluate_at=at)) for at in ((), (0, 1, 2)))
+    assert execute(plain.run).train_losses == once.train_losses == often.train_losses
+    assert once.loss[4] == often.loss[4] != execute(plain.run).loss[4]
+    assert often.loss[0] == execute(replace(plain.run, evaluate_at=(0,))).loss[0]  # there were no batches yet
+
+
+def test_a_run_leaves_a_row_for_each_evaluation() -> None:
+    (planned,) = plan(cell(COSINE, horizons={4: 1}, curve=(1, 3, 8)))
+    rows = list(rows_of(planned, attempt(planned.run)))
+    assert [(r["horizon"], r["steps"]) for r in rows] == [(4, 1), (4, 3), (4, 4)]
+    assert all(set(r) <= set(FIELDS) for r in rows)
+    last = rows[-1]
+    assert 0 <= last["accuracy"] <= 1
+    assert last["seconds"] > 0
+    assert 10 < last["peak_mib"] < 20_000
+    assert "seconds" not in rows[0]  # it is that of the whole run
+    assert (last["cell"], last["arm"], last["optimizer"], last["lr"], last["learned"]) == ("test", "cosine", "adam-cosine", 1e-2, "")
+
+
+def test_rows_of_a_constant_arm_say_which_lengths_they_end() -> None:
+    planned = plan(cell(ADAM, horizons={2: 1, 4: 1}, curve=(1,)))[0]
+    found = Report(accuracy={1: 0.1, 2: 0.2, 4: 0.4}, loss={1: 3.0, 2: 2.0, 4: 1.0})
+    assert [(r["horizon"], r["steps"], r["accuracy"]) for r in rows_of(planned, found)] == [
+        (4, 1, 0.1),
+        (2, 2, 0.2),
+        (4, 2, 0.2),
+        (4, 4, 0.4),
+    ]
+
+
+def test_a_run_that_diverges_stays_a_run_that_diverged() -> None:
+    planned = plan(cell(Arm("far too fast", "sgd-cosine", 1e30), horizons={4: 1}))[0]
+    (row,) = rows_of(planned, attempt(planned.run))
+    assert math.isnan(row["accuracy"])
+    assert math.isnan(row["loss"])
+    assert "error" not in row
+
+
+def test_a_run_that_fails_is_a_row_with_its_error_and_the_others_go_on() -> None:
+    good, bad = (p.run for p in plan(cell(COSINE, horizons={2: 2})))
+    bad = replace(bad, purpose="nobody's")
+    found = dict(execute_all([good, bad], 1, attempt))
+    assert isinstance(found[good], Report)
+    assert isinstance(found[bad], Failure)
+    planned = plan(cell(COSINE, horizons={2: 2}))[1]
+    (row,) = rows_of(planned, found[bad])
+    assert "KeyError" in row["error"]
+    assert math.isnan(row["accuracy"])
+
+
+def test_a_ray_cluster_makes_the_same_rows() -> None:
+    good, other = (p.run for p in plan(cell(COSINE, horizons={2: 2})))
+    bad = replace(other, purpose="nobody's")
+    try:
+        found = dict(execute_on_ray([good, bad], "local"))
+    finally:
+        ray.shutdown()
+    report = found[good]
+    assert isinstance(report, Report)
+    assert report.loss == execute(good).loss
+    assert isinstance(found[bad], Failure)
+
+
+def fake(planned: Planned) -> list[dict[str, Any]]:
+    steps = planned.run.evaluate_at or (planned.run.steps,)
+    return list(rows_of(planned, Report(accuracy=dict.fromkeys(steps, 0.5), loss=dict.fromkeys(steps, 1.0))))
+
+
+def test_what_is_there_is_not_made_again_whichever_file_it_is_in(tmp_path: Path) -> None:
+    config = cell(ADAM, COSINE)
+    planned = plan(config)
+    assert missing(planned, Rows(tmp_path).read()) == planned
+    first, second = Rows(tmp_path), Rows(tmp_path / "committed")
+    first.append(fake(planned[0]))
+    second.append(fake(planned[1]))
+    both = Rows(tmp_path, tmp_path / "committed")
+    assert missing(planned, both.read()) == planned[2:]
+    both.append(fake(planned[0]))  # twice, by two machines
+    assert both.read().equals(Rows(tmp_path, tmp_path / "committed").read())
+    assert len(both.read()) == len(fake(planned[0])) + len(fake(planned[1]))
+    other = replace(config, arms=(replace(ADAM, lr=1e-4),))
+    assert missing(plan(other), both.read()) == plan(other)
+
+
+def test_rows_survive_compaction(tmp_path: Path) -> None:
+    rows, planned = Rows(tmp_path / "csv"), plan(cell(ADAM, COSINE))
+    for p in planned:
+        rows.append(fake(p))
+    (tmp_path / "parquet").mkdir()
+    count = rows.compact(tmp_path / "parquet" / "rows.parquet")
+    found = Rows(tmp_path / "parquet").read()
+    assert len(found) == count == len(rows.read())
+    assert missing(planned, found) == []
+    again = Rows(tmp_path / "parquet", tmp_path / "csv").read()  # of both, without repetitions
+    assert len(again) == count
+
+
+def test_rows_of_another_schedule_of_the_same_name_are_other_rows(tmp_path: Path) -> None:
+    assert fingerprint("adam", "auto") == ""
+    assert fingerprint("l3rs", "icons-resnet34").startswith("icons-resnet34 ")
+    assert fingerprint("l3rs", "icons-resnet34") != fingerprint("l3rs", "icons-generalist")
+    with pytest.raises(CheckpointError, match="'auto'; name the schedule"):
+        fingerprint("l3rs", "auto")
+    planned = plan(cell(Arm("L3RS", "l3rs", learned="icons-generalist"), horizons={2: 1}))
+    rows = pd.DataFrame(fake(planned[0])).reindex(columns=list(FIELDS))
+    assert missing(planned, rows) == []
+    assert missing(planned, rows.assign(learned="icons-generalist 000000000000")) == planned
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Arm("x", "adamw"), "arm 'x' has the optimizer 'adamw'; it is one of l3rs, adam, "),
+        (lambda: Arm("x", "adam", -1.0), r"arm 'x' has lr -1\.0; it is at least 0"),
+        (lambda: Arm("x", "celo"), "arm 'x' needs learned, the file of its weights: celo has none"),
+        (lambda: Arm("x", "celo2-base"), "arm 'x' needs learned, the file of its weights: icons-celo2-base is shipped"),
+        (lambda: cell(ADAM, horizons={}), r"horizons is \{\}; it is numbers of tasks"),
+        (lambda: cell(ADAM, horizons={10: 0}), r"horizons is \{10: 0\}"),
+        (lambda: cell(ADAM, purpose="test"), "purpose is 'test'; it is one of pretrain, meta-train, meta-validation, meta-test"),
+        (lambda: cell(replace(ADAM, horizons=(7,))), "arm 'Adam 1e-3' has the horizon 7; the cell has 2, 4"),
+        (lambda: cell(ADAM, ADAM), "there are two arms 'Adam 1e-3' of meta_seed 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_the_script_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    import run
+
+    def script(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, arguments), "--out", str(tmp_path / "rows"), "--workers", "1"])
+        run.main()
+        return capsys.readouterr().out
+
+    config = tmp_path / "cell.yaml"
+    config.write_text(
+        "cell: tiny\nworkload: {model: resnet18, width: 4, from_scratch: true}\nhorizons: {2: 2, 4: 1}\n"
+        "task: {classes: 5, batch_size: 8, evaluation_size: 20}\narms:\n"
+        "  - {name: Adam, optimizer: adam, lr: 1.0e-3}\n  - {name: L3RS, optimizer: l3rs, learned: icons-generalist}\n"
+        "  - {name: Celo (og), optimizer: celo, learned: nowhere.state}\n"
+    )
+    assert "tiny: 5 runs are missing, 14 steps" in script("--config", config, "--arms", "Adam", "L3RS", "--plan")
+    assert "tiny: 1 runs are missing, 2 steps" in script("--config", config, "--arms", "Adam", "--horizons", 2, "--tasks", 1, "--plan")
+    assert "tiny: 2 runs are missing, 4 steps" in script("--config", config, "--arms", "Adam", "--horizons", 2)
+    second = script("--config", config, "--horizons", 2, "--plan").splitlines()
+    assert second[0].startswith("left out: Celo (og) (nowhere.state is not a file")
+    assert second[1] == "tiny: 2 runs are missing, 4 steps"
+    with pytest.raises(SystemExit):
+        script("--config", config, "--horizons", 3)
+    assert "horizons has 3; the cell has 2, 4" in capsys.readouterr().err
+    rows = Rows(tmp_path / "rows" / "tiny").read()
+    assert rows.arm.to_list() == ["Adam", "Adam"]
+    assert rows.accuracy.between(0, 1).all()
+    with pytest.raises(SystemExit):
+        script("--config", config, "--arms", "Celo (og)")  # asked for by name, it is missed
+    assert "nowhere.state is not a file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        script("--config", config, "--arms", "Adamm")
+    assert "--arms names 'Adamm'; there are Adam, L3RS, Celo (og)" in capsys.readouterr().err
+    config.write_text(config.read_text().replace("optimizer: adam,", "optimizer: adamm,"))
+    with pytest.raises(SystemExit, match="'adamm'; it is one of l3rs, adam, adam-cosine"):
+        script("--config", config)

@@ -1,0 +1,225 @@
+"""The baselines and their tuned learning rates."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from timm.optim import Muon as MuonOfTimm
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+import l3rs.finetuning.unroll
+from l3rs.finetuning.baselines import BASELINES, tuned_learning_rate, tuned_learning_rates
+from l3rs.finetuning.compare import OPTIMIZERS, FinetuneConfig
+from l3rs.finetuning.runs import Run, execute
+from l3rs.finetuning.tasks import TaskConfig
+from l3rs.finetuning.unroll import PRECISIONS, Report, evaluate, unroll
+from l3rs.finetuning.workbench import workbench
+from l3rs.finetuning.workload import Workload
+from l3rs.learned.weights import KINDS
+from l3rs.networks.create import head_names, resnet, resnet34
+from l3rs.plots import STYLES
+
+ROOT = Path(__file__).parent.parent.parent
+ROWS = ROOT / "evaluate" / "results" / "tuning.csv"
+OF_CELLS = ROOT / "evaluate" / "results" / "rates"
+RATES = dict.fromkeys(BASELINES, 0.01) | {
+    "adam-cosine-head10": 0.003,
+    "adamw-cosine-head10": 0.003,
+    "adamw-layer-decay": 0.03,
+    "sgd-cosine": 0.1,
+}
+TINY = Workload(model="resnet18", width=4, from_scratch=True)
+SMALL = TaskConfig(classes=5, batch_size=16, evaluation_size=50)
+RUN = Run("test", "adam", 0.01, 16, 0, "meta-train", workload=TINY, task=SMALL)
+
+
+def test_every_optimizer_has_a_colour_and_a_marker_of_its_own() -> None:
+    assert STYLES.keys() == set(OPTIMIZERS)
+    assert len(set(STYLES.values())) == len(STYLES)
+
+
+def test_the_nearest_horizon_in_log_steps_is_taken() -> None:
+    chosen = tuned_learning_rates()["adam-cosine"]
+    assert tuned_learning_rate("adam-cosine", 25) == chosen[25]
+    assert tuned_learning_rate("adam-cosine", 1) == chosen[10]
+    assert tuned_learning_rate("adam-cosine", 1000) == chosen[100]
+    with pytest.raises(ValueError, match="'adamw'; there are adam, adam-cosine"):
+        tuned_learning_rate("adamw", 10)
+
+
+CHOSEN = [pytest.param(None, ROWS, name, id=name) for name in tuned_learning_rates()] + [
+    pytest.param(str(file), file.with_suffix(".csv"), name, id=f"{file.stem}-{name}")
+    for file in sorted(OF_CELLS.glob("*.yaml"))
+    for name in tuned_learning_rates(str(file))
+]
+
+
+@pytest.mark.parametrize(("file", "rows", "name"), CHOSEN)
+def test_chosen_values_are_the_best_of_the_rows_and_not_at_an_edge(file: str | None, rows: Path, name: str) -> None:
+    assert name in (*BASELINES, *KINDS)
+    every = pd.read_csv(rows)
+    for steps, lr in tuned_learning_rates(file)[name].items():
+        tried = every[(every.optimizer == name) & (every.steps == steps)]
+        means = tried.assign(accuracy=tried.accuracy.fillna(0)).groupby("lr").accuracy.mean()
+        assert means[lr] == means.max()
+        assert means.index.min() < lr < means.index.max()
+
+
+def test_every_baseline_can_be_tuned_and_the_quick_comparison_has_tuned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    from tune import START
+
+    assert set(BASELINES) <= set(START)
+    assert FinetuneConfig().optimizers == ("l3rs", "adam", "adam-cosine", "adam-cosine-head10", "sgd-cosine")
+    assert set(FinetuneConfig().optimizers) <= {"l3rs", *tuned_learning_rates()}
+
+
+def test_learning_rates_of_the_head_alone_are_tuned_with_the_rest_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    import tune
+
+    monkeypatch.chdir(tmp_path)
+    head_only = []
+
+    def best(self: tune.Tuning, name: str, steps: int, guess: int) -> int:
+        head_only.append(self.model.head_only)
+        return guess
+
+    monkeypatch.setattr(tune.Tuning, "best", best)
+    for text, expected in (("head_only: true", [True, True]), ("lr: 0.1, head_only: true", [False])):
+        arms = f"[{{name: a, optimizer: adam, {text}}}, {{name: b, optimizer: sgd-cosine, head_only: {str(expected[0]).lower()}}}]"
+        (tmp_path / "cell.yaml").write_text(f"cell: c\nworkload: {{split: icons}}\nhorizons: {{10: 1}}\nrates: rates.yaml\narms: {arms}\n")
+        monkeypatch.setattr("sys.argv", ["tune.py", "--config", "cell.yaml", "--workers", "1"])
+        tune.main()
+        assert head_only == expected
+        head_only.clear()
+    (tmp_path / "cell.yaml").write_text((tmp_path / "cell.yaml").read_text().replace("lr: 0.1, ", ""))
+    with pytest.raises(SystemExit):
+        tune.main()
+    assert "some tuned arms of cell.yaml train the head only, and others do not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_schedules_start_and_end_where_they_should(name: str) -> None:
+    network = resnet34(width=4, in_chans=1, num_classes=5)
+    of = {p: n for n, p in network.named_parameters()}
+    optimizer, scheduler = BASELINES[name](network, 0.1, 10)
+    rates = {of[p]: g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert len(rates) == 110
+    if name == "adamw-layer-decay":
+        assert rates["conv1.weight"] == pytest.approx(0.1 * 0.75**17)
+        assert rates["layer4.2.conv2.weight"] == pytest.approx(0.075)
+    else:
+        assert rates["conv1.weight"] == rates["layer4.2.conv2.weight"] == 0.1
+    assert rates["fc.weight"] == rates["fc.bias"] == (1.0 if name.endswith("head10") else 0.1)
+    for _ in range(10):
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+    end = 0.1 if name in ("adam", "schedule-free") else pytest.approx(0, abs=1e-9)
+    assert all(g["lr"] == end for g in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_every_baseline_learns_and_a_seed_decides_all(name: str) -> None:
+    run = replace(RUN, optimizer=name, lr=RATES[name])
+    report = execute(run)
+    assert sum(report.train_losses[-3:]) < 0.8 * sum(report.train_losses[:3])
+    short, again = execute(replace(run, steps=4)), execute(replace(run, steps=4))
+    assert (short.train_losses, short.loss) == (again.train_losses, again.loss)
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_where_only_the_head_is_trained_the_body_stays(name: str) -> None:
+    bench = workbench(TINY, SMALL, "cpu")
+    network = bench.network_for(bench.tasks("meta-train").draw(0, 3).head_seed)
+    before = {n: p.detach().clone() for n, p in network.named_parameters()}
+    execute(replace(RUN, optimizer=name, lr=RATES[name], steps=3, head_only=True))
+    assert {n for n, p in network.named_parameters() if not torch.equal(p, before[n])} == set(head_names(network))
+
+
+def schedule_free(evaluate_at: tuple[int, ...], precision: str = "float32") -> tuple[Report, nn.Module, torch.optim.Optimizer]:
+    """A run of four steps: the report, and the network and the optimizer as they are left."""
+    bench = workbench(TINY, SMALL, "cpu")
+    tasks = bench.tasks("meta-train")
+    task = tasks.draw(0, 4)
+    network = bench.network_for(task.head_seed)
+    optimizer = BASELINES["schedule-free"](network, 0.01, 4).optimizer
+    return unroll(network, optimizer, tasks.images, task, evaluate_at=evaluate_at, precision=precision), network, optimizer
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_evaluating_a_schedule_free_run_on_its_way_changes_nothing(precision: str) -> None:
+    report, network, _ = schedule_free((), precision)
+    end = {name: t.clone() for name, t in network.state_dict().items()}
+    other, network, _ = schedule_free((0, 1, 2, 3), precision)
+    assert (report.train_losses, report.loss[4]) == (other.train_losses, other.loss[4])
+    assert all(torch.equal(t, end[name]) for name, t in network.state_dict().items())
+    assert network.training
+
+
+def test_schedule_free_is_evaluated_at_the_average_with_its_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(l3rs.finetuning.unroll, "REFRESH", 2)
+    report, network, optimizer = schedule_free((0,))
+    tasks = workbench(TINY, SMALL, "cpu").tasks("meta-train")
+    task = tasks.draw(0, 4)
+    held_out = task.held_out(tasks.images)
+    assert evaluate(network, *held_out)[1] != pytest.approx(report.loss[4], rel=0.01)
+
+    with torch.no_grad():  # y = (1 - beta) z + beta x
+        for p in network.parameters():
+            p.copy_((p - 0.1 * optimizer.state[p]["z"]) / 0.9)
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    for momentum, step in ((1.0, 2), (0.5, 3)):  # the mean of the statistics of the last two batches
+        for norm in norms:
+            norm.momentum = momentum
+        with torch.no_grad():
+            network(task.batch(tasks.images, step)[0])
+    for norm in norms:
+        norm.momentum = 0.1
+    assert evaluate(network, *held_out)[1] == pytest.approx(report.loss[4], rel=1e-4)
+
+    start = workbench(TINY, SMALL, "cpu").network_for(task.head_seed)
+    assert evaluate(start, *held_out)[1] == report.loss[0]
+
+
+def test_muon_steps_kernels_as_that_of_timm_does_and_the_rest_as_adamw() -> None:
+    network = resnet(18, 4, 3, 5).to(memory_format=torch.channels_last)
+    params = {name: p for name, p in network.named_parameters() if name != "fc.bias"}  # which gets no gradient
+    twins = {name: nn.Parameter(p.detach().clone()) for name, p in params.items()}
+    kernels = [name for name, p in params.items() if p.dim() == 4]
+    bias = network.fc.bias.detach().clone()
+    mine, scheduler = BASELINES["muon-cosine"](network, 0.01, 4)
+    theirs = MuonOfTimm(
+        [twins[n] for n in kernels],
+        lr=0.01,
+        weight_decay=0.01,
+        nesterov=True,
+        ns_coefficients=torch.optim.Muon([twins["fc.weight"]]).defaults["ns_coefficients"],
+    )
+    adamw = torch.optim.AdamW([twins[n] for n in twins if n not in kernels], lr=0.01)
+    others = [CosineAnnealingLR(o, 4) for o in (theirs, adamw)]
+    assert scheduler is not None
+    for _ in range(3):
+        for name, p in params.items():
+            p.grad = torch.randn(p.shape)
+            twins[name].grad = p.grad.clone()
+        for o in (mine, theirs, adamw, scheduler, *others):
+            o.step()
+    for name, p in params.items():
+        torch.testing.assert_close(p, twins[name], rtol=0, atol=2e-6)
+    assert torch.equal(network.fc.bias, bias)
+
+
+def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "schedulefree", None)
+    with pytest.raises(ModuleNotFoundError, match="schedulefree, which is not installed: pip install schedulefree"):
+        BASELINES["schedule-free"](resnet(18, 4, 1, 5), 0.01, 4)

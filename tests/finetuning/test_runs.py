@@ -1,0 +1,198 @@
+"""Runs on the shipped network and on others, and the comparison on networks that no schedule was meta-trained on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from l3rs.finetuning.runs import Run, append_rows, execute, row
+from l3rs.finetuning.tasks import TaskConfig
+from l3rs.finetuning.unroll import Report
+from l3rs.finetuning.workbench import Workbench, workbench
+from l3rs.finetuning.workload import Workload
+from l3rs.networks.create import resnet
+
+ROOT = Path(__file__).parent.parent.parent
+SHIPPED = Workload(width=16, weights=str(ROOT / "l3rs" / "networks" / "weights" / "resnet34-w16-icons.safetensors"))
+RUN = Run("test", "adam", 0.003, 2, 0, "meta-train")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Workload:
+    path = tmp_path / "resnet18-w4-icons.safetensors"
+    save_file({k: v.half() if v.is_floating_point() else v for k, v in resnet(18, 4, 1, 7).state_dict().items()}, path)
+    return Workload(model="resnet18", width=4, weights=str(path))
+
+
+def test_a_run_that_names_no_network_is_on_the_shipped_one() -> None:
+    one, other = execute(RUN), execute(replace(RUN, workload=SHIPPED))
+    assert (one.train_losses, one.accuracy, one.loss) == (other.train_losses, other.accuracy, other.loss)
+
+
+def test_a_run_on_another_network(tiny: Workload) -> None:
+    report = execute(replace(RUN, workload=tiny, optimizer="l3rs", lr=1.0, learned="icons-generalist"))
+    assert len(report.train_losses) == 2
+    assert report.train_losses != execute(replace(RUN, workload=tiny)).train_losses
+    assert workbench(tiny) is workbench(tiny)
+    assert workbench(tiny) is not workbench()
+
+
+def test_a_workbench_puts_another_network_back_to_its_start(tiny: Workload) -> None:
+    bench = Workbench(tiny, TaskConfig())
+    before = {k: v.clone() for k, v in bench.network_for(5).state_dict().items()}
+    assert sum(p.numel() for p in bench.network.parameters()) == sum(p.numel() for p in resnet(18, 4, 1, 25).parameters())
+    bench.network(torch.ones(4, 1, 32, 32)).sum().backward()
+    with torch.no_grad():
+        for p in bench.network.parameters():
+            p.add_(1)
+    after = bench.network_for(5)
+    assert all(torch.equal(v, before[k]) for k, v in after.state_dict().items())
+    assert all(p.grad is None for p in after.parameters())
+
+
+def test_a_narrow_network_has_the_gradients_that_it_has_in_torchs_own_memory_format(tiny: Workload) -> None:
+    """oneDNN writes out of bounds where strided 1x1 convolutions of few channels are in channels_last: wrong gradients, or a crash."""
+    bench = Workbench(tiny, TaskConfig())
+    plain = resnet(18, 4, 1, 25)
+    plain.load_state_dict(bench.network_for(5).state_dict())
+    images = torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    for network in (bench.network, plain):
+        network(images).logsumexp(1).sum().backward()
+    for (name, p), q in zip(bench.network.named_parameters(), plain.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-4), name
+
+
+def test_a_backbone_that_is_not_there_or_is_another(tiny: Workload) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.safetensors are not a file"):
+        Workbench(replace(tiny, weights="nowhere.safetensors"), TaskConfig())
+    with pytest.raises(ValueError, match=r"another network: for layer1\.2\.conv1\.weight they have no such tensor"):
+        Workbench(replace(tiny, model="resnet34"), TaskConfig())
+
+
+@pytest.fixture
+def generalist(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """evaluate/generalist.py, as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    import generalist
+
+    return generalist
+
+
+def test_missing_networks_are_named_with_the_command_that_makes_them(
+    generalist: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["generalist.py", "--backbones", str(tmp_path / "none"), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        generalist.main()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'none' / 'resnet18-w16-icons.safetensors'} is not there" in said
+    assert f"pretrain/backbone.py --config configs/pretrain/icons.yaml --model resnet18 --width 16 --out {tmp_path / 'none'}" in said
+
+
+def test_the_comparison_tunes_past_the_edge_goes_on_where_it_was_and_counts_a_diverged_run_as_0(
+    generalist: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "resnet18-w16-icons.safetensors").touch()
+    made: list[Run] = []
+
+    def pretend(runs: Sequence[Run], workers: int, how: object) -> Iterator[tuple[Run, Report]]:
+        """Adam is best at 0.03; on task 0 of the evaluation everything but the generalist diverges."""
+        for run in runs:
+            made.append(run)
+            assert len(made) < 1000, "the search does not end"
+            good = 0.9 if run.optimizer == "l3rs" else {0.01: 0.5, 0.03: 0.7}.get(run.lr, 0.3)
+            fails = run.cell == "eval" and run.task_seed == 0 and run.learned != "icons-generalist"
+            accuracy = float("nan") if fails else good + 0.001 * run.task_seed
+            steps = {*run.evaluate_at, run.steps}
+            yield run, Report(accuracy=dict.fromkeys(steps, accuracy), loss=dict.fromkeys(steps, accuracy))
+
+    monkeypatch.setattr(generalist, "execute_all", pretend)
+    argv = ["generalist.py", "--backbones", str(tmp_path), "--networks", "resnet18-w16", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", argv)
+    generalist.main()
+    said = capsys.readouterr().out
+
+    rows = pd.read_csv(tmp_path / "generalist.csv")
+    tuned = rows[(rows.purpose == "tune") & (rows.optimizer == "adam")]
+    assert sorted(tuned.lr.unique()) == [0.001, 0.003, 0.01, 0.03, 0.1]
+    assert set(rows[rows.purpose == "eval"].groupby(["optimizer", "steps", "learned"], dropna=False).size()) == {30}
+    assert set(rows[(rows.purpose == "eval") & rows.optimizer.str.startswith("adam")].lr) == {0.03}
+    assert {r.purpose for r in made} == {"meta-train", "meta-test"}
+    assert {r.steps for r in made if r.optimizer == "adam"} == {50}
+    assert not rows.duplicated(["purpose", "optimizer", "learned", "lr", "steps", "task_seed"]).any()
+    mean = (0.7 * 29 + sum(0.001 * s for s in range(30))) / 30
+    assert f"{mean:.3f}" in next(line for line in said.splitlines() if line.split()[:3] == ["25", "adam-cosine", "0.03"])
+
+    # a killed run: the last rows are gone, and only their runs are made again; with all there, the network is not needed
+    count = len(made)
+    lines = (tmp_path / "generalist.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "generalist.csv").write_text("".join(lines[:-5]))
+    generalist.main()
+    assert len(made) == count + 5
+    assert capsys.readouterr().out == said
+    (tmp_path / "resnet18-w16-icons.safetensors").unlink()
+    generalist.main()
+    assert len(made) == count + 5
+    assert capsys.readouterr().out == said
+
+
+def test_a_row_of_a_run(tmp_path: Path) -> None:
+    report = Report(accuracy={2: 0.5}, loss={2: 1.25}, seconds=0.1)
+    append_rows(tmp_path / "rows.csv", [row(RUN, report, 2)])
+    append_rows(tmp_path / "rows.csv", [row(RUN, report, 2)])
+    assert (tmp_path / "rows.csv").read_text().splitlines()[1:] == ["test,adam,0.003,2,0,,0.5,1.25,0.1"] * 2
+
+
+@pytest.mark.parametrize("network", ["resnet18-w16", "resnet34-w64"])
+def test_the_rows_hold_adam_tuned_and_evaluated_on_every_task(generalist: ModuleType, network: str) -> None:
+    """Without the network nothing can be run, so that a row that is missing, or a best rate at the edge, would raise."""
+    comparison = generalist.Comparison(generalist.RESULTS / "generalist.csv", network, Path("nowhere"), 1)
+    comparison.make("eval", [arm for arm in comparison.arms() if arm.optimizer in generalist.ADAMS])
+    assert comparison.rows.accuracy.between(0, 1).all()
+
+
+def test_processes_end_with_the_one_that_gives_them_work(tmp_path: Path) -> None:
+    """A killed comparison would leave them waiting for ever."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time\nfrom l3rs.finetuning.runs import execute_all\n\n"
+        "def work(run):\n    print(os.getpid(), flush=True)\n    time.sleep(600)\n\n"
+        "if __name__ == '__main__':\n    list(execute_all([1], 1, work))\n"
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        try:
+            assert is_there(worker)
+            parent.kill()
+            waited = 0.0
+            while is_there(worker) and waited < 20:
+                time.sleep(0.1)
+                waited += 0.1
+            assert not is_there(worker)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+
+
+def is_there(process: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, 0)
+        return True
+    return False

@@ -33,7 +33,8 @@ class Progress:
         self.bar = tqdm(total=generations, initial=generation, desc=name, unit="gen", disable=not shown)
         (folder / "tensorboard").mkdir(exist_ok=True)
         # Not tensorboardX's SummaryWriter: where its thread cannot write, as on a full disk, the run waits for it for ever.
-        self.board = EventsWriter(str(folder / "tensorboard" / "events"), f".{os.getpid()}")
+        # It names its file by the second: two runs in one process and one second would share one.
+        self.board = EventsWriter(str(folder / "tensorboard" / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
         self._event(generation + 1, session_log=SessionLog(status=SessionLog.START))  # hides what a run that was stopped said of later ones
         self.validation: dict[str, str] = {}
 

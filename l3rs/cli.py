@@ -16,7 +16,7 @@ def without_extra(command: str, error: ModuleNotFoundError) -> None:
     missing = what_to_install(command, error.name or "")
     if missing is None:
         raise error
-    print(missing, file=sys.stderr)
+    print(f"l3rs: error: {missing}", file=sys.stderr)
     sys.exit(2)
 
 

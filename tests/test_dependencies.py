@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import write_tree
 from environments import PROJECT, ROOT, build, linked, python, run
 from packaging.requirements import Requirement
 
@@ -106,7 +108,7 @@ def test_what_lacks_its_extra_names_it(core: Path) -> None:
         "import l3rs.finetuning.compare": "l3rs.finetuning needs timm: pip install 'l3rs[images]'",
         "import l3rs.evaluation.tables": "l3rs.evaluation needs timm: pip install 'l3rs[images]'",
         "import l3rs.lightning": "l3rs.lightning needs PyTorch Lightning: pip install 'l3rs[lightning]'",
-        "import l3rs.own_images.run": "l3rs.own_images needs PyTorch Lightning: pip install 'l3rs[lightning]'",
+        "import l3rs.own_images.run": "l3rs.own_images needs timm: pip install 'l3rs[images]'",
         "import l3rs.meta.train": "l3rs.meta needs EvoTorch: pip install 'l3rs[meta]'",
         "import l3rs; l3rs.register_with_timm()": "register_with_timm() needs timm: pip install 'l3rs[images]'",
         "from l3rs.learned import theta; open('t.state', 'w').close(); theta.read({}, 't.state')": "t.state needs msgpack: "
@@ -117,25 +119,27 @@ def test_what_lacks_its_extra_names_it(core: Path) -> None:
     assert done.stdout.splitlines() == list(said.values()), done.stderr
 
 
-def command(folder: Path, *words: str) -> tuple[int, str]:
-    """The exit code of `l3rs WORDS`, and its errors."""
-    done = python(folder, "-c", "import sys; from l3rs.cli import main; main(sys.argv[1:])", *words)
-    return done.returncode, done.stderr
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs `l3rs WORDS`."""
+    return python(folder, "-c", "import sys; from l3rs.cli import main; main(sys.argv[1:])", *words)
+
+
+def ends_in(line: str, done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether a command failed, with one line that ends so."""
+    return done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.endswith(f"{line}\n")
 
 
 def test_commands_that_lack_their_extra_end_in_a_line(core: Path, images: Path) -> None:
-    code, said = command(core, "info")
-    assert (code, said.count("\n")) == (2, 1)
-    assert said.endswith("needs jsonargparse: pip install 'l3rs[images]'\n")
-    assert command(images, "meta-train", "--out", "run") == (2, "l3rs meta-train needs EvoTorch: pip install 'l3rs[meta]'\n")
-    code, said = command(images, "finetune", "--data", "photos")
-    assert (code, said.count("\n")) == (2, 1)
-    assert said.endswith("needs PyTorch Lightning: pip install 'l3rs[lightning]'\n")
+    photos = write_tree(images.parent / "photos", {"cats": 5, "dogs": 5})
+    assert ends_in("needs jsonargparse: pip install 'l3rs[images]'", command(core, "info"))
+    assert ends_in("l3rs meta-train needs EvoTorch: pip install 'l3rs[meta]'", command(images, "meta-train", "--out", "run"))
+    own = command(images, "finetune", "--data", str(photos), "--model", "resnet18", "--from-scratch")
+    assert ends_in("l3rs finetune needs PyTorch Lightning: pip install 'l3rs[lightning]'", own)
 
 
 def test_images_are_enough_for_the_comparison(images: Path) -> None:
-    code, said = command(images, "finetune", "--tasks", "1", "--steps", "2", "--optimizers", "l3rs", "adam", "--workers", "1")
-    assert code == 0, said
+    done = command(images, "finetune", "--tasks", "1", "--steps", "2", "--optimizers", "l3rs", "adam", "--workers", "1")
+    assert done.returncode == 0, done.stderr
     assert (images.parent / "empty" / "l3rs-out" / "finetune.png").exists()
 
 
@@ -175,6 +179,4 @@ def test_pip_brings_what_the_core_needs_and_no_more(tmp_path: Path) -> None:
     assert {IMPORTED_AS.get(name, name) for name in installed} & HEAVY <= {"yaml"}, installed  # which huggingface_hub brings
     done = run(bin / "python", "-W", "error", "-c", FINE_TUNING, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    done = run(bin / "l3rs", "info", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.endswith("needs jsonargparse: pip install 'l3rs[images]'\n")
+    assert ends_in("needs jsonargparse: pip install 'l3rs[images]'", run(bin / "l3rs", "info", cwd=tmp_path))

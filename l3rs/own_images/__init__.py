@@ -2,4 +2,4 @@
 
 from l3rs.extras import require
 
-require(__name__, "lightning")
+require(__name__, "images")

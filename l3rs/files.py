@@ -58,3 +58,13 @@ def claim(out: Path) -> FileLock:
     except OSError as error:
         raise ValueError(f"--out is {out}, which cannot be written ({error.strerror}); give a folder of yours") from None
     return lock
+
+
+def printable(text: str) -> str:
+    """A text that may hold names that are no UTF-8, with these spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its kind, where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from l3rs import LearnedSchedule, load, save, save_pretrained
-from l3rs.schedules.hub import generate_model_card
+from l3rs.schedules.card import generate_model_card
 
 TRAINING = {
     "config": {

@@ -169,7 +169,7 @@ def download(
         if force_download and offline:
             why = "HF_HUB_OFFLINE or local_files_only forbids it" if forbidden else f"{endpoint()} does not answer"
             raise CheckpointError(f"{given} cannot be downloaded again: {why}. Leave force_download out to take it from the cache")
-        api = _api(token)
+        api = _api(False if offline else token)
         try:
             return api.hf_hub_download(
                 repo_id, FILE, revision=revision, cache_dir=cache_dir, force_download=force_download, local_files_only=offline

@@ -20,6 +20,8 @@ from l3rs.schedules.connection import endpoint, reachable, reason
 from l3rs.schedules.seal import CheckpointError
 
 SECRET = "hf_" + "x" * 30
+BAD = (f"{SECRET[:9]} {SECRET[9:]}", f"{SECRET}\x00", f"{SECRET[:9]}\x0b{SECRET[9:]}", f"{SECRET}é", "hf_пароль")  # as tokens
+OUTSIDE = ("../../../../victim", "/victim", "a/../../../../../victim", "..", ".", "a//b", "-x", "a\\b", "a\x07b", "a b")  # as revisions
 
 
 @pytest.fixture
@@ -100,9 +102,7 @@ def test_a_limit_that_is_no_number_of_seconds(limit: str, hub: FakeHub, monkeypa
 
 
 @pytest.mark.parametrize("place", ["argument", "HF_TOKEN", "file"])
-@pytest.mark.parametrize(
-    "token", [f"{SECRET[:9]} {SECRET[9:]}", f"{SECRET}\x00", f"{SECRET[:9]}\x0b{SECRET[9:]}", f"{SECRET}é", "hf_пароль"]
-)
+@pytest.mark.parametrize("token", BAD)
 def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(
     token: str, place: str, hub: FakeHub, schedule: LearnedSchedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,9 +164,7 @@ def test_a_password_in_the_address_of_the_hub_is_not_shown(hub: FakeHub, monkeyp
 # The cache
 
 
-@pytest.mark.parametrize(
-    "revision", ["../../../../victim", "/victim", "a/../../../../../victim", "..", ".", "a//b", "-x", "a\\b", "a\x07b", "a b"]
-)
+@pytest.mark.parametrize("revision", OUTSIDE)
 def test_a_revision_cannot_name_a_file_outside_of_the_cache(revision: str, hub: FakeHub, schedule: LearnedSchedule, tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("precious")
     put(hub, schedule, tmp_path)

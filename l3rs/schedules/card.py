@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l3rs.files import printable
 from l3rs.schedules.learned import Learned, training_config
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def _table(rows: Mapping[str, str]) -> str:
 
 def plain(text: str) -> str:
     """A text as Markdown shows it in one line, or in one cell: no tags, links or pictures, and nothing that cannot be printed."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in printable(text)).split())
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`|\[\]*~$])", r"\\\1", line)
 

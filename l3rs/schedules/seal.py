@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 SCHEMA = 1
-LARGEST = 2**30  # bytes of tensors: the largest meta-parameters here take millions; a sparse file claims any size at no cost
+LARGEST = 2**30  # bytes: the largest meta-parameters here take millions; a sparse file claims any size at no cost
 DEEPEST = 50  # lists in lists: what Python reads it may not be able to print, compare or write again
 DAMAGED = "is damaged, or was changed by hand: its contents are not those of its checksum"
 
@@ -41,13 +41,13 @@ def read_sealed(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file")
+    if (size := path.stat().st_size) > LARGEST:
+        raise CheckpointError(f"{path} is of {size:,} bytes, and learned schedules are of at most {LARGEST:,}: it is some other file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            ours = "l3rs" in metadata  # tensors of some other file may be many
-            if ours and path.stat().st_size > LARGEST:
-                raise CheckpointError(f"{path} is of {path.stat().st_size:,} bytes, and learned schedules are of at most {LARGEST:,}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if ours else {}  # noqa: SIM118  (not a dict)
+            # those of some other file may be many
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if "l3rs" in metadata else {}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error}); it may be truncated") from None
     if "l3rs" not in metadata:

@@ -22,7 +22,7 @@ def test_info_shows_signs_that_move_a_terminal_as_their_numbers(tmp_path: Path, 
     out = capsys.readouterr().out
     assert all(c.isprintable() for line in out.split("\n") for c in line)
     assert out.splitlines()[0] == r"a\x1b[2J\x1b]0;b\x07 \x9b1m \r\n\t\u202e\ud800é: 2,742 meta-parameters"
-    assert len(out.splitlines()) == 1 + len(schedule.settings()) + 3  # no value breaks a line
+    assert len(out.splitlines()) == 1 + len(schedule.settings()) + 2  # no value breaks a line
 
 
 def test_the_list_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     unknown = sorted(set(args.only or ()) - set(NAMES.values()))
     if unknown:
-        parser.error(f"--only is {unknown[0]!r}; it is some of {', '.join(map(repr, NAMES.values()))}")
+        parser.error(f"--only must be one or more of {', '.join(map(repr, NAMES.values()))} (got {unknown[0]!r})")
     base = read_config(args.config)
     if args.workers == 1:
         torch.set_num_threads(1)

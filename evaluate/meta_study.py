@@ -34,7 +34,7 @@ def main() -> None:
     plan = yaml.safe_load(args.config.read_text())
     unknown = sorted(set(args.only or ()) - set(plan["settings"]))
     if unknown:
-        parser.error(f"--only is {unknown[0]!r}; it is some of {', '.join(plan['settings'])}")
+        parser.error(f"--only must be one or more of {', '.join(plan['settings'])} (got {unknown[0]!r})")
     if args.workers == 1:
         torch.set_num_threads(1)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -69,11 +69,13 @@ class Arm:
     def __post_init__(self) -> None:
         allowed = tuple(dict.fromkeys(("l3rs", *BASELINES, *LEARNERS)))
         if self.optimizer not in allowed:
-            raise ValueError(f"arm {self.name!r} has the optimizer {self.optimizer!r}; it is one of {', '.join(allowed)}")
+            raise ValueError(f"the optimizer of arm {self.name!r} must be one of {', '.join(allowed)} (got {self.optimizer!r})")
         if self.lr is not None and not 0 <= self.lr < math.inf:
-            raise ValueError(f"arm {self.name!r} has lr {self.lr}; it is at least 0")
+            raise ValueError(f"lr of arm {self.name!r} must be finite and at least 0 (got {self.lr})")
         if not 0 < self.total_steps < math.inf:
-            raise ValueError(f"arm {self.name!r} has total_steps {self.total_steps}; it is a positive multiple of the length of the run")
+            raise ValueError(
+                f"total_steps of arm {self.name!r} must be positive, as a multiple of the run's length (got {self.total_steps})"
+            )
         if self.optimizer in KINDS and self.learned == "auto":
             there = [name for name, kind in SHIPPED_WEIGHTS.items() if kind == self.optimizer]
             shipped = f"{', '.join(there)} is shipped" if there else f"{self.optimizer} has none that are shipped"
@@ -111,9 +113,9 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         if not self.horizons or min(self.horizons) < 1 or min(self.horizons.values()) < 1:
-            raise ValueError(f"horizons is {dict(self.horizons)}; it is numbers of tasks, at least 1, by numbers of steps, at least 1")
+            raise ValueError(f"horizons must map numbers of steps to numbers of tasks, all at least 1 (got {dict(self.horizons)})")
         if self.purpose not in self.workload.class_split.classes:
-            raise ValueError(f"purpose is {self.purpose!r}; it is one of {', '.join(self.workload.class_split.classes)}")
+            raise ValueError(f"purpose must be one of {', '.join(self.workload.class_split.classes)} (got {self.purpose!r})")
         seen: set[tuple[str, int, int]] = set()
         for arm in self.arms:
             unknown = [h for h in arm.horizons if h not in self.horizons]

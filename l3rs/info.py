@@ -68,7 +68,7 @@ def listing() -> Iterator[str]:
 
 def _columns(schedules: Sequence[tuple[str, Learned]]) -> Iterator[str]:
     """A table, as wide as its columns need."""
-    rows = [{key: shown(value) for key, value in {"name": name, **learned.facts()}.items()} for name, learned in schedules]
+    rows = [{key: printable(value) for key, value in {"name": name, **learned.facts()}.items()} for name, learned in schedules]
     for row in rows:
         row["fits"] = row["fits"].partition(":")[0]
     table = [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
@@ -79,16 +79,10 @@ def _columns(schedules: Sequence[tuple[str, Learned]]) -> Iterator[str]:
 
 def describe(learned: Learned) -> Iterator[str]:
     """Lines on one schedule, or on the weights of another learned optimizer: size, settings, and how it was meta-trained."""
-    yield f"{shown(learned.name)}: {len(learned.theta):,} meta-parameters"
+    yield f"{printable(learned.name)}: {len(learned.theta):,} meta-parameters"
     for name, value in learned.settings().items():
-        yield f"  {name}: {shown(value)}"
+        yield f"  {name}: {printable(str(value))}"
     training = {k: v for k, v in learned.training.items() if k != "config"}
     settings = {k: v for k, v in training_config(learned.training).items() if k not in ("name", "schedule")}  # these are above
     for key, value in {**settings, **training}.items():
-        yield f"  meta-training, {shown(key)}: {shown(value)}"
-
-
-def shown(value: object) -> str:
-    """As it stands in one line of a terminal: what a file of others brings may hold signs that clear it, colour it or type into it."""
-    text = printable(str(value))
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        yield f"  meta-training, {printable(str(key))}: {printable(str(value))}"

@@ -30,8 +30,13 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).par
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """The code blocks of a page in this language."""
+    """The code blocks of a page, or of the README as `../README.md`, in this language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def without_code(page: Path) -> str:
+    """The text of a page outside its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 def files_in(nav: Any) -> Iterator[str]:
@@ -60,8 +65,7 @@ def test_the_navigation_has_every_page_and_no_other() -> None:
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:|#", t)]
+    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", without_code(page)) if not re.match(r"\w+:|#", t)]
     assert [t for t in targets if not (page.parent / t.partition("#")[0]).exists()] == []
     if page != ROOT / "README.md":  # what the site does not have, it cannot link to
         assert [t for t in targets if not (page.parent / t).resolve().is_relative_to(DOCS)] == []
@@ -76,6 +80,23 @@ def test_every_how_to_page_has_a_test_that_names_it() -> None:
 def test_the_start_is_that_of_the_readme() -> None:
     (install,) = blocks("start.md", "sh")
     assert f"```sh\n{install}```" in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_fits_on_a_screen_or_two() -> None:
+    text = without_code(ROOT / "README.md")
+    assert len(text.split()) <= 900
+    (results,) = [table for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE) if "L3RS minus best other" in table]
+    assert len(results.splitlines()) <= 2 + 6  # a head, a rule, and six rows
+    assert len(blocks("../README.md", "sh")) == 2  # .ci/run takes them from here: set-up, and tests
+
+
+def test_the_readmes_snippet_runs_as_it_stands(tmp_path: Path) -> None:
+    """In a fresh process and an empty folder: the loss falls from that of guessing among 25 classes."""
+    (snippet,) = blocks("../README.md", "python")
+    losses = [float(line) for line in run(sys.executable, "-c", snippet, cwd=tmp_path).splitlines()]
+    assert len(losses) == 25
+    assert losses[0] > 3
+    assert losses[-1] < 0.5
 
 
 @pytest.mark.parametrize("page", ["index.md", "start.md", "plain-loop.md"])

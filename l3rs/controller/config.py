@@ -1,4 +1,4 @@
-"""What defines a learned schedule besides its meta-parameters: every choice that the paper leaves open is a field here."""
+"""The config of a learned schedule: every choice that the paper leaves open is a field here."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class L3RSConfig:
             for all layers, from the mean of their features [choice].
         embedding: length of the meta-learned vector of each layer [paper: 16]; 0 is no such vector; only `shared` may have one.
         hidden: widths of the two hidden layers [choice].
-        unit: what lambda = exp(0) means; `rms`: lr0 * sqrt(numel), `l2`: 1, `relative`: lr0 * max(norm of the weights, floor) [choice].
-        lr0: step size per element at exp(0), for the units `rms` and `relative` [choice].
+        unit: the length of a step at lambda = 1. `rms`: lr0 * sqrt(numel), `l2`: 1, `relative`: lr0 * max(norm of weights, floor) [choice].
+        lr0: step size per element at lambda = 1, for the units `rms` and `relative` [choice].
         relative_floor: the floor of `relative` [choice].
-        norm_scale: log root-mean-squares are divided by this before the MLP [choice].
+        norm_scale: divides log root-mean-squares before the MLP [choice].
         norm_floor: added to a root-mean-square before its logarithm [choice].
-        loss_scale: the loss is divided by this before the MLP [choice].
+        loss_scale: divides the loss before the MLP [choice].
         initial_mix: logit, in nats, that the initial controller gives the last direction over the others [choice].
         initial_decay: nats by which the initial controller lowers log lambda from the first step to the last [choice].
         initial_horizon: the initial controller's lambda is proportional to K to the power of minus this, and 1 at K = 10 [choice].
@@ -97,5 +97,5 @@ class L3RSConfig:
 
     @property
     def by_layer(self) -> bool:
-        """Whether something is learned for each layer by name: embeddings, or an MLP."""
+        """Whether layers have meta-parameters of their own, by name: embeddings, or an MLP."""
         return bool(self.embedding) or self.controller == "layerwise"

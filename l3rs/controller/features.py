@@ -1,4 +1,4 @@
-"""What the controller sees of each layer (section 3.2 of the paper), and the names of its inputs, which define their number."""
+"""The inputs of the controller (section 3.2 of the paper), and their names, which define their number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EMA_SIGNALS = ("log_weight_norm", "log_grad_norm", "loss")
 
 
 def feature_names(config: L3RSConfig) -> tuple[str, ...]:
-    """The controller's inputs in order. A checkpoint stores them, and is refused where they differ."""
+    """Names the controller's inputs in order. A checkpoint stores the names, and does not load if they differ."""
     return (
         *(f"ema/{signal}/{factor}" for signal in EMA_SIGNALS for factor in config.ema_factors),
         *(f"relative_time/{i / (config.time_points - 1):.3f}" for i in range(config.time_points)),

@@ -1,4 +1,4 @@
-"""Where meta-training of L3RS starts: a controller that already is a sane schedule, with units that make it easy to change."""
+"""The start of meta-training: a controller that already is a sane schedule, with units that make it easy to change."""
 
 from __future__ import annotations
 

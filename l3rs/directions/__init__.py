@@ -23,10 +23,10 @@ _registered: dict[str, Direction] = {}
 
 
 def register(name: str, direction: Direction) -> None:
-    """Lets configs, in this process, name a direction that l3rs does not have.
+    """Registers a direction of your own under a name, which configs in this process may then use.
 
     Raises:
-        ValueError: there is another one of this name.
+        ValueError: another direction has this name.
         TypeError: it is not a `Direction`.
     """
     if not isinstance(direction, Direction):
@@ -37,13 +37,12 @@ def register(name: str, direction: Direction) -> None:
 
 
 def direction(name: str) -> Direction:
-    """The direction called `name`.
+    """Finds a direction by name: one of `DIRECTIONS`, a registered one, or an optimizer of torch such as `"torch.optim.NAdam"`.
 
-    Besides `DIRECTIONS` and those that were registered, `"torch.optim.NAdam"` and the like name the optimizers of torch, at their own
-    hyperparameters.
+    Optimizers of torch keep their default hyperparameters.
 
     Raises:
-        ValueError: there is none; the message names those there are.
+        ValueError: there is none; the message lists the names.
     """
     known = {**DIRECTIONS, **_registered}
     if name in known:

@@ -1,4 +1,4 @@
-"""What a base direction is, and what several of them share."""
+"""The base class of directions, and the formulas that several of them share."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ HALF = (torch.float16, torch.bfloat16)
 class Direction(ABC):
     """A base optimizer without its learning rate.
 
-    A direction points uphill, so that a step is its negative. It reads parameters and gradients and never writes them.
+    A direction points uphill; a step goes along its negative. It reads parameters and gradients, and never writes them.
 
     Attributes:
-        hyperparameters: names of its meta-learned hyperparameters, in an unconstrained form in which 0 is the usual value.
-        lazy: whether `update` adds to the states what `init` did not.
+        hyperparameters: names of its meta-learned hyperparameters. Their form is unconstrained, and 0 is the usual value.
+        lazy: whether `update` adds entries to the states that `init` did not make.
     """
 
     hyperparameters: tuple[str, ...] = ()
     lazy = False
 
     def constants(self, raw: Mapping[str, float]) -> tuple[float, ...]:
-        """The hyperparameters as they are used, from their unconstrained form."""
+        """Gives the hyperparameters in their usual form, from the unconstrained one."""
         return ()
 
     def init(self, param: Tensor) -> State:
-        """The state of one parameter before its first step."""
+        """Gives the state of one parameter before its first step."""
         return {}
 
     @abstractmethod
@@ -44,16 +44,16 @@ class Direction(ABC):
             grads, params: of any shapes, gradients and parameters pairwise alike; float32 or float64.
             states: of each parameter.
             steps: (L,), the number of this step for each parameter, counted from 1.
-            constants: what `constants` gave.
+            constants: the result of `constants`.
 
         Returns:
             One tensor a parameter. It may be a gradient or a parameter itself: the caller only reads it.
         """
 
     def trust(self, norms: Tensor, weight_norms: Tensor) -> Tensor | None:
-        """A factor for each layer that belongs to the direction, (L,), from the norms of what `update` gave; None for 1.
+        """Gives a factor of each layer, (L,), that belongs to the direction, from the norms of the result of `update`; None for 1.
 
-        Normalized directions lose it; only the feature that shows the controller a direction's norm has it.
+        Normalizing a direction removes the factor. Only one feature shows it: the direction's norm, as the controller sees it.
         """
         return None
 

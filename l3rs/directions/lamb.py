@@ -16,8 +16,8 @@ BETA1, BETA2, EPS, WEIGHT_DECAY = 0.9, 0.999, 1e-6, 0.01  # the paper's values, 
 class LAMB(Direction):
     """d = trust * r, r = m_hat / (sqrt(v_hat) + eps) + decay * theta, trust = ||theta|| / ||r|| (1 where either is 0).
 
-    `update` gives r: its normalized form is that of d. At weight decay 0 r would be Adam's direction; here the decay is meta-learned and
-    positive. timm's `Lamb` also clips `p.grad` in place by default, and drops the trust ratio at weight decay 0; this does neither.
+    `update` gives r, which is d once both are normalized. At weight decay 0 r would be Adam's direction; here the decay is meta-learned
+    and positive. timm's `Lamb` clips `p.grad` in place by default, and drops the trust ratio at weight decay 0. This class does neither.
     """
 
     hyperparameters = ("beta1", "beta2", "eps", "weight_decay")

@@ -12,17 +12,17 @@ from l3rs.directions.base import Direction, State
 
 
 class TorchOptimizerDirection(Direction):
-    """d = (theta - theta') / lr, where theta' is what the optimizer would make of theta in one step.
+    """d = (theta - theta') / lr, where one step of the optimizer takes theta to theta'.
 
-    The optimizer steps copies: parameters and gradients stay as they are. Its state is kept with that of L3RS, tensor by tensor, and
-    appears after the first step. This copies every parameter and builds an optimizer for each of them at each step: it is for trying
-    out a direction, not for speed. Optimizers that need a closure (LBFGS) do not fit.
+    The optimizer steps copies; parameters and gradients stay as they are. L3RS keeps its state, tensor by tensor, from the first step on.
+    Each step copies every parameter and builds an optimizer for it: use this to try out a direction, not for speed. Optimizers that need
+    a closure (LBFGS) do not fit.
 
     Args:
-        optimizer: the class, as `torch.optim.NAdam` or `timm.optim.AdaBelief`.
-        as_matrices: whether it sees kernels as matrices, output channels by everything else, and vectors as matrices of one row, as Muon
-            has to: it steps nothing else.
-        arguments: for it. `lr` is 1 by default, which loses the fewest bits in the difference above.
+        optimizer: the class, such as `torch.optim.NAdam` or `timm.optim.AdaBelief`.
+        as_matrices: shows it kernels as matrices, output channels by everything else, and vectors as matrices of one row. Muon needs
+            this: it steps nothing else.
+        arguments: of the optimizer. `lr` is 1 by default, which loses the fewest bits in the difference above.
     """
 
     lazy = True

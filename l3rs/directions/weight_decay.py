@@ -10,7 +10,7 @@ from l3rs.directions.base import Direction, State
 
 
 class WeightDecay(Direction):
-    """d = theta. No state, no hyperparameters: lambda and mu say how much."""
+    """d = theta. No state, no hyperparameters: lambda and mu set the strength."""
 
     def update(
         self, grads: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], steps: Tensor, constants: tuple[float, ...]

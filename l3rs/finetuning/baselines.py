@@ -145,10 +145,10 @@ BASELINES: MappingProxyType[str, Callable[[nn.Module, float, int], Recipe]] = Ma
 
 @lru_cache(maxsize=8)
 def tuned_learning_rates(file: str | None = None) -> dict[str, dict[int, float]]:
-    """Learning rate by baseline, or Celo2, and horizon, as `evaluate/tune.py` found it on meta-train tasks.
+    """Reads the learning rates that `evaluate/tune.py` found on meta-train tasks, by baseline (or Celo2) and horizon.
 
     Args:
-        file: which it wrote; None is that of Icons25, which is shipped.
+        file: which `evaluate/tune.py` wrote; None is the shipped one, of Icons25.
 
     Raises:
         ValueError: there is no such file.
@@ -161,10 +161,10 @@ def tuned_learning_rates(file: str | None = None) -> dict[str, dict[int, float]]
 
 
 def tuned_learning_rate(name: str, steps: int, file: str | None = None) -> float:
-    """The tuned learning rate of a baseline at the tuned horizon nearest to `steps` in log steps.
+    """Gives the tuned learning rate of a baseline at the tuned horizon nearest to `steps`, in log steps.
 
     Raises:
-        ValueError: it was not tuned; the message names what was.
+        ValueError: it was not tuned; the message names the tuned ones.
     """
     rates = tuned_learning_rates(file)
     if name not in rates:

@@ -20,7 +20,13 @@ from l3rs.data.images import ImageSet
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """The size of a task: classes, images a training batch, and images in the evaluation batch."""
+    """The size of a task.
+
+    Attributes:
+        classes: in a task.
+        batch_size: images in a training batch.
+        evaluation_size: images in the evaluation batch.
+    """
 
     classes: int = 25
     batch_size: int = 64
@@ -33,12 +39,14 @@ class TaskConfig:
 
 
 def check_sizes(counts: Mapping[str, tuple[int, int]], task: TaskConfig, what: str) -> None:
-    """Raises ValueError unless every task of this size can be drawn from these classes, if there are any: even the smallest classes
-    together fill a batch, and none is empty.
+    """Checks that every task of this size can be drawn from these classes: even the smallest together fill a batch, and none is empty.
 
     Args:
-        counts: class to its numbers of train and of validation images.
-        what: the classes, in the message.
+        counts: class to its numbers of train and of validation images; none is no error.
+        what: names the classes in the message.
+
+    Raises:
+        ValueError: some task could not be drawn.
     """
     if counts and len(counts) < task.classes:
         raise ValueError(f"{what} has {len(counts)} classes, and a task has {task.classes}: give it more, or draw tasks of fewer classes")
@@ -62,10 +70,10 @@ class Task:
         classes: int64 (C,), class ids of the image set; a class's label in the task is its place here.
         batches: int64 (K, B), image indices of the K training batches, from the train side.
         evaluation: int64 (E,), image indices of the evaluation batch, from the validation side.
-        crops: int64 (K, B, 3), where each training image is cut out (top, left) and whether it is mirrored; None where the set is not
+        crops: int64 (K, B, 3), the top and left edge of each training image's crop, and whether it is mirrored; None if the set is not
             augmented.
         head_seed: draws the fresh head.
-        seed: what the task was drawn from.
+        seed: of the task itself.
     """
 
     classes: Tensor
@@ -98,7 +106,7 @@ class TaskDistribution:
     Attributes:
         images: the set.
         classes: names of the classes that tasks draw from, such as a split's meta-train classes.
-        config: their size.
+        config: the size of a task.
 
     Raises:
         ValueError: too few classes, or an unknown one.
@@ -163,5 +171,5 @@ class TaskDistribution:
 
 
 def task_seed(*key: int) -> int:
-    """A task seed from several numbers, such as (run seed, generation, index); below 2**31."""
+    """Makes a task seed, below 2**31, from several numbers, such as (run seed, generation, index)."""
     return int(np.random.SeedSequence(key).generate_state(1)[0] >> 1)

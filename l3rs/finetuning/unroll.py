@@ -24,13 +24,13 @@ REFRESH = 20  # batches; running statistics with BatchNorm's momentum of 0.1 are
 
 @dataclass
 class Report:
-    """What happened in one run.
+    """The results of one run.
 
     Attributes:
         train_losses: cross entropy of each training batch, before its step.
         accuracy, loss: on the evaluation batch, by the number of steps taken. NaN after a run has diverged.
         seconds: wall-clock time of the run.
-        peak_mib: the most memory in use, where it was measured.
+        peak_mib: the most memory in use; NaN if it was not measured.
     """
 
     train_losses: list[float] = field(default_factory=list)
@@ -55,23 +55,23 @@ def _autocast(device: torch.device, precision: str) -> torch.autocast:
 
 @runtime_checkable
 class ScheduleFree(Protocol):
-    """An optimizer that trains at one point and is to be evaluated at another, an average of its weights."""
+    """An optimizer that trains at one point, and is evaluated at another: an average of its weights."""
 
     def train(self) -> None:
-        """Puts the weights where it trains."""
+        """Moves the weights to the point of training."""
 
     def eval(self) -> None:
-        """Puts the weights to their average."""
+        """Moves the weights to their average."""
 
 
 @contextmanager
 def where_evaluated(
     network: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Tensor], refresh: bool = False
 ) -> Iterator[None]:
-    """The network as it is to be evaluated; afterwards it is as it was, to the bit.
+    """Puts the network into its state for evaluation; afterwards it is as before, to the bit.
 
-    With a schedule-free optimizer that is at the average of its weights. There, or with `refresh`, BatchNorm has the mean statistics of
-    `batches`, inputs, in the place of running ones, which lag behind the weights.
+    A schedule-free optimizer is evaluated at the average of its weights. There, or with `refresh`, BatchNorm has the mean statistics of
+    `batches`, inputs, instead of running ones, which lag behind the weights.
     """
     average = isinstance(optimizer, ScheduleFree) and bool(optimizer.state)  # before the first step there is none
     if not (average or refresh):
@@ -97,16 +97,21 @@ def unroll(
     precision: str = "float32",
     refresh: bool = False,
 ) -> Report:
-    """Fine-tunes `network`, in place, where it is, on all batches of `task`, BatchNorm in train mode.
+    """Fine-tunes `network`, in place and on its device, on all batches of `task`, with BatchNorm in train mode.
 
-    The optimizer gets the loss through a closure, as any optimizer may. A run whose loss is not finite stops there; what is
-    still to be evaluated is NaN. A schedule-free optimizer is evaluated at the average of its weights, with the BatchNorm statistics of
-    the last `REFRESH` training batches there; the network is left where it trains.
+    The optimizer gets the loss through a closure, as any optimizer may. If the loss is not finite, the run stops there, and later
+    evaluations are NaN. A schedule-free optimizer is evaluated at the average of its weights, with the BatchNorm statistics of
+    the last `REFRESH` training batches there; the network stays at the point of training.
 
     Args:
-        evaluate_at: after how many steps to evaluate, besides the end. 0 is before the first.
-        precision: of forward and backward pass: `float32`, or `bfloat16`, autocast.
-        refresh: whether BatchNorm gets those statistics before each evaluation with any optimizer; the run itself is the same.
+        network: to fine-tune.
+        optimizer: of the network's parameters.
+        images: of the task.
+        task: gives the batches, and the evaluation batch.
+        scheduler: of the optimizer's learning rate, advanced once a step.
+        evaluate_at: numbers of steps to evaluate after, besides the end. 0 is before the first step.
+        precision: of forward and backward pass: `float32`, or `bfloat16` by autocast.
+        refresh: gives BatchNorm those statistics before each evaluation, with any optimizer; the run itself is the same.
     """
     started = time.perf_counter()
     report = Report()

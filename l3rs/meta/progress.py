@@ -53,7 +53,7 @@ class Progress:
             numbers = {short: f"{float(row[name]):.3f}" for short, name in shown.items()}
             rates = {
                 "sigma": f"{float(row['sigma']):.2g}",
-                "alpha": f"{float(row['lr']):.2g}",
+                "lr": f"{float(row['lr']):.2g}",
                 "steps/s": f"{row['inner_steps_per_second']}",
             }
             lost = {"lost": f"{int(row['diverged']) + int(row['failed'])}"} if int(row["diverged"]) + int(row["failed"]) else {}

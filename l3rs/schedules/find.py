@@ -1,4 +1,4 @@
-"""Finding what was learned: by the name of what is shipped, by path, or by Hub id."""
+"""Finds a schedule, or other learned weights: by shipped name, by path, or by Hub id."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
 def locate(given: str | Path, **hub: Any) -> Path:
-    """The file that a shipped name, a path, or a Hub id means, in this order.
+    """Finds the file of a shipped name, a path, or a Hub id, in this order.
 
     Args:
         given: a shipped name; else an existing file, or a folder that `save_pretrained` wrote; else a Hub id, `owner/name` or
@@ -27,7 +27,7 @@ def locate(given: str | Path, **hub: Any) -> Path:
         hub: arguments of `hub.download`.
 
     Raises:
-        CheckpointError: there is none; the message says what to do.
+        CheckpointError: there is none; the message names the cure.
     """
     if given in SHIPPED or given in SHIPPED_WEIGHTS:
         return CHECKPOINTS / f"{given}.safetensors"
@@ -57,18 +57,18 @@ def load(
     local_files_only: bool = False,
     revision: str | None = None,
 ) -> LearnedSchedule:
-    """A learned schedule that is shipped, from a path, or from the Hub or its cache on this machine. Nothing in the file is executed.
+    """Loads a learned schedule: a shipped one, from a path, or from the Hub or its cache. Nothing in the file is executed.
 
     Args:
-        name_or_path: as of `locate`.
-        force_download: whether to download again what is in the cache.
-        token: for the Hub; None is that of `HF_TOKEN` or `hf auth login`.
-        cache_dir: None is the Hub's own, `HF_HUB_CACHE`.
-        local_files_only: whether to look at the cache alone, as `HF_HUB_OFFLINE=1` does.
-        revision: a branch, tag, or commit; None is that of the id, or `main`.
+        name_or_path: a shipped name, a file, a folder that `save_pretrained` wrote, or a Hub id: `owner/name` or `owner/name@revision`.
+        force_download: downloads again, though the cache has it.
+        token: for the Hub; None takes the token of `HF_TOKEN` or `hf auth login`.
+        cache_dir: None takes the Hub's own, `HF_HUB_CACHE`.
+        local_files_only: looks at the cache alone, like `HF_HUB_OFFLINE=1`.
+        revision: a branch, tag, or commit; None takes the revision of the id, or `main`.
 
     Raises:
-        CheckpointError: there is no such one, it cannot be fetched, or is not of this kind or version; the message says what to do.
+        CheckpointError: there is none, it cannot be fetched, or it has another kind or version; the message names the cure.
     """
     path = locate(
         name_or_path,
@@ -88,7 +88,7 @@ def load(
 
 
 def explained(error: CheckpointError, given: str | Path) -> CheckpointError:
-    """An error of a file, with what to do about it where the file is one of the Hub's."""
+    """Adds the cure to an error of a file, if the file is from the Hub."""
     if not is_id(given) or Path(given).exists():
         return error
     return CheckpointError(
@@ -98,12 +98,15 @@ def explained(error: CheckpointError, given: str | Path) -> CheckpointError:
 
 
 def save(learned: Learned, path: str | Path) -> None:
-    """Writes a learned schedule, or the weights of another learned optimizer, as a safetensors file that `load` reads."""
+    """Writes a learned schedule, or the weights of another learned optimizer, as a safetensors file.
+
+    `l3rs.load` reads a schedule, `l3rs.learners.load` reads both.
+    """
     learned.write(path)
 
 
 def resolve(learned: str | Path, names: Sequence[str], match: str = "name") -> LearnedSchedule:
-    """What `L3RS(learned=...)` means for parameters with these names: `"auto"` is the specialist that fits, else the generalist."""
+    """Gives the schedule of `L3RS(learned=...)` for parameters of these names; `"auto"` is the specialist that fits, or the generalist."""
     if learned != "auto":
         return load(learned)
     if names and match == "name":

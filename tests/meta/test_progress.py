@@ -52,7 +52,7 @@ def test_a_run_leaves_its_curve_its_picture_and_its_events(tmp_path: Path, capsy
     assert "choosing: 100%" in bars[-1]
     last = [bar for bar in bars if "choosing" not in bar][-1]
     assert "4/4" in last
-    for part in (r"loss=\d", r"best=\d", r"spread=\d", r"val=\d", "sigma=0.097", "alpha=0.048", r"steps/s=\d"):
+    for part in (r"loss=\d", r"best=\d", r"spread=\d", r"val=\d", "sigma=0.097", r"\blr=0.048", r"steps/s=\d"):
         assert re.search(part, last)
     assert "lost=" not in last
 

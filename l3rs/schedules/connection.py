@@ -29,9 +29,18 @@ def within(seconds: float, what: str, call: Callable[[], T]) -> T:
     Raises:
         CheckpointError: the time is over.
     """
+    limit = _limit(seconds)
+    answer = _ask(limit, call)
+    if answer is None:
+        raise CheckpointError(f"{what} took longer than {limit:g} s and was given up; try again later, or set {TIMEOUT} to more seconds")
+    return answer.result()
+
+
+def _ask(seconds: float, call: Callable[[], T]) -> Future[T] | None:
+    """What `call` gives or raises; None where the time is over."""
     import huggingface_hub
 
-    limit, answer = _limit(seconds), Future[T]()
+    answer = Future[T]()
 
     def run() -> None:
         try:
@@ -41,11 +50,11 @@ def within(seconds: float, what: str, call: Callable[[], T]) -> T:
 
     thread = Thread(target=run, daemon=True, name="l3rs-hub")
     thread.start()
-    thread.join(limit)
-    if not answer.done():
-        huggingface_hub.close_session()  # what is left behind ends when it next reads
-        raise CheckpointError(f"{what} took longer than {limit:g} s and was given up; try again later, or set {TIMEOUT} to more seconds")
-    return answer.result()
+    thread.join(seconds)
+    if answer.done():
+        return answer
+    huggingface_hub.close_session()  # what is left behind ends when it next reads
+    return None
 
 
 def _limit(seconds: float) -> float:
@@ -106,8 +115,6 @@ def reachable() -> bool:
     """Whether the Hub, or the proxy to it, answers within `HF_HUB_ETAG_TIMEOUT`, 10 seconds by default."""
     from huggingface_hub import constants, get_session
 
-    try:
-        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except Exception:  # of huggingface_hub's HTTP library, which is another one in each major version
-        return False
-    return True
+    seconds = constants.HF_HUB_ETAG_TIMEOUT
+    answer = _ask(seconds, lambda: get_session().head(constants.ENDPOINT, timeout=seconds))
+    return answer is not None and answer.exception() is None

@@ -54,13 +54,14 @@ class Repository:
 
 @dataclass
 class FakeHub:
-    """The server's state: its repositories by `owner/name`, its address, what it was asked; whether it is silent, and whether it ends."""
+    """The server's state: its repositories by `owner/name`, its address, what it was asked; how it is silent, and whether it ends."""
 
     endpoint: str
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     silent: bool = False
+    dripping: bool = False
     over: threading.Event = field(default_factory=threading.Event)
 
 
@@ -96,8 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(f"{self.command} {path}")
         if self.hub.silent:
             self.close_connection = True
-            self.hub.over.wait()
-            return None
+            return self._drip(b"HTTP/1.1 200 OK\r\nX-Long: " + bytes(1000), 0.1) if self.hub.dripping else self.hub.over.wait()
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/(.+)/([^/]+)", path)
         repository = self.hub.repositories.get(match[1]) if match else None
         if match is None or repository is None or (repository.access == "private" and not self._allowed()):

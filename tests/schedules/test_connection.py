@@ -70,12 +70,13 @@ def test_a_hub_that_sends_a_byte_now_and_then_is_given_up(
     assert load("me/mine").name == schedule.name
 
 
+@pytest.mark.parametrize("dripping", [False, True])
 def test_a_hub_that_says_nothing_is_as_one_that_is_not_there(
-    hub: FakeHub, schedule: LearnedSchedule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dripping: bool, hub: FakeHub, schedule: LearnedSchedule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(hub, schedule, tmp_path)
     load("me/mine")
-    hub.silent = True
+    hub.silent, hub.dripping = True, dripping  # with a byte of its header now and then
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
     assert not reachable()
     assert load("me/mine").name == schedule.name  # from the cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from pytorch_lightning.callbacks import BaseFinetuning, Callback
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.types import STEP_OUTPUT
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from l3rs.networks.layer_groups import head_inside, layer_groups
@@ -22,6 +23,7 @@ from l3rs.plots import plot_decisions
 
 POINTS = 200  # of a picture's curves, at most about so many
 MODES = ("train", "eval", "frozen")
+KEPT_BY_GROUP = ("base_lrs", "_last_lr", "lr_lambdas", "max_lrs", "min_lrs", "base_momentums", "max_momentums")  # by schedulers of torch
 
 
 class L3RSMonitor(Callback):
@@ -97,7 +99,8 @@ class HeadThenAll(BaseFinetuning):
 
     Until then the other parameters that require a gradient are frozen and not in the optimizer, and the modules below the head are in
     evaluation mode, so the head sees the same features of an image each time. Then they are added as a group of parameters, which L3RS
-    finds by name, steps by the clock of the run, and multiplies by 1. It works across a resume, with DistributedDataParallel (which
+    finds by name and steps by the clock of the run. The group has the options of the first one: its learning rate (the multiplier, of
+    L3RS), and its place in the schedulers of `torch.optim.lr_scheduler`. It works across a resume, with DistributedDataParallel (which
     Lightning's own finetuning callbacks leave unaware of what is thawed), and with other optimizers.
 
     Args:
@@ -156,8 +159,7 @@ class HeadThenAll(BaseFinetuning):
         frozen = set(self._frozen) - there
         added = [(name, p) for name, p in pl_module.named_parameters() if p in frozen]
         if added:
-            named = "param_names" in optimizer.param_groups[0]
-            optimizer.add_param_group({"params": added if named else [p for _, p in added]})
+            _add_group(optimizer, added, [c.scheduler for c in pl_module.trainer.lr_scheduler_configs])
         strategy = pl_module.trainer.strategy
         if isinstance(strategy, DDPStrategy):  # it averages the gradients of the parameters that required one when it was made
             strategy.model = pl_module
@@ -194,6 +196,26 @@ class HeadThenAll(BaseFinetuning):
             return pl_module.get_submodule(self.head)
         except AttributeError:
             raise ValueError(f"head is {self.head!r}, and {type(pl_module).__name__} has no module of this name") from None
+
+
+def _add_group(optimizer: torch.optim.Optimizer, added: list[tuple[str, nn.Parameter]], schedulers: list[Any]) -> None:
+    """Adds a group that goes on as the first one does, by its options and by what schedulers keep of it."""
+    first, count = optimizer.param_groups[0], len(optimizer.param_groups)
+    options = {name: deepcopy(value) for name, value in first.items() if name not in ("params", "param_names")}
+    optimizer.add_param_group({**options, "params": added if "param_names" in first else [p for _, p in added]})
+    for scheduler in schedulers:
+        if scheduler.optimizer is optimizer:
+            _extend(scheduler, count)
+
+
+def _extend(scheduler: Any, count: int) -> None:
+    """Repeats what a scheduler keeps of the first of `count` groups for one more."""
+    for part in getattr(scheduler, "_schedulers", ()):  # of SequentialLR and ChainedScheduler
+        _extend(part, count)
+    for name in KEPT_BY_GROUP:
+        kept = getattr(scheduler, name, None)
+        if isinstance(kept, list) and len(kept) == count:
+            setattr(scheduler, name, [*kept, kept[0].clone() if isinstance(kept[0], Tensor) else kept[0]])
 
 
 class BatchNormMode(Callback):

@@ -22,6 +22,7 @@ from tqdm.contrib.concurrent import thread_map
 from l3rs.data.decode import BrokenImage, open_image
 from l3rs.data.transform import Transform
 from l3rs.data.trees import TRAIN, VALIDATION, ImageTree, TreeError, read_folder
+from l3rs.files import printable
 
 DECODED_FIRST = 1000  # images; a tree that has no more is decoded once before training, to find those that are broken
 Draw = tuple[int, int | None]  # an image's number, and the seed of how it is cut out; None is the middle
@@ -245,11 +246,6 @@ class _Images(Dataset[tuple[Tensor, Tensor]]):
             line = f"{printable(str(error))}\n"
             with self.broken_log.open("a", encoding="utf-8") as log:  # appended at once, as others may write there too
                 log.write(line)
-
-
-def printable(text: str) -> str:
-    """A text that may hold names that are no UTF-8, with these spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
 
 
 def usable(root: Path, seed: int = 0, validation_share: float = 0.2) -> tuple[ImageTree, dict[str, str]]:

@@ -272,7 +272,9 @@ def _renamed(learned: LearnedSchedule, names: Sequence[str]) -> LearnedSchedule:
 def _network(model: str | nn.Module, num_classes: int, pretrained: bool, in_chans: int) -> nn.Module:
     if isinstance(model, str):
         check_model(model)
-        return from_hub(model, in_chans, num_classes) if pretrained else create(model, in_chans=in_chans, num_classes=num_classes)
+        if pretrained:
+            return from_hub(model, in_chans, num_classes, instead="give pretrained=False to start at random")
+        return create(model, in_chans=in_chans, num_classes=num_classes)
     try:
         has = head_of(model).out_features
     except ValueError:  # not of timm: its head is not known

@@ -62,6 +62,10 @@ def check_model(model: str, width: int | None = None) -> None:
         similar = difflib.get_close_matches(model, timm.list_models(), n=3)
         hint = f"; similar ones are {', '.join(similar)}" if similar else ""
         raise ValueError(f"model is {model!r}, which timm {timm.__version__} does not have{hint}")
+    try:
+        timm.get_pretrained_cfg(model)
+    except RuntimeError as error:  # a name with a tag behind a dot: those are of pretrained weights
+        raise ValueError(f"model is {model!r}: {error}") from None
     if width is not None:
         sized = [f"resnet{depth}" for depth in BLOCKS]
         if model not in sized:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 
 import huggingface_hub
 import timm
 import torch
-from safetensors.torch import load as load_safetensors
+from safetensors import safe_open
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
+from l3rs.files import first_line
 from l3rs.networks.create import head_names, replace_head, resnet34
-from l3rs.schedules.hub import reachable
+from l3rs.schedules.connection import reachable, reason, usable, within
+from l3rs.schedules.seal import CheckpointError
 
 SHIPPED = ("icons", "glyphs")  # ResNet-34 at width 16, pretrained on the pretraining classes of these sets
+SECONDS = 1800.0  # of a download: the weights of a large network are a gigabyte
 
 
 class WeightsError(ValueError):
@@ -26,8 +29,7 @@ class WeightsError(ValueError):
 
 def shipped_weights(name: str = "icons") -> dict[str, Tensor]:
     """ResNet-34 at width 16, pretrained on the pretraining classes of an embedded set by `pretrain/backbone.py`: float32 tensors."""
-    data = (resources.files("l3rs.networks") / "weights" / f"resnet34-w16-{name}.safetensors").read_bytes()
-    return _float32(load_safetensors(data))
+    return read_weights(Path(__file__).parent / "weights" / f"resnet34-w16-{name}.safetensors")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -40,19 +42,36 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"the weights {path} are not a file; give a safetensors file, or one of {', '.join(SHIPPED)}")
     try:
+        size = path.stat().st_size
         if path.suffix == ".safetensors":
-            return _float32(load_safetensors(path.read_bytes()))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return _float32(state.get("state_dict", state))
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        else:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as packed:
+                    unpacked = sum(entry.file_size for entry in packed.infolist())
+                if unpacked > size:  # torch packs without compression, and unpacks whatever there is
+                    raise ValueError(f"it unpacks to {unpacked:,} bytes, and has {size:,}")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            tensors = state.get("state_dict", state)
+        return _float32(tensors, size)
     except Exception as error:  # torch's unpickler stumbles over garbage in many ways: IndexError, KeyError, struct.error
-        raise WeightsError(f"{path} holds no weights that can be read: {_first_line(error)}") from None
+        raise WeightsError(f"{path} holds no weights that can be read: {first_line(error)}") from None
 
 
-def _float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    strange = [name for name, t in tensors.items() if not isinstance(t, Tensor)]
+def _float32(tensors: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+    """The tensors of a file of `size` bytes, which may be views of one another, but four times as large at most."""
+    strange = [name for name, t in tensors.items() if not _is_plain(t)]
     if strange:
-        raise ValueError(f"{strange[0]!r} is no tensor")
+        raise ValueError(f"{strange[0]!r} is no tensor of numbers in memory")
+    claimed = sum(t.numel() * t.element_size() for t in tensors.values())
+    if claimed > 4 * size:
+        raise ValueError(f"its tensors take {claimed:,} bytes, and it has {size:,}")
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def _is_plain(t: object) -> bool:
+    return isinstance(t, Tensor) and t.layout is torch.strided and t.device.type == "cpu" and not t.is_quantized and not t.is_complex()
 
 
 def put_into(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:
@@ -71,25 +90,33 @@ def put_into(network: nn.Module, weights: dict[str, Tensor], source: str) -> Non
     network.load_state_dict(given, strict=False)
 
 
-def from_hub(model: str, in_chans: int, num_classes: int) -> nn.Module:
+def from_hub(model: str, in_chans: int, num_classes: int, instead: str = "give --weights FILE, or --from-scratch") -> nn.Module:
     """A model with timm's pretrained weights and a fresh head, from the Hub or from its cache on this machine.
+
+    Args:
+        instead: what to do where there are none, for messages.
 
     Raises:
         WeightsError: timm has no pretrained weights for it, or they can be had neither there nor here.
     """
-    advice = "give --weights FILE, or --from-scratch"
     if not (timm.get_pretrained_cfg(model) or timm.models.PretrainedCfg()).has_weights:
-        raise WeightsError(f"timm has no pretrained weights for {model}; {advice}")
+        raise WeightsError(f"timm has no pretrained weights for {model}; {instead}")
+    what, device = f"the pretrained weights of {model}", torch.get_default_device()  # a thread has its own
+
+    def make() -> nn.Module:
+        token = None if huggingface_hub.constants.HF_HUB_OFFLINE else usable(None)
+        try:
+            with torch.device(device):
+                network: nn.Module = timm.create_model(model, pretrained=True, in_chans=in_chans, num_classes=num_classes)
+        except Exception as error:  # of timm, of huggingface_hub, or of its HTTP library
+            raise WeightsError(f"{what} cannot be had from the Hub ({reason(error, token)}); {instead}") from None
+        return network
+
     try:
         with _offline_unless_reachable():
-            network: nn.Module = timm.create_model(model, pretrained=True, in_chans=in_chans, num_classes=num_classes)
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(f"the pretrained weights of {model} cannot be had from the Hub ({_first_line(error)}); {advice}") from None
-    return network
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+            return within(SECONDS, f"the download of {what}", make)
+    except CheckpointError as error:
+        raise WeightsError(f"{error}; or {instead}") from None
 
 
 @contextmanager

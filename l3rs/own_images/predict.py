@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from l3rs.data import trees
 from l3rs.data.decode import BrokenImage
 from l3rs.data.transform import Transform
-from l3rs.files import write_atomically
-from l3rs.lightning.data import printable
+from l3rs.files import printable, write_atomically
 from l3rs.own_images.classifier import Classifier, load
 
 BATCH, FEW = 32, 256  # images a batch; and how many are decoded without further processes

@@ -23,10 +23,10 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.nn import functional as F
 
-from l3rs.files import read_json, write_atomically
+from l3rs.files import printable, read_json, write_atomically
 from l3rs.finetuning.compare import digest
 from l3rs.lightning.callbacks import L3RSMonitor
-from l3rs.lightning.data import ImageFolderDataModule, printable
+from l3rs.lightning.data import ImageFolderDataModule
 from l3rs.lightning.module import L3RSModule
 from l3rs.networks.pretrained import SHIPPED
 from l3rs.own_images.classifier import FILE, Classifier, load

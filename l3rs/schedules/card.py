@@ -1,13 +1,18 @@
-"""The model card of a learned schedule, from what the schedule knows of itself."""
+"""The model card of a learned schedule, from what the schedule knows of itself, which may be anything if its file is of others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l3rs.schedules.learned import Learned, training_config
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+CURVE = "curve.png"
 PAPERS = {
     "L3RS": "[L3RS](https://arxiv.org/abs/2408.09310), the Learned Layer-wise Learning Rate Scheduler",
     "velo": "[VeLO](https://arxiv.org/abs/2211.09760)",
@@ -19,32 +24,50 @@ PAPERS = {
 }
 
 
-def body(learned: Learned, repo_id: str, curve: str | None, license: str, results: str) -> str:
-    """Markdown, below the front matter.
+def generate_model_card(learned: Learned, *, repo_id: str, license: str = "apache-2.0", results: str = "") -> ModelCard:
+    """The model card, from what the schedule knows of itself.
 
     Args:
-        repo_id: what the code example loads.
-        curve: the picture's file beside the card, if there is one.
-        results: Markdown; empty is no such section.
+        repo_id: on the Hub; what the code example loads.
+        license: its identifier on the Hub; by default that of l3rs and of what is shipped with it.
+        results: Markdown, such as a table of what it does on which tasks; without it the card has no such section.
     """
-    what = learned.facts()
-    sections = [
-        f"# {learned.name}\n\nMeta-parameters of {PAPERS[what['optimizer']]}: "
-        "a learned optimizer, used like any of `torch.optim`, to fine-tune pretrained networks. Load them with l3rs.",
-        f"## Use it\n\n```python\n{_example(learned, repo_id)}\n```",
-        f"## What it is\n\n{_table({k: what[k] for k in ('optimizer', 'fits', 'directions', 'meta-parameters') if what[k]})}",
-        f"## How it was meta-trained\n\n{_table(meta_training(learned.training)) or 'It does not say.'}",
-    ]
-    if curve:
-        sections[-1] += f"\n\n![Accuracy and loss on meta-validation against the generation]({curve})"
-    if results:
-        sections.append(f"## Results\n\n{results.strip()}")
-    sections.append(f"## Licence\n\n{license}")
-    return "\n\n".join(sections) + "\n"
+    from huggingface_hub import ModelCard, ModelCardData
+
+    what, name = learned.facts(), plain(learned.name)
+    given = re.sub(r'["\\`\s]|[^\x20-\x7e]', "-", repo_id)  # what would end the string, the line or the block of the example
+    example = "\n".join([*learned.usage(given), "optimizer.step(loss=loss)  # after loss.backward(), in each of the 100 steps"])
+    trained = _table(meta_training(learned.training)) or "It does not say."
+    if curve_of(learned):
+        trained += f"\n\n![Accuracy and loss on meta-validation against the generation]({CURVE})"
+    sections = {
+        "Use it": f"```python\n{example}\n```",
+        "What it is": _table({k: what[k] for k in ("optimizer", "fits", "directions", "meta-parameters")}),
+        "How it was meta-trained": trained,
+        "Results": results.strip(),
+        "Licence": plain(license),
+    }
+    about = f"Meta-parameters of {PAPERS[what['optimizer']]}: a learned optimizer, used like any of `torch.optim`, to fine-tune pretrained "
+    text = [f"# {name}\n\n{about}networks. Load them with l3rs.", *(f"## {title}\n\n{part}" for title, part in sections.items() if part)]
+    front = ModelCardData(license=license, library_name="l3rs", tags=["learned-optimizer", "fine-tuning", "arxiv:2408.09310"])
+    return ModelCard(f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(text) + "\n")
 
 
-def _example(learned: Learned, repo_id: str) -> str:
-    return "\n".join([*learned.usage(repo_id), "optimizer.step(loss=loss)  # after loss.backward(), in each of the 100 steps"])
+def curve_of(learned: Learned) -> Path | None:
+    """The picture of the meta-training curve beside the file: that of a run's folder, or of a shipped schedule."""
+    beside = () if learned.source is None else (learned.source.with_suffix(".png"), learned.source.with_name(CURVE))
+    return next((file for file in beside if file.is_file()), None)
+
+
+def shareable(training: dict[str, Any]) -> dict[str, Any]:
+    """How it was meta-trained, without where on this machine: of files the names are left, of folders and addresses nothing."""
+    if not isinstance(training.get("config"), dict):
+        return training
+    kept = {k: v for k, v in training["config"].items() if k not in ("data", "cache", "ray_address")}
+    kept |= {k: Path(kept[k]).name for k in ("split", "weights") if isinstance(kept.get(k), str)}
+    if isinstance(kept.get("start"), list):
+        kept["start"] = [Path(str(file)).name for file in kept["start"]]
+    return {**training, "config": kept}
 
 
 def meta_training(training: Mapping[str, Any]) -> dict[str, str]:
@@ -52,34 +75,39 @@ def meta_training(training: Mapping[str, Any]) -> dict[str, str]:
 
     Settings that a config does not have were not there yet when it was written, and were what they are by default now.
     """
-    config = training_config(training)
-    rows = {}
+    return dict(_rows(training, training_config(training)))
+
+
+def _rows(training: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if isinstance(training.get("config"), Mapping):
         split = Path(str(config.get("split", "icons"))).name
-        rows["network"] = _network(config, split)
-        rows["class split"] = split.removesuffix(".json")
-        if isinstance(task := config.get("task"), Mapping):
-            rows["tasks"] = f"{task.get('classes')} classes, batches of {task.get('batch_size')}"
-        if isinstance(steps := config.get("steps"), list):
-            rows["steps of a run"] = " to ".join(map(str, steps))
-        if isinstance(nes := config.get("nes"), Mapping):
-            rows["candidates"] = f"{nes.get('population')} a generation, sigma {nes.get('sigma')}, seed {nes.get('seed')}"
+        yield "network", _network(config, split)
+        yield "class split", split.removesuffix(".json")
+    if isinstance(task := config.get("task"), Mapping):
+        yield "tasks", f"{task.get('classes')} classes, batches of {task.get('batch_size')}"
+    if isinstance(steps := config.get("steps"), list):
+        yield "steps of a run", " to ".join(map(str, steps))
+    if isinstance(nes := config.get("nes"), Mapping):
+        yield "candidates", f"{nes.get('population')} a generation, sigma {nes.get('sigma')}, seed {nes.get('seed')}"
     if "generation" in training:
-        rows["generations"] = str(training["generation"])
-        if config and config.get("generations") != training["generation"]:
-            rows["generations"] += f", chosen among {config.get('generations')} on meta-validation"
+        others = config.get("generations", training["generation"])
+        chosen = f", chosen among {others} on meta-validation" if others != training["generation"] else ""
+        yield "generations", f"{training['generation']}{chosen}"
     if isinstance(accuracy := training.get("validation_accuracy"), float):
-        rows["meta-validation"] = f"accuracy {accuracy:.3f}, loss {training.get('validation_loss', float('nan')):.3f}"
-    if isinstance(seconds := training.get("seconds"), float | int):
+        yield "meta-validation", f"accuracy {accuracy:.3f}, loss {_number(training.get('validation_loss'), float('nan')):.3f}"
+    if (seconds := _number(training.get("seconds"), -1)) >= 0:
         cost = {**config, **training}
-        workers, gpus = cost.get("workers", 0), cost.get("gpus_per_actor", 0)
-        hours = seconds / 3600
-        rows["cost"] = f"{hours * workers:.2f} core-hours" if workers and not gpus else f"{hours:.2f} hours"
-        if gpus:
-            rows["cost"] += f" on {workers or 'all'} processes, each with {gpus} of a GPU"
-        elif not workers:
-            rows["cost"] += ", one process on each core"
-    return rows
+        yield "cost", _cost(seconds / 3600, _number(cost.get("workers")), _number(cost.get("gpus_per_actor")))
+
+
+def _number(value: Any, otherwise: float = 0) -> float:
+    return value if isinstance(value, int | float) and abs(value) < 1e300 else otherwise  # neither NaN nor an integer of 400 digits
+
+
+def _cost(hours: float, workers: float, gpus: float) -> str:
+    if gpus:
+        return f"{hours:.2f} hours on {workers or 'all'} processes, each with {gpus} of a GPU"
+    return f"{hours * workers:.2f} core-hours" if workers else f"{hours:.2f} hours, one process on each core"
 
 
 def _network(config: Mapping[str, Any], split: str) -> str:
@@ -94,7 +122,15 @@ def _network(config: Mapping[str, Any], split: str) -> str:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]) if rows else ""
+    lines = [f"| {key} | {plain(value)} |" for key, value in rows.items() if value]
+    return "\n".join(["| | |", "|---|---|", *lines]) if lines else ""
 
 
-__all__ = ["body", "meta_training"]
+def plain(text: str) -> str:
+    """A text as Markdown shows it in one line, or in one cell: no tags, links or pictures, and nothing that cannot be printed."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`|\[\]*~$])", r"\\\1", line)
+
+
+__all__ = ["CURVE", "curve_of", "generate_model_card", "meta_training", "plain", "shareable"]

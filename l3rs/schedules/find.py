@@ -32,14 +32,18 @@ def locate(given: str | Path, **hub: Any) -> Path:
     if given in SHIPPED or given in SHIPPED_WEIGHTS:
         return CHECKPOINTS / f"{given}.safetensors"
     path = Path(given)
-    if path.is_dir():
+    try:
+        folder, file = path.is_dir(), path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: one of 300 characters, or with a zero byte
+        folder = file = False
+    if folder:
         if not (path / FILE).is_file():
             found = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))[:5]) or "none"
             raise CheckpointError(f"{path} is a folder without {FILE}, which save_pretrained writes; give a file of it ({found})")
         return path / FILE
-    if not path.is_file() and isinstance(given, str) and is_id(given):
+    if not file and isinstance(given, str) and is_id(given):
         return download(given, **hub)
-    if not path.is_file():
+    if not file:
         raise CheckpointError(f"{given} is not a file; {FORMS}")
     return path
 

@@ -9,28 +9,27 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from l3rs._version import __version__
 from l3rs.files import replacing
-from l3rs.schedules.card import body
-from l3rs.schedules.learned import Learned, training_config
+from l3rs.schedules.card import CURVE, curve_of, generate_model_card, shareable
+from l3rs.schedules.connection import LOG_IN, endpoint, reachable, reason, usable, within
+from l3rs.schedules.learned import Learned
 from l3rs.schedules.seal import CheckpointError
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi, ModelCard
+    from huggingface_hub import HfApi
 
-FILE, CURVE, CARD = "model.safetensors", "curve.png", "README.md"
-LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+FILE, CARD = "model.safetensors", "README.md"
+SECONDS = 60.0  # of a download or an upload: a schedule is a small file
 _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\S+)?", re.ASCII)
+_REVISION = re.compile(r"(?![.-])[^\x00-\x20\x7f\\:*?\"<>|~^/]+(/(?!\.)[^\x00-\x20\x7f\\:*?\"<>|~^/]+)*")
 
 
 def save_pretrained(
@@ -53,11 +52,11 @@ def save_pretrained(
         CheckpointError: the folder cannot be written.
     """
     folder, repo_id = Path(save_directory), repo_id or Path(save_directory).name
-    card, curve = generate_model_card(learned, repo_id=repo_id, **model_card_kwargs or {}), _curve(learned)
+    card, curve = generate_model_card(learned, repo_id=repo_id, **model_card_kwargs or {}), curve_of(learned)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / FILE) as temporary:
-            replace(cast(Any, learned), training=_shareable(learned.training)).write(temporary)
+            replace(cast(Any, learned), training=shareable(learned.training)).write(temporary)
         if curve is not None and curve != folder / CURVE:
             shutil.copyfile(curve, folder / CURVE)
         if not (folder / CARD).exists():
@@ -98,58 +97,39 @@ def push_to_hub(
     Raises:
         CheckpointError: the Hub cannot be reached, or refuses; the message says what to do.
     """
+    from huggingface_hub import constants
+
     generate_model_card(learned, repo_id=repo_id, **model_card_kwargs or {})  # what is wrong is known before a repository is made
-    with _explained_upload(repo_id), tempfile.TemporaryDirectory() as folder:
+    if constants.HF_HUB_OFFLINE:
+        raise CheckpointError(f"{repo_id} cannot be uploaded while HF_HUB_OFFLINE is set: unset it, or use save_pretrained for a folder")
+
+    def upload() -> str:
+        if not reachable():
+            advice = "check the network, or HF_ENDPOINT; save_pretrained writes a folder to upload later"
+            raise CheckpointError(f"{endpoint()} does not answer: {advice}")
         api = _api(token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if branch is not None and not branch.startswith("refs/pr/"):
-            api.create_branch(repo_id, branch=branch, exist_ok=True)
-        save_pretrained(learned, folder, repo_id=repo_id, model_card_kwargs=model_card_kwargs)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            revision=branch,
-            create_pr=create_pr,
-            allow_patterns=allow_patterns,
-            ignore_patterns=ignore_patterns,
-            delete_patterns=delete_patterns,
-        )
-    return commit.commit_url
+        try:
+            made = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if branch is not None and not branch.startswith("refs/pr/"):
+                api.create_branch(made, branch=branch, exist_ok=True)
+            with tempfile.TemporaryDirectory() as folder:
+                save_pretrained(learned, folder, repo_id=made, model_card_kwargs=model_card_kwargs)
+                return api.upload_folder(
+                    repo_id=made,
+                    folder_path=folder,
+                    commit_message=commit_message,
+                    revision=branch,
+                    create_pr=create_pr,
+                    allow_patterns=allow_patterns,
+                    ignore_patterns=ignore_patterns,
+                    delete_patterns=delete_patterns,
+                ).commit_url
+        except CheckpointError:
+            raise
+        except Exception as error:  # as in `download`
+            raise CheckpointError(_not_uploaded(error, repo_id, api.token)) from None
 
-
-def generate_model_card(learned: Learned, *, repo_id: str, license: str = "apache-2.0", results: str = "") -> ModelCard:
-    """The model card, from what the schedule knows of itself.
-
-    Args:
-        repo_id: on the Hub.
-        license: its identifier on the Hub; by default that of l3rs and of what is shipped with it.
-        results: Markdown, such as a table of what it does on which tasks; without it the card has no such section.
-    """
-    from huggingface_hub import ModelCard, ModelCardData
-
-    tags = ["learned-optimizer", "fine-tuning", "arxiv:2408.09310"]
-    front = ModelCardData(license=license, library_name="l3rs", tags=tags)
-    text = body(learned, repo_id, CURVE if _curve(learned) else None, license, results)
-    return ModelCard(f"---\n{front.to_yaml()}\n---\n\n{text}")
-
-
-def _curve(learned: Learned) -> Path | None:
-    """The picture of the meta-training curve beside the file: that of a run's folder, or of a shipped schedule."""
-    beside = () if learned.source is None else (learned.source.with_suffix(".png"), learned.source.with_name(CURVE))
-    return next((file for file in beside if file.is_file()), None)
-
-
-def _shareable(training: dict[str, Any]) -> dict[str, Any]:
-    """How it was meta-trained, without where on this machine: of files the names are left, of folders and addresses nothing."""
-    if not isinstance(training.get("config"), dict):
-        return training
-    config = training_config(training)
-    kept = {k: v for k, v in config.items() if k not in ("data", "cache", "ray_address")}
-    kept |= {k: Path(kept[k]).name for k in ("split", "weights") if isinstance(kept.get(k), str)}
-    if kept.get("start"):
-        kept["start"] = [Path(file).name for file in kept["start"]]
-    return {**training, "config": kept}
+    return within(SECONDS, f"the upload of {repo_id}", upload)
 
 
 def is_id(given: str | Path) -> bool:
@@ -180,18 +160,25 @@ def download(
     if of_id and revision not in (None, of_id):
         raise CheckpointError(f"{given} names a revision, and revision is {revision!r}; give one of them")
     revision = of_id or revision
+    if revision is not None and not _REVISION.fullmatch(revision):  # the cache has a file of this name, in a folder of its own
+        raise CheckpointError(f"the revision of {repo_id} must be a branch, a tag or a commit (got {revision!r})")
     forbidden = bool(local_files_only or constants.HF_HUB_OFFLINE)
-    offline = forbidden or not reachable()
-    if force_download and offline:
-        why = "HF_HUB_OFFLINE or local_files_only forbids it" if forbidden else f"{constants.ENDPOINT} does not answer"
-        raise CheckpointError(f"{given} cannot be downloaded again: {why}. Leave force_download out to take it from the cache")
-    try:
-        file = _api(token).hf_hub_download(
-            repo_id, FILE, revision=revision, cache_dir=cache_dir, force_download=force_download, local_files_only=offline
-        )
-    except Exception as error:  # of huggingface_hub, and of its HTTP library, which is another one in each major version
-        raise CheckpointError(_why_not(error, repo_id, revision, forbidden, cache_dir or constants.HF_HUB_CACHE)) from None
-    return Path(file)
+
+    def fetch() -> str:
+        offline = forbidden or not reachable()
+        if force_download and offline:
+            why = "HF_HUB_OFFLINE or local_files_only forbids it" if forbidden else f"{endpoint()} does not answer"
+            raise CheckpointError(f"{given} cannot be downloaded again: {why}. Leave force_download out to take it from the cache")
+        api = _api(False if offline else token)
+        try:
+            return api.hf_hub_download(
+                repo_id, FILE, revision=revision, cache_dir=cache_dir, force_download=force_download, local_files_only=offline
+            )
+        except Exception as error:  # of huggingface_hub, and of its HTTP library, which is another one in each major version
+            cache = cache_dir or constants.HF_HUB_CACHE
+            raise CheckpointError(_not_downloaded(error, repo_id, revision, forbidden, cache, api.token)) from None
+
+    return Path(within(SECONDS, f"the download of {given}", fetch))
 
 
 def cached() -> Iterator[tuple[str, Path]]:
@@ -209,54 +196,51 @@ def cached() -> Iterator[tuple[str, Path]]:
                 yield repository.repo_id + ("" if name == "main" else f"@{name}"), path
 
 
-def _why_not(error: Exception, repo_id: str, revision: str | None, forbidden: bool, cache: str | Path) -> str:
-    from huggingface_hub import constants, errors
+def _not_downloaded(
+    error: Exception, repo_id: str, revision: str | None, forbidden: bool, cache: str | Path, token: str | bool | None
+) -> str:
+    """Why not, and what to do: the first line of the table that is true."""
+    from huggingface_hub import errors
 
-    at, what = constants.ENDPOINT, f"{repo_id}@{revision}" if revision else repo_id
-    status = _status(error)
-    if isinstance(error, errors.GatedRepoError):
-        return f"{repo_id} on {at} is gated: ask for access on {at}/{repo_id}, then {LOG_IN}"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"there is no {repo_id}, neither as a path here nor on {at}: check the spelling; if it is private there, {LOG_IN}"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo_id} on {at} has no revision {revision}: leave it out, or take a branch, tag or commit of {at}/{repo_id}/commits/main"
-    if status in (401, 403):
-        return f"{at} refuses {what} (HTTP {status}): {LOG_IN}, with a token that may read it"
-    if status is not None and status != 404:
-        return f"{at} cannot serve {what} now (HTTP {status}); try again later"
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        missing = f"{what} is not in the cache {cache}"
-        if forbidden:
-            return f"{missing}, and HF_HUB_OFFLINE or local_files_only forbids to fetch it: load it once without"
-        return f"{missing}, and {at} does not answer: check the network, or set HF_ENDPOINT to a mirror"
-    if isinstance(error, errors.EntryNotFoundError):
-        return f"{what} on {at} has no {FILE}, which is where save_pretrained puts a learned schedule; {at}/{repo_id} shows what it holds"
+    at, what, status = endpoint(), f"{repo_id}@{revision}" if revision else repo_id, _status(error)
+    missing = f"{what} is not in the cache {cache}"
+    is_a = partial(isinstance, error)
+    table = (
+        (is_a(errors.GatedRepoError), f"{repo_id} on {at} is gated: ask for access on {at}/{repo_id}, then {LOG_IN}"),
+        (
+            is_a(errors.RepositoryNotFoundError),
+            f"there is no {repo_id}, neither as a path here nor on {at}: check the spelling; if it is private there, {LOG_IN}",
+        ),
+        (
+            is_a(errors.RevisionNotFoundError),
+            f"{repo_id} on {at} has no revision {revision}: leave it out, or take a branch, tag or commit of {at}/{repo_id}/commits/main",
+        ),
+        (status in (401, 403), f"{at} refuses {what} (HTTP {status}): {LOG_IN}, with a token that may read it"),
+        (status not in (None, 404), f"{at} cannot serve {what} now (HTTP {status}); try again later"),
+        (
+            is_a(errors.LocalEntryNotFoundError) and forbidden,
+            f"{missing}, and HF_HUB_OFFLINE or local_files_only forbids to fetch it: load it once without",
+        ),
+        (is_a(errors.LocalEntryNotFoundError), f"{missing}, and {at} does not answer: check the network, or set HF_ENDPOINT to a mirror"),
+        (
+            is_a(errors.EntryNotFoundError),
+            f"{what} on {at} has no {FILE}, which is where save_pretrained puts a learned schedule; {at}/{repo_id} shows what it holds",
+        ),
+        (is_a(errors.HFValidationError), f"{what} is no Hub id: it is owner/name or owner/name@revision"),
+        (True, f"the download of {what} from {at} failed ({reason(error, token)}); try again"),
+    )
+    return next(message for case, message in table if case)
+
+
+def _not_uploaded(error: Exception, repo_id: str, token: str | bool | None) -> str:
+    from huggingface_hub import errors
+
+    at, why = endpoint(), reason(error, token)
     if isinstance(error, errors.HFValidationError):
-        return f"{what} is no Hub id: it is owner/name or owner/name@revision"
-    return f"the download of {what} from {at} failed ({_first_line(error)}); try again"
-
-
-@contextmanager
-def _explained_upload(repo_id: str) -> Iterator[None]:
-    """Says what to do where an upload fails."""
-    from huggingface_hub import constants, errors
-
-    at = constants.ENDPOINT
-    if constants.HF_HUB_OFFLINE:
-        raise CheckpointError(f"{repo_id} cannot be uploaded while HF_HUB_OFFLINE is set: unset it, or use save_pretrained for a folder")
-    if not reachable():
-        raise CheckpointError(f"{at} does not answer: check the network, or HF_ENDPOINT; save_pretrained writes a folder to upload later")
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except errors.HFValidationError:
-        raise CheckpointError(f"{repo_id} is no Hub id to upload to: it is owner/name, and the branch goes into branch=") from None
-    except Exception as error:  # as in `download`
-        if _status(error) in (401, 403, 404) or isinstance(error, errors.LocalTokenNotFoundError):
-            why = f"{at} refuses to write {repo_id} ({_first_line(error)})"
-            raise CheckpointError(f"{why}: {LOG_IN}, with a token that may write to what you or your organization own") from None
-        raise CheckpointError(f"the upload to {repo_id} on {at} failed ({_first_line(error)}); try again") from None
+        return f"{repo_id} is no Hub id to upload to: it is owner/name, and the branch goes into branch="
+    if _status(error) in (401, 403, 404) or isinstance(error, errors.LocalTokenNotFoundError):
+        return f"{at} refuses to write {repo_id} ({why}): {LOG_IN}, with a token that may write to what you or your organization own"
+    return f"the upload to {repo_id} on {at} failed ({why}); try again"
 
 
 def _status(error: BaseException | None) -> int | None:
@@ -268,29 +252,7 @@ def _status(error: BaseException | None) -> int | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _api(token: str | bool | None) -> HfApi:
     from huggingface_hub import HfApi
 
-    return HfApi(token=token, library_name="l3rs", library_version=__version__)
-
-
-def reachable(seconds: float = 5.0) -> bool:
-    """Whether something answers at the Hub's address, or at that of the proxy to it."""
-    from huggingface_hub import constants
-
-    at = urlsplit(constants.ENDPOINT)
-    proxies = {} if proxy_bypass(at.hostname or "") else getproxies()
-    if proxy := proxies.get(at.scheme) or proxies.get("all"):
-        at = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    try:
-        socket.create_connection((at.hostname, at.port or (443 if at.scheme == "https" else 80)), timeout=seconds).close()
-    except OSError:
-        return False
-    return True
-
-
-__all__ = ["CARD", "CURVE", "FILE", "cached", "download", "generate_model_card", "is_id", "push_to_hub", "reachable", "save_pretrained"]
+    return HfApi(token=usable(token), library_name="l3rs", library_version=__version__)

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 SCHEMA = 1
+LARGEST = 2**30  # bytes: the largest meta-parameters here take millions; a sparse file claims any size at no cost
+DEEPEST = 50  # lists in lists: what Python reads it may not be able to print, compare or write again
 DAMAGED = "is damaged, or was changed by hand: its contents are not those of its checksum"
 
 
@@ -39,6 +41,8 @@ def read_sealed(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file")
+    if (size := path.stat().st_size) > LARGEST:
+        raise CheckpointError(f"{path} is of {size:,} bytes, and learned schedules are of at most {LARGEST:,}: it is some other file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -52,12 +56,19 @@ def read_sealed(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"{path} {DAMAGED}")
     try:
         about = json.loads(metadata["l3rs"])
+        if _is_deep(about, DEEPEST):
+            raise ValueError(f"it is nested more than {DEEPEST} deep")
         schema = about["schema"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} has l3rs metadata that this version cannot read: {error}") from None
     if schema != SCHEMA:
         raise CheckpointError(f"{path} has schema version {schema}; this version of l3rs reads {SCHEMA}")
     return about, tensors
+
+
+def _is_deep(value: object, left: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not left or any(_is_deep(part, left - 1) for part in parts)
 
 
 def sealed(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -22,6 +22,8 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.nn import functional as F
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import SWALR
 
 from l3rs import L3RS
 from l3rs.lightning import BatchNormMode, HeadThenAll, L3RSMixin, L3RSModule, L3RSMonitor
@@ -234,6 +236,81 @@ def test_head_then_all_resumes_before_at_and_after_the_switch(tmp_path: Path, at
     done = fit(tmp_path, again, 8, ckpt, max_epochs=1, callbacks=[HeadThenAll(unfreeze_at_step=4)])
     assert len(done.optimizers[0].param_groups) == 2
     assert equal(weights(whole.network), weights(again.network))
+
+
+SCHEDULERS = {
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda k: (1 + k) / 8),
+    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda k: 0.9),
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 3),
+    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [2, 5]),
+    "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, 0.5, total_iters=5),
+    "LinearLR": lambda o: lr_scheduler.LinearLR(o, 0.1, total_iters=6),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
+    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 12),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 12),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.1, 1.0, step_size_up=3, cycle_momentum="momentum" in o.defaults),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 1.0, 9, cycle_momentum="momentum" in o.defaults),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0, threshold=1e9, factor=0.9, min_lr=[0.6]),
+    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler([lr_scheduler.ConstantLR(o, 0.5, 2), lr_scheduler.StepLR(o, 3)]),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(o, [lr_scheduler.ConstantLR(o, 0.5, 9), lr_scheduler.LinearLR(o, 0.1, 1, 9)], [5]),
+    "SWALR": lambda o: SWALR(o, 0.1, anneal_epochs=6),
+}
+
+
+class Scheduled(L3RSModule):
+    """Beside a scheduler; keeps the options of all groups at each step."""
+
+    def __init__(self, scheduler: str, sgd: bool, **options: Any) -> None:
+        network = Headed(*small_network())
+        super().__init__(network, 3, learned=random_schedule(network, scale=0.1), **options)
+        self.scheduler, self.sgd = scheduler, sgd
+        self.seen: list[list[dict[str, Any]]] = []
+
+    def configure_optimizers(self) -> Any:
+        head_or_all = [p for p in self.network.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(head_or_all, lr=1.0, momentum=0.9) if self.sgd else self.l3rs_optimizer()
+        scheduler = SCHEDULERS[self.scheduler](optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "monitor": "train_loss"}}
+
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        beside = ("params", "param_names", "differentiable")  # the last is set by torch when a state is loaded
+        self.seen.append([{k: v for k, v in g.items() if k not in beside} for g in optimizer.param_groups])
+
+
+def test_there_is_a_case_for_each_scheduler_of_torch() -> None:
+    of_torch = {k for k, v in vars(lr_scheduler).items() if isinstance(v, type) and issubclass(v, lr_scheduler.LRScheduler)}
+    assert {name for name in of_torch if not name.endswith("LRScheduler")} | {"SWALR"} == set(SCHEDULERS)
+
+
+@pytest.mark.parametrize("sgd", [False, True], ids=["l3rs", "sgd"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_what_is_thawed_goes_on_as_the_head_does_under_each_scheduler(scheduler: str, sgd: bool, tmp_path: Path) -> None:
+    alone, whole = Scheduled(scheduler, sgd), Scheduled(scheduler, sgd)
+    fit(tmp_path, alone, 8, max_epochs=1)
+    kept = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1)
+    fit(tmp_path, whole, 8, max_epochs=1, callbacks=[HeadThenAll(unfreeze_at_step=3), kept], enable_checkpointing=True)
+    assert [len(groups) for groups in whole.seen] == [1] * 3 + [2] * 5
+    assert all(groups[0] == groups[-1] for groups in whole.seen)
+    assert len({groups[0]["lr"] for groups in whole.seen}) > 1
+    plateau = scheduler == "ReduceLROnPlateau"  # which goes by the loss, and takes its step after Lightning has saved a checkpoint
+    assert plateau or [groups[0] for groups in whole.seen] == [groups[0] for groups in alone.seen]
+    for at in (2, 6):
+        again = Scheduled(scheduler, sgd)
+        fit(tmp_path, again, 8, tmp_path / f"step={at}.ckpt", max_epochs=1, callbacks=[HeadThenAll(unfreeze_at_step=3)])
+        assert all(groups[0] == groups[-1] for groups in again.seen)
+        assert plateau or again.seen == whole.seen[at:]
+        assert plateau or equal(weights(whole.network), weights(again.network))
+
+
+def test_what_is_thawed_has_the_multiplier_that_the_head_has_by_then(tmp_path: Path) -> None:
+    class Halved(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 1:
+                trainer.optimizers[0].param_groups[0]["lr"] = 0.25
+
+    done = fit(tmp_path, headed(lr_multiplier=0.5), 4, max_epochs=1, callbacks=[Halved(), HeadThenAll(unfreeze_at_step=2)])
+    assert [group["lr"] for group in done.optimizers[0].param_groups] == [0.25, 0.25]
 
 
 def test_a_specialist_is_found_by_the_whole_network_though_only_its_head_is_there_at_first(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import timm
 import torch
 from conftest import batch, equal, random_schedule, small_network, weights
 from fits import QUIET, fit, loader, loop, module, trainer
+from huggingface_hub import constants
 from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from torch.nn import functional as F
 from l3rs import L3RS
 from l3rs.finetuning.baselines import Recipe
 from l3rs.lightning import L3RSMixin, L3RSModule
+from l3rs.networks.pretrained import WeightsError
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]
 
@@ -368,3 +371,14 @@ def test_two_processes_agree_with_one(tmp_path: Path, accumulate: int) -> None:
     for mine, theirs in zip(found[2], found[1], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
     assert not equal(found[1], weights(without_batch_norm()))
+
+
+def test_without_a_network_it_says_which_argument_to_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for model in ("test_resnet", next(m for m in timm.list_models() if not getattr(timm.get_pretrained_cfg(m), "has_weights", False))):
+        with pytest.raises(WeightsError, match=r"give pretrained=False to start at random$") as error:
+            L3RSModule(model, num_classes=5)
+        assert "--" not in str(error.value)
+        assert "\n" not in str(error.value)

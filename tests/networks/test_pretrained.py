@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import socket
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,44 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
     assert witness.exists()  # it would have been
 
 
+def test_a_file_that_unpacks_to_more_than_it_has_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"w": torch.zeros(100_000)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as usual, zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for entry in usual.infolist():
+            bomb.writestr(entry.filename, usual.read(entry))
+    assert torch.equal(torch.load(tmp_path / "b.pt", weights_only=True)["w"], torch.zeros(100_000))  # torch itself unpacks it
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(WeightsError, match=r"b\.pt holds no weights that can be read: it unpacks to 400,[0-9]+ bytes, and has 1,[0-9]{3}$"):
+        read_weights(tmp_path / "b.pt")
+
+
+def test_tensors_that_take_more_than_the_file_are_refused(tmp_path: Path) -> None:
+    whole = torch.zeros(1000, dtype=torch.float16)
+    torch.save({"w": whole[:1].expand(10**6, 10**6)}, tmp_path / "expanded.pt")  # one number, for ever: 2 TB in memory
+    torch.save({f"w{i}": whole for i in range(2000)}, tmp_path / "again.pt")
+    for name in ("expanded", "again"):
+        with pytest.raises(WeightsError, match=r"holds no weights that can be read: its tensors take [0-9,]+ bytes, and it has"):
+            read_weights(tmp_path / f"{name}.pt")
+    torch.save({"embedding": whole, "decoder": whole}, tmp_path / "tied.pt")
+    assert read_weights(tmp_path / "tied.pt").keys() == {"embedding", "decoder"}
+
+
+STRANGE = {
+    "meta": lambda: torch.empty(3, device="meta"),
+    "sparse": lambda: torch.sparse_coo_tensor(torch.zeros(2, 1), torch.ones(1), (10**9, 10**9)),
+    "complex": lambda: torch.ones(2, dtype=torch.complex64),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, that it will not have some of these for long
+@pytest.mark.parametrize("kind", STRANGE)
+def test_tensors_that_no_layer_can_take_are_named(kind: str, tmp_path: Path) -> None:
+    torch.save({"w": STRANGE[kind]()}, tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match="holds no weights that can be read: 'w' is no tensor of numbers in memory"):
+        read_weights(tmp_path / "a.pt")
+
+
 # Networks
 
 
@@ -177,6 +216,14 @@ def test_a_layer_that_is_not_known_to_start_from_scratch_is_named() -> None:
 def test_models_that_timm_does_not_have_get_similar_names() -> None:
     with pytest.raises(ValueError, match=r"model is 'resnet_34', which timm [\w.]+ does not have; similar ones are .*resnet34"):
         check_model("resnet_34")
+    for tag in ("nope", ""):
+        with pytest.raises(ValueError, match=rf"model is 'resnet34\.{tag}': Invalid pretrained tag"):
+            check_model(f"resnet34.{tag}")
+    for elsewhere in ("hf-hub:me/mine", "local-dir:/tmp", "../resnet34", "resnet34\n"):
+        with pytest.raises(ValueError, match=r"which timm .* does not have"):
+            create(elsewhere)
+        with pytest.raises(WeightsError, match="timm has no pretrained weights for"):
+            from_hub(elsewhere, 3, 5)
     with pytest.raises(ValueError, match="width is 8, and the model is vgg11; only resnet18 and resnet34 come in any width"):
         create("vgg11", 8)
 
@@ -187,6 +234,7 @@ def test_models_that_timm_does_not_have_get_similar_names() -> None:
 @pytest.fixture
 def unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A Hub at a port of this machine where nothing listens, and caches that are empty."""
+    huggingface_hub.close_session()  # it may have read the environment before
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -210,13 +258,17 @@ def test_without_a_network_the_way_out_is_told_at_once() -> None:
 
 @pytest.mark.usefixtures("unreachable")
 def test_a_hub_that_answers_nonsense_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    for error in (TimeoutError(), RuntimeError("a\nb"), ConnectionResetError("reset")):
+    for error, said in (
+        (TimeoutError(), "TimeoutError"),
+        (RuntimeError("a\nb"), "a"),
+        (ConnectionResetError("reset"), "reset"),
+        (Exception("Bearer hf_" + "x" * 30), r"\*\*\*"),
+    ):
 
         def broken(*args: object, error: Exception = error, **options: object) -> nn.Module:
             raise error
 
         monkeypatch.setattr(timm, "create_model", broken)
-        said = {"TimeoutError": "TimeoutError", "RuntimeError": "a", "ConnectionResetError": "reset"}[type(error).__name__]
         with pytest.raises(WeightsError, match=rf"from the Hub \({said}\); give --weights FILE"):
             from_hub("resnet18", 3, 5)
 

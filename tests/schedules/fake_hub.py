@@ -1,4 +1,5 @@
-"""A Hugging Face Hub on this machine: the requests that huggingface_hub makes to download a file, and to make and fill a repository."""
+"""A Hugging Face Hub on this machine: the requests that huggingface_hub makes to download a file, and to make and fill a repository;
+and what a Hub may do that is out of order."""
 
 from __future__ import annotations
 
@@ -11,7 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
 
 TOKEN = "hf_of_the_test"
 
@@ -24,13 +30,15 @@ class Repository:
         branches: of each, its files; a branch's commit is the hash of its name and files.
         access: `public`; `private` and `gated` ask for the token.
         cut: bytes that are missing at the end of what is sent.
-        failing: an HTTP status to answer every download with.
+        failing: an HTTP status to answer every download with; the token is in its message.
+        pause: seconds from each byte of a file to the next.
     """
 
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
     access: str = "public"
     cut: int = 0
     failing: int = 0
+    pause: float = 0.0
 
     def commit(self, branch: str) -> str:
         files = sorted(self.branches[branch].items())
@@ -46,12 +54,15 @@ class Repository:
 
 @dataclass
 class FakeHub:
-    """The server's state: its repositories by `owner/name`, its address, and what it was asked."""
+    """The server's state: its repositories by `owner/name`, its address, what it was asked; how it is silent, and whether it ends."""
 
     endpoint: str
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
+    silent: bool = False
+    dripping: bool = False
+    over: threading.Event = field(default_factory=threading.Event)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -69,12 +80,24 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
+    def _drip(self, body: bytes, pause: float) -> None:
+        try:
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                if self.hub.over.wait(pause):
+                    return
+        except OSError:  # the client has had enough
+            pass
+
     def _allowed(self) -> bool:
         return self.headers.get("authorization") == f"Bearer {TOKEN}"
 
     def do_HEAD(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
+        if self.hub.silent:
+            self.close_connection = True
+            return self._drip(b"HTTP/1.1 200 OK\r\nX-Long: " + bytes(1000), 0.1) if self.hub.dripping else self.hub.over.wait()
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/(.+)/([^/]+)", path)
         repository = self.hub.repositories.get(match[1]) if match else None
         if match is None or repository is None or (repository.access == "private" and not self._allowed()):
@@ -82,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repository.access == "gated" and not self._allowed():
             return self._answer(403, X_Error_Code="GatedRepo")
         if repository.failing:
-            return self._answer(repository.failing, X_Error_Message="as asked")
+            return self._answer(repository.failing, X_Error_Message=f"as asked, with {self.headers.get('authorization')}")
         found = repository.files(match[2])
         if found is None:
             return self._answer(404, X_Error_Code="RevisionNotFound")
@@ -93,6 +116,10 @@ class _Handler(BaseHTTPRequestHandler):
         etag = f'"{hashlib.sha1(content).hexdigest()}"'
         sent = content[: len(content) - repository.cut]
         headers = {"Content-Length": str(len(content))} if self.command == "HEAD" else {}
+        if repository.pause and self.command == "GET":
+            self.close_connection = True
+            self._answer(200, ETag=etag, X_Repo_Commit=commit, **{"Content-Length": str(len(content))})
+            return self._drip(sent, repository.pause)
         return self._answer(200, sent, ETag=etag, X_Repo_Commit=commit, **headers)
 
     do_GET = do_HEAD
@@ -148,5 +175,28 @@ def serving() -> Iterator[FakeHub]:
         try:
             yield hub
         finally:
+            hub.over.set()
             server.shutdown()
             thread.join()
+
+
+def point_to(monkeypatch: pytest.MonkeyPatch, endpoint: str, home: Path) -> None:
+    """Where huggingface_hub looks for the Hub, its cache and a token; it has read the environment long ago."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name, path in {"HF_HUB_CACHE": "hub", "HF_TOKEN_PATH": "token", "AGENT_HARNESSES_PATH": "harnesses"}.items():
+        monkeypatch.setattr(constants, name, str(home / path), raising=False)
+
+
+@contextmanager
+def alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A Hub in this process, with a cache of its own; no connection or thread outlives it."""
+    with serving() as server:
+        point_to(monkeypatch, server.endpoint, folder / "home")
+        huggingface_hub.close_session()
+        yield server
+        huggingface_hub.close_session()  # its connections, which the server's threads wait for
+    assert [t for t in threading.enumerate() if not t.daemon] == [threading.main_thread()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from l3rs import LearnedSchedule, load, save, save_pretrained
-from l3rs.schedules.hub import generate_model_card
+from l3rs.schedules.card import generate_model_card, shareable
 
 TRAINING = {
     "config": {
@@ -119,3 +120,54 @@ def test_paths_of_this_machine_stay_here(tmp_path: Path, schedule: LearnedSchedu
     config = about["training"]["config"]
     assert (config["split"], config["weights"], config["start"]) == ("split.json", "backbone.safetensors", ["theta.state"])
     assert load_file(tmp_path / "model.safetensors").keys()  # any reader of safetensors reads it
+
+
+HOSTILE = "<script>alert(1)</script> | a\n# b\r\n---\nlicense: mit ![x](https://x.invalid) `c` \x1b[2J \u202e \ud800 <!-- $x$"
+STRANGE = [HOSTILE, -1, 10**400, float("nan"), float("inf"), True, None, [HOSTILE], {"a": HOSTILE}]
+
+
+def test_nothing_in_a_file_gets_out_of_its_place_on_the_card(tmp_path: Path, schedule: LearnedSchedule) -> None:
+    config = {**TRAINING["config"], "model": HOSTILE, "split": HOSTILE, "weights": HOSTILE}  # type: ignore[dict-item]
+    training = {**TRAINING, "generation": HOSTILE, "config": config}
+    layers = (*schedule.layers[:-1], HOSTILE)
+    save_pretrained(replace(schedule, name=HOSTILE, layers=layers, training=training), tmp_path / 'a" + `b`\n```')
+    (file,) = tmp_path.glob("*/README.md")
+    text = file.read_text()
+    usual = ModelCard.load(_card(schedule, tmp_path / "usual"))
+    assert ModelCard.load(file).data.to_dict() == usual.data.to_dict()
+    assert [line for line in text.splitlines() if line.startswith("#")][1:] == [
+        f"## {h}" for h in ("Use it", "What it is", "How it was meta-trained", "Licence")
+    ]
+    assert text.count("```") == 2
+    code = text.split("```")[1].removeprefix("python\n")
+    assert 'learned="a--+--b-----"' in code
+    compile(code, "card", "exec")
+    rest = text.replace("|---|---|", "").replace("| | |", "")
+    for row in (line for line in rest.splitlines() if line.startswith("| ")):
+        assert re.sub(r"\\.", "", row).count("|") == 3, row  # two cells
+    bare = re.sub(r"\\.", "", text.split("```")[2])
+    assert not any(sign in bare for sign in ("<", ">", "`", "![", "$"))
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| a # b --- license: mit !\\[x\\]" in text
+
+
+def _card(learned: LearnedSchedule, folder: Path) -> Path:
+    save_pretrained(learned, folder)
+    return folder / "README.md"
+
+
+@pytest.mark.parametrize("strange", STRANGE, ids=lambda value: str(value)[:12])
+def test_training_may_hold_anything(strange: object, tmp_path: Path, schedule: LearnedSchedule) -> None:
+    given = [{**TRAINING, key: strange} for key in TRAINING]
+    given += [{**TRAINING, "config": {**TRAINING["config"], key: strange}} for key in TRAINING["config"]]  # type: ignore[dict-item]
+    given += [{"config": {}, "seconds": strange, "workers": strange, "gpus_per_actor": strange}]
+    for training in given:
+        text = generate_model_card(replace(schedule, training=shareable(training)), repo_id="me/mine").text
+        assert "## How it was meta-trained" in text
+
+
+def test_a_licence_stays_one_line_of_the_front_matter(schedule: LearnedSchedule) -> None:
+    card = generate_model_card(schedule, repo_id="me/mine", license="mit\ntags: [x]\n---\n<b>")
+    assert card.data.license == "mit\ntags: [x]\n---\n<b>"
+    assert "x" not in card.data.tags
+    assert card.text.endswith("## Licence\n\nmit tags: \\[x\\] --- &lt;b&gt;\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import re
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,29 +14,18 @@ import pytest
 import torch
 from conftest import random_schedule, small_network, train
 from environments import linked, python
-from fake_hub import TOKEN, FakeHub, Repository, serving
+from fake_hub import TOKEN, FakeHub, Repository, alone, point_to, serving
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from l3rs import L3RS, LearnedSchedule, learners, load, push_to_hub, save_pretrained
 from l3rs.cli import main
 from l3rs.learned.weights import LearnedWeights, starting_weights
+from l3rs.schedules.connection import reachable
 from l3rs.schedules.find import save
-from l3rs.schedules.hub import reachable
 from l3rs.schedules.seal import CheckpointError
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "hub.md"
-
-
-def point_to(monkeypatch: pytest.MonkeyPatch, endpoint: str, home: Path) -> None:
-    """Where huggingface_hub looks for the Hub, its cache and a token; it has read the environment long ago."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    for name, path in {"HF_HUB_CACHE": "hub", "HF_TOKEN_PATH": "token", "AGENT_HARNESSES_PATH": "harnesses"}.items():
-        monkeypatch.setattr(constants, name, str(home / path), raising=False)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,13 +37,8 @@ def no_socket_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub in this process, with a cache of its own; no connection or thread outlives it."""
-    with serving() as server:
-        point_to(monkeypatch, server.endpoint, tmp_path / "home")
-        huggingface_hub.close_session()
+    with alone(tmp_path, monkeypatch) as server:
         yield server
-        huggingface_hub.close_session()  # its connections, which the server's threads wait for
-    assert [t for t in threading.enumerate() if not t.daemon] == [threading.main_thread()]
 
 
 @pytest.fixture
@@ -232,15 +215,18 @@ def test_no_network(nowhere: str, schedule: LearnedSchedule, tmp_path: Path) -> 
 
 
 def test_a_proxy_is_what_has_to_answer(hub: FakeHub, nowhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers(**environment: str) -> bool:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        huggingface_hub.close_session()  # which has read the environment
+        return reachable()
+
     monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
-    assert not reachable()
-    monkeypatch.setenv("http_proxy", hub.endpoint)
-    assert reachable()
-    monkeypatch.setenv("http_proxy", nowhere.removeprefix("http://"))
-    assert not reachable()
+    assert not answers()
+    assert answers(http_proxy=hub.endpoint)
+    assert not answers(http_proxy=nowhere.removeprefix("http://"))
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert reachable()
+    assert answers(no_proxy="127.0.0.1")
 
 
 def test_uploads_that_are_refused(hub: FakeHub, schedule: LearnedSchedule) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from conftest import random_schedule, small_network
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from l3rs.cli import main
 from l3rs.controller.features import feature_names
 from l3rs.schedules.find import GENERALIST, SHIPPED, load, save
 from l3rs.schedules.schedule import LearnedSchedule
@@ -66,6 +70,51 @@ def test_some_other_safetensors(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match="no l3rs metadata"):
         LearnedSchedule.read(tmp_path / "x.safetensors")
+
+
+def claiming(path: Path, shape: list[int], about: dict[str, object]) -> Path:
+    """A file of one tensor, which is a hole: it takes no room on the disk."""
+    size = 4 * math.prod(shape)
+    header = {"__metadata__": {"l3rs": json.dumps(about)}, "w1": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + size)
+    return path
+
+
+def test_a_file_that_claims_much_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    about = {"schema": 1, "name": "huge", "config": {"hidden": [4096, 4096]}, "features": [], "layers": []}
+    huge = claiming(tmp_path / "huge.safetensors", [2**33], about)  # 32 GiB
+    with pytest.raises(CheckpointError, match=r"is of 34,359,738,[0-9]+ bytes, and learned schedules are of at most 1,073,741,824: it is"):
+        load(huge)
+    (tmp_path / "header.safetensors").write_bytes(struct.pack("<Q", 2**40) + b"{}")
+    (tmp_path / "short.safetensors").write_bytes(claiming(tmp_path / "x", [2**10], about).read_bytes()[:-1])
+    for name in ("header", "short"):
+        with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+            load(tmp_path / f"{name}.safetensors")
+
+
+def test_a_config_that_names_huge_sizes_is_refused_before_they_are_made(file: Path) -> None:
+    with safe_open(file, framework="pt") as f:
+        config = json.loads(f.metadata()["l3rs"])["config"]
+    for change in ({"hidden": [10**9, 10**9]}, {"embedding": 10**12}, {"time_points": 10**15}):
+        rewrite(file, config=config | change)
+        with pytest.raises(CheckpointError, match="at most 4096"):
+            load(file)
+
+
+@pytest.mark.parametrize("depth", [60, 900, 100_000])
+def test_metadata_that_are_nested_deep_are_one_line(depth: int, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with safe_open(file, framework="pt") as f:
+        about = f.metadata()["l3rs"]
+    for nested in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
+        lie = about.replace('"training": {}', f'"training": {{"x": {nested}}}')
+        assert lie != about
+        save_file(load_file(file), file, metadata={"l3rs": lie})
+        with pytest.raises(SystemExit) as stop:
+            main(["info", str(file)])
+        assert stop.value.code == 2
+        assert "has l3rs metadata that this version cannot read" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_no_such_file() -> None:

@@ -1,10 +1,13 @@
 """Files that are replaced as a whole: whenever this process is killed, the old one or the new one is there; JSON that may be
-anything; and folders that are one process's."""
+anything; folders that are one process's; and names that may be anything, on the terminal and in CSV files."""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
+import unicodedata
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,3 +61,49 @@ def claim(out: Path) -> FileLock:
     except OSError as error:
         raise ValueError(f"--out is {out}, which cannot be written ({error.strerror}); give a folder of yours") from None
     return lock
+
+
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they make a terminal show text in another order
+LONGEST_NAME = 255  # bytes, of a file or a folder
+
+
+def printable(text: str) -> str:
+    """A text that is safe on a terminal: what controls one, breaks lines, turns text around, or is no character, is spelled out."""
+    if text.isprintable():
+        return text
+    odd = (c for c in set(text) if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in DIRECTIONS)
+    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})
+
+
+def csv_cell(text: str) -> str:
+    """A text as a spreadsheet takes it for text: one that it would compute, such as =1+1, begins with an apostrophe then."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else text
+
+
+def from_csv_cell(text: str) -> str:
+    """What `csv_cell` was given."""
+    return text.removeprefix("'")
+
+
+def check_name(name: str, what: str) -> None:
+    """Raises ValueError where no file can have a name. `what` it is, for the message."""
+    length = len(name.encode(errors="surrogatepass"))
+    if length > LONGEST_NAME:
+        raise ValueError(f"{what} {printable(name[:20])!r}... must have at most {LONGEST_NAME} bytes (got {length})")
+    if "\0" in name or any("\ud800" <= c <= "\udfff" and not "\udc80" <= c <= "\udcff" for c in name):  # these stand for bytes
+        raise ValueError(f"{what} must be a name that a file can have (got {ascii(name)})")
+
+
+def is_special(path: str | Path) -> bool:
+    """Whether something is a named pipe, a socket or a device, which may keep its reader waiting for ever. Raises OSError."""
+    mode = os.stat(path).st_mode
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def check_unpacked(path: Path, times: int = 2) -> None:
+    """Raises ValueError where a zip archive says that it unpacks to so many times its own size: few bytes, made to fill the memory."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    size = path.stat().st_size
+    if unpacked > times * size:
+        raise ValueError(f"its {size:,} bytes unpack to {unpacked:,}")

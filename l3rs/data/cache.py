@@ -193,7 +193,8 @@ def _as_json(content: Mapping[str, object]) -> bytes:
 
 def _read_index(folder: Path) -> pd.DataFrame:
     table = pd.read_csv(folder / "index.csv", dtype=object, keep_default_na=False, lineterminator="\n", encoding_errors="surrogateescape")
-    return table.assign(**{name: table[name].map(from_csv_cell) for name in ("file", "class", "broken")})
+    plain = {name: np.array([from_csv_cell(cell) for cell in table[name]], object) for name in ("file", "class", "broken")}
+    return table.assign(**{name: pd.Series(cells, table.index, object) for name, cells in plain.items()})
 
 
 def _sum_of(path: Path) -> str:

@@ -13,7 +13,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
-from l3rs.lightning.data import printable
+from l3rs.files import printable
 from l3rs.plots import BLACK, STYLES, save
 
 DRAWN = 60  # classes; of more, those that are confused the most are drawn

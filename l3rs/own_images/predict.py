@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from l3rs.data import trees
 from l3rs.data.decode import BrokenImage
+from l3rs.data.names import in_words
 from l3rs.data.transform import Transform
-from l3rs.files import write_atomically
-from l3rs.lightning.data import printable
+from l3rs.files import csv_cell, printable, write_atomically
 from l3rs.own_images.classifier import Classifier, load
 
 BATCH, FEW = 32, 256  # images a batch; and how many are decoded without further processes
@@ -39,23 +40,24 @@ class Prediction:
 
 
 def image_files(paths: Sequence[str]) -> list[str]:
-    """Files as they are given, and folders' images at any depth, in order.
+    """Files as they are given, and folders' images at any depth, in order; says on stderr what else is in a folder.
 
     Raises:
         ValueError: a path is not there, or a folder has no images.
     """
     files: list[str] = []
     for given in paths:
-        path = Path(given)
-        if path.is_dir():
-            found = [str(path / file) for file in sorted(trees.image_files(path))]
+        if os.path.isdir(given):
+            path, passed_over = Path(given), Counter[str]()
+            found = [str(path / file) for file in sorted(trees.image_files(path, passed_over))]
             if not found:
-                raise ValueError(f"the folder {path} has no images")
+                raise ValueError(f"the folder {path} has no images" + (f" (passed over: {in_words(passed_over)})" if passed_over else ""))
+            trees.tell_passed_over(path, passed_over)
             files += found
-        elif path.exists() or path.is_symlink():
+        elif os.path.lexists(given):
             files.append(given)
         else:
-            raise ValueError(f"{path} is not there")
+            raise ValueError(f"{given} is not there")
     return files
 
 
@@ -122,8 +124,9 @@ def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str 
     for prediction in predict(classifier, network, files, top):
         predictions.append(prediction)
         for name, share in prediction.classes:
-            rows.append((printable(prediction.file), printable(name), f"{share:.6f}"))
-            print(f"{rows[-1][0]:<{wide}}  {rows[-1][1]:<{named}}  {share:.3f}", flush=True)
+            file, label = printable(prediction.file), printable(name)
+            rows.append((csv_cell(file), csv_cell(label), f"{share:.6f}"))
+            print(f"{file:<{wide}}  {label:<{named}}  {share:.3f}", flush=True)
     if csv_file is not None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

@@ -23,10 +23,10 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.nn import functional as F
 
-from l3rs.files import read_json, write_atomically
+from l3rs.files import printable, read_json, write_atomically
 from l3rs.finetuning.compare import digest
 from l3rs.lightning.callbacks import L3RSMonitor
-from l3rs.lightning.data import ImageFolderDataModule, printable
+from l3rs.lightning.data import ImageFolderDataModule
 from l3rs.lightning.module import L3RSModule
 from l3rs.networks.pretrained import SHIPPED
 from l3rs.own_images.classifier import FILE, Classifier, load
@@ -91,7 +91,7 @@ def found(data: ImageFolderDataModule) -> Iterator[str]:
     counts = {name: sum(sides) for name, sides in tree.counts().items()}
     small, large = min(counts, key=lambda n: counts[n]), max(counts, key=lambda n: counts[n])
     yield (
-        f"{tree.root}: {len(counts)} classes of {counts[small]} ({printable(small)}) to {counts[large]} ({printable(large)}) images; "
+        f"{printable(str(tree.root))}: {len(counts)} classes of {counts[small]} ({printable(small)}) to {counts[large]} ({printable(large)}) images; "
         f"{data.train_images} train, {held_out} validate."
     )
     if data.broken:

@@ -7,7 +7,6 @@ import json
 import os
 import stat
 import unicodedata
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,10 +99,6 @@ def is_special(path: str | Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def check_unpacked(path: Path, times: int = 2) -> None:
-    """Raises ValueError where a zip archive says that it unpacks to so many times its own size: few bytes, made to fill the memory."""
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(member.file_size for member in archive.infolist())
-    size = path.stat().st_size
-    if unpacked > times * size:
-        raise ValueError(f"its {size:,} bytes unpack to {unpacked:,}")
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its kind, where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

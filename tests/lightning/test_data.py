@@ -310,7 +310,7 @@ def test_transforms_are_checked(change: dict[str, object], said: str) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows forbids such names")
 def test_names_that_are_no_utf8_are_spelled_out(tmp_path: Path) -> None:
-    from l3rs.lightning.data import printable
+    from l3rs.files import printable
 
     assert printable(os.fsdecode(b"caf\xe9\n")) == "caf\\udce9\\n"
     noise("x", 2, 2).save(tmp_path / "x.png")

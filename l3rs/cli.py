@@ -10,13 +10,14 @@ from pathlib import Path
 import jsonargparse
 
 from l3rs._version import __version__
+from l3rs.files import printable
 
 
 class Parser(jsonargparse.ArgumentParser):
     """A parser whose errors are one line, with exit code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        print(f"l3rs: error: {in_words(' '.join(str(message).split()))}", file=sys.stderr)
+        print(f"l3rs: error: {printable(in_words(' '.join(str(message).split())))}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -139,7 +140,7 @@ def _predict(args: jsonargparse.Namespace, parser: Parser) -> None:
         parser.error(str(error))
     broken = [p.error for p in predictions if p.error is not None]
     for why in broken:
-        print(f"l3rs: left out: {why}", file=sys.stderr)
+        print(f"l3rs: left out: {printable(why)}", file=sys.stderr)
     if broken:
         sys.exit(1)
 

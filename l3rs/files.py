@@ -79,6 +79,15 @@ def csv_cell(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else text
 
 
+def csv_table(table: Any) -> Any:
+    """A table of pandas with all its texts, the names of its rows and columns among them, as `csv_cell` gives them."""
+
+    def safe(cell: Any) -> Any:
+        return csv_cell(cell) if isinstance(cell, str) else cell
+
+    return table.map(safe).rename(index=safe, columns=safe)
+
+
 def from_csv_cell(text: str) -> str:
     """What `csv_cell` was given."""
     return text.removeprefix("'")
@@ -86,14 +95,17 @@ def from_csv_cell(text: str) -> str:
 
 def check_name(name: str, what: str) -> None:
     """Raises ValueError where no file can have a name. `what` it is, for the message."""
-    length = len(name.encode(errors="surrogatepass"))
+    try:
+        length = len(name.encode(errors="surrogateescape"))  # such surrogates stand for bytes that are not UTF-8
+    except UnicodeEncodeError:
+        length = 0
+    if not length or "\0" in name:
+        raise ValueError(f"{what} must be a name that a file can have (got {name[:40]!a})")
     if length > LONGEST_NAME:
-        raise ValueError(f"{what} {printable(name[:20])!r}... must have at most {LONGEST_NAME} bytes (got {length})")
-    if "\0" in name or any("\ud800" <= c <= "\udfff" and not "\udc80" <= c <= "\udcff" for c in name):  # these stand for bytes
-        raise ValueError(f"{what} must be a name that a file can have (got {ascii(name)})")
+        raise ValueError(f"{what} must have at most {LONGEST_NAME} bytes ({printable(name[:20])!r}... has {length})")
 
 
-def is_special(path: str | Path) -> bool:
+def is_endless(path: str | Path) -> bool:
     """Whether something is a named pipe, a socket or a device, which may keep its reader waiting for ever. Raises OSError."""
     mode = os.stat(path).st_mode
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode, v2
 
 from l3rs.data.names import NOT_DECODED
-from l3rs.files import is_special
+from l3rs.files import is_endless
 
 STRIP = 32  # times as long as wide: of longer images, only the middle is resized
 DEFLATE = 1032  # times as many bytes as were read is the most that zlib unpacks
@@ -93,7 +93,7 @@ _mute_remarks()
 
 
 def _decoded(path: str | Path, channels: int) -> Image.Image:
-    if is_special(path):  # a named pipe may keep its reader waiting for ever
+    if is_endless(path):  # a named pipe may keep its reader waiting for ever
         raise ValueError("it is no file, but a named pipe, a socket or a device")
     with Image.open(path) as file:
         if file.format in NOT_DECODED:

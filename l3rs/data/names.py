@@ -13,8 +13,7 @@ from l3rs.files import printable
 
 # Of Synology, QNAP, Windows, macOS, Unix and Python; what begins with a dot is passed over too.
 SYSTEM = frozenset(
-    ("@eadir", "#recycle", "#snapshot", "@recycle", "$recycle.bin", "recycler", "system volume information", "__macosx", "lost+found")
-    + ("__pycache__",)
+    """@eadir #recycle #snapshot @recycle $recycle.bin recycler __macosx lost+found __pycache__""".split() + ["system volume information"]
 )
 # Pillow only tells these apart, or starts another program, as Ghostscript: a page of PostScript is a program itself.
 NOT_DECODED = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from l3rs.data.names import one_form
-from l3rs.files import check_name, is_special, printable, write_atomically
+from l3rs.files import check_name, is_endless, printable, write_atomically
 
 PURPOSES = ("pretrain", "meta-train", "meta-validation", "meta-test")
 AFTER = "-meta-validation-4096px-01234567"  # the longest that files' names have after that of the split
@@ -55,10 +55,9 @@ class ClassSplit:
         seen: dict[str, tuple[str, str]] = {}
         for purpose, ids in self.classes.items():
             for c in ids:
-                check_name(c, "class")
                 before, other = seen.get(one_form(c), ("", ""))
                 if before and other != c:
-                    raise ValueError(f"classes {ascii(other)} and {ascii(c)} of {self.name} differ only in their Unicode form")
+                    raise ValueError(f"classes {other!a} and {c!a} of {self.name} differ only in their Unicode form")
                 if before:
                     raise ValueError(f"class {c!r} of {self.name} is in both {before} and {purpose}")
                 seen[one_form(c)] = purpose, c
@@ -79,7 +78,7 @@ class ClassSplit:
         """
         path = Path(path)
         try:
-            if is_special(path):
+            if is_endless(path):
                 raise ValueError("it is no file, but a named pipe, a socket or a device")
             raw = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(raw, dict):
@@ -98,6 +97,9 @@ class ClassSplit:
                 words = [*ids, *ids.values()] if isinstance(ids, dict) else ids
                 if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
                     raise ValueError(f"{purpose} is neither a list of class ids nor a mapping of ids to names")
+            for purpose, ids in purposes.items():
+                for c in ids:
+                    check_name(c, f"a class of {purpose}")
             names = {c: n for ids in purposes.values() if isinstance(ids, dict) for c, n in ids.items() if n != c}
             return cls(raw["dataset"], raw["seed"], {p: tuple(ids) for p, ids in purposes.items()}, raw.get("name", ""), names)
         except (OSError, ValueError, RecursionError) as error:

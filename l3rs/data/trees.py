@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from l3rs.data.names import (
-    TEST, TRAIN, VALIDATION, extension_of, image_extensions, in_words, is_passed_over, one_form, side_of,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    extension_of,
+    image_extensions,
+    in_words,
+    is_passed_over,
+    one_form,
+    side_of,
 )  # fmt: skip
 from l3rs.files import printable
 

@@ -51,9 +51,10 @@ def wanted(purpose: str, words: Sequence[str]) -> float | tuple[str, ...]:
         except (OSError, UnicodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise ValueError(f"--{purpose} is {words[0]}, and that file cannot be read ({why})") from None
-        for n, line in enumerate(lines, start=1):
-            check_name(line.strip(), f"{words[0][1:]}, line {n}: a class")
-        return tuple(line.strip() for line in lines if line.strip())
+        names = {n: line.strip() for n, line in enumerate(lines, start=1) if line.strip()}
+        for n, name in names.items():
+            check_name(name, f"{words[0][1:]}, line {n}: a class")
+        return tuple(names.values())
     if len(words) == 1:
         try:
             return float(words[0])

@@ -23,7 +23,7 @@ from l3rs.data.decode import BrokenImage, open_image
 from l3rs.data.names import in_words
 from l3rs.data.transform import Transform
 from l3rs.data.trees import ImageTree, TreeError, read_folder, tell_passed_over
-from l3rs.files import is_special, printable
+from l3rs.files import is_endless, printable
 
 DECODED_FIRST = 1000  # images; a tree that has no more is decoded once before training, to find those that are broken
 Draw = tuple[int, int | None]  # an image's number, and the seed of how it is cut out; None is the middle
@@ -300,9 +300,9 @@ def find_broken(tree: ImageTree, decoded: int = DECODED_FIRST) -> dict[str, str]
     def wrong(file: str) -> str | None:
         path = tree.root / file
         try:
-            if not path.stat().st_size and not is_special(path):
+            if not path.stat().st_size and not is_endless(path):
                 return f"{path}: it is empty"
-            if decode or is_special(path):  # as a named pipe among images
+            if decode or is_endless(path):  # as a named pipe among images
                 open_image(path)
         except OSError as error:
             return f"{path}: {error.strerror}"

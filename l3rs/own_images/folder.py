@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from l3rs.files import claim, csv_cell, read_json, write_atomically
+from l3rs.files import claim, csv_table, read_json, write_atomically
 from l3rs.own_images.config import Arm
 
 
@@ -70,10 +70,5 @@ class Folder:
 
 
 def write_csv(table: pd.DataFrame, path: Path, index: bool = False) -> None:
-    """Replaces a file by a table, whose names no spreadsheet computes."""
-    safe = table.map(_safe).rename(index=_safe, columns=_safe)
-    write_atomically(path, safe.to_csv(index=index).encode())
-
-
-def _safe(cell: Any) -> Any:
-    return csv_cell(cell) if isinstance(cell, str) else cell
+    """Replaces a file by a table, in which a spreadsheet computes nothing."""
+    write_atomically(path, csv_table(table).to_csv(index=index).encode())

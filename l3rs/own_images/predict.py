@@ -22,6 +22,7 @@ from l3rs.files import csv_cell, printable, write_atomically
 from l3rs.own_images.classifier import Classifier, load
 
 BATCH, FEW = 32, 256  # images a batch; and how many are decoded without further processes
+LARGE = 512  # pixels a side; a file may say that its network sees 4,096, and of larger ones fewer are in a batch
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def predict(classifier: Classifier, network: nn.Module, files: Sequence[str], to
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device)
     workers = 0 if len(files) <= FEW else min(8, (os.cpu_count() or 1) // 2)
-    loader = DataLoader(_Files(files, classifier.transform), BATCH, num_workers=workers, collate_fn=list)
+    at_once = max(1, BATCH * LARGE**2 // max(LARGE, classifier.transform.side) ** 2)
+    loader = DataLoader(_Files(files, classifier.transform), at_once, num_workers=workers, collate_fn=list)
     number = 0
     for batch in loader:
         good = [inputs for inputs, _ in batch if inputs is not None]

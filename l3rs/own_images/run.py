@@ -90,8 +90,8 @@ def found(data: ImageFolderDataModule) -> Iterator[str]:
     tree, held_out = data.tree, int(data.tree.validation.sum())
     counts = {name: sum(sides) for name, sides in tree.counts().items()}
     small, large = min(counts, key=lambda n: counts[n]), max(counts, key=lambda n: counts[n])
-    yield (
-        f"{printable(str(tree.root))}: {len(counts)} classes of {counts[small]} ({printable(small)}) to {counts[large]} ({printable(large)}) images; "
+    yield printable(
+        f"{tree.root}: {len(counts)} classes of {counts[small]} ({small}) to {counts[large]} ({large}) images; "
         f"{data.train_images} train, {held_out} validate."
     )
     if data.broken:

@@ -11,6 +11,7 @@ import torch
 
 from l3rs._version import __version__
 from l3rs.controller.decide import meta_shapes
+from l3rs.files import printable
 from l3rs.learners import load
 from l3rs.optimizer.kernels.native import library
 from l3rs.schedules import find
@@ -70,7 +71,7 @@ def _columns(schedules: Sequence[tuple[str, Learned]]) -> Iterator[str]:
     rows = [{"name": name, **learned.facts()} for name, learned in schedules]
     for row in rows:
         row["fits"] = row["fits"].partition(":")[0]
-    table = [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
+    table = [tuple(rows[0]), *(tuple(map(printable, row.values())) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for cells in table:
         yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
@@ -78,10 +79,10 @@ def _columns(schedules: Sequence[tuple[str, Learned]]) -> Iterator[str]:
 
 def describe(learned: Learned) -> Iterator[str]:
     """Lines on one schedule, or on the weights of another learned optimizer: size, settings, and how it was meta-trained."""
-    yield f"{learned.name}: {len(learned.theta):,} meta-parameters"
+    yield printable(f"{learned.name}: {len(learned.theta):,} meta-parameters")
     for name, value in learned.settings().items():
-        yield f"  {name}: {value}"
+        yield printable(f"  {name}: {value}")
     training = {k: v for k, v in learned.training.items() if k != "config"}
     settings = {k: v for k, v in training_config(learned.training).items() if k not in ("name", "schedule")}  # these are above
     for key, value in {**settings, **training}.items():
-        yield f"  meta-training, {key}: {value}"
+        yield printable(f"  meta-training, {key}: {value}")

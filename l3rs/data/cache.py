@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from l3rs.data.decode import BrokenImage, Decoder
 from l3rs.data.trees import ImageTree, tell_passed_over
-from l3rs.files import csv_cell, from_csv_cell, write_atomically
+from l3rs.files import csv_cell, from_csv_cell, printable, write_atomically
 
 CHUNK = 256  # images; a build that is killed loses the chunk that it was at
 START_UP = 16  # chunks that one process decodes in the time that others take to start
@@ -97,9 +97,8 @@ def _build(tree: ImageTree, decoder: Decoder, folder: Path, skip_broken: bool, w
             f"remove {folder} to make it again\n{shown}{more}"
         )
     if broken_rows and progress:
-        tqdm.write(
-            f"{len(broken_rows)} of {len(tree.files)} images cannot be decoded and are left out; {folder / 'index.csv'} says which and why"
-        )
+        more = f"{folder / 'index.csv'} says which and why"
+        tqdm.write(printable(f"{len(broken_rows)} of {len(tree.files)} images cannot be decoded and are left out; {more}"))
 
 
 def _check_plan(folder: Path, plan: dict[str, object], progress: bool) -> None:
@@ -111,7 +110,7 @@ def _check_plan(folder: Path, plan: dict[str, object], progress: bool) -> None:
             for name in ("done.json", "index.csv", "chunks.txt", "pixels.u8", "plan.json"):  # never done.json without the others
                 (folder / name).unlink(missing_ok=True)
             if progress:
-                tqdm.write(f"{folder} was made by an earlier version of l3rs; it is made anew")
+                tqdm.write(printable(f"{folder} was made by an earlier version of l3rs; it is made anew"))
             return
         different = [key for key in plan if before.get(key) != json.loads(json.dumps(plan[key]))]
         if different:

@@ -129,8 +129,7 @@ def _check_size(image: Image.Image) -> None:
 def _check_density(image: ImageFile.ImageFile, path: str | Path) -> None:
     """Raises ValueError where a PNG claims more rows than its bytes can hold: Pillow would take those that are not there for black."""
     least = image.height * (1 + image.width // 8)  # bytes, at one bit a pixel
-    size = os.path.getsize(path)
-    if image.format == "PNG" and least > DEFLATE * size:
+    if image.format == "PNG" and least > DEFLATE * (size := os.path.getsize(path)):
         raise ValueError(f"{image.width} x {image.height} pixels are more than its {size} bytes can hold; it could be a decompression bomb")
 
 

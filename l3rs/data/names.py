@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Mapping
-from pathlib import PurePath
 
 from PIL import Image
 
 from l3rs.files import printable
 
 # Of Synology, QNAP, Windows, macOS, Unix and Python; what begins with a dot is passed over too.
-SYSTEM = frozenset(
-    """@eadir #recycle #snapshot @recycle $recycle.bin recycler __macosx lost+found __pycache__""".split() + ["system volume information"]
-)
+SYSTEM = {
+    "@eadir", "#recycle", "#snapshot", "@recycle", "$recycle.bin", "recycler", "system volume information", "__macosx", "lost+found",
+    "__pycache__",
+}  # fmt: skip
 # Pillow only tells these apart, or starts another program, as Ghostscript: a page of PostScript is a program itself.
-NOT_DECODED = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
+NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 TRAIN, VALIDATION, TEST = ("train", "training"), ("val", "validation", "valid"), ("test", "testing")
 _SIDE = re.compile(
     rf"(?:\w+[_\- ])?({'|'.join(TRAIN + VALIDATION + TEST)})(?:[_\- ]?(?:set|data|dataset|images?|imgs|split)|[_\- ]?\d+)?", re.IGNORECASE
@@ -30,7 +31,7 @@ def is_passed_over(name: str) -> bool:
 
 def extension_of(name: str) -> str:
     """The extension in small letters, with its dot; empty if there is none."""
-    return PurePath(name).suffix.lower()
+    return os.path.splitext(name)[1].lower()
 
 
 def image_extensions() -> frozenset[str]:

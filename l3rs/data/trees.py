@@ -25,6 +25,8 @@ from l3rs.data.names import (
 )  # fmt: skip
 from l3rs.files import printable
 
+DEEPEST = 100  # folders within folders of a class
+
 
 class TreeError(ValueError):
     """A folder that holds no images in a layout that is known; the message says what was looked for."""
@@ -235,7 +237,7 @@ def image_files(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
         passed_over: counts, by extension, the files that are not called like images.
 
     Raises:
-        TreeError: a folder cannot be read.
+        TreeError: a folder cannot be read, or they are nested too deeply.
     """
 
     def refuse(error: OSError) -> None:
@@ -250,13 +252,16 @@ def image_files(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if not is_passed_over(f))
-        at = Path(path).relative_to(folder)
+        parts = Path(path).relative_to(folder).parts
+        if len(parts) > DEEPEST:
+            raise TreeError(f"{folder} has folders within folders, more than {DEEPEST} deep: {path}")
+        at = "".join(f"{part}/" for part in parts)
         for file in files:
             extension = extension_of(file)
             if is_passed_over(file):
                 continue
             if extension in extensions:
-                yield (at / file).as_posix()
+                yield at + file
             else:
                 passed_over[extension] += 1
 

@@ -300,10 +300,10 @@ def find_broken(tree: ImageTree, decoded: int = DECODED_FIRST) -> dict[str, str]
     def wrong(file: str) -> str | None:
         path = tree.root / file
         try:
-            if not path.stat().st_size and not is_endless(path):
-                return f"{path}: it is empty"
-            if decode or is_endless(path):  # as a named pipe among images
+            if decode or is_endless(path):  # a named pipe among images
                 open_image(path)
+            elif not path.stat().st_size:
+                return f"{path}: it is empty"
         except OSError as error:
             return f"{path}: {error.strerror}"
         except BrokenImage as error:

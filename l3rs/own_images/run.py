@@ -71,7 +71,9 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
     }
     with Folder(config.folder, about) as folder:
         data.broken_log = folder.path / "broken.txt"
-        print(f"{config.model}, {config.origin}, {data.transform.side} px, batches of {data.batch_size}; the schedule {schedule}.")
+        print(
+            f"{config.model}, {config.origin}, {data.transform.side} px, batches of {data.batch_size}; the schedule {printable(schedule)}."
+        )
         for arm in config.arms[1:]:
             print(f"{arm.name}: learning rate {arm.lr:g} ({arm.source}).")
         results = [_trained(arm, config, data, network, folder) for arm in config.arms]

@@ -116,8 +116,8 @@ def sides(root: Path) -> tuple[Path, Path] | None:
     """
     folders = _folders(root)
     named = {name: side for name in folders if (side := side_of(name)) is not None}
-    plain = {name for name in named if name.lower() in TRAIN + VALIDATION + TEST}
     nested = {name for name in named if _folders(root / name)}
+    plain = {name for name in named if name.lower() in TRAIN + VALIDATION or (name.lower() in TEST and name in nested)}
     for known in (plain, nested):
         train, validation, test = ([n for n in folders if n in known and named[n] == side] for side in ("train", "validation", "test"))
         held_out = validation or test

@@ -71,7 +71,6 @@ def make_split(config: SplitConfig) -> tuple[ClassSplit, ImageTree]:
             classes have too few images; the message names them.
     """
     tree = read_tree("folder", config.folder, config.seed)
-    tell_passed_over(tree.root, tree.passed_over)
     classes = draw(tree.classes, config.shares, config.seed)
     split = ClassSplit("folder", config.seed, classes, config.name or config.folder.resolve().name)
     counts = tree.counts()
@@ -85,6 +84,7 @@ def make_split(config: SplitConfig) -> tuple[ClassSplit, ImageTree]:
         split.write(config.out)
     except OSError as error:
         raise ValueError(f"{config.out} cannot be written ({error.strerror})") from None
+    tell_passed_over(tree.root, tree.passed_over)
     return split, tree
 
 

@@ -258,7 +258,6 @@ def usable(root: Path, seed: int = 0, validation_share: float = 0.2) -> tuple[Im
     tree = read_folder(root, seed, validation_share=validation_share)
     if len(tree.classes) < 2:
         raise TreeError(f"{root} has one class, {tree.classes[0]!r}; to tell images apart takes at least two")
-    tell_passed_over(root, tree.passed_over)
     _check(tree, "")
     broken = find_broken(tree)
     if broken:
@@ -266,6 +265,7 @@ def usable(root: Path, seed: int = 0, validation_share: float = 0.2) -> tuple[Im
         files = tuple(file for file in tree.files if file not in broken)
         tree = replace(tree, files=files, labels=tree.labels[keep], validation=tree.validation[keep])
         _check(tree, f" that can be decoded ({next(iter(broken.values()))})")
+    tell_passed_over(root, tree.passed_over)
     return (_both_sides(tree, seed) if tree.divided else tree), broken
 
 

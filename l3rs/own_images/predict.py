@@ -40,8 +40,11 @@ class Prediction:
     error: str | None = None
 
 
-def image_files(paths: Sequence[str]) -> list[str]:
-    """Files as they are given, and folders' images at any depth, in order; says on stderr what else is in a folder.
+def image_files(paths: Sequence[str], passed_over: dict[str, Counter[str]] | None = None) -> list[str]:
+    """Files as they are given, and folders' images at any depth, in order.
+
+    Args:
+        passed_over: gets for each folder how many files are no images, by extension.
 
     Raises:
         ValueError: a path is not there, or a folder has no images.
@@ -49,11 +52,12 @@ def image_files(paths: Sequence[str]) -> list[str]:
     files: list[str] = []
     for given in paths:
         if os.path.isdir(given):
-            path, passed_over = Path(given), Counter[str]()
-            found = [str(path / file) for file in sorted(trees.image_files(path, passed_over))]
+            path, others = Path(given), Counter[str]()
+            found = [str(path / file) for file in sorted(trees.image_files(path, others))]
             if not found:
-                raise ValueError(f"the folder {path} has no images" + (f" (passed over: {in_words(passed_over)})" if passed_over else ""))
-            trees.tell_passed_over(path, passed_over)
+                raise ValueError(f"the folder {path} has no images" + (f" (passed over: {in_words(others)})" if others else ""))
+            if passed_over is not None:
+                passed_over[given] = others
             files += found
         elif os.path.lexists(given):
             files.append(given)
@@ -116,8 +120,11 @@ def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str 
         raise ValueError(f"--top is {top}; it is at least 1")
     if csv_file is not None and not Path(csv_file).absolute().parent.is_dir():
         raise ValueError(f"--csv is {csv_file}, and there is no folder {Path(csv_file).parent}")
-    files = image_files(paths)
+    passed_over: dict[str, Counter[str]] = {}
+    files = image_files(paths, passed_over)
     classifier, network = load(run)
+    for folder, others in passed_over.items():
+        trees.tell_passed_over(folder, others)
     rows: list[tuple[str, str, str]] = []
     predictions = []
     wide = max(4, *(min(60, len(printable(file))) for file in files))

@@ -261,7 +261,7 @@ def test_exif_that_cannot_be_read_says_nothing(exif: bytes, tmp_path: Path) -> N
 @pytest.mark.parametrize(("kind", "name"), [(np.float32, "x.tif"), (np.int32, "x.tif"), (np.float32, "x.pfm")])
 def test_pixels_without_a_white_are_refused(kind: type, name: str, tmp_path: Path) -> None:
     Image.fromarray(np.linspace(0, 70_000, 256).reshape(16, 16).astype(kind)).save(tmp_path / name)
-    with pytest.raises(BrokenImage, match=r"its pixels are (floats|32-bit integers), and no file says which of them is white; save it with"):
+    with pytest.raises(BrokenImage, match=r"its pixels are (floats|32-bit integers), and no file says which of them is white; save it"):
         Decoder(16)(tmp_path / name)
 
 

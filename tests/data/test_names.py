@@ -15,7 +15,8 @@ from l3rs.data.names import NOT_DECODED, extension_of, image_extensions, in_word
         ("training_set", "train"), ("train-images", "train"), ("trainset", "train"), ("train2017", "train"),
         ("val", "validation"), ("Valid", "validation"), ("validation", "validation"), ("my_val", "validation"),
         ("Test", "test"), ("Testing", "test"), ("seg_test", "test"), ("test_set", "test"), ("test data", "test"),
-        ("cat", None), ("trains", None), ("trainer", None), ("valley", None), ("contest", None), ("latest", None), ("test_tube", None), ("", None),
+        ("cat", None), ("trains", None), ("trainer", None), ("valley", None), ("", None),
+        ("contest", None), ("latest", None), ("test_tube", None),
     ],
 )  # fmt: skip
 def test_sides_are_known_by_name(name: str, side: str | None) -> None:
@@ -23,7 +24,17 @@ def test_sides_are_known_by_name(name: str, side: str | None) -> None:
 
 
 def test_hidden_files_and_those_of_systems_are_passed_over() -> None:
-    for name in (".x", "._cat.png", ".Trash-1000", "@eaDir", "@eadir", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"):
+    for name in (
+        ".x",
+        "._cat.png",
+        ".Trash-1000",
+        "@eaDir",
+        "@eadir",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "__MACOSX",
+        "lost+found",
+    ):
         assert is_passed_over(name)
     for name in ("cat", "__background__", "__other", "@home", "lost", "_"):
         assert not is_passed_over(name)

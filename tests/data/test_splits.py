@@ -107,7 +107,9 @@ def test_a_split_is_called_as_files_can_be(name: str, tmp_path: Path) -> None:
 def test_classes_are_called_as_folders_can_be(name: str, tmp_path: Path) -> None:
     for classes in ([name], {name: "fox"}):
         (tmp_path / "split.json").write_text(json.dumps(GOOD | {"meta-test": classes}))
-        with pytest.raises(ValueError, match=r"split\.json is no class split: a class of meta-test must (be a name|have at most 255 bytes)"):
+        with pytest.raises(
+            ValueError, match=r"split\.json is no class split: a class of meta-test must (be a name|have at most 255 bytes)"
+        ):
             ClassSplit.read(tmp_path / "split.json")
 
 

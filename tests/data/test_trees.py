@@ -200,7 +200,16 @@ def test_folders_of_systems_are_no_classes(tmp_path: Path) -> None:
 
 def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     write_tree(tmp_path, {"cat": 2, "dog": 1})
-    for name in ("cat/notes.txt", "cat/more/x.TXT", "dog/x.heic", "dog/README", "dog/.hidden.txt", "cat/@eaDir/y.txt", "loose.png", "labels.csv"):
+    for name in (
+        "cat/notes.txt",
+        "cat/more/x.TXT",
+        "dog/x.heic",
+        "dog/README",
+        "dog/.hidden.txt",
+        "cat/@eaDir/y.txt",
+        "loose.png",
+        "labels.csv",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert read_folder(tmp_path).passed_over == {".txt": 2, ".heic": 1, "": 1, ".png outside the class folders": 1}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from l3rs._version import __version__
 from l3rs.extras import what_to_install
+from l3rs.files import printable
 
 
 def without_extra(command: str, error: ModuleNotFoundError) -> None:
@@ -30,7 +31,7 @@ class Parser(jsonargparse.ArgumentParser):
     """A parser whose errors are one line, with exit code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        print(f"l3rs: error: {in_words(' '.join(str(message).split()))}", file=sys.stderr)
+        print(f"l3rs: error: {printable(in_words(' '.join(str(message).split())))}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -153,7 +154,7 @@ def _predict(args: jsonargparse.Namespace, parser: Parser) -> None:
         parser.error(str(error))
     broken = [p.error for p in predictions if p.error is not None]
     for why in broken:
-        print(f"l3rs: left out: {why}", file=sys.stderr)
+        print(f"l3rs: left out: {printable(why)}", file=sys.stderr)
     if broken:
         sys.exit(1)
 

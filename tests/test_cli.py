@@ -210,6 +210,16 @@ def test_info_describes_a_schedule(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "nonsense is not a file" in fails(["info", "nonsense"], capsys)
 
 
+def test_what_a_schedule_says_of_itself_is_safe_on_a_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    schedule = replace(random_schedule(small_network()), name="\x1b[2Jmine", training={"by": "\x1b]0;owned\x07"})
+    schedule.write(tmp_path / "s.safetensors")
+    main(["info", str(tmp_path / "s.safetensors")])
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert r"\x1b[2Jmine: " in out
+    assert r"meta-training, by: \x1b]0;owned\x07" in out
+
+
 def test_info_describes_the_weights_of_another_learned_optimizer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     weights.starting_weights("celo2-base", 0.03, "mine", seed=0).write(tmp_path / "mine.safetensors")
     main(["info", str(tmp_path / "mine.safetensors")])

@@ -28,12 +28,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from l3rs.data.decode import BrokenImage, Decoder
-from l3rs.data.trees import ImageTree
-from l3rs.files import write_atomically
+from l3rs.data.trees import ImageTree, tell_passed_over
+from l3rs.files import csv_cell, from_csv_cell, printable, write_atomically
 
 CHUNK = 256  # images; a build that is killed loses the chunk that it was at
 START_UP = 16  # chunks that one process decodes in the time that others take to start
-FORMAT = 1
+FORMAT = 2  # 1 had images as they are stored, not as their EXIF orientation says
 
 
 class CacheError(ValueError):
@@ -72,8 +72,9 @@ def build(tree: ImageTree, decoder: Decoder, folder: Path, skip_broken: bool = F
 
 def _build(tree: ImageTree, decoder: Decoder, folder: Path, skip_broken: bool, workers: int, progress: bool) -> None:
     plan = {"format": FORMAT, "images": len(tree.files), "decoder": asdict(decoder), "tree": fingerprint(tree)}
-    _check_plan(folder, plan)
+    _check_plan(folder, plan, progress)
     if not (folder / "done.json").exists():
+        tell_passed_over(tree.root, tree.passed_over)
         needed = size_in_bytes(len(tree.files), decoder)
         pixels = folder / "pixels.u8"
         there = pixels.stat().st_blocks * 512 if pixels.exists() else 0  # the file is sparse: this is what it takes by now
@@ -96,15 +97,21 @@ def _build(tree: ImageTree, decoder: Decoder, folder: Path, skip_broken: bool, w
             f"remove {folder} to make it again\n{shown}{more}"
         )
     if broken_rows and progress:
-        tqdm.write(
-            f"{len(broken_rows)} of {len(tree.files)} images cannot be decoded and are left out; {folder / 'index.csv'} says which and why"
-        )
+        more = f"{folder / 'index.csv'} says which and why"
+        tqdm.write(printable(f"{len(broken_rows)} of {len(tree.files)} images cannot be decoded and are left out; {more}"))
 
 
-def _check_plan(folder: Path, plan: dict[str, object]) -> None:
+def _check_plan(folder: Path, plan: dict[str, object], progress: bool) -> None:
+    """Raises CacheError where the folder has a cache of something else. One of an earlier version is removed, to be made anew."""
     file = folder / "plan.json"
     if file.exists():
         before = json.loads(file.read_text())
+        if before.get("format", FORMAT) < FORMAT:
+            for name in ("done.json", "index.csv", "chunks.txt", "pixels.u8", "plan.json"):  # never done.json without the others
+                (folder / name).unlink(missing_ok=True)
+            if progress:
+                tqdm.write(printable(f"{folder} was made by an earlier version of l3rs; it is made anew"))
+            return
         different = [key for key in plan if before.get(key) != json.loads(json.dumps(plan[key]))]
         if different:
             raise CacheError(f"{folder} was made of other images, or otherwise ({', '.join(different)} differ); remove it to make it again")
@@ -172,7 +179,7 @@ def _write_index(tree: ImageTree, broken: dict[int, str], folder: Path) -> None:
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["file", "class", "validation", "broken"])
     for i, (file, label, side) in enumerate(zip(tree.files, tree.labels.tolist(), tree.validation.tolist(), strict=True)):
-        writer.writerow([file, tree.classes[label], int(side), broken.get(i, "")])
+        writer.writerow([csv_cell(file), csv_cell(tree.classes[label]), int(side), csv_cell(broken.get(i, ""))])
     data = table.getvalue().encode(errors="surrogateescape")  # names of files need not be UTF-8
     (folder / "index.csv").write_bytes(data)
     sums = {"index.csv": hashlib.sha256(data).hexdigest(), "chunks.txt": _sum_of(folder / "chunks.txt")}
@@ -184,7 +191,9 @@ def _as_json(content: Mapping[str, object]) -> bytes:
 
 
 def _read_index(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "index.csv", dtype=object, keep_default_na=False, lineterminator="\n", encoding_errors="surrogateescape")
+    table = pd.read_csv(folder / "index.csv", dtype=object, keep_default_na=False, lineterminator="\n", encoding_errors="surrogateescape")
+    plain = {name: np.array([from_csv_cell(cell) for cell in table[name]], object) for name in ("file", "class", "broken")}
+    return table.assign(**{name: pd.Series(cells, table.index, object) for name, cells in plain.items()})
 
 
 def _sum_of(path: Path) -> str:
@@ -209,6 +218,8 @@ def open_cache(folder: Path, classes: tuple[str, ...], verify: bool = False) -> 
         raise CacheError(f"{folder} is no finished cache; build it first")
     _check_files(folder, verify)
     plan, file = json.loads((folder / "plan.json").read_text()), folder / "pixels.u8"
+    if plan["format"] != FORMAT:
+        raise CacheError(f"{folder} is of version {plan['format']} of the format, and this version of l3rs reads {FORMAT}; build it again")
     decoder = Decoder(**plan["decoder"])
     index = _read_index(folder)
     unknown = sorted(set(index["class"]) - set(classes))
@@ -253,7 +264,7 @@ def fingerprint(tree: ImageTree) -> str:
     for file, label, side in zip(tree.files, tree.labels.tolist(), tree.validation.tolist(), strict=True):
         try:
             size = (tree.root / file).stat().st_size
-        except OSError:  # it is not there, or may not be seen: decoding will say which
+        except (OSError, ValueError):  # it is not there, or may not be seen, or be called so: decoding will say which
             size = -1
         sha.update(f"{file}\0{tree.classes[label]}\0{int(side)}\0{size}\n".encode(errors="surrogateescape"))
     return sha.hexdigest()

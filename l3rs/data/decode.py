@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode, v2
 
+from l3rs.data.names import NOT_DECODED
+from l3rs.files import is_endless
+
 STRIP = 32  # times as long as wide: of longer images, only the middle is resized
+DEFLATE = 1032  # times as many bytes as were read is the most that zlib unpacks
 
 
 class BrokenImage(ValueError):
@@ -59,29 +64,80 @@ class Decoder:
 
 
 def open_image(path: str | Path, channels: int = 3) -> Image.Image:
-    """An image, decoded, in mode RGB or L. What is transparent is seen on white.
+    """An image, decoded and upright as its EXIF orientation says, in mode RGB or L. What is transparent is seen on white.
 
     Raises:
-        BrokenImage: the file is missing, no image, truncated, or so large that it may be meant to fill the memory.
+        BrokenImage: the file is missing, no image, truncated, or so large that it may be meant to fill the memory; or its pixels are
+            floats or 32-bit integers, of which no file says which is white.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning)  # Pillow's remarks on odd EXIF and TIFF tags
-            with Image.open(path) as file:
-                file.load()
-                image: Image.Image = file
-                if image.mode.startswith("I;16") or (image.mode == "I" and file.format in ("PNG", "PPM")):
-                    grey = np.asarray(image).astype(np.int64)  # 16 bits, which Pillow would clip to 255
-                    image = Image.fromarray(np.where(grey == file.info.get("transparency", -1), 255, grey >> 8).astype(np.uint8))
-                elif image.has_transparency_data:
-                    over = image.convert("RGBA")
-                    image = Image.new("RGBA", over.size, "white")
-                    image.alpha_composite(over)
-                return image.convert("RGB" if channels == 3 else "L")
+        try:
+            return _decoded(path, channels)
+        except UserWarning:  # warnings are errors here, and a remark on odd metadata is none
+            _mute_remarks()
+            return _decoded(path, channels)
     except UnidentifiedImageError:
         size = Path(path).stat().st_size
         raise BrokenImage(f"{path}: {'it is not an image' if size else 'it is empty'}") from None
     except Exception as error:  # in a damaged file, Pillow may stumble over anything: AssertionError, TypeError, struct.error
         why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise BrokenImage(f"{path}: {why}") from None
+
+
+def _mute_remarks() -> None:
+    """Mutes what Pillow says of odd EXIF and TIFF tags, for good: a filter that came and went would take others with it in threads."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+_mute_remarks()
+
+
+def _decoded(path: str | Path, channels: int) -> Image.Image:
+    if is_endless(path):  # a named pipe may keep its reader waiting for ever
+        raise ValueError("it is no file, but a named pipe, a socket or a device")
+    with Image.open(path) as file:
+        if file.format in NOT_DECODED:
+            raise UnidentifiedImageError
+        _check_size(file)
+        _check_density(file, path)
+        file.load()
+        _check_size(file)  # an icon may hold an image of another size than it says
+        _turn_upright(file)
+        image: Image.Image = file
+        if image.mode.startswith("I;16") or (image.mode == "I" and file.format in ("PNG", "PPM")):
+            grey = np.asarray(image)  # 16 bits, which Pillow would clip to 255
+            eight = (grey >> 8).astype(np.uint8)
+            eight[grey == file.info.get("transparency", -1)] = 255
+            image = Image.fromarray(eight)
+        elif image.mode in ("F", "I"):
+            kind = "floats" if image.mode == "F" else "32-bit integers"
+            raise ValueError(f"its pixels are {kind}, and no file says which of them is white; save it with 8 or 16 bits")
+        elif image.has_transparency_data:
+            over = image.convert("RGBA")
+            image = Image.new("RGBA", over.size, "white")
+            image.alpha_composite(over)
+        return image.convert("RGB" if channels == 3 else "L")
+
+
+def _check_size(image: Image.Image) -> None:
+    """Raises ValueError above Pillow's limit of pixels. A row counts as three at least: Pillow keeps a pointer to each."""
+    (short, long), limit = sorted(image.size), Image.MAX_IMAGE_PIXELS
+    if limit is not None and max(short, 3) * long > limit:
+        raise ValueError(f"{image.width} x {image.height} pixels are more than the limit of {limit}; it could be a decompression bomb")
+
+
+def _check_density(image: ImageFile.ImageFile, path: str | Path) -> None:
+    """Raises ValueError where a PNG claims more rows than its bytes can hold: Pillow would take those that are not there for black."""
+    least = image.height * (1 + image.width // 8)  # bytes, at one bit a pixel
+    if image.format == "PNG" and least > DEFLATE * (size := os.path.getsize(path)):
+        raise ValueError(f"{image.width} x {image.height} pixels are more than its {size} bytes can hold; it could be a decompression bomb")
+
+
+def _turn_upright(image: Image.Image) -> None:
+    """Turns and mirrors an image in place, as its EXIF orientation says; what cannot be read says nothing."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except (UserWarning, MemoryError):
+        raise
+    except Exception:  # EXIF may be any bytes; the pixels count
+        return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from l3rs.files import write_atomically
+from l3rs.data.names import one_form
+from l3rs.files import check_name, is_endless, printable, write_atomically
 
 PURPOSES = ("pretrain", "meta-train", "meta-validation", "meta-test")
+AFTER = "-meta-validation-4096px-01234567"  # the longest that files' names have after that of the split
 SHIPPED_SPLITS = ("imagenet25-0", "imagenet25-1", "imagenet25-2", "places25")  # their images are not; see `datasets/`
 
 
@@ -23,7 +26,7 @@ class ClassSplit:
     Attributes:
         dataset: what the classes are of; `places365` is read in the layout of Places, all others as folders of classes.
         seed: of the draw, and of the draw of validation images where a data set has no validation side of its own.
-        classes: purpose to class ids, for every purpose in `PURPOSES`; a purpose may have none.
+        classes: purpose to class ids, for every purpose in `PURPOSES`; a purpose may have none. They are kept in Unicode's composed form.
         name: of the split.
         names: class id to what people call it, where that is not its id.
 
@@ -42,16 +45,24 @@ class ClassSplit:
         object.__setattr__(self, "name", self.name or self.dataset)
         if "/" in self.name or "\\" in self.name:
             raise ValueError(f"the name of a split must have no slash, since files are called after it (got {self.name!r})")
+        if self.name in (".", "..") or self.name != printable(self.name):
+            raise ValueError(f"the name of the split must be one that files can be called after (got {self.name!r})")
+        check_name(self.name + AFTER, "the name of the split")
         if self.seed < 0:
             raise ValueError(f"the seed of the split {self.name} must be at least 0 (got {self.seed})")
         if set(self.classes) != set(PURPOSES):
             raise ValueError(f"the split {self.name} has the purposes {', '.join(sorted(self.classes))}; it needs {', '.join(PURPOSES)}")
-        seen: dict[str, str] = {}
+        seen: dict[str, tuple[str, str]] = {}
         for purpose, ids in self.classes.items():
             for c in ids:
-                if c in seen:
-                    raise ValueError(f"class {c!r} of {self.name} is in both {seen[c]} and {purpose}")
-                seen[c] = purpose
+                before, other = seen.get(one_form(c), ("", ""))
+                if before and other != c:
+                    raise ValueError(f"classes {other!a} and {c!a} of {self.name} differ only in their Unicode form")
+                if before:
+                    raise ValueError(f"class {c!r} of {self.name} is in both {before} and {purpose}")
+                seen[one_form(c)] = purpose, c
+        object.__setattr__(self, "classes", {p: tuple(map(one_form, ids)) for p, ids in self.classes.items()})
+        object.__setattr__(self, "names", {one_form(c): n for c, n in self.names.items()})
         unknown = sorted(set(self.names) - set(seen))
         if unknown:
             raise ValueError(f"the split {self.name} names class {unknown[0]!r}, which serves no purpose in it")
@@ -67,6 +78,8 @@ class ClassSplit:
         """
         path = Path(path)
         try:
+            if is_endless(path):
+                raise ValueError("it is no file, but a named pipe, a socket or a device")
             raw = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(raw, dict):
                 raise ValueError(f"it holds a {type(raw).__name__}, not an object")
@@ -84,6 +97,9 @@ class ClassSplit:
                 words = [*ids, *ids.values()] if isinstance(ids, dict) else ids
                 if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
                     raise ValueError(f"{purpose} is neither a list of class ids nor a mapping of ids to names")
+            for purpose, ids in purposes.items():
+                for c in ids:
+                    check_name(c, f"a class of {purpose}")
             names = {c: n for ids in purposes.values() if isinstance(ids, dict) for c, n in ids.items() if n != c}
             return cls(raw["dataset"], raw["seed"], {p: tuple(ids) for p, ids in purposes.items()}, raw.get("name", ""), names)
         except (OSError, ValueError, RecursionError) as error:
@@ -96,7 +112,7 @@ class ClassSplit:
         if name_or_path in SHIPPED_SPLITS:
             with resources.as_file(resources.files("l3rs.data") / "classes" / f"{name_or_path}.json") as path:
                 return cls.read(path)
-        if not Path(name_or_path).exists():
+        if not os.path.exists(name_or_path):  # unlike pathlib's, without an error for a name of 300 characters
             raise ValueError(f"the split {name_or_path} is neither a file nor one of {', '.join(SHIPPED_SPLITS)}")
         return cls.read(name_or_path)
 
@@ -104,7 +120,8 @@ class ClassSplit:
         """Writes the JSON file that `read` takes."""
         about = {"name": self.name, "dataset": self.dataset, "seed": self.seed}
         ids = {p: {c: self.names.get(c, c) for c in self.classes[p]} if self.names else list(self.classes[p]) for p in PURPOSES}
-        write_atomically(Path(path), (json.dumps(about | ids, indent=1, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(about | ids, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(Path(path), text.encode(errors="backslashreplace"))  # bytes that are not UTF-8 become JSON's \\udcxx
 
     def check(self, there: Collection[str], where: str, purposes: Sequence[str] = PURPOSES) -> None:
         """Raises ValueError, naming the missing, unless all classes of these purposes are `there`; `where` is said in the message."""
@@ -134,7 +151,7 @@ def draw(classes: Sequence[str], wanted: Mapping[str, float | Sequence[str]], se
     unknown = sorted(set(wanted) - set(PURPOSES))
     if unknown:
         raise ValueError(f"no purpose is called {unknown[0]!r}; there are {', '.join(PURPOSES)}")
-    listed = {p: tuple(w) for p, w in wanted.items() if not isinstance(w, (int, float))}
+    listed = {p: tuple(map(one_form, w)) for p, w in wanted.items() if not isinstance(w, (int, float))}
     there, taken = set(classes), dict[str, str]()
     for purpose, ids in listed.items():
         for c in ids:

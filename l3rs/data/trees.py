@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import os
+import sys
 import zlib
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-TRAIN, VALIDATION = ("train", "training"), ("val", "validation", "valid")  # what the two sides' folders are called
+from l3rs.data.names import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    extension_of,
+    image_extensions,
+    in_words,
+    is_passed_over,
+    one_form,
+    side_of,
+)  # fmt: skip
+from l3rs.files import printable
+
+DEEPEST = 100  # folders within folders of a class
 
 
 class TreeError(ValueError):
@@ -28,6 +42,8 @@ class ImageTree:
         files: relative paths, with `/` on every system.
         labels: int64 (N,), indices into `classes`.
         validation: bool (N,); True on the validation side.
+        divided: whether the validation images were drawn from those of each class.
+        passed_over: how many files are no images, or in no class, by extension.
     """
 
     root: Path
@@ -35,6 +51,8 @@ class ImageTree:
     files: tuple[str, ...]
     labels: np.ndarray
     validation: np.ndarray
+    divided: bool = False
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Class id to its numbers of train and of validation images."""
@@ -59,42 +77,80 @@ def read_folder(root: str | Path, seed: int = 0, classes: Collection[str] | None
 
     Either `root/train/<class>/*` and `root/val/<class>/*`, or `root/<class>/*`: then `validation_share` of each class's images, drawn
     from (seed, class), is the validation side. Class folders may have folders of their own. Files that are not called like images
-    are passed over, and so are hidden ones. A folder `train` or `val` that is alone, and has no folders, is a class.
+    are passed over and counted; those that are hidden, or a system's own, are passed over.
+
+    The two sides may be called otherwise (`sides`). Names of classes are in Unicode's composed form: folders that differ in form alone
+    are one class.
 
     Raises:
         TreeError: there is no such folder, no class in it, one side alone, or a class in the validation folder that the train folder lacks.
     """
     root = _existing(root)
-    sides = [next((root / n for n in names if (root / n).is_dir()), None) for names in (TRAIN, VALIDATION)]
-    train, held_out = sides
-    if train is None or held_out is None:
-        lone, missing, called = (train, "validation", VALIDATION) if train is not None else (held_out, "training", TRAIN)
-        if lone is not None and any(entry.is_dir() and not entry.name.startswith(".") for entry in lone.iterdir()):
-            raise TreeError(f"{root} has a folder {lone.name} and none for {missing}: it may be called {' or '.join(called)}")
-        return _divided(root, seed, classes, validation_share)
-    names = _class_folders(train)
-    strange = sorted(set(_class_folders(held_out)) - set(names))
+    wanted = None if classes is None else {one_form(c) for c in classes}
+    found = sides(root)
+    if found is None:
+        return _divided(root, seed, wanted, validation_share)
+    train, held_out = (_class_folders(side) for side in found)
+    strange = sorted(set(held_out) - set(train))
     if strange:
-        raise TreeError(f"{held_out} has class {strange[0]!r}, which {train} lacks; both have the same classes")
-    kept = [n for n in names if classes is None or n in classes]
-    found = [
-        (f"{side.name}/{name}/{file}", i, side is held_out)
+        raise TreeError(f"{found[1]} has class {strange[0]!r}, which {found[0]} lacks; both have the same classes")
+    kept, passed_over = [c for c in train if wanted is None or c in wanted], _loose(*found)
+    rows = [
+        (f"{side.relative_to(root).as_posix()}/{file}", i, folders is held_out)
         for i, name in enumerate(kept)
-        for side in (train, held_out)
-        for file in sorted(image_files(side / name))
+        for side, folders in zip(found, (train, held_out), strict=True)
+        for file in _files_of_class(side, folders.get(name, ()), passed_over)
     ]
-    return _tree(root, kept, found)
+    return _tree(root, kept, rows, passed_over=passed_over)
+
+
+def sides(root: Path) -> tuple[Path, Path] | None:
+    """The folders of the train and the validation side; None where `root` has classes instead.
+
+    They are called `train` or `training`, and `val`, `validation`, `valid`, or where there is none of these `test` or `testing`, in
+    capitals or not; or like that in part (`seg_train`, `test_set`), if both have folders. A folder of the same name within, such as
+    `seg_train/seg_train`, is that side.
+
+    Raises:
+        TreeError: there is one side alone, or two folders for one side, or all folders are called like sides and have folders.
+    """
+    folders = _folders(root)
+    named = {name: side for name in folders if (side := side_of(name)) is not None}
+    nested = {name for name in named if _folders(root / name)}
+    plain = {name for name in named if name.lower() in TRAIN + VALIDATION or (name.lower() in TEST and name in nested)}
+    for known in (plain, nested):
+        train, validation, test = ([n for n in folders if n in known and named[n] == side] for side in ("train", "validation", "test"))
+        held_out = validation or test
+        for several in (train, held_out):
+            if len(several) > 1 and train and held_out:
+                raise TreeError(f"{root} has both {several[0]} and {several[1]}; one folder is for each side, train and validation")
+        if train and held_out:
+            return _inner(root / train[0]), _inner(root / held_out[0])
+    lone = sorted(plain & nested) or (sorted(nested) if nested and nested == set(folders) else [])
+    if lone:
+        there = named[lone[0]]
+        missing, called = ("validation", VALIDATION + TEST) if there == "train" else ("training", TRAIN)
+        raise TreeError(f"{root} has a folder {printable(lone[0])} and none for {missing}: it may be called {' or '.join(called)}")
+    return None
+
+
+def _inner(side: Path) -> Path:
+    """The folder in which the classes of a side are."""
+    while _folders(side) == [side.name]:
+        side = side / side.name
+    return side
 
 
 def _divided(root: Path, seed: int, classes: Collection[str] | None, share: float) -> ImageTree:
-    found = []
-    kept = [n for n in _class_folders(root) if classes is None or n in classes]
+    found, passed_over = [], _loose(root)
+    folders = _class_folders(root)
+    kept = [c for c in folders if classes is None or c in classes]
     for i, name in enumerate(kept):
-        files = sorted(image_files(root / name))
+        files = _files_of_class(root, folders[name], passed_over)
         stream = np.random.SeedSequence([seed, zlib.crc32(name.encode(errors="surrogateescape"))])
         held_out = set(np.random.Generator(np.random.PCG64(stream)).permutation(len(files))[: round(share * len(files))].tolist())
-        found += [(f"{name}/{file}", i, j in held_out) for j, file in enumerate(files)]
-    return _tree(root, kept, found)
+        found += [(file, i, j in held_out) for j, file in enumerate(files)]
+    return _tree(root, kept, found, True, passed_over)
 
 
 def read_places(root: str | Path, classes: Collection[str] | None = None) -> ImageTree:
@@ -133,41 +189,91 @@ def read_list(path: Path) -> Iterator[tuple[str, int]]:
         raise TreeError(f"{path} is not there; it comes with filelist_places365-standard.tar")
     for n, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), start=1):
         words = line.split()
-        if len(words) != 2 or not words[1].isdecimal():
+        if len(words) != 2 or not words[1].isdecimal() or len(words[1]) > 9 or "\0" in line or ".." in words[0].split("/"):
             raise TreeError(f"{path}, line {n}: {line!r} is not a path and a class number")
         yield words[0], int(words[1])
 
 
 def _existing(root: str | Path) -> Path:
-    root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # unlike pathlib's, without an error for a name of 300 characters
         raise TreeError(f"{root} is not a folder")
-    return root
+    return Path(root)
 
 
-def _class_folders(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith((".", "__")))
-    if not names:
+def _folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, but those that are passed over."""
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_passed_over(entry.name))
+    except OSError as error:
+        raise TreeError(f"{folder} cannot be read ({error.strerror})") from None
+
+
+def _class_folders(folder: Path) -> dict[str, list[str]]:
+    """Class to its folders: one, or more that differ in their Unicode form."""
+    classes = defaultdict[str, list[str]](list)
+    for name in _folders(folder):
+        classes[one_form(name)].append(name)
+    if not classes:
         raise TreeError(f"{folder} has no class folders: it is read as {folder.name}/<class>/<image>")
-    return names
+    return dict(sorted(classes.items()))
 
 
-def image_files(folder: Path) -> Iterator[str]:
-    """Image files below a folder, relative to it; links to folders are followed, but never in a circle."""
-    if not folder.is_dir():
-        return
+def _loose(*folders: Path) -> Counter[str]:
+    """Counts, by extension, the images that lie beside the folders of classes."""
+    extensions = image_extensions()
+    loose = (extension_of(entry.name) for folder in folders for entry in os.scandir(folder) if entry.is_file())
+    return Counter(f"{extension} outside the class folders" for extension in loose if extension in extensions)
+
+
+def _files_of_class(side: Path, folders: Collection[str], passed_over: Counter[str]) -> list[str]:
+    """The images of a class, relative to `side`, in order."""
+    return sorted(f"{folder}/{file}" for folder in folders for file in image_files(side / folder, passed_over))
+
+
+def image_files(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
+    """Image files below a folder, relative to it; links to folders are followed, but never in a circle.
+
+    Args:
+        passed_over: counts, by extension, the files that are not called like images.
+
+    Raises:
+        TreeError: a folder cannot be read, or they are nested too deeply.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise TreeError(f"{error.filename} cannot be read ({error.strerror})")
+
     seen: set[str] = set()
-    for path, folders, files in os.walk(folder, followlinks=True):
+    extensions = image_extensions()
+    for path, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(path)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        at = Path(path).relative_to(folder)
-        yield from ((at / f).as_posix() for f in files if f.lower().endswith(IMG_EXTENSIONS) and not f.startswith("."))
+        folders[:] = sorted(f for f in folders if not is_passed_over(f))
+        parts = Path(path).relative_to(folder).parts
+        if len(parts) > DEEPEST:
+            raise TreeError(f"{folder} has folders within folders, more than {DEEPEST} deep: {path}")
+        at = "".join(f"{part}/" for part in parts)
+        for file in files:
+            extension = extension_of(file)
+            if is_passed_over(file):
+                continue
+            if extension in extensions:
+                yield at + file
+            else:
+                passed_over[extension] += 1
 
 
-def _tree(root: Path, classes: list[str], found: list[tuple[str, int, bool]]) -> ImageTree:
+def tell_passed_over(where: str | Path, passed_over: Mapping[str, int]) -> None:
+    """One line on stderr that says what was left out as no image, if anything was."""
+    if passed_over:
+        print(f"{printable(str(where))}: passed over {in_words(passed_over)}", file=sys.stderr)
+
+
+def _tree(
+    root: Path, classes: list[str], found: list[tuple[str, int, bool]], divided: bool = False, passed_over: Mapping[str, int] | None = None
+) -> ImageTree:
     labels, validation = (np.array([row[i] for row in found], dtype) for i, dtype in ((1, np.int64), (2, bool)))
-    return ImageTree(root, tuple(classes), tuple(file for file, _, _ in found), labels, validation)
+    return ImageTree(root, tuple(classes), tuple(file for file, _, _ in found), labels, validation, divided, passed_over or {})

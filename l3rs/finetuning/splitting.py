@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from l3rs.data.splits import PURPOSES, ClassSplit, draw
-from l3rs.data.trees import ImageTree, read_tree
+from l3rs.data.trees import ImageTree, read_tree, tell_passed_over
+from l3rs.files import check_name, printable
 from l3rs.finetuning.tasks import TaskConfig, check_sizes
 
 SHARES = {"pretrain": 0.0, "meta-train": 0.5, "meta-validation": 0.2, "meta-test": 0.3}
@@ -42,7 +43,7 @@ def wanted(purpose: str, words: Sequence[str]) -> float | tuple[str, ...]:
     """What a purpose asks for on the command line: a share or a number of classes, class ids, or `@FILE` with one id a line.
 
     Raises:
-        ValueError: the file cannot be read.
+        ValueError: the file cannot be read, or holds what cannot be a class's name.
     """
     if len(words) == 1 and words[0].startswith("@"):
         try:
@@ -50,7 +51,10 @@ def wanted(purpose: str, words: Sequence[str]) -> float | tuple[str, ...]:
         except (OSError, UnicodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise ValueError(f"--{purpose} is {words[0]}, and that file cannot be read ({why})") from None
-        return tuple(line.strip() for line in lines if line.strip())
+        names = {n: line.strip() for n, line in enumerate(lines, start=1) if line.strip()}
+        for n, name in names.items():
+            check_name(name, f"{words[0][1:]}, line {n}: a class")
+        return tuple(names.values())
     if len(words) == 1:
         try:
             return float(words[0])
@@ -80,18 +84,19 @@ def make_split(config: SplitConfig) -> tuple[ClassSplit, ImageTree]:
         split.write(config.out)
     except OSError as error:
         raise ValueError(f"{config.out} cannot be written ({error.strerror})") from None
+    tell_passed_over(tree.root, tree.passed_over)
     return split, tree
 
 
 def as_table(split: ClassSplit, tree: ImageTree) -> str:
     """The classes with their images on either side, by purpose, and the sums."""
     counts = tree.counts()
-    width = max((len(c) for c in tree.classes), default=5)
+    width = max((len(printable(c)) for c in tree.classes), default=5)
     lines = [f"{'class':<{width}}  {'train':>7}  {'validation':>10}"]
     for purpose in PURPOSES:
         ids = split.classes[purpose]
         train, held_out = (sum(counts[c][side] for c in ids) for side in (0, 1))
         lines += ["", f"{purpose}: {len(ids)} classes, {train} train and {held_out} validation images"]
-        lines += [f"{c:<{width}}  {counts[c][0]:>7}  {counts[c][1]:>10}" for c in ids]
+        lines += [f"{printable(c):<{width}}  {counts[c][0]:>7}  {counts[c][1]:>10}" for c in ids]
     left = len(tree.classes) - sum(map(len, split.classes.values()))
     return "\n".join([*lines, "", f"left out: {left} classes"] if left else lines)

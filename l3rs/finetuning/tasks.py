@@ -156,7 +156,7 @@ class TaskDistribution:
     @cached_property
     def _content(self) -> int:
         """The classes, not their purpose's name, are part of the seed: splits of one data set never share a stream."""
-        return zlib.crc32("\n".join((self.images.name, *sorted(self.classes))).encode())
+        return zlib.crc32("\n".join((self.images.name, *sorted(self.classes))).encode(errors="surrogateescape"))
 
     @cached_property
     def _ids(self) -> list[int]:

@@ -114,7 +114,7 @@ def read(shapes: Shapes, *paths: str | Path) -> Tensor:
             raise CheckpointError(
                 f"{path} is not a file; the meta-parameters are published as .state (flax), .safetensors or .npz files; {shipped}"
             )
-        found |= _tensors(path)
+        found |= _tensors(path, shapes)
     where = " and ".join(map(str, paths))
     missing = [name for name in shapes if name not in found]
     unknown = [name for name in found if name not in shapes]
@@ -131,14 +131,14 @@ def read(shapes: Shapes, *paths: str | Path) -> Tensor:
     return flatten(found, shapes)
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _tensors(path: Path, shapes: Shapes) -> dict[str, Tensor]:
     """Everything in one file, with the names of the JAX code."""
     if path.suffix not in (".npz", ".safetensors"):
         require(path.name, "msgpack")
     try:
         if path.suffix == ".npz":
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # numpy leaves a broken one open
-                return {name: torch.from_numpy(file[name]) for name in file.files}
+                return {name: _from_npz(file, name, shapes) for name in file.files}
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return _from_pylo({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  (not a dict)
@@ -155,6 +155,17 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # three formats' readers, and what they raise for broken files is not said
         why = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path} cannot be read ({why}); it may be truncated, or of another format") from None
+
+
+def _from_npz(file: Any, name: str, shapes: Shapes) -> Tensor:
+    """An array of an .npz file. One that is not asked for, or of another shape, takes no memory: few bytes may unpack to gigabytes."""
+    with file.zip.open(f"{name}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(member)
+    if dtype.kind not in "biufc":
+        raise ValueError(f"{name} is an array of {dtype}, not of numbers")
+    return torch.from_numpy(file[name]) if shapes.get(name) == shape else torch.empty(shape, device="meta")
 
 
 def _array(code: int, data: bytes) -> Any:

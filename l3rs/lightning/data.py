@@ -20,9 +20,10 @@ from torch.utils.data.distributed import DistributedSampler
 from tqdm.contrib.concurrent import thread_map
 
 from l3rs.data.decode import BrokenImage, open_image
+from l3rs.data.names import in_words
 from l3rs.data.transform import Transform
-from l3rs.data.trees import TRAIN, VALIDATION, ImageTree, TreeError, read_folder
-from l3rs.files import printable
+from l3rs.data.trees import ImageTree, TreeError, read_folder, tell_passed_over
+from l3rs.files import is_endless, printable
 
 DECODED_FIRST = 1000  # images; a tree that has no more is decoded once before training, to find those that are broken
 Draw = tuple[int, int | None]  # an image's number, and the seed of how it is cut out; None is the middle
@@ -241,7 +242,7 @@ class _Images(Dataset[tuple[Tensor, Tensor]]):
             return
         self.reported.add(file)
         if self.broken_log is None:
-            warnings.warn(f"{error}; it is left out", stacklevel=3)
+            warnings.warn(printable(f"{error}; it is left out"), stacklevel=3)
         else:
             line = f"{printable(str(error))}\n"
             with self.broken_log.open("a", encoding="utf-8") as log:  # appended at once, as others may write there too
@@ -257,31 +258,28 @@ def usable(root: Path, seed: int = 0, validation_share: float = 0.2) -> tuple[Im
     tree = read_folder(root, seed, validation_share=validation_share)
     if len(tree.classes) < 2:
         raise TreeError(f"{root} has one class, {tree.classes[0]!r}; to tell images apart takes at least two")
-    divided = _is_divided(root)
-    _check(tree, divided, "")
+    _check(tree, "")
     broken = find_broken(tree)
     if broken:
         keep = np.array([file not in broken for file in tree.files])
         files = tuple(file for file in tree.files if file not in broken)
         tree = replace(tree, files=files, labels=tree.labels[keep], validation=tree.validation[keep])
-        _check(tree, divided, f" that can be decoded ({next(iter(broken.values()))})")
-    return (_both_sides(tree, seed) if divided else tree), broken
+        _check(tree, f" that can be decoded ({next(iter(broken.values()))})")
+    tell_passed_over(root, tree.passed_over)
+    return (_both_sides(tree, seed) if tree.divided else tree), broken
 
 
-def _is_divided(root: Path) -> bool:
-    """Whether the validation images are drawn from those of each class."""
-    return not all(any((root / name).is_dir() for name in names) for names in (TRAIN, VALIDATION))
-
-
-def _check(tree: ImageTree, divided: bool, which: str) -> None:
+def _check(tree: ImageTree, which: str) -> None:
     """Raises TreeError where a class has too few images. `which`: of what they are few, for the message."""
+    if tree.passed_over:
+        which = f"{which} (passed over: {in_words(tree.passed_over)})"
     for name, (train, held_out) in tree.counts().items():
-        if divided and train + held_out < 2:
+        if tree.divided and train + held_out < 2:
             has = f"{train + held_out} image{'s' if train + held_out != 1 else ''}{which}"
             raise TreeError(f"the class {name!r} in {tree.root} has {has}; it takes one to train and one to validate, or a folder val/")
-        if not train and not divided:
+        if not train and not tree.divided:
             raise TreeError(f"the class {name!r} in {tree.root} has no training images{which}")
-    if not divided and not tree.validation.any():
+    if not tree.divided and not tree.validation.any():
         raise TreeError(f"the validation folder in {tree.root} has no images{which}")
 
 
@@ -296,17 +294,16 @@ def _both_sides(tree: ImageTree, seed: int) -> ImageTree:
 
 
 def find_broken(tree: ImageTree, decoded: int = DECODED_FIRST) -> dict[str, str]:
-    """File to reason: of empty files, and of all that cannot be decoded if there are no more than `decoded` images."""
-
+    """File to reason: of empty files, pipes and devices, and of all that cannot be decoded if there are no more than `decoded` images."""
     decode = len(tree.files) <= decoded
 
     def wrong(file: str) -> str | None:
         path = tree.root / file
         try:
-            if not path.stat().st_size:
-                return f"{path}: it is empty"
-            if decode:
+            if decode or is_endless(path):  # a named pipe among images
                 open_image(path)
+            elif not path.stat().st_size:
+                return f"{path}: it is empty"
         except OSError as error:
             return f"{path}: {error.strerror}"
         except BrokenImage as error:

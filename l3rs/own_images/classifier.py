@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from l3rs.data.transform import Transform
-from l3rs.files import replacing
+from l3rs.files import check_name, first_line, replacing
 from l3rs.networks.create import create
 from l3rs.schedules.seal import DAMAGED, intact, sealed
 
@@ -49,6 +51,8 @@ class Classifier:
         named = all(isinstance(name, str) and name for name in self.classes)
         if not named or len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise ValueError("classes are not two or more different names")
+        for name in self.classes:
+            check_name(name, "a class")
 
     def network(self) -> nn.Module:
         """The network, at random."""
@@ -105,9 +109,8 @@ def load(path: str | Path) -> tuple[Classifier, nn.Module]:
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (not a dict)
-            _check_sizes(classifier, found)  # before a network of any size that the metadata may claim is made
-            network = classifier.network()
-            wanted = {name: (tuple(t.shape), t.dtype) for name, t in network.state_dict().items()}
+            _check_sizes(classifier, found)
+            wanted = _tensors_of(classifier)
             wrong = next((n for n in sorted({*wanted, *found}) if n not in wanted or found.get(n) != wanted[n][0]), None)
             if wrong is not None:
                 wants = wanted[wrong][0] if wrong in wanted else "no such tensor"
@@ -125,8 +128,21 @@ def load(path: str | Path) -> tuple[Classifier, nn.Module]:
             raise ValueError(f"{bad} holds values that are not finite")
     except (ValueError, SafetensorError) as error:
         raise ClassifierError(f"{path} does not hold the classifier that it says: {error}") from None
+    network = classifier.network()  # no larger than the file
     network.load_state_dict(tensors)
     return classifier, network.eval()
+
+
+def _tensors_of(classifier: Classifier) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and dtypes that the network has, of any size that a file may claim: no memory is taken for it."""
+    try:
+        with torch.device("meta"):
+            network = classifier.network()
+    except ValueError:
+        raise
+    except Exception as error:  # timm's models ask what they like of their arguments
+        raise ValueError(f"{classifier.model} cannot be made: {first_line(error)}") from None
+    return {name: (tuple(t.shape), t.dtype) for name, t in network.state_dict().items()}
 
 
 def _check_sizes(classifier: Classifier, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -138,9 +154,9 @@ def _check_sizes(classifier: Classifier, shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def _file(path: str | Path) -> Path:
-    path = Path(path)
-    file = path / FILE if path.is_dir() else path
-    if not file.is_file():
-        what = f"{path} has no {FILE}" if path.is_dir() else f"{path} is not there"
+    is_run = os.path.isdir(path)  # unlike pathlib's, without an error for a name of 300 characters
+    file = Path(path) / FILE if is_run else Path(path)
+    if not os.path.isfile(file):
+        what = f"{path} has no {FILE}" if is_run else f"{path} is not there"
         raise ClassifierError(f"{what}; give the folder of a run of `l3rs finetune --data`, or its {FILE}")
     return file

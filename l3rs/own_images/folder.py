@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from l3rs.files import claim, read_json, write_atomically
+from l3rs.files import claim, csv_table, read_json, write_atomically
 from l3rs.own_images.config import Arm
 
 
@@ -70,5 +70,5 @@ class Folder:
 
 
 def write_csv(table: pd.DataFrame, path: Path, index: bool = False) -> None:
-    """Replaces a file by a table."""
-    write_atomically(path, table.to_csv(index=index).encode())
+    """Replaces a file by a table, in which a spreadsheet computes nothing."""
+    write_atomically(path, csv_table(table).to_csv(index=index).encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from l3rs.data import trees
 from l3rs.data.decode import BrokenImage
+from l3rs.data.names import in_words
 from l3rs.data.transform import Transform
-from l3rs.files import printable, write_atomically
+from l3rs.files import csv_cell, printable, write_atomically
 from l3rs.own_images.classifier import Classifier, load
 
 BATCH, FEW = 32, 256  # images a batch; and how many are decoded without further processes
+LARGE = 512  # pixels a side; a file may say that its network sees 4,096, and of larger ones fewer are in a batch
 
 
 @dataclass(frozen=True)
@@ -37,24 +40,29 @@ class Prediction:
     error: str | None = None
 
 
-def image_files(paths: Sequence[str]) -> list[str]:
+def image_files(paths: Sequence[str], passed_over: dict[str, Counter[str]] | None = None) -> list[str]:
     """Files as they are given, and folders' images at any depth, in order.
+
+    Args:
+        passed_over: gets for each folder how many files are no images, by extension.
 
     Raises:
         ValueError: a path is not there, or a folder has no images.
     """
     files: list[str] = []
     for given in paths:
-        path = Path(given)
-        if path.is_dir():
-            found = [str(path / file) for file in sorted(trees.image_files(path))]
+        if os.path.isdir(given):
+            path, others = Path(given), Counter[str]()
+            found = [str(path / file) for file in sorted(trees.image_files(path, others))]
             if not found:
-                raise ValueError(f"the folder {path} has no images")
+                raise ValueError(f"the folder {path} has no images" + (f" (passed over: {in_words(others)})" if others else ""))
+            if passed_over is not None:
+                passed_over[given] = others
             files += found
-        elif path.exists() or path.is_symlink():
+        elif os.path.lexists(given):
             files.append(given)
         else:
-            raise ValueError(f"{path} is not there")
+            raise ValueError(f"{given} is not there")
     return files
 
 
@@ -84,7 +92,8 @@ def predict(classifier: Classifier, network: nn.Module, files: Sequence[str], to
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device)
     workers = 0 if len(files) <= FEW else min(8, (os.cpu_count() or 1) // 2)
-    loader = DataLoader(_Files(files, classifier.transform), BATCH, num_workers=workers, collate_fn=list)
+    at_once = max(1, BATCH * LARGE**2 // max(LARGE, classifier.transform.side) ** 2)
+    loader = DataLoader(_Files(files, classifier.transform), at_once, num_workers=workers, collate_fn=list)
     number = 0
     for batch in loader:
         good = [inputs for inputs, _ in batch if inputs is not None]
@@ -111,8 +120,11 @@ def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str 
         raise ValueError(f"--top must be at least 1 (got {top})")
     if csv_file is not None and not Path(csv_file).absolute().parent.is_dir():
         raise ValueError(f"--csv is {csv_file}, and there is no folder {Path(csv_file).parent}")
-    files = image_files(paths)
+    passed_over: dict[str, Counter[str]] = {}
+    files = image_files(paths, passed_over)
     classifier, network = load(run)
+    for folder, others in passed_over.items():
+        trees.tell_passed_over(folder, others)
     rows: list[tuple[str, str, str]] = []
     predictions = []
     wide = max(4, *(min(60, len(printable(file))) for file in files))
@@ -121,8 +133,9 @@ def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str 
     for prediction in predict(classifier, network, files, top):
         predictions.append(prediction)
         for name, share in prediction.classes:
-            rows.append((printable(prediction.file), printable(name), f"{share:.6f}"))
-            print(f"{rows[-1][0]:<{wide}}  {rows[-1][1]:<{named}}  {share:.3f}", flush=True)
+            file, label = printable(prediction.file), printable(name)
+            rows.append((csv_cell(file), csv_cell(label), f"{share:.6f}"))
+            print(f"{file:<{wide}}  {label:<{named}}  {share:.3f}", flush=True)
     if csv_file is not None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

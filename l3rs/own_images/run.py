@@ -71,7 +71,9 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
     }
     with Folder(config.folder, about) as folder:
         data.broken_log = folder.path / "broken.txt"
-        print(f"{config.model}, {config.origin}, {data.transform.side} px, batches of {data.batch_size}; the schedule {schedule}.")
+        print(
+            f"{config.model}, {config.origin}, {data.transform.side} px, batches of {data.batch_size}; the schedule {printable(schedule)}."
+        )
         for arm in config.arms[1:]:
             print(f"{arm.name}: learning rate {arm.lr:g} ({arm.source}).")
         results = [_trained(arm, config, data, network, folder) for arm in config.arms]
@@ -90,8 +92,8 @@ def found(data: ImageFolderDataModule) -> Iterator[str]:
     tree, held_out = data.tree, int(data.tree.validation.sum())
     counts = {name: sum(sides) for name, sides in tree.counts().items()}
     small, large = min(counts, key=lambda n: counts[n]), max(counts, key=lambda n: counts[n])
-    yield (
-        f"{tree.root}: {len(counts)} classes of {counts[small]} ({printable(small)}) to {counts[large]} ({printable(large)}) images; "
+    yield printable(
+        f"{tree.root}: {len(counts)} classes of {counts[small]} ({small}) to {counts[large]} ({large}) images; "
         f"{data.train_images} train, {held_out} validate."
     )
     if data.broken:

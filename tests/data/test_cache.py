@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import noise, write_tree
+from PIL import ExifTags, Image
 
 from l3rs.data import cache
 from l3rs.data.cache import CacheError, build, fingerprint, in_words, open_cache, size_in_bytes
@@ -321,6 +323,64 @@ def test_a_tree_has_one_fingerprint_wherever_it_lies(tree: ImageTree, tmp_path: 
     shutil.copytree(tree.root, tmp_path / "elsewhere")
     assert fingerprint(read_folder(tmp_path / "elsewhere")) == fingerprint(tree)
     assert fingerprint(read_folder(tree.root, classes=("cat",))) != fingerprint(tree)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_cache_of_an_earlier_version_is_made_anew(finished: bool, tree: ImageTree, folder: Path, tmp_path: Path) -> None:
+    """Its images are as they are stored, not as their EXIF orientation says."""
+    make(tree, folder)
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(plan | {"format": 1, "tree": "of other images"}))
+    (folder / "pixels.u8").write_bytes(bytes(size_in_bytes(10, DECODER)))
+    if not finished:
+        (folder / "done.json").unlink()
+    else:
+        with pytest.raises(CacheError, match=r"is of version 1 of the format, and this version of l3rs reads \d; build it again"):
+            open_cache(folder, tree.classes)
+    make(tree, folder)
+    make(tree, tmp_path / "fresh")
+    assert np.array_equal(open_cache(folder, tree.classes, verify=True)[0], open_cache(tmp_path / "fresh", tree.classes)[0])
+
+
+def test_a_cache_of_a_later_version_is_refused(tree: ImageTree, folder: Path) -> None:
+    make(tree, folder)
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(plan | {"format": 99}))
+    with pytest.raises(CacheError, match=r"was made of other images, or otherwise \(format differ\)"):
+        make(tree, folder)
+
+
+def test_a_cache_has_photos_as_viewers_show_them(tmp_path: Path, folder: Path) -> None:
+    root = write_tree(tmp_path / "images", {"cat": 1}, 12, 8)
+    upright, exif = noise("x", 8, 8), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(root / "cat" / "turned.png", exif=exif)
+    tree = read_folder(root)
+    make(tree, folder)
+    pixels = open_cache(folder, tree.classes)[0][tree.files.index("cat/turned.png")]
+    assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(upright))
+
+
+def test_what_is_passed_over_is_told_where_it_is_decoded(tree: ImageTree, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.heic", "b.HEIC", "c.txt"):
+        (tree.root / "cat" / name).touch()
+    for expected in (f"{tree.root}: passed over 2 .heic, 1 .txt\n", ""):
+        make(read_folder(tree.root), folder)
+        assert capsys.readouterr().err == expected
+
+
+def test_a_named_pipe_among_images_is_broken(tree: ImageTree, folder: Path) -> None:
+    os.mkfifo(tree.root / "cat" / "pipe.png")
+    with pytest.raises(CacheError, match=r"1 of 11 images cannot be decoded.*\n.*pipe\.png: it is no file, but a named pipe"):
+        make(read_folder(tree.root), folder)
+
+
+def test_a_spreadsheet_computes_nothing_of_the_index(tmp_path: Path, folder: Path) -> None:
+    tree = read_folder(write_tree(tmp_path / "images", {"=1+1": 2, "'quoted": 2, "-1": 2}, 12, 10))
+    make(tree, folder)
+    cells = [cell for line in (folder / "index.csv").read_text().splitlines() for cell in line.split(",")]
+    assert {c[0] for c in cells if c} & set("=+-@") == set()
+    assert open_cache(folder, tree.classes, verify=True)[1].tolist() == tree.labels.tolist()
 
 
 def test_a_flipped_byte_is_found_where_all_is_read(tree: ImageTree, folder: Path) -> None:

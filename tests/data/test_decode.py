@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import noise
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from l3rs.data.decode import BrokenImage, Decoder, open_image
+from l3rs.data.names import image_extensions
+from l3rs.data.transform import Transform
 
 RAMP = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # the 16-bit greys that are 0, 1, ..., 255 in 8 bits
 
@@ -164,6 +169,10 @@ def broken_files() -> dict[str, tuple[bytes, str]]:
         "empty.jpg": (b"", "it is empty"),
         "bomb.png": (png(20_000, 20_000, 8, 2, b""), "decompression bomb"),
         "small-bomb.png": (png(10_000, 10_000, 8, 2, b""), "decompression bomb"),
+        "strip.png": (png(1, 80_000_000, 8, 2, b""), "1 x 80000000 pixels are more than the limit"),
+        "long.ppm": (b"P6 80000000 1 255\n", "80000000 x 1 pixels are more than the limit"),
+        "hollow.png": (png(9000, 9000, 8, 2, bytes(9000)), "9000 x 9000 pixels are more than its .* bytes can hold"),
+        "script.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "it is not an image"),
         "no-palette.png": (png(4, 4, 8, 3, bytes(16)), "."),
     }
 
@@ -207,6 +216,86 @@ def test_a_file_cut_anywhere_is_broken_or_whole_and_nothing_else(suffix: str, tm
             assert str(cut) in str(error)  # noqa: PT017  (either outcome will do)
             outcomes.add("broken")
     assert "broken" in outcomes
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".gif", ".avif", ".jp2", ".tga", ".ico", ".pcx", ".dds", ".sgi", ".qoi", ".mpo"])
+def test_images_called_otherwise_are_read(suffix: str, tmp_path: Path) -> None:
+    assert suffix in image_extensions()
+    solid("RGB", (200, 30, 60)).resize((32, 32)).save(tmp_path / f"x{suffix}", format={".jpe": "JPEG", ".jfif": "JPEG"}.get(suffix))
+    assert np.abs(Decoder(32)(tmp_path / f"x{suffix}").astype(int) - np.array([200, 30, 60])[:, None, None]).max() <= 4
+
+
+BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
+}  # fmt: skip
+
+
+def quarters() -> Image.Image:
+    """Wider than high, each quarter with a grey of its own."""
+    return Image.fromarray(np.kron(np.array([[20, 90], [160, 230]], np.uint8), np.ones((16, 24), np.uint8))).convert("RGB")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "avif", "mpo"])
+def test_photos_are_seen_as_viewers_show_them(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{suffix}"
+    for orientation, how in BACK.items():
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        quarters().transpose(how).save(path, exif=exif)
+        seen = open_image(path)
+        assert seen.size == (48, 32)
+        assert np.abs(np.asarray(seen).astype(int) - np.asarray(quarters())).mean() < 3
+        transform = Transform(16, 16, 3, "bilinear", (0.0,) * 3, (1.0,) * 3)
+        corners = transform.evaluation(path)[0, [0, 0, -1, -1], [0, -1, 0, -1]] * 255
+        assert torch.allclose(corners, torch.tensor([20.0, 90.0, 160.0, 230.0]), atol=8)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
+def test_exif_that_cannot_be_read_says_nothing(exif: bytes, tmp_path: Path) -> None:
+    for name in ("x.jpg", "x.png", "x.webp"):
+        quarters().save(tmp_path / name, exif=exif)
+        assert open_image(tmp_path / name).size == (48, 32)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(np.float32, "x.tif"), (np.int32, "x.tif"), (np.float32, "x.pfm")])
+def test_pixels_without_a_white_are_refused(kind: type, name: str, tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 70_000, 256).reshape(16, 16).astype(kind)).save(tmp_path / name)
+    with pytest.raises(BrokenImage, match=r"its pixels are (floats|32-bit integers), and no file says which of them is white; save it"):
+        Decoder(16)(tmp_path / name)
+
+
+def test_a_named_pipe_or_a_device_is_no_image(tmp_path: Path) -> None:
+    """Nobody writes to the pipe: who opens it waits for ever."""
+    os.mkfifo(tmp_path / "x.png")
+    for path in (tmp_path / "x.png", Path("/dev/zero")):
+        with pytest.raises(BrokenImage, match=f"^{path}: it is no file, but a named pipe, a socket or a device$"):
+            Decoder(8)(path)
+
+
+def test_an_icon_that_holds_a_strip_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = png(1, 400, 8, 2, bytes(1200))
+    (tmp_path / "x.ico").write_bytes(struct.pack("<HHH4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner)
+    assert open_image(tmp_path / "x.ico").size == (1, 400)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(BrokenImage, match="1 x 400 pixels are more than the limit of 1000"):
+        open_image(tmp_path / "x.ico")
+
+
+def test_filters_of_warnings_are_left_alone_in_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`warnings.catch_warnings` is of the process: what one thread puts back may be another's, and mutes what comes after."""
+    files = [tmp_path / f"{i}.jpg" for i in range(40)]
+    for file in files:
+        noise(file.name, 20, 20).save(file)
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise AssertionError("filters of warnings were changed")
+
+    before = list(warnings.filters)
+    monkeypatch.setattr(warnings, "catch_warnings", fail)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(open_image, files))
+    assert warnings.filters == before
 
 
 def tiff_with_an_odd_tag(path: Path) -> None:

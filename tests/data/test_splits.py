@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def test_every_shipped_split_can_be_found() -> None:
 def test_a_split_is_found_by_its_file(tmp_path: Path) -> None:
     split().write(tmp_path / "split.json")
     assert ClassSplit.find(tmp_path / "split.json") == ClassSplit.find(str(tmp_path / "split.json")) == split()
+    with pytest.raises(ValueError, match=r"the split xxx.* is neither"):
+        ClassSplit.find("x" * 300)  # which is longer than a name may be
     with pytest.raises(ValueError, match=r"the split imagenet25-9 is neither a file nor one of imagenet25-0, .*, places25"):
         ClassSplit.find("imagenet25-9")
 
@@ -91,6 +94,46 @@ def test_a_file_that_is_no_split_is_named_and_says_why(raw: object, said: str, t
     path.write_text(raw if isinstance(raw, str) else json.dumps(raw))
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is no class split: .*{re.escape(said)}"):
         ClassSplit.read(path)
+
+
+@pytest.mark.parametrize("name", [".", "..", "a\0b", "\x1b[2J", "\ud83d", "x" * 300, "two\nlines"])
+def test_a_split_is_called_as_files_can_be(name: str, tmp_path: Path) -> None:
+    (tmp_path / "split.json").write_text(json.dumps(GOOD | {"name": name}))
+    with pytest.raises(ValueError, match=r"split\.json is no class split: the name of the split must (be one|have at most)"):
+        ClassSplit.read(tmp_path / "split.json")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud83d", "x" * 300, "狐" * 90, ""])
+def test_classes_are_called_as_folders_can_be(name: str, tmp_path: Path) -> None:
+    for classes in ([name], {name: "fox"}):
+        (tmp_path / "split.json").write_text(json.dumps(GOOD | {"meta-test": classes}))
+        with pytest.raises(
+            ValueError, match=r"split\.json is no class split: a class of meta-test must (be a name|have at most 255 bytes)"
+        ):
+            ClassSplit.read(tmp_path / "split.json")
+
+
+def test_classes_are_kept_in_their_composed_form(tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    (tmp_path / "split.json").write_text(json.dumps(GOOD | {"meta-test": {apart: "a bar"}}))
+    found = ClassSplit.read(tmp_path / "split.json")
+    assert (found.classes["meta-test"], found.names) == ((composed,), {composed: "a bar"})
+    assert draw((composed, "tea"), {"meta-test": (apart,)}, 0)["meta-test"] == (composed,)
+    with pytest.raises(ValueError, match=r"classes 'caf\\xe9' and 'cafe\\u0301' of folder differ only in their Unicode form"):
+        split(classes=NONE | {"meta-train": (composed, apart)})
+
+
+def test_classes_need_not_be_utf8(tmp_path: Path) -> None:
+    before = split(classes=NONE | {"meta-train": (os.fsdecode(b"caf\xe9"), "狐")})
+    before.write(tmp_path / "split.json")
+    assert ClassSplit.read(tmp_path / "split.json") == before
+    assert "狐" in (tmp_path / "split.json").read_text(encoding="utf-8")
+
+
+def test_a_named_pipe_is_no_split(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "split.json")
+    with pytest.raises(ValueError, match=r"split\.json is no class split: it is no file, but a named pipe"):
+        ClassSplit.find(tmp_path / "split.json")
 
 
 def test_what_is_no_text_file_is_named(tmp_path: Path) -> None:

@@ -136,10 +136,116 @@ def test_no_folder(tmp_path: Path) -> None:
         for read in (read_folder, read_places):
             with pytest.raises(TreeError, match=f"{path} is not a folder"):
                 read(path)
+    with pytest.raises(TreeError, match="x is not a folder"):
+        read_folder("x" * 300)  # which is longer than a name may be
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert read_folder(write_tree(tmp_path, {"train": 5, "bus": 5})).counts() == {"bus": (4, 1), "train": (4, 1)}
+
+
+SIDES = [
+    ("Training", "Testing"), ("Train", "Val"), ("TRAIN", "TEST"), ("seg_train", "seg_test"), ("train_set", "test_set"),
+    ("training_set", "test_set"), ("Train", "Test"), ("train", "valid"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("train", "validation"), SIDES)
+def test_sides_called_otherwise_are_sides(train: str, validation: str, tmp_path: Path) -> None:
+    tree = read_folder(write_tree(tmp_path, {f"{train}/cat": 3, f"{train}/dog": 4, f"{validation}/cat": 2, f"{validation}/dog": 1}))
+    assert tree.counts() == {"cat": (3, 2), "dog": (4, 1)}
+    assert not tree.divided
+    assert all((tmp_path / file).is_file() for file in tree.files)
+
+
+def test_of_three_sides_the_test_images_are_left_alone(tmp_path: Path) -> None:
+    write_tree(tmp_path, {f"{side}/{c}": 2 for side in ("train", "valid", "test") for c in ("cat", "dog")})
+    assert sorted({file.split("/")[0] for file in read_folder(tmp_path).files}) == ["train", "valid"]
+
+
+def test_sides_within_folders_of_their_name_are_found(tmp_path: Path) -> None:
+    """As Kaggle packs them."""
+    write_tree(tmp_path, {f"{s}/{s}/{c}": 2 for s in ("seg_train", "seg_test") for c in ("cat", "dog")} | {"seg_pred": 2})
+    tree = read_folder(tmp_path)
+    assert tree.counts() == {"cat": (2, 2), "dog": (2, 2)}
+    assert tree.files[0] == "seg_train/seg_train/cat/cat-000.png"
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        ({"Training/cat": 1}, "has a folder Training and none for validation: it may be called val or"),
+        ({"seg_test/cat": 1}, "has a folder seg_test and none for training: it may be called train or training"),
+        ({"train_1/cat": 1, "train_2/cat": 1}, "has a folder train_1 and none for validation"),
+        ({"train/cat": 1, "Train/cat": 1, "val/cat": 1}, "has both Train and train; one folder is for each side"),
+        ({"test/cat": 1, "cat": 1}, "has a folder test and none for training"),
+    ],
+)
+def test_halves_of_a_set_are_never_classes(folders: dict[str, int], said: str, tmp_path: Path) -> None:
+    with pytest.raises(TreeError, match=said):
+        read_folder(write_tree(tmp_path, folders))
+
+
+def test_classes_that_are_called_like_sides_are_classes(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"steam_train": 5, "crash_test": 5, "bus": 5, "test": 5})
+    assert read_folder(tmp_path).classes == ("bus", "crash_test", "steam_train", "test")
+
+
+def test_folders_of_systems_are_no_classes(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"cat": 2, "dog": 2, "cat/@eaDir/x": 1, "__background__": 2, "__other": 2})
+    for name in ("@eaDir", "$RECYCLE.BIN", "System Volume Information", ".Trash-1000", "__MACOSX", ".ipynb_checkpoints", "lost+found"):
+        write_tree(tmp_path, {f"{name}/S-1-5": 1})
+    assert read_folder(tmp_path).counts() == dict.fromkeys(("__background__", "__other", "cat", "dog"), (2, 0))
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"cat": 2, "dog": 1})
+    for name in (
+        "cat/notes.txt",
+        "cat/more/x.TXT",
+        "dog/x.heic",
+        "dog/README",
+        "dog/.hidden.txt",
+        "cat/@eaDir/y.txt",
+        "loose.png",
+        "labels.csv",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert read_folder(tmp_path).passed_over == {".txt": 2, ".heic": 1, "": 1, ".png outside the class folders": 1}
+    assert read_folder(tmp_path, classes=("cat",)).passed_over == {".txt": 2, ".png outside the class folders": 1}
+
+
+def test_names_are_matched_by_their_composed_form(tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    write_tree(tmp_path / "sides", {f"train/{apart}": 2, "train/dog": 2, f"val/{composed}": 1, "val/dog": 1})
+    tree = read_folder(tmp_path / "sides")
+    assert tree.counts() == {composed: (2, 1), "dog": (2, 1)}
+    assert all((tree.root / file).is_file() for file in tree.files)
+    assert read_folder(tmp_path / "sides", classes=(apart,)).counts() == {composed: (2, 1)}
+    write_tree(tmp_path / "both", {apart: 3, composed: 2})
+    assert read_folder(tmp_path / "both").counts() == {composed: (4, 1)}
+
+
+def test_folders_that_are_nested_too_deeply_are_named(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"cat/" + "/".join("d" * 101): 1})
+    with pytest.raises(TreeError, match="cat has folders within folders, more than 100 deep"):
+        read_folder(tmp_path)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything, so the refusal is made up."""
+    write_tree(tmp_path, {"cat": 2, "cat/closed": 2})
+    scan = os.scandir
+
+    def refuse(path: str | Path) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(TreeError, match=r"cat/closed cannot be read \(Permission denied\)"):
+        read_folder(tmp_path)
 
 
 # The draw of validation images
@@ -237,7 +343,8 @@ def test_classes_of_places_go_by_their_numbers_not_by_their_lines(tmp_path: Path
 def test_lists_of_places_that_cannot_be_read_are_named(file: str, tmp_path: Path) -> None:
     root = write_places(tmp_path)
     good = (root / file).read_text()
-    for line in ("/a/airfield", "/a/airfield one", "/a/airfield 1 2", "", "/a/airfield -1", "/a/airfield \u00b2"):
+    wrong = ("/a/airfield", "/a/airfield one", "/a/airfield 1 2", "", "/a/airfield -1", "/a/airfield \u00b2", "/a/\0 1", "/../../x 1")
+    for line in (*wrong, f"/a/airfield {'9' * 5000}"):
         (root / file).write_text(f"{good}{line}\n", encoding="utf-8")
         with pytest.raises(TreeError, match=rf"{file}, line {len(good.splitlines()) + 1}: .* is not a path and a class number"):
             read_places(root)

@@ -91,6 +91,8 @@ def test_what_purposes_may_ask_for(tmp_path: Path) -> None:
         (["--batch-size", "0"], "batch_size must be at least 1 (got 0)"),
         (["--seed", "-1"], "--seed must be at least 0 (got -1)"),
         (["--name", "a/b"], "the name of a split must have no slash, since files are called after it (got 'a/b')"),
+        (["--name", ".."], "the name of the split must be one that files can be called after (got '..')"),
+        (["--name", "x" * 300], "the name of the split must have at most 255 bytes"),
     ],
 )
 def test_what_cannot_be_split_is_one_line(
@@ -115,6 +117,27 @@ def test_classes_with_too_few_images_are_named(folder: Path, tmp_path: Path, cap
 def test_lists_that_are_no_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     assert "that file cannot be read (it is not UTF-8)" in fails(["split", str(folder), "--pretrain", f"@{tmp_path / 'latin.txt'}"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("a\0b", "must be a name that a file can have (got 'a\\x00b')"), ("x" * 300, "must have at most 255 bytes")]
+)
+def test_lists_of_what_is_no_name(name: str, said: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.txt").write_text(f"hen\n\n{name}\n")
+    assert f"list.txt, line 3: a class {said}" in fails(["split", str(folder), "--pretrain", f"@{tmp_path / 'list.txt'}"], capsys)
+
+
+def test_names_on_the_terminal_and_what_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_tree(tmp_path / "x", dict.fromkeys((*CLASSES[:5], "\x1b[2Jfox"), 5))
+    (root / "ant" / "x.heic").touch()
+    small = ("--classes-per-task", "1", "--batch-size", "4", "--evaluation-size", "1")
+    main(["split", str(root), *small, "--out", str(tmp_path / "split.json")])
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out
+    assert r"\x1b[2Jfox" in out
+    assert err == f"{root}: passed over 1 .heic\n"
+    assert "\x1b[2Jfox" in {c for ids in ClassSplit.read(tmp_path / "split.json").classes.values() for c in ids}
+    assert r"\x1b]0;x" in fails(["split", str(root), "--meta-train", "\x1b]0;x"], capsys)
 
 
 def test_folders_that_cannot_be_read_or_written(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import random as dice
 import re
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
@@ -288,6 +291,24 @@ def test_tensors_of_pylo_of_another_shape_are_named(tmp_path: Path) -> None:
         read(VeLO.FORM.shapes, rnn_file, file)
     with pytest.raises(CheckpointError, match=r"network\.safetensors lacks lstm_init_state/hidden \(14 names are missing"):
         read(VeLO.FORM.shapes, file)
+
+
+@pytest.mark.parametrize("shape", [(250_000_000,), (10**12,), (2**62, 2**62)])
+@pytest.mark.parametrize("name", ["b2", "other"])
+def test_an_array_that_unpacks_to_gigabytes_is_refused_by_its_header(shape: tuple[int, ...], name: str, tmp_path: Path) -> None:
+    tensors = {n: t.numpy() for n, t in named().items()}
+    tensors.pop(MODULE + name, None)
+    np.savez(tmp_path / "bomb.npz", **tensors)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{MODULE}{name}.npy", header.getvalue() + bytes(80_000_000))
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match=rf"bomb\.npz (holds|cannot be read).*({name}|overflow)"):
+        read(SHAPES, tmp_path / "bomb.npz")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20e6
 
 
 class Bomb:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import noise, write_tree
+from conftest import write_tree
 from PIL import Image
 from torch import Tensor
 
 from l3rs.data.transform import Transform
-from l3rs.data.trees import TreeError
+from l3rs.data.trees import TreeError, read_folder
 from l3rs.lightning import ImageFolderDataModule, L3RSModule
 from l3rs.lightning.data import Batches, find_broken
 from l3rs.networks.create import create
@@ -134,8 +135,6 @@ def test_a_class_that_loses_all_is_an_error(tmp_path: Path) -> None:
 
 def test_of_large_trees_only_empty_files_are_found_beforehand(tmp_path: Path) -> None:
     break_some(write_tree(tmp_path, {"ant": 6, "bee": 6}, 20, 14))
-    from l3rs.data.trees import read_folder
-
     assert list(find_broken(read_folder(tmp_path), decoded=3)) == ["ant/empty.png"]
 
 
@@ -157,6 +156,39 @@ def module_of(data: ImageFolderDataModule, log: Path | None) -> ImageFolderDataM
     data.broken_log = log
     del data.__dict__["_images"]
     return data
+
+
+def test_what_is_passed_over_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path, {"ant": 3, "bee": 3})
+    for name in ("ant/x.heic", "bee/y.heic", "bee/notes.txt", "loose.png"):
+        (tmp_path / name).touch()
+    assert module(tmp_path).tree.passed_over == {".heic": 2, ".txt": 1, ".png outside the class folders": 1}
+    assert capsys.readouterr().err == f"{tmp_path}: passed over 2 .heic, 1 .png outside the class folders, 1 .txt\n"
+
+
+def test_a_class_of_which_all_is_passed_over_says_so(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"ant": 3, "bee": 3}, suffix=".png")
+    for file in (tmp_path / "bee").iterdir():
+        file.rename(file.with_suffix(".heic"))
+    with pytest.raises(TreeError, match=r"'bee' in .* has 0 images \(passed over: 3 \.heic\)"):
+        module(tmp_path)
+
+
+@pytest.mark.parametrize("decoded", [1000, 3])
+def test_a_named_pipe_among_images_is_broken(decoded: int, tmp_path: Path) -> None:
+    """Of large trees too, which are not decoded beforehand."""
+    write_tree(tmp_path, {"ant": 3, "bee": 3})
+    os.mkfifo(tmp_path / "ant" / "pipe.png")
+    found = find_broken(read_folder(tmp_path), decoded)
+    assert found == {"ant/pipe.png": f"{tmp_path}/ant/pipe.png: it is no file, but a named pipe, a socket or a device"}
+
+
+def test_warnings_are_left_alone(tmp_path: Path) -> None:
+    """Looking for broken images decodes in threads, which share the filters of warnings."""
+    write_tree(tmp_path, {"ant": 30, "bee": 30})
+    before = list(warnings.filters)
+    module(tmp_path)
+    assert warnings.filters == before
 
 
 def test_an_image_that_would_fill_the_memory_is_broken(tmp_path: Path) -> None:
@@ -306,11 +338,3 @@ def test_transforms_are_checked(change: dict[str, object], said: str) -> None:
     values = {"side": 8, "resize": 8, "channels": 3, "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3}
     with pytest.raises(ValueError, match=said):
         Transform(**{**values, **change})  # type: ignore[arg-type]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows forbids such names")
-def test_names_that_are_no_utf8_are_spelled_out(tmp_path: Path) -> None:
-    from l3rs.files import printable
-
-    assert printable(os.fsdecode(b"caf\xe9\n")) == "caf\\udce9\\n"
-    noise("x", 2, 2).save(tmp_path / "x.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from l3rs.cli import main
 from l3rs.data.transform import Transform
+from l3rs.own_images import classifier as classifier_module
 from l3rs.own_images.classifier import Classifier, ClassifierError, describe, load, save
 from l3rs.own_images.predict import predict
 
@@ -105,6 +107,56 @@ def test_broken_images_are_named_and_left_out(model: Path, tmp_path: Path, capsy
     assert pd.read_csv(tmp_path / "t.csv").file.to_list() == [str(tmp_path / "tiny.png")]
 
 
+def test_what_is_passed_over_is_told(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path, {"a": 1, "b": 1}, suffix=".gif")
+    (tmp_path / "a" / "x.heic").touch()
+    code, out, err = run([str(model), str(tmp_path / "a"), str(tmp_path / "b")], capsys)
+    assert (code, len(out.splitlines()), err) == (0, 3, f"{tmp_path / 'a'}: passed over 1 .heic\n")
+    (tmp_path / "a" / "a-000.gif").unlink()
+    assert "has no images (passed over: 1 .heic)" in run([str(model), str(tmp_path / "a")], capsys)[2]
+
+
+def test_a_named_pipe_among_images_is_left_out(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path, {"a": 1})
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    for given in (tmp_path / "a", tmp_path / "a" / "pipe.png"):
+        code, _, err = run([str(model), str(given)], capsys)
+        assert (code, err) == (1, f"l3rs: left out: {tmp_path}/a/pipe.png: it is no file, but a named pipe, a socket or a device\n")
+
+
+def test_names_are_safe_on_the_terminal_and_in_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = Classifier("resnet18", 2, ("=1+1", "\x1b]0;owned\x07"), TRANSFORM)
+    save(classifier, classifier.network().state_dict(), tmp_path / "m.safetensors")
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (9, 9)).save("+x.png")
+    Path("\x1b[2J.png").touch()
+    code, out, err = run(["m.safetensors", "+x.png", "\x1b[2J.png", "--top", "2", "--csv", "t.csv"], capsys)
+    assert code == 1
+    assert "\x1b" not in out + err
+    assert r"\x1b[2J.png: it is empty" in err
+    rows = sorted(line.split(",")[:2] for line in Path("t.csv").read_text().splitlines()[1:])
+    assert rows == [["'+x.png", "'=1+1"], ["'+x.png", r"\x1b]0;owned\x07"]]
+    assert run(["m.safetensors", "\x1b[2Jnowhere"], capsys)[2] == "l3rs: error: \\x1b[2Jnowhere is not there\n"
+
+
+@pytest.mark.parametrize(("side", "sizes"), [(16, [32, 3]), (512, [32, 3]), (1024, [8] * 4 + [3]), (4096, [1] * 35)])
+def test_batches_of_large_images_are_small(side: int, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may say that its network sees 4,096 px, and 32 such images take gigabytes."""
+    monkeypatch.setattr(Transform, "evaluation", lambda self, path: torch.zeros(3, 4, 4))
+    seen: list[int] = []
+
+    class Counting(torch.nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            seen.append(len(inputs))
+            return torch.zeros(len(inputs), 2)
+
+    classifier = Classifier("resnet18", 2, ("a", "b"), Transform(side, side, 3, "bilinear", (0.5,) * 3, (0.25,) * 3))
+    assert len(list(predict(classifier, Counting(), ["x"] * 35))) == 35
+    assert seen == sizes
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -115,6 +167,8 @@ def test_broken_images_are_named_and_left_out(model: Path, tmp_path: Path, capsy
         (["MODEL", "IMAGES", "--top", "0"], "--top must be at least 1 (got 0)"),
         (["MODEL", "IMAGES", "--csv", "no/such/folder/x.csv"], "there is no folder no/such/folder"),
         (["MODEL"], "images"),
+        (["MODEL", "x" * 300], "xxx is not there"),
+        (["x" * 300, "IMAGES"], "xxx is not there; give the folder of a run"),
     ],
 )
 def test_bad_input_is_one_line(argv: list[str], said: str, model: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,6 +211,9 @@ def lie(run: Path, path: Path, /, **changes: object) -> Path:
         ({"classes": ["a", "a", "b"]}, "classes are not two or more different names"),
         ({"classes": ["a", "b", 3]}, "classes are not two or more different names"),
         ({"classes": "abc"}, "model, width or classes"),
+        ({"classes": ["a", "b", "c" * 300]}, "a class must have at most 255 bytes"),
+        ({"classes": ["a", "b", "\ud83d"]}, "a class must be a name that a file can have"),
+        ({"classes": ["a", "b", "c\0"]}, "a class must be a name that a file can have"),
         ({"transform": {"side": 16}}, "cannot use"),
         ({"transform": None}, "cannot use"),
         (
@@ -168,6 +225,26 @@ def lie(run: Path, path: Path, /, **changes: object) -> Path:
 def test_everything_in_the_file_is_checked(changes: dict[str, object], said: str, model: Path, tmp_path: Path) -> None:
     with pytest.raises(ClassifierError, match=said):
         load(lie(model, tmp_path / "x.safetensors", **changes))
+
+
+def test_a_network_that_the_file_does_not_hold_is_never_made(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few hundred bytes may name a network of gigabytes: its shapes are looked at on the meta device."""
+    claims = json.dumps(about(model) | {"model": "vit_giant_patch14_224", "width": None})
+    save_file({"x": torch.zeros(3, 1)}, giant := tmp_path / "giant.safetensors", metadata={"l3rs": claims})
+    devices: list[str] = []
+    make = classifier_module.create
+
+    def noted(*arguments: Any) -> torch.nn.Module:
+        network = make(*arguments)
+        devices.append(next(network.parameters()).device.type)
+        return network
+
+    monkeypatch.setattr(classifier_module, "create", noted)
+    with pytest.raises(ClassifierError, match=r"giant\.safetensors does not hold the classifier that it says: for .* it has no such"):
+        load(giant)
+    assert devices == ["meta"]
+    load(model)
+    assert devices == ["meta", "meta", "cpu"]
 
 
 def test_other_files_are_told_apart(model: Path, tmp_path: Path) -> None:

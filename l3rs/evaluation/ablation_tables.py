@@ -94,7 +94,9 @@ def contrasts(rows: pd.DataFrame, reference: str, measure: str) -> dict[tuple[st
         variance, freedom = seed_variance(values)
         tasks = values.pivot_table(index="task", columns="setting", values="value", aggfunc="mean")
         seeds = values.groupby("setting").meta_seed.nunique()
-        for setting in tasks.columns.drop(reference, errors="ignore") if reference in tasks else ():
+        if reference not in tasks:
+            continue
+        for setting in tasks.columns.drop(reference):
             gaps = scale * (tasks[setting] - tasks[reference]).dropna()
             if gaps.empty:
                 continue

@@ -205,8 +205,9 @@ def cached() -> Iterator[tuple[str, Path]]:
     for repository in sorted((r for r in repositories if r.repo_type == "model"), key=lambda r: r.repo_id):
         for revision in sorted(repository.revisions, key=lambda r: r.commit_hash):
             path = revision.snapshot_path / FILE
-            for name in sorted(revision.refs) or [revision.commit_hash] if path.is_file() else ():
-                yield repository.repo_id + ("" if name == "main" else f"@{name}"), path
+            if path.is_file():
+                for name in sorted(revision.refs) or [revision.commit_hash]:
+                    yield repository.repo_id + ("" if name == "main" else f"@{name}"), path
 
 
 def _why_not(error: Exception, repo_id: str, revision: str | None, forbidden: bool, cache: str | Path) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from l3rs.evaluation.cell_tables import WORST, number
 from l3rs.evaluation.pages import MISSING
-from l3rs.evaluation.tables import WORST, number
 
 START = "the start"
 

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from l3rs.evaluation.ablation_tables import Contrast
+from l3rs.evaluation.cell_tables import Cell, columns, standings, unique
 from l3rs.evaluation.pages import Picture
-from l3rs.evaluation.tables import Cell, columns, standings, unique
 from l3rs.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, curve_figure
 from l3rs.stats import mean_interval, performance_profile, speedup
 

@@ -1,4 +1,4 @@
-"""From the rows of a meta-evaluation to tables; nothing is run here."""
+"""From the rows of a cell to tables; nothing is run here."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from l3rs import stats
-from l3rs.evaluation.cells import Arm, EvaluationConfig, fingerprint
+from l3rs.evaluation.cells import EvaluationConfig, fingerprint
 from l3rs.evaluation.pages import MISSING
+from l3rs.finetuning.arms import Arm
 
 MEASURES = ("accuracy", "loss")
 WORST = {"accuracy": 0.0, "loss": math.inf}  # what a run that diverged counts as; in the rows it stays NaN
@@ -127,6 +128,11 @@ def missing_arms(config: EvaluationConfig, table: pd.DataFrame) -> list[str]:
     ]
 
 
+def of_a_seed(arm: Arm) -> bool:
+    """Whether an arm is there to show the spread between meta-training seeds."""
+    return ", seed " in arm.name
+
+
 class Cell(NamedTuple):
     """A cell of the comparison: the config, the file that it is from, all rows, and what it is, in a few words."""
 
@@ -144,6 +150,14 @@ class Cell(NamedTuple):
     def outcomes(self, measure: str) -> pd.DataFrame:
         """Of its runs."""
         return outcomes(self.rows, self.config, measure)
+
+    def part(self, arms: Sequence[Arm], horizons: Sequence[int] = ()) -> Cell:
+        """Some of its arms, and those of some lengths that it has, or all. An arm that has none of these is left out."""
+        return self._replace(config=self.config.part(arms, [h for h in horizons if h in self.config.horizons]))
+
+    def without_seeds(self) -> Cell:
+        """Without the arms that are there to show the spread between seeds; a table of its own does."""
+        return self.part([arm for arm in self.config.arms if not of_a_seed(arm)])
 
     def commands(self) -> tuple[str, ...]:
         """What makes the runs that are missing, and the files of others' weights that it needs; nothing if none are."""

@@ -14,8 +14,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from l3rs.evaluation.cell_figures import WIDTH, legend, panels, tidy
 from l3rs.evaluation.decisions import KINDS
-from l3rs.evaluation.figures import WIDTH, legend, panels, tidy
 from l3rs.evaluation.pages import Picture
 from l3rs.plots import BLACK, BLUE, GREEN, RED
 

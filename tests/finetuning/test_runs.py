@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import Run, append_rows, execute, row
 from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import Report
@@ -27,7 +28,8 @@ from l3rs.networks.create import resnet
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = Workload(width=16, weights=str(ROOT / "l3rs" / "networks" / "weights" / "resnet34-w16-icons.safetensors"))
-RUN = Run("test", "adam", 0.003, 2, 0, "meta-train")
+ADAM, GENERALIST = Arm("Adam", "adam", 0.003), Arm("L3RS", "l3rs", learned="icons-generalist")
+RUN = Run("test", ADAM, 2, 0, "meta-train")
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def test_a_run_that_names_no_network_is_on_the_shipped_one() -> None:
 
 
 def test_a_run_on_another_network(tiny: Workload) -> None:
-    report = execute(replace(RUN, workload=tiny, optimizer="l3rs", lr=1.0, learned="icons-generalist"))
+    report = execute(replace(RUN, workload=tiny, arm=GENERALIST))
     assert len(report.train_losses) == 2
     assert report.train_losses != execute(replace(RUN, workload=tiny)).train_losses
     assert workbench(tiny) is workbench(tiny)

@@ -37,7 +37,7 @@ def ablation(rows: pd.DataFrame, variants: Mapping[str, str], horizons: Sequence
     """A line a variant: mean and standard deviation over tasks at the end of its meta-training, its seeds averaged task by task.
 
     Args:
-        rows: of `evaluate/ablations.py`.
+        rows: of a study.
         variants: what their rows call them, by what the table does.
     """
     values = at_the_end(rows, measure)

@@ -51,7 +51,7 @@ def decision_pictures(rows: pd.DataFrame | None, times: pd.DataFrame | None) -> 
 
 
 def trust(name: str, rows: pd.DataFrame | None, commands: tuple[str, ...]) -> Picture:
-    """The shares of other optimizers in the mix, a panel each, from the rows of `evaluate/trust.py`."""
+    """The shares of other optimizers in the mix, a panel each, from the rows of `l3rs.evaluation.study.mix`."""
     caption = (
         "Other optimizers as a third direction beside SGD and Adam: their share of the mix, mu, against the step, a line a kind of layer, "
         "averaged over its layers, tasks and meta-training seeds; thin, the seeds. A third is where all are alike."

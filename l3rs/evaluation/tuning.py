@@ -118,6 +118,8 @@ def tuned_arms(cell: EvaluationConfig) -> list[Arm]:
     if not cell.workload.class_split.classes["meta-train"]:
         raise ValueError(f"the split {cell.workload.split} has no meta-train classes to tune on; tune another cell, and name its `rates`")
     tuned = [arm for arm in cell.arms if arm.tuned]
+    if not tuned:
+        raise ValueError(f"the cell {cell.cell} has no arm without `lr`, whose learning rate would be tuned")
     if len({arm.head_only for arm in tuned}) > 1:
         raise ValueError(
             f"some tuned arms of the cell {cell.cell} train the head only, and others do not; give them a cell, and `rates`, each"

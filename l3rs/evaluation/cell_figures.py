@@ -18,51 +18,29 @@ from matplotlib.figure import Figure
 from l3rs.evaluation.ablation_tables import Contrast
 from l3rs.evaluation.cell_tables import Cell, columns, standings, unique
 from l3rs.evaluation.pages import Picture
-from l3rs.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, curve_figure
+from l3rs.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, STYLES, curve_figure, look
 from l3rs.stats import mean_interval, performance_profile, speedup
 
 WIDTH = 5.6  # inches
 BOTTOM, NEVER = 0.25, 32.0  # where speedups are drawn that are smaller, or infinite
 META_TRAINING = (10, 100)  # lengths of the runs that shipped schedules were meta-trained on, in steps
-STYLES: Mapping[str, tuple[str, str, str]] = {  # colour, marker, dash: by the beginning of the arm's name
+VARIANTS: Mapping[str, tuple[str, str, str]] = {  # of one optimizer, by the beginning of the arm's name
     "L3RS generalist refreshed": (GREY, "P", ":"),
     "L3RS generalist": (GREY, "p", "--"),
     "L3RS refreshed": (BLACK, "D", ":"),
     "L3RS, seed": (GREY, ".", ":"),
     "L3RS six": (GREY, "*", "-."),
-    "L3RS": (BLACK, "o", "-"),
-    "VeLO (og)": (RED, "v", "-"),
     "VeLO (ft)": (RED, "X", "--"),
-    "Celo (og)": (PURPLE, "P", "-"),
     "Celo (ft)": (PURPLE, "X", "--"),
-    "Celo2-base": (ORANGE, "P", "-"),
-    "Adam constant 1e-3": (BLUE, "s", "-"),
-    "Adam constant 1e-4": (BLUE, "^", "-"),
-    "Adam constant 1e-5": (BLUE, "D", "-"),
-    "Adam cosine 1e-3": (SKY, "s", "--"),
-    "Adam cosine 1e-4": (SKY, "^", "--"),
-    "Adam cosine 1e-5": (SKY, "D", "--"),
-    "Adam constant": (BLUE, "s", "-"),
-    "Adam cosine head": (GREEN, "D", "-."),
-    "AdamW cosine head": (GREEN, "h", ":"),
-    "AdamW layer decay": (RED, "<", "--"),
-    "Schedule-free": (PURPLE, ">", "-."),
-    "Muon": (RED, "X", "-"),
-    "SOAP": (PURPLE, "P", ":"),
-    "Adam cosine": (SKY, "^", "--"),
-    "SGD": (ORANGE, "v", ":"),
 }
-OTHERS = list(itertools.product((GREEN, ORANGE, RED, PURPLE, BLUE, SKY), (("h", "-"), ("*", "--"), ("<", ":"))))
+MARKERS = {"1e-3": "s", "1e-4": "^", "1e-5": "D"}  # of the paper's fixed learning rates
 
 
-def style(arm: str, among: Sequence[str] = ()) -> dict[str, Any]:
-    """How an arm is drawn, the same in every figure; one that is not known by name by its place among others."""
-    known = next((value for name, value in STYLES.items() if arm.startswith(name)), None)
-    if known is None:
-        colour, (marker, dash) = OTHERS[list(among).index(arm) % len(OTHERS) if arm in among else 0]
-        known = (colour, marker, dash)
-    colour, marker, dash = known
-    return {"color": colour, "marker": marker, "linestyle": dash, "markersize": 5, "linewidth": 2.4 if colour == BLACK else 1.3}
+def style(cell: Cell, name: str) -> dict[str, Any]:
+    """How an arm is drawn, the same in every figure."""
+    optimizer = next(arm.optimizer for arm in cell.config.arms if arm.name == name)
+    colour, marker, dash = next((known for begin, known in VARIANTS.items() if name.startswith(begin)), STYLES[optimizer])
+    return look(colour, next((m for rate, m in MARKERS.items() if rate in name), marker), dash)
 
 
 def panels(rows: int, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -101,8 +79,9 @@ def empty(table: pd.DataFrame | pd.Series[float]) -> bool:
 def grouped(cell: Cell, table: pd.DataFrame, but: str = "") -> list[list[str]]:
     """The names of arms that ran, in a group for each panel: the paper's rows, and what has a tuned learning rate; L3RS is in both."""
     arms = [arm for arm in unique(cell.config.arms) if not empty(table[arm.name]) and arm.name != but]
-    groups = [[a.name for a in arms if a.optimizer == "l3rs" or a.tuned == tuned] for tuned in (False, True)]
-    return [group for group in groups if any(not name.startswith("L3RS") for name in group)] or groups[:1]
+    groups = [[arm for arm in arms if arm.ours or arm.tuned == tuned] for tuned in (False, True)]
+    shown = [group for group in groups if not all(arm.ours for arm in group)] or groups[:1]
+    return [[arm.name for arm in group] for group in shown]
 
 
 def progress(cell: Cell, name: str, measure: str) -> Picture:
@@ -125,9 +104,9 @@ def progress(cell: Cell, name: str, measure: str) -> Picture:
             if not points:
                 continue
             steps, (mean, low, high) = list(points), np.array(list(points.values())).T
-            look = style(arm, group)
-            one.plot(steps, mean, label=arm, **look)
-            one.fill_between(steps, low, high, color=look["color"], alpha=0.12, linewidth=0)
+            line = style(cell, arm)
+            one.plot(steps, mean, label=arm, **line)
+            one.fill_between(steps, low, high, color=line["color"], alpha=0.12, linewidth=0)
             drawn += mean.tolist()
             ends[f"{arm} from {mean[0]:.3f} at {steps[0]} steps to {mean[-1]:.3f} at {steps[-1]}"] = None
         step_axis(one, sorted(cell.config.horizons))
@@ -166,10 +145,10 @@ def speedups(cell: Cell, name: str, measure: str) -> Picture:
                 continue
             x = np.array(list(found)) * 1.03 ** (place - (len(group) - 1) / 2)  # side by side, so that bars do not hide each other
             y, low, high = (np.clip(bound, BOTTOM, NEVER) for bound in np.array(list(found.values())).T)
-            look = style(arm, group)
-            one.plot(x, np.where(y < NEVER, y, np.nan), label=arm, **look)
-            one.plot(x[y == NEVER], y[y == NEVER], **look | {"linestyle": "none"})
-            one.vlines(x, np.fmin(low, y), np.fmax(high, y), color=look["color"], linewidth=0.9)
+            line = style(cell, arm)
+            one.plot(x, np.where(y < NEVER, y, np.nan), label=arm, **line)
+            one.plot(x[y == NEVER], y[y == NEVER], **line | {"linestyle": "none"})
+            one.vlines(x, np.fmin(low, y), np.fmax(high, y), color=line["color"], linewidth=0.9)
             said.append(f"{arm} " + ", ".join(f"{_times(s)} at {h}" for h, (s, *_) in found.items()))
         step_axis(one, sorted(cell.config.horizons))
         one.set_yscale("log", base=2)
@@ -225,8 +204,8 @@ def profiles(cell: Cell, name: str) -> Picture:
         low, high = np.quantile(everything, 0.01), everything.max()
         grid = np.linspace(low - 0.01, high + 0.01, 400)
         for place, (arm, x) in enumerate(values.items()):
-            look = style(arm, arms) | {"markevery": (13 * place, 80), "markersize": 4}
-            one.plot(grid, performance_profile(x, grid), label=arm, **look)
+            line = style(cell, arm) | {"markevery": (13 * place, 80), "markersize": 4}
+            one.plot(grid, performance_profile(x, grid), label=arm, **line)
             medians.append(f"{arm} {np.median(x):.3f} at {horizon}")
         one.set(title=f"{horizon} steps", xlabel="evaluation accuracy", ylabel="share of tasks", ylim=(0, 1.02))
     legend(axes[-1])

@@ -145,7 +145,7 @@ class Cell(NamedTuple):
     def reference(self) -> str | None:
         """The name of the arm that the others are compared with: the first, if it is one of L3RS."""
         first = self.config.arms[0] if self.config.arms else None
-        return first.name if first is not None and first.optimizer == "l3rs" else None
+        return first.name if first is not None and first.ours else None
 
     def outcomes(self, measure: str) -> pd.DataFrame:
         """Of its runs."""
@@ -165,7 +165,7 @@ class Cell(NamedTuple):
         if not lacking:
             return ()
         needed = {arm.learned: arm for arm in self.config.arms if arm.name in lacking and learned_now(arm) is None}
-        pages = {file: "reproduce" if arm.optimizer == "l3rs" else "learned-optimizers" for file, arm in needed.items()}
+        pages = {file: "reproduce" if arm.ours else "learned-optimizers" for file, arm in needed.items()}
         files = [f"# {arm.name} needs the file {file}: see docs/{pages[file]}.md" for file, arm in needed.items()]
         untuned = [arm.optimizer for arm in unique(self.config.arms) if rate_now(self.config, arm, min(self.config.horizons)) is None]
         if not self.config.workload.class_split.classes["meta-train"]:
@@ -267,8 +267,8 @@ def standings(cell: Cell) -> list[Standing]:
     found = []
     for horizon in sorted(cell.config.horizons):
         arms = [arm for arm in unique(cell.config.arms) if (arm.name, horizon) in table.columns]
-        others = [arm.name for arm in arms if arm.optimizer != "l3rs"]
-        for arm in (arm.name for arm in arms if arm.optimizer == "l3rs"):
+        others = [arm.name for arm in arms if not arm.ours]
+        for arm in (arm.name for arm in arms if arm.ours):
             mean = entries[arm, horizon].mean if (arm, horizon) in entries else None
             gaps = table[[(o, horizon) for o in others]].rsub(table[arm, horizon], axis=0).droplevel("horizon", axis=1)
             most = gaps.count().max() if others else 0
@@ -309,7 +309,7 @@ def over_seeds(config: EvaluationConfig, table: pd.DataFrame, arms: Sequence[str
     Below, in points, how far the seeds are apart, as the standard deviation of their means, and how far their mean is ahead of the best of
     another optimizer, as in `standings`. Tasks that one of the arms lacks are left out, and horizons that are not planned for all.
     """
-    others = [arm.name for arm in unique(config.arms) if arm.optimizer != "l3rs"]
+    others = [arm.name for arm in unique(config.arms) if not arm.ours]
     ahead = "mean minus the best other, points"
     lines = [*arms, "mean of the seeds", "between seeds, points", ahead, "which"]
     horizons = [h for h in sorted(config.horizons) if all((arm, h) in table.columns for arm in arms)]

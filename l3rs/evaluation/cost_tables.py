@@ -11,6 +11,7 @@ import pandas as pd
 from l3rs.evaluation.cell_tables import nothing
 from l3rs.evaluation.cells import CONSTANT
 from l3rs.evaluation.pages import MISSING, Table
+from l3rs.finetuning.arms import OURS
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.stats import runs_to_break_even
 
@@ -25,7 +26,6 @@ STEP_ARMS = {  # names in the rows of evaluate/step_cost.py, and as tables say t
     "celo2": "Celo2",
 }
 NETWORKS = {"resnet34-w64": "full ResNet-34", "resnet34-w16": "ResNet-34 at width 16"}
-SCHEDULE = "l3rs"  # in the place of a baseline's name, what these are compared with
 COMMANDS = ("python evaluate/step_cost.py", "python evaluate/step_cost.py --learned")
 
 
@@ -114,7 +114,7 @@ def break_even(
 
     Args:
         tuning: rows of `evaluate/tune.py`.
-        seconds: of a run of `horizon` steps, median, by optimizer; `SCHEDULE` is the schedule.
+        seconds: of a run of `horizon` steps, median, by optimizer; `l3rs` is the schedule.
         speedups: steps that a baseline needs for the schedule's accuracy, in units of `horizon`, by optimizer.
         names: of the baselines, by optimizer.
         commands: what makes rows that are missing.
@@ -128,9 +128,9 @@ def break_even(
         if not spent.rates:
             continue
         lines.loc[name, columns[:2]] = [f"{spent.seconds / 3600:.2f}", str(spent.rates)]
-        if optimizer not in seconds or SCHEDULE not in seconds or math.isnan(invested):
+        if optimizer not in seconds or OURS not in seconds or math.isnan(invested):
             continue
-        c, c0 = seconds[optimizer], seconds[SCHEDULE]
+        c, c0 = seconds[optimizer], seconds[OURS]
         lines.loc[name, columns[2]] = f"{c:.2f} (L3RS {c0:.2f})"
         lines.loc[name, columns[4]] = runs(runs_to_break_even(invested, spent.rates * c - c0))
         if optimizer in speedups:

@@ -54,7 +54,7 @@ def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
             continue
         cell, section = sources.cells[name].without_seeds(), heading(name, sources.cells[name])
         if name == OVERVIEW and cell.reference:
-            tuned = [arm for arm in cell.config.arms if (arm.optimizer == "l3rs" and not arm.refresh) or arm.tuned]
+            tuned = [arm for arm in cell.config.arms if (arm.ours and not arm.refresh) or arm.tuned]
             yield "In short", progress(cell.part(tuned, [10, 25, 50, 100]), "Overview", "accuracy")
         first = progress(cell, f"Figure 3{name}", "accuracy")
         yield section, replace(first, caption=first.caption + on_refreshed(cell))

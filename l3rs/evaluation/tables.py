@@ -14,10 +14,11 @@ from l3rs.controller.config import L3RSConfig
 from l3rs.evaluation.ablation_tables import START, ablation, contrast_table, contrasts, with_start
 from l3rs.evaluation.cell_figures import speedup_of
 from l3rs.evaluation.cell_tables import MEASURES, Cell, against_best, interquartile_means, means, of_a_seed, over_seeds, paired
-from l3rs.evaluation.cost_tables import SCHEDULE, break_even, step_tables
+from l3rs.evaluation.cost_tables import break_even, step_tables
 from l3rs.evaluation.pages import MISSING, Table
 from l3rs.evaluation.sources import BEYOND, PAPER, STATISTICS, Sources
 from l3rs.evaluation.study import Study
+from l3rs.finetuning.arms import OURS
 from l3rs.finetuning.baselines import BASELINES
 from l3rs.schedules.find import SPECIALISTS, load
 from l3rs.schedules.variants import NAMES, TABLE_2, TABLE_3, TABLE_4
@@ -127,7 +128,7 @@ def costs(sources: Sources) -> Iterator[tuple[str, Table]]:
         tuned = {arm.optimizer: arm.name for arm in cell.config.arms if arm.lr is None and arm.optimizer in BASELINES}
         outcomes, names, commands = cell.outcomes("accuracy"), tuned, cell.commands()
         ran = cell.rows[(cell.rows.horizon == horizon) & (cell.rows.steps == horizon)].dropna(subset=["seconds"])
-        for optimizer, name in {SCHEDULE: cell.reference, **tuned}.items():
+        for optimizer, name in {OURS: cell.reference, **tuned}.items():
             if len(mine := ran[ran.arm == name]):
                 seconds[optimizer] = float(mine.seconds.median())
         for optimizer, name in tuned.items():

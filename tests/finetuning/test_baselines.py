@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import l3rs.finetuning.unroll
 from l3rs.evaluation.tuning import START
 from l3rs.finetuning.arms import Arm
-from l3rs.finetuning.baselines import BASELINES, tuned_learning_rate, tuned_learning_rates
+from l3rs.finetuning.baselines import BASELINES, RECIPES, tuned_learning_rate, tuned_learning_rates
 from l3rs.finetuning.compare import OPTIMIZERS, FinetuneConfig
 from l3rs.finetuning.runs import Run, execute
 from l3rs.finetuning.tasks import TaskConfig
@@ -24,8 +24,9 @@ from l3rs.finetuning.unroll import PRECISIONS, Report, evaluate, unroll
 from l3rs.finetuning.workbench import workbench
 from l3rs.finetuning.workload import Workload
 from l3rs.learned.weights import KINDS
+from l3rs.learners import LEARNERS
 from l3rs.networks.create import head_names, resnet, resnet34
-from l3rs.plots import STYLES
+from l3rs.plots import STYLES, colours
 
 ROOT = Path(__file__).parent.parent.parent
 ROWS = ROOT / "evaluate" / "results" / "tuning.csv"
@@ -42,8 +43,16 @@ RUN = Run("test", Arm("Adam", "adam", 0.01), 16, 0, "meta-train", workload=TINY,
 
 
 def test_every_optimizer_has_a_colour_and_a_marker_of_its_own() -> None:
-    assert STYLES.keys() == set(OPTIMIZERS)
+    assert STYLES.keys() == {*OPTIMIZERS, *RECIPES, *LEARNERS}
     assert len(set(STYLES.values())) == len(STYLES)
+    assert len({STYLES[name][:2] for name in OPTIMIZERS}) == len(OPTIMIZERS)
+
+
+def test_arms_of_one_optimizer_have_colours_of_their_own() -> None:
+    found = colours(["l3rs", "adam", "adam-cosine", "adam", "adamw", "adam"])
+    assert found[:3] == [STYLES[name][0] for name in ("l3rs", "adam", "adam-cosine")]
+    assert len(set(found)) == 6
+    assert len(colours(["l3rs", *["adam"] * 20])) == 21
 
 
 def test_the_nearest_horizon_in_log_steps_is_taken() -> None:

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "convolution_cost.csv", help="default: %(default)s")
     args = parser.parse_args()
     if args.repetitions < 1:
-        parser.error(f"--repetitions is {args.repetitions}; it is at least 1")
+        parser.error(f"--repetitions must be at least 1 (got {args.repetitions})")
     torch.set_num_threads(1)
     rows = []
     for depth, width in NETWORKS:

@@ -35,7 +35,7 @@ def main() -> None:
     study = Study.read(args.config)
     unknown = sorted(set(args.only or ()) - set(study.names))
     if unknown:
-        parser.error(f"--only is {unknown[0]!r}; it is some of {', '.join(map(repr, study.names))}")
+        parser.error(f"--only must be one or more of {', '.join(map(repr, study.names))} (got {unknown[0]!r})")
     if args.workers is not None:
         study = replace(study, workers=args.workers)
     if study.workers == 1:

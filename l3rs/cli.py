@@ -26,7 +26,7 @@ def in_words(message: str) -> str:
     found = re.match(r"""Parser key "(\S+)"(?: element \d+)?: .*?Expected a <class '(\w+)'>.*?(?:Got|Given) value: (.*)""", message)
     if found is None or found[2] not in kinds:
         return message
-    return f"--{found[1].replace('_', '-')} is {found[3]}; it is {kinds[found[2]]}"
+    return f"--{found[1].replace('_', '-')} must be {kinds[found[2]]} (got {found[3]})"
 
 
 def _finetune_parser() -> Parser:
@@ -210,7 +210,7 @@ def _cache(args: jsonargparse.Namespace, parser: Parser) -> None:
     try:
         unknown = [p for p in purposes if p not in PURPOSES]
         if unknown:
-            raise ValueError(f"--purposes is {unknown[0]!r}; it is some of {', '.join(PURPOSES)}")
+            raise ValueError(f"--purposes must be one or more of {', '.join(PURPOSES)} (got {unknown[0]!r})")
         workload = Workload(**vars(args))
         if workload.embedded:
             raise ValueError(f"the images of {workload.split} are embedded; there is nothing to decode")

@@ -147,7 +147,7 @@ class _Other(Learner):
 
     def check(self, start: Start) -> None:
         if start.lr is not None and not 0 < start.lr < float("inf"):
-            raise ValueError(f"lr is {start.lr}; it is positive and finite")
+            raise ValueError(f"lr must be positive and finite (got {start.lr})")
 
     def start(self, start: Start, name: str, network: Callable[[], nn.Module]) -> LearnedWeights:
         return weights.starting_weights(self.name, start.lr, name, start.seed, start.files)

@@ -87,13 +87,13 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "validate_every", "devices"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
+                raise ValueError(f"{name} must be at least 1 (got {getattr(self, name)})")
         if self.batch_size % self.devices:
             raise ValueError(f"batch_size is {self.batch_size}, which {self.devices} devices cannot share evenly")
         if self.steps > self.validate_every and self.steps % self.validate_every:
             raise ValueError(f"steps is {self.steps}, and validations come every {self.validate_every}: that does not come out even")
         if not 0 <= self.ema < 1:
-            raise ValueError(f"ema is {self.ema}; it is at least 0 and below 1")
+            raise ValueError(f"ema must be at least 0 and below 1 (got {self.ema})")
 
     @property
     def workload(self) -> Workload:

@@ -38,14 +38,14 @@ def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--steps", "0"], "--steps is 0; it is one or more whole numbers of at least 1"),
+        (["--steps", "0"], "--steps must be one or more whole numbers of at least 1 (got 0)"),
         (["--steps", "10", "-3"], "-3"),
         (["--steps", "ten"], "ten"),
-        (["--tasks", "0"], "--tasks is 0; it is a whole number of at least 1"),
+        (["--tasks", "0"], "--tasks must be a whole number of at least 1 (got 0)"),
         (["--tasks", "1.5"], "1.5"),
-        (["--optimizers", "l3rs", "adamw"], "'adamw'; it is some of l3rs, adam, adam-cosine, adam-cosine-head10, sgd-cosine"),
+        (["--optimizers", "l3rs", "adamw"], "--optimizers must be one or more of l3rs, adam, adam-cosine, adam-cosine-head10, sgd-cosine"),
         (["--learned", "nowhere.safetensors"], "nowhere.safetensors is not a file"),
-        (["--seed", "-1"], "--seed is -1"),
+        (["--seed", "-1"], "--seed must be a whole number of at least 0 (got -1)"),
         (["--nonsense", "1"], "nonsense"),
     ],
 )
@@ -77,7 +77,9 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_meta_train_names_bad_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "population is 3" in fails(["meta-train", "--nes.population", "3", "--out", str(tmp_path)], capsys)
+    assert "population must be even and at least 2, since candidates come in pairs (got 3)" in fails(
+        ["meta-train", "--nes.population", "3", "--out", str(tmp_path)], capsys
+    )
 
 
 def test_meta_train_takes_its_settings_from_a_file_and_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,9 +116,9 @@ def test_a_batch_is_the_same_however_many_processes_make_it(backbone: ModuleType
 
 def test_values_that_cannot_be(backbone: ModuleType, tiny: object) -> None:
     for change, message in (
-        ({"steps": 0}, "steps is 0"),
+        ({"steps": 0}, r"steps must be at least 1 \(got 0\)"),
         ({"devices": 3}, "3 devices cannot share"),
-        ({"ema": 1.0}, "ema is 1.0"),
+        ({"ema": 1.0}, r"ema must be at least 0 and below 1 \(got 1\.0\)"),
         ({"steps": 7}, "steps is 7, and validations come every 2"),
     ):
         with pytest.raises(ValueError, match=message):

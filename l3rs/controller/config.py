@@ -61,38 +61,39 @@ class L3RSConfig:
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
         if self.unit not in UNITS:
-            raise ValueError(f"unit is {self.unit!r}; it is one of {', '.join(UNITS)}")
+            raise ValueError(f"unit must be one of {', '.join(UNITS)} (got {self.unit!r})")
         if self.controller not in CONTROLLERS:
-            raise ValueError(f"controller is {self.controller!r}; it is one of {', '.join(CONTROLLERS)}")
+            raise ValueError(f"controller must be one of {', '.join(CONTROLLERS)} (got {self.controller!r})")
         if self.embedding and self.controller != "shared":
-            raise ValueError(f"embedding is {self.embedding}; a {self.controller} controller has none: set embedding to 0")
+            raise ValueError(f"embedding must be 0 with a {self.controller} controller, which has none (got {self.embedding})")
         if not self.directions:
-            raise ValueError("directions is empty; at least one is needed")
+            raise ValueError("directions must name at least one (got none)")
         if len(set(self.directions)) < len(self.directions):
-            raise ValueError(f"directions is {', '.join(self.directions)}; each may be there once")
+            raise ValueError(f"directions must name each one once (got {', '.join(self.directions)})")
         wrong = [g for g in self.ema_factors if not 0 <= g < 1]
         if wrong:
-            raise ValueError(f"an EMA factor is {wrong[0]}; it is at least 0 and below 1")
+            raise ValueError(f"each of ema_factors must be at least 0 and below 1 (got {wrong[0]})")
         if not self.time_scales or not all(0 < s < math.inf for s in self.time_scales):
-            raise ValueError(f"time_scales is {list(self.time_scales)}; it is one or more numbers of steps, positive and finite")
+            raise ValueError(f"time_scales must be one or more numbers of steps, positive and finite (got {list(self.time_scales)})")
         if self.time_points < 2:
-            raise ValueError(f"time_points is {self.time_points}; 0 and 1 need two")
+            raise ValueError(f"time_points must be at least 2, one for 0 and one for 1 (got {self.time_points})")
         if len(self.hidden) != 2 or min(self.hidden) < 1 or self.embedding < 0:
             raise ValueError(
-                f"hidden is {list(self.hidden)} and embedding {self.embedding}; two widths of at least 1, and a length of at least 0"
+                f"hidden must be two widths of at least 1, and embedding at least 0 (got {list(self.hidden)} and {self.embedding})"
             )
         if max(self.time_points, self.embedding, *self.hidden) > LARGEST:
             raise ValueError(
-                f"time_points, embedding and hidden are {self.time_points}, {self.embedding}, {list(self.hidden)}; at most {LARGEST}"
+                f"time_points, embedding and hidden must be at most {LARGEST} "
+                f"(got {self.time_points}, {self.embedding} and {list(self.hidden)})"
             )
         for name in ("time_slope", "lr0", "norm_scale", "norm_floor", "loss_scale", "initial_head"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is positive and finite")
+                raise ValueError(f"{name} must be positive and finite (got {getattr(self, name)})")
         if not 0 <= self.relative_floor < math.inf:
-            raise ValueError(f"relative_floor is {self.relative_floor}; it is at least 0, and finite")
+            raise ValueError(f"relative_floor must be finite and at least 0 (got {self.relative_floor})")
         for name in ("initial_mix", "initial_decay", "initial_horizon"):
             if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)}; it is finite")
+                raise ValueError(f"{name} must be finite (got {getattr(self, name)})")
 
     @property
     def by_layer(self) -> bool:

@@ -21,7 +21,7 @@ class BrokenImage(ValueError):
 def check_channels(channels: int) -> None:
     """Raises ValueError unless images can have as many channels."""
     if channels not in (1, 3):
-        raise ValueError(f"channels is {channels}; it is 1 (grey) or 3 (RGB)")
+        raise ValueError(f"channels must be 1 (grey) or 3 (RGB) (got {channels})")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Decoder:
 
     def __post_init__(self) -> None:
         if self.side < 1:
-            raise ValueError(f"side is {self.side} pixels; it is at least 1")
+            raise ValueError(f"side must be at least 1 pixel (got {self.side})")
         check_channels(self.channels)
 
     @cached_property

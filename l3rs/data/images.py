@@ -39,7 +39,7 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         if self.side is not None and self.side > min(self.pixels.shape[-2:]):
-            raise ValueError(f"side is {self.side}; the images of {self.name} have {tuple(self.pixels.shape[-2:])} pixels")
+            raise ValueError(f"side must be at most that of the images of {self.name}, {tuple(self.pixels.shape[-2:])} (got {self.side})")
 
     @property
     def margin(self) -> tuple[int, int]:

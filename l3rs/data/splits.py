@@ -41,9 +41,9 @@ class ClassSplit:
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.dataset)
         if "/" in self.name or "\\" in self.name:
-            raise ValueError(f"the split is called {self.name!r}; files are called after it, so it has no slash")
+            raise ValueError(f"the name of a split must have no slash, since files are called after it (got {self.name!r})")
         if self.seed < 0:
-            raise ValueError(f"the seed of the split {self.name} is {self.seed}; it is at least 0")
+            raise ValueError(f"the seed of the split {self.name} must be at least 0 (got {self.seed})")
         if set(self.classes) != set(PURPOSES):
             raise ValueError(f"the split {self.name} has the purposes {', '.join(sorted(self.classes))}; it needs {', '.join(PURPOSES)}")
         seen: dict[str, str] = {}
@@ -78,7 +78,7 @@ class ClassSplit:
                 raise ValueError(f"it has no {missing[0]!r}")
             for name, kind, said in (("dataset", str, "a string"), ("seed", int, "a whole number"), ("name", str, "a string")):
                 if name in raw and type(raw[name]) is not kind:
-                    raise ValueError(f"{name} is {raw[name]!r}; it is {said}")
+                    raise ValueError(f"{name} must be {said} (got {raw[name]!r})")
             purposes = {p: raw[p] for p in PURPOSES if p in raw}
             for purpose, ids in purposes.items():
                 words = [*ids, *ids.values()] if isinstance(ids, dict) else ids
@@ -149,7 +149,7 @@ def draw(classes: Sequence[str], wanted: Mapping[str, float | Sequence[str]], se
         share = wanted.get(purpose)
         if isinstance(share, (int, float)):
             if not 0 <= share < float("inf") or (share > 1 and share != int(share)):
-                raise ValueError(f"{purpose} is {share}; it is a share between 0 and 1, a number of classes, or a list of them")
+                raise ValueError(f"{purpose} must be a share between 0 and 1, a number of classes, or a list of them (got {share})")
             if share >= 1:
                 counts[purpose] = int(share)
             else:

@@ -51,21 +51,22 @@ class Transform:
         for name in ("side", "resize", "channels"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise ValueError(f"{name} is {value!r}; it is a whole number")
+                raise ValueError(f"{name} must be a whole number (got {value!r})")
         if not 1 <= self.side <= self.resize <= LARGEST:
-            raise ValueError(f"side is {self.side} and resize {self.resize}; 1 <= side <= resize <= {LARGEST} pixels")
+            raise ValueError(f"side and resize must satisfy 1 <= side <= resize <= {LARGEST} pixels (got {self.side} and {self.resize})")
         if self.channels not in (1, 3):
-            raise ValueError(f"channels is {self.channels}; it is 1 (grey) or 3 (RGB)")
+            raise ValueError(f"channels must be 1 (grey) or 3 (RGB) (got {self.channels})")
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation is {self.interpolation!r}; it is one of {', '.join(INTERPOLATIONS)}")
+            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)} (got {self.interpolation!r})")
         for name in ("mean", "std"):
             values = getattr(self, name)
             good = isinstance(values, Sequence) and all(isinstance(v, float | int) and math.isfinite(v) for v in values)
             if not good or len(values) != self.channels or (name == "std" and min(values) <= 0):
-                raise ValueError(f"{name} is {values!r}; it is a number for each of {self.channels} channels, and std is above 0")
+                kind = "number above 0" if name == "std" else "finite number"
+                raise ValueError(f"{name} must be a {kind} for each of {self.channels} channels (got {values!r})")
             object.__setattr__(self, name, tuple(map(float, values)))
         if not isinstance(self.invert, bool):
-            raise ValueError(f"invert is {self.invert!r}; it is true or false")
+            raise ValueError(f"invert must be true or false (got {self.invert!r})")
 
     @classmethod
     def of(cls, model: str, side: int | None = None, channels: int = 3) -> Transform:

@@ -60,9 +60,9 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         if not self.horizons or min(self.horizons) < 1 or min(self.horizons.values()) < 1:
-            raise ValueError(f"horizons is {dict(self.horizons)}; it is numbers of tasks, at least 1, by numbers of steps, at least 1")
+            raise ValueError(f"horizons must map numbers of steps to numbers of tasks, all at least 1 (got {dict(self.horizons)})")
         if self.purpose not in self.workload.class_split.classes:
-            raise ValueError(f"purpose is {self.purpose!r}; it is one of {', '.join(self.workload.class_split.classes)}")
+            raise ValueError(f"purpose must be one of {', '.join(self.workload.class_split.classes)} (got {self.purpose!r})")
         seen: set[tuple[str, int, int]] = set()
         for arm in self.arms:
             unknown = [h for h in arm.horizons if h not in self.horizons]

@@ -47,11 +47,13 @@ class Arm:
     def __post_init__(self) -> None:
         allowed = tuple(dict.fromkeys((OURS, *RECIPES, *LEARNERS)))
         if self.optimizer not in allowed:
-            raise ValueError(f"arm {self.name!r} has the optimizer {self.optimizer!r}; it is one of {', '.join(allowed)}")
+            raise ValueError(f"the optimizer of arm {self.name!r} must be one of {', '.join(allowed)} (got {self.optimizer!r})")
         if self.lr is not None and not 0 <= self.lr < math.inf:
-            raise ValueError(f"arm {self.name!r} has lr {self.lr}; it is at least 0")
+            raise ValueError(f"lr of arm {self.name!r} must be finite and at least 0 (got {self.lr})")
         if not 0 < self.total_steps < math.inf:
-            raise ValueError(f"arm {self.name!r} has total_steps {self.total_steps}; it is a positive multiple of the length of the run")
+            raise ValueError(
+                f"total_steps of arm {self.name!r} must be positive, as a multiple of the run's length (got {self.total_steps})"
+            )
         if self.optimizer in KINDS and self.learned == "auto":
             there = [name for name, kind in SHIPPED_WEIGHTS.items() if kind == self.optimizer]
             shipped = f"{', '.join(there)} is shipped" if there else f"{self.optimizer} has none that are shipped"

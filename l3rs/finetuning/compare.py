@@ -52,17 +52,17 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         if self.tasks < 1:
-            raise ValueError(f"--tasks is {self.tasks}; it is a whole number of at least 1")
+            raise ValueError(f"--tasks must be a whole number of at least 1 (got {self.tasks})")
         for steps in self.steps:
             if steps < 1:
-                raise ValueError(f"--steps is {steps}; it is one or more whole numbers of at least 1")
+                raise ValueError(f"--steps must be one or more whole numbers of at least 1 (got {steps})")
         for name in self.optimizers:
             if name not in OPTIMIZERS:
-                raise ValueError(f"--optimizers is {name!r}; it is some of {', '.join(OPTIMIZERS)}")
+                raise ValueError(f"--optimizers must be one or more of {', '.join(OPTIMIZERS)} (got {name!r})")
         if self.seed < 0:
-            raise ValueError(f"--seed is {self.seed}; it is a whole number of at least 0")
+            raise ValueError(f"--seed must be a whole number of at least 0 (got {self.seed})")
         if self.workers < 0:
-            raise ValueError(f"--workers is {self.workers}; it is at least 0 (one a core)")
+            raise ValueError(f"--workers must be a whole number of at least 0 (got {self.workers})")
 
 
 class Results:

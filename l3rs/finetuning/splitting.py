@@ -35,7 +35,7 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise ValueError(f"--seed is {self.seed}; it is at least 0")
+            raise ValueError(f"--seed must be at least 0 (got {self.seed})")
 
 
 def wanted(purpose: str, words: Sequence[str]) -> float | tuple[str, ...]:

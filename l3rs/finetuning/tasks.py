@@ -29,7 +29,7 @@ class TaskConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value < 1:
-                raise ValueError(f"{name} is {value}; it is at least 1")
+                raise ValueError(f"{name} must be at least 1 (got {value})")
 
 
 def check_sizes(counts: Mapping[str, tuple[int, int]], task: TaskConfig, what: str) -> None:
@@ -125,7 +125,7 @@ class TaskDistribution:
             ValueError: `steps` is below 1, or the classes drawn have fewer images than a batch.
         """
         if steps < 1:
-            raise ValueError(f"steps is {steps}; a task has at least 1")
+            raise ValueError(f"steps must be at least 1 (got {steps})")
         c = self.config
         streams = [np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence([seed, self._content]).spawn(5)]
         ids = [self._ids[i] for i in streams[0].permutation(len(self._ids))[: c.classes]]

@@ -79,7 +79,7 @@ class Workload:
                 f"width is {self.width}, and pretrained weights are of timm's own width: give weights, or from_scratch, or leave it out"
             )
         if self.side is not None and self.side < 1:
-            raise ValueError(f"side is {self.side} pixels; it is at least 1")
+            raise ValueError(f"side must be at least 1 pixel (got {self.side})")
         check_model(self.model, self.width)
         check_channels(self.channels)
 

@@ -47,7 +47,7 @@ class LearnedRule(torch.optim.Optimizer):
         """Raises ValueError or TypeError for options that make no sense."""
         lr = group["lr"]
         if not isinstance(lr, Tensor) and not (isinstance(lr, int | float) and 0 <= lr < math.inf):
-            raise ValueError(f"lr is {lr!r}; it is a number of at least 0")
+            raise ValueError(f"lr must be a finite number of at least 0 (got {lr!r})")
         for p in group["params"]:
             if not p.is_floating_point():
                 raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; {type(self).__name__} steps real floating parameters")
@@ -130,7 +130,7 @@ class LearnedRule(torch.optim.Optimizer):
             raise ValueError(f"{name} watches the loss: call step(loss=loss), or step(closure) with a closure that returns it")
         observed = torch.as_tensor(loss).detach()
         if observed.numel() != 1:
-            raise ValueError(f"the loss has shape {tuple(observed.shape)}; it is one number: its mean over the batch")
+            raise ValueError(f"the loss must be one number, its mean over the batch (got shape {tuple(observed.shape)})")
         return observed.reshape(())
 
     def _finite(self, members: Sequence[Member], loss: Tensor | None) -> bool:

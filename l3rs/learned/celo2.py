@@ -84,11 +84,11 @@ class Celo2(LearnedRule):
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
         if group["vectors"] not in VECTORS:
-            raise ValueError(f"vectors is {group['vectors']!r}; it is one of {', '.join(VECTORS)}")
+            raise ValueError(f"vectors must be one of {', '.join(VECTORS)} (got {group['vectors']!r})")
         for name in ("weight_decay", "adam_lr_mult"):
             value = group[name]
             if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
-                raise ValueError(f"{name} is {value!r}; it is a number of at least 0")
+                raise ValueError(f"{name} must be a finite number of at least 0 (got {value!r})")
         if self.adam_names is not None and "param_names" not in group:
             raise ValueError(f"adam_names is {self.adam_names!r}, and the parameters have no names: pass model.named_parameters()")
 

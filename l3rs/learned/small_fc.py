@@ -152,7 +152,7 @@ class MuLO(SmallFC):
         super()._validate(group)
         hidden = group.setdefault("hidden", False)
         if not isinstance(hidden, bool):
-            raise ValueError(f"hidden is {hidden!r}; it is True or False, for all tensors of a group")
+            raise ValueError(f"hidden must be True or False, for all tensors of a group (got {hidden!r})")
         for p in group["params"]:
             if hidden and p.dim() < 2:
                 raise ValueError(f"a parameter of shape {tuple(p.shape)} is in a hidden group; hidden tensors have at least two axes")

@@ -91,7 +91,7 @@ class VeLO(LearnedRule):
         super()._validate(group)
         steps = group["total_steps"]
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"total_steps is {steps!r}; it is a whole number of at least 1: the steps of the whole run")
+            raise ValueError(f"total_steps must be a whole number of at least 1, the steps of the whole run (got {steps!r})")
 
     def _initial_state(self, p: Tensor, group: dict[str, Any]) -> State:
         values = self._values(p)

@@ -118,7 +118,7 @@ class HeadThenAll(BaseFinetuning):
             raise ValueError("give one of unfreeze_at_step and unfreeze_at_epoch")
         for name, value in given.items():
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it is at least 1")
+                raise ValueError(f"{name} must be at least 1 (got {value})")
         self.unfreeze_at_step, self.unfreeze_at_epoch, self.head = unfreeze_at_step, unfreeze_at_epoch, head
         self._frozen: list[nn.Parameter] = []
         self._resting: list[nn.Module] = []
@@ -211,7 +211,7 @@ class BatchNormMode(Callback):
 
     def __init__(self, mode: str) -> None:
         if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}; it is one of {', '.join(MODES)}")
+            raise ValueError(f"mode must be one of {', '.join(MODES)} (got {mode!r})")
         self.mode = mode
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

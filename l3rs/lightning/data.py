@@ -86,9 +86,9 @@ class ImageFolderDataModule(pl.LightningDataModule):
         )
         for name, value, smallest in least:
             if value is not None and value < smallest:
-                raise ValueError(f"{name} is {value}; it is at least {smallest}")
+                raise ValueError(f"{name} must be at least {smallest} (got {value})")
         if not 0 < validation_share < 1:
-            raise ValueError(f"validation_share is {validation_share}; it is between 0 and 1")
+            raise ValueError(f"validation_share must be between 0 and 1 (got {validation_share})")
         self.tree, self.broken = usable(Path(root), seed, validation_share)
         self.transform = transform or Transform.of(model)
         self.augment, self.seed, self.batches_per_epoch, self.broken_log = augment, seed, batches_per_epoch, broken_log

@@ -147,7 +147,7 @@ class L3RSModule(L3RSMixin):
     ) -> None:
         super().__init__()
         if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}; it is at least 1")
+            raise ValueError(f"num_classes must be at least 1 (got {num_classes})")
         if classes is not None and len(classes) != num_classes:
             raise ValueError(f"classes are {len(classes)} names, and num_classes is {num_classes}")
         # Plain values only: Lightning would pickle anything else, which is then not loaded with weights_only=True.

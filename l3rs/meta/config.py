@@ -32,7 +32,7 @@ class NESConfig:
         lr: learning rate of the centre at generation 0 [choice].
         lr_half_life: generations in which it halves [paper: 500].
         optimizer: of the centre: `adam` or `sgd` [choice].
-        seed: of the noise, of the tasks and of the first controller; at least 0, and below 2^32.
+        seed: of the noise, of the tasks and of the first controller; at least 0 and below 2^32.
     """
 
     population: int = 16
@@ -46,17 +46,17 @@ class NESConfig:
 
     def __post_init__(self) -> None:
         if self.population < 2 or self.population % 2:
-            raise ValueError(f"population is {self.population}; candidates come in pairs, so it is even and at least 2")
+            raise ValueError(f"population must be even and at least 2, since candidates come in pairs (got {self.population})")
         for name in ("sigma", "hidden_noise", "sigma_half_life", "lr", "lr_half_life"):
             if not getattr(self, name) > 0:  # neither is NaN
-                raise ValueError(f"{name} is {getattr(self, name)}; it is positive")
+                raise ValueError(f"{name} must be positive (got {getattr(self, name)})")
         for name in ("sigma", "hidden_noise", "lr"):
             if math.isinf(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)}; it is finite")
+                raise ValueError(f"{name} must be finite (got {getattr(self, name)})")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}; it is at least 0, and below 2^32")
+            raise ValueError(f"seed must be at least 0 and below 2^32 (got {self.seed})")
         if self.optimizer not in CENTER_OPTIMIZERS:
-            raise ValueError(f"optimizer is {self.optimizer!r}; it is one of {', '.join(CENTER_OPTIMIZERS)}")
+            raise ValueError(f"optimizer must be one of {', '.join(CENTER_OPTIMIZERS)} (got {self.optimizer!r})")
 
 
 @dataclass(frozen=True)
@@ -116,23 +116,23 @@ class MetaTrainConfig:
     def __post_init__(self) -> None:
         low, high = self.steps
         if not 1 <= low <= high:
-            raise ValueError(f"steps is {list(self.steps)}; it is a range of at least 1, the smaller end first")
+            raise ValueError(f"steps must be two whole numbers of at least 1, the smaller first (got {list(self.steps)})")
         choices = {"optimizer": tuple(LEARNERS), "steps_distribution": DISTRIBUTIONS, "objective": OBJECTIVES, "precision": PRECISIONS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
+                raise ValueError(f"{name} must be one of {', '.join(allowed)} (got {getattr(self, name)!r})")
         for name in ("generations", "meta_batch", "validate_every", "validation_tasks", "finalists", "final_tasks"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
+                raise ValueError(f"{name} must be at least 1 (got {getattr(self, name)})")
         for name in ("workers", "gpus_per_actor"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 0")
+                raise ValueError(f"{name} must be at least 0 (got {getattr(self, name)})")
         if not 0 < self.penalty < math.inf:
-            raise ValueError(f"penalty is {self.penalty}; it is positive and finite")
+            raise ValueError(f"penalty must be positive and finite (got {self.penalty})")
         if not self.validation_steps or min(self.validation_steps) < 1:
-            raise ValueError(f"validation_steps is {list(self.validation_steps)}; it is one or more numbers of at least 1")
+            raise ValueError(f"validation_steps must be one or more numbers of at least 1 (got {list(self.validation_steps)})")
         if "/" in self.name or "\\" in self.name:
-            raise ValueError(f"name is {self.name!r}; a file is called after it, so it has no slash")
+            raise ValueError(f"name must have no slash, since a file is called after it (got {self.name!r})")
         LEARNERS[self.optimizer].check(self.beginning)
 
     @classmethod

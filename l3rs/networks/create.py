@@ -23,7 +23,7 @@ def resnet(depth: int, width: int = 64, in_chans: int = 3, num_classes: int = 10
         ValueError: there is no such depth.
     """
     if depth not in BLOCKS:
-        raise ValueError(f"depth is {depth}; it is one of {', '.join(map(str, BLOCKS))}")
+        raise ValueError(f"depth must be one of {', '.join(map(str, BLOCKS))} (got {depth})")
     network = ResNet(BasicBlock, BLOCKS[depth], num_classes=num_classes, in_chans=in_chans, channels=tuple(width * 2**i for i in range(4)))
     if width != 64:
         network.conv1 = nn.Conv2d(in_chans, width, kernel_size=7, stride=2, padding=3, bias=False)
@@ -67,7 +67,7 @@ def check_model(model: str, width: int | None = None) -> None:
         if model not in sized:
             raise ValueError(f"width is {width}, and the model is {model}; only {' and '.join(sized)} come in any width")
         if width < 1:
-            raise ValueError(f"width is {width}; it is at least 1")
+            raise ValueError(f"width must be at least 1 (got {width})")
 
 
 def head_of(network: nn.Module) -> nn.Linear:

@@ -88,7 +88,7 @@ class L3RS(torch.optim.Optimizer):
         process_group: ProcessGroup | None = None,
     ) -> None:
         if match not in ("name", "position"):
-            raise ValueError(f"match is {match!r}; it is 'name' or 'position'")
+            raise ValueError(f"match must be 'name' or 'position' (got {match!r})")
         self.learned: LearnedSchedule | None = None  # until super().__init__ has sorted the parameters into groups
         self.match, self.fused, self.process_group = match, fused, process_group
         super().__init__(params, {"lr": lr, "maximize": maximize, "total_steps": total_steps, "step": 0, "skipped": 0})
@@ -159,9 +159,9 @@ class L3RS(torch.optim.Optimizer):
     def _validate(group: dict[str, Any]) -> None:
         steps, lr = group["total_steps"], group["lr"]
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"total_steps is {steps!r}; it is a whole number of at least 1: the steps of the whole run")
+            raise ValueError(f"total_steps must be a whole number of at least 1, the steps of the whole run (got {steps!r})")
         if not isinstance(lr, Tensor) and not (isinstance(lr, int | float) and 0 <= lr < math.inf):
-            raise ValueError(f"lr is {lr!r}; it multiplies the learned steps and is at least 0 (default 1)")
+            raise ValueError(f"lr must be a finite number of at least 0 (got {lr!r}): it multiplies the learned steps, and is 1 by default")
         for p in group["params"]:
             if not p.is_floating_point():
                 raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; L3RS steps real floating parameters")
@@ -201,7 +201,7 @@ class L3RS(torch.optim.Optimizer):
             raise ValueError("L3RS watches the loss: call step(loss=loss), or step(closure) with a closure that returns it")
         observed = torch.as_tensor(observed).detach()
         if observed.numel() != 1:
-            raise ValueError(f"the loss has shape {tuple(observed.shape)}; it is one number: its mean over the batch")
+            raise ValueError(f"the loss must be one number, its mean over the batch (got shape {tuple(observed.shape)})")
         self._warn_past_the_end()
 
         active = self._active()

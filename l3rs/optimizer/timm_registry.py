@@ -16,7 +16,7 @@ class _ForTimm(L3RS):
         super().__init__(params, total_steps, fused=False if foreach else None, **options)
         decays = [weight_decay, *(group.get("weight_decay", 0.0) for group in self.param_groups)]  # timm puts it into groups, given a model
         if any(decays):
-            raise ValueError(f"weight_decay is {max(decays)}; a learned schedule has its own: leave it at 0")
+            raise ValueError(f"weight_decay must be 0, since a learned schedule has its own (got {max(decays)})")
 
 
 def register_with_timm() -> None:

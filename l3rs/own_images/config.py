@@ -29,14 +29,16 @@ def parse_arm(text: str, steps: int) -> Arm:
     """`adam`, whose learning rate is the tuned one for so many steps, or `adam=3e-4`. Raises ValueError."""
     name, equals, value = text.partition("=")
     if name not in COMPARED:
-        raise ValueError(f"--compare is {text!r}; it is some of {', '.join(COMPARED)}, or with a learning rate, as adam=3e-4")
+        raise ValueError(
+            f"--compare must be one or more of {', '.join(COMPARED)}, alone or with a learning rate, as in adam=3e-4 (got {text!r})"
+        )
     if equals:
         try:
             lr = float(value)
         except ValueError:
             lr = math.nan
         if not 0 < lr < math.inf:
-            raise ValueError(f"--compare is {text!r}; a learning rate is a number above 0, as in adam=3e-4")
+            raise ValueError(f"a learning rate of --compare must be a number above 0, as in adam=3e-4 (got {text!r})")
         return Arm(f"{name}={lr:g}", name, lr, source="given")
     tuned = name if name in tuned_learning_rates() else "adam"  # adamw without a tuned one; its decay is next to nothing in short runs
     source = f"tuned on Icons25{'' if tuned == name else f' for {tuned}'}, at {nearest_horizon(tuned, steps)} steps"
@@ -88,11 +90,11 @@ class OwnImagesConfig:
         for name, smallest in least.items():
             value = getattr(self, name.replace("-", "_"))
             if value is not None and value < smallest:
-                raise ValueError(f"--{name} is {value}; it is a whole number of at least {smallest}")
+                raise ValueError(f"--{name} must be a whole number of at least {smallest} (got {value})")
         if self.seed >= 2**63:
-            raise ValueError(f"--seed is {self.seed}; it is below 2^63")
+            raise ValueError(f"--seed must be below 2^63 (got {self.seed})")
         if self.precision not in PRECISIONS:
-            raise ValueError(f"--precision is {self.precision!r}; it is one of {', '.join(PRECISIONS)}")
+            raise ValueError(f"--precision must be one of {', '.join(PRECISIONS)} (got {self.precision!r})")
         if self.weights in SHIPPED and self.channels not in (None, 1):
             raise ValueError(
                 f"--channels is {self.channels}, and the shipped weights {self.weights} are of a network that sees grey: leave it out"

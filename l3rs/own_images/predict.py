@@ -81,7 +81,7 @@ def predict(classifier: Classifier, network: nn.Module, files: Sequence[str], to
         top: how many classes of each; no more than there are.
     """
     if top < 1:
-        raise ValueError(f"--top is {top}; it is at least 1")
+        raise ValueError(f"--top must be at least 1 (got {top})")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device)
     workers = 0 if len(files) <= FEW else min(8, (os.cpu_count() or 1) // 2)
@@ -109,7 +109,7 @@ def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str 
         ValueError: there is no such model or file, `top` is below 1, or `csv_file` cannot be written.
     """
     if top < 1:
-        raise ValueError(f"--top is {top}; it is at least 1")
+        raise ValueError(f"--top must be at least 1 (got {top})")
     if csv_file is not None and not Path(csv_file).absolute().parent.is_dir():
         raise ValueError(f"--csv is {csv_file}, and there is no folder {Path(csv_file).parent}")
     files = image_files(paths)

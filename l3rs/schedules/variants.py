@@ -70,7 +70,7 @@ def fixed_mix(shares: Mapping[str, float], lr: float = 1e-3) -> LearnedSchedule:
         ValueError: a share is not positive, or they do not sum to 1.
     """
     if not all(share > 0 for share in shares.values()) or not math.isclose(sum(shares.values()), 1, rel_tol=1e-6):
-        raise ValueError(f"shares is {dict(shares)}; they are positive, and their sum is 1")
+        raise ValueError(f"shares must be positive and sum to 1 (got {dict(shares)})")
     config = L3RSConfig(directions=tuple(shares), embedding=0, controller="global", lr0=lr)
     meta = {name: torch.zeros(shape) for name, shape in meta_shapes(config, ()).items()}
     meta["b3"][1:] = torch.tensor([math.log(share) for share in shares.values()])

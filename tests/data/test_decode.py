@@ -227,7 +227,7 @@ def test_remarks_of_pillow_are_kept_to_itself(tmp_path: Path) -> None:
 
 
 def test_a_decoder_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="side is 0 pixels; it is at least 1"):
+    with pytest.raises(ValueError, match=r"side must be at least 1 pixel \(got 0\)"):
         Decoder(0)
-    with pytest.raises(ValueError, match=r"channels is 2; it is 1 \(grey\) or 3 \(RGB\)"):
+    with pytest.raises(ValueError, match=r"channels must be 1 \(grey\) or 3 \(RGB\) \(got 2\)"):
         Decoder(8, 2)

@@ -180,13 +180,13 @@ def test_rows_of_another_schedule_of_the_same_name_are_other_rows(tmp_path: Path
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Arm("x", "adamm"), "arm 'x' has the optimizer 'adamm'; it is one of l3rs, adam, "),
-        (lambda: Arm("x", "adam", -1.0), r"arm 'x' has lr -1\.0; it is at least 0"),
+        (lambda: Arm("x", "adamm"), r"the optimizer of arm 'x' must be one of l3rs, adam, .*\(got 'adamm'\)"),
+        (lambda: Arm("x", "adam", -1.0), r"lr of arm 'x' must be finite and at least 0 \(got -1\.0\)"),
         (lambda: Arm("x", "celo"), "arm 'x' needs learned, the file of its weights: celo has none"),
         (lambda: Arm("x", "celo2-base"), "arm 'x' needs learned, the file of its weights: icons-celo2-base is shipped"),
-        (lambda: cell(ADAM, horizons={}), r"horizons is \{\}; it is numbers of tasks"),
-        (lambda: cell(ADAM, horizons={10: 0}), r"horizons is \{10: 0\}"),
-        (lambda: cell(ADAM, purpose="test"), "purpose is 'test'; it is one of pretrain, meta-train, meta-validation, meta-test"),
+        (lambda: cell(ADAM, horizons={}), r"horizons must map numbers of steps .*\(got \{\}\)"),
+        (lambda: cell(ADAM, horizons={10: 0}), r"horizons must map .*\(got \{10: 0\}\)"),
+        (lambda: cell(ADAM, purpose="test"), r"purpose must be one of pretrain, meta-train, meta-validation, meta-test \(got 'test'\)"),
         (lambda: cell(replace(ADAM, horizons=(7,))), "arm 'Adam 1e-3' has the horizon 7; the cell has 2, 4"),
         (lambda: cell(ADAM, ADAM), "there are two arms 'Adam 1e-3' of meta_seed 0"),
     ],
@@ -231,5 +231,5 @@ def test_the_script_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Mon
         script("--config", config, "--arms", "Adamm")
     assert "--arms names 'Adamm'; there are Adam, L3RS, Celo (og)" in capsys.readouterr().err
     config.write_text(config.read_text().replace("optimizer: adam,", "optimizer: adamm,"))
-    with pytest.raises(SystemExit, match="'adamm'; it is one of l3rs, adam, adam-cosine"):
+    with pytest.raises(SystemExit, match=r"must be one of l3rs, adam, adam-cosine, .*\(got 'adamm'\)"):
         script("--config", config)

@@ -86,11 +86,11 @@ def test_what_purposes_may_ask_for(tmp_path: Path) -> None:
         (["--meta-test", "unicorn", "hen"], "meta-test asks for class 'unicorn', which is not there"),
         (["--meta-test", "hen", "--meta-train", "hen", "cat"], "class 'hen' is asked for twice, by meta-train and by meta-test"),
         (["--meta-train", "0.9"], "9 for meta-train, 2 for meta-validation, 3 for meta-test: that is 14 classes, and there are 10"),
-        (["--meta-train", "-0.5"], "meta-train is -0.5; it is a share between 0 and 1"),
+        (["--meta-train", "-0.5"], "meta-train must be a share between 0 and 1, a number of classes, or a list of them (got -0.5)"),
         (["--meta-train", "@nowhere.txt"], "--meta-train is @nowhere.txt, and that file cannot be read (No such file or directory)"),
-        (["--batch-size", "0"], "batch_size is 0; it is at least 1"),
-        (["--seed", "-1"], "--seed is -1; it is at least 0"),
-        (["--name", "a/b"], "the split is called 'a/b'"),
+        (["--batch-size", "0"], "batch_size must be at least 1 (got 0)"),
+        (["--seed", "-1"], "--seed must be at least 0 (got -1)"),
+        (["--name", "a/b"], "the name of a split must have no slash, since files are called after it (got 'a/b')"),
     ],
 )
 def test_what_cannot_be_split_is_one_line(

@@ -222,9 +222,9 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         tasks(classes=200)
     with pytest.raises(ValueError, match="wants 5000 validation images"):
         tasks(evaluation_size=5000).draw(0, 1)
-    with pytest.raises(ValueError, match="steps is 0"):
+    with pytest.raises(ValueError, match=r"steps must be at least 1 \(got 0\)"):
         tasks().draw(0, 0)
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(ValueError, match=r"batch_size must be at least 1 \(got 0\)"):
         tasks(batch_size=0)
     with pytest.raises(ValueError, match="no such class in icons: 'unicorn'"):
         TaskDistribution(IMAGES, ("unicorn",))

@@ -71,10 +71,10 @@ def prepare(workload: Workload, *purposes: str, task: TaskConfig | None = TASK) 
             {"model": "vgg11", "width": 8, "from_scratch": True},
             "width is 8, and the model is vgg11; only resnet18 and resnet34 come",
         ),
-        ({"width": 0, "from_scratch": True}, "width is 0; it is at least 1"),
-        ({"split": "s.json", "data": "d", "side": 0}, "side is 0 pixels; it is at least 1"),
-        ({"split": "s.json", "data": "d", "side": -3}, "side is -3 pixels; it is at least 1"),
-        ({"split": "s.json", "data": "d", "channels": 4}, "channels is 4; it is 1 .* or 3"),
+        ({"width": 0, "from_scratch": True}, r"width must be at least 1 \(got 0\)"),
+        ({"split": "s.json", "data": "d", "side": 0}, r"side must be at least 1 pixel \(got 0\)"),
+        ({"split": "s.json", "data": "d", "side": -3}, r"side must be at least 1 pixel \(got -3\)"),
+        ({"split": "s.json", "data": "d", "channels": 4}, r"channels must be 1 .* or 3 .*\(got 4\)"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings: dict[str, object], said: str) -> None:
@@ -329,7 +329,7 @@ def fails_at_last(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_meta_training_that_cannot_be_is_one_line(own: Workload, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["meta-train", *options(own), "--out", str(tmp_path / "run")]
     assert "meta-train of mine has 3 classes, and a task has 25" in fails(argv, capsys)
-    assert "side is 0 pixels" in fails([*argv, "--side", "0"], capsys)
+    assert "side must be at least 1 pixel (got 0)" in fails([*argv, "--side", "0"], capsys)
     assert "weights is w.pt, and from_scratch is set" in fails([*argv, "--weights", "w.pt"], capsys)
     assert "w.pt are not a file" in fails([*argv, "--weights", "w.pt", "--from-scratch", "false"], capsys)
     assert not Path(str(own.cache)).exists()
@@ -350,7 +350,9 @@ def test_decoding_beforehand(own: Workload, capsys: pytest.CaptureFixture[str], 
     pixels = own.cache_folder("meta-validation") / "pixels.u8"
     pixels.write_bytes(bytes(pixels.stat().st_size))
     assert "pixels.u8 is not as it was made" in fails_at_last([*argv, "--verify"], capsys)
-    assert "--purposes is 'meta'; it is some of pretrain, meta-train" in fails([*argv, "--purposes", "meta"], capsys)
+    assert "--purposes must be one or more of pretrain, meta-train, meta-validation, meta-test (got 'meta')" in fails(
+        [*argv, "--purposes", "meta"], capsys
+    )
 
 
 def test_a_picture_too_many_makes_another_cache_necessary(own: Workload) -> None:

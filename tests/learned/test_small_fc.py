@@ -129,7 +129,7 @@ def test_groups_say_which_tensors_are_hidden() -> None:
     vector = nn.Parameter(torch.zeros(3))
     with pytest.raises(ValueError, match=r"shape \(3,\) is in a hidden group; hidden tensors have at least two axes"):
         MuLO([{"params": [vector], "hidden": True}], DRAWN)
-    with pytest.raises(ValueError, match="hidden is 'yes'; it is True or False"):
+    with pytest.raises(ValueError, match=r"hidden must be True or False, for all tensors of a group \(got 'yes'\)"):
         MuLO([{"params": [vector], "hidden": "yes"}], DRAWN)
     assert MuLO([vector], DRAWN).param_groups[0]["hidden"] is False
 

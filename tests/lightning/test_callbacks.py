@@ -290,7 +290,7 @@ def test_head_then_all_says_what_it_needs(tmp_path: Path) -> None:
     for wrong, message in (
         ({}, "give one of"),
         ({"unfreeze_at_step": 1, "unfreeze_at_epoch": 1}, "give one of"),
-        ({"unfreeze_at_step": 0}, "is 0"),
+        ({"unfreeze_at_step": 0}, r"must be at least 1 \(got 0\)"),
     ):
         with pytest.raises(ValueError, match=message):
             HeadThenAll(**wrong)  # type: ignore[arg-type]
@@ -361,7 +361,7 @@ def test_batch_norm_stays_frozen_when_the_rest_is_thawed(tmp_path: Path, norm_fi
 
 
 def test_batch_norm_mode_says_what_it_needs(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="mode is 'off'; it is one of train, eval, frozen"):
+    with pytest.raises(ValueError, match=r"mode must be one of train, eval, frozen \(got 'off'\)"):
         BatchNormMode("off")
     without = L3RSModule(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), 3)
     with pytest.raises(ValueError, match="L3RSModule has no batch normalization"):

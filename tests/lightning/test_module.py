@@ -305,7 +305,7 @@ def test_a_batch_that_is_left_out_moves_nothing(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"model": "resnett34", "num_classes": 3}, "similar ones are resnet34"),
-        ({"model": "test_resnet", "num_classes": 0}, "num_classes is 0"),
+        ({"model": "test_resnet", "num_classes": 0}, r"num_classes must be at least 1 \(got 0\)"),
         ({"model": "test_resnet", "num_classes": 3, "classes": ["a"]}, "classes are 1 names, and num_classes is 3"),
     ],
 )

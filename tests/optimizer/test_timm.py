@@ -107,5 +107,5 @@ def test_timms_factory_makes_it_once_it_is_registered() -> None:
     assert "icons-resnet34" in repr(specialist)
     assert specialist.param_groups[0]["lr"] == 0.5
     for params in (network, network.named_parameters()):
-        with pytest.raises(ValueError, match=r"weight_decay is 0\.05"):
+        with pytest.raises(ValueError, match=r"weight_decay must be 0, .*\(got 0\.05\)"):
             create_optimizer_v2(params, "l3rs", weight_decay=0.05, total_steps=10)

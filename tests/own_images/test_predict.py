@@ -112,7 +112,7 @@ def test_broken_images_are_named_and_left_out(model: Path, tmp_path: Path, capsy
         (["nowhere", "IMAGES"], "nowhere is not there; give the folder of a run"),
         (["IMAGES", "IMAGES"], "has no model.safetensors"),
         (["MODEL", "MODEL"], "has no images"),
-        (["MODEL", "IMAGES", "--top", "0"], "--top is 0"),
+        (["MODEL", "IMAGES", "--top", "0"], "--top must be at least 1 (got 0)"),
         (["MODEL", "IMAGES", "--csv", "no/such/folder/x.csv"], "there is no folder no/such/folder"),
         (["MODEL"], "images"),
     ],

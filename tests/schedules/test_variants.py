@@ -96,10 +96,10 @@ def test_global_decides_alike_for_all_and_layerwise_does_not() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"controller": "local"}, "controller is 'local'; it is one of shared, layerwise, global"),
-        ({"controller": "global"}, "embedding is 16; a global controller has none"),
-        ({"directions": ("sgd", "sgd")}, "each may be there once"),
-        ({"ema_factors": (1.0,)}, "EMA factor is 1.0"),
+        ({"controller": "local"}, r"controller must be one of shared, layerwise, global \(got 'local'\)"),
+        ({"controller": "global"}, r"embedding must be 0 with a global controller, which has none \(got 16\)"),
+        ({"directions": ("sgd", "sgd")}, r"directions must name each one once \(got sgd, sgd\)"),
+        ({"ema_factors": (1.0,)}, r"ema_factors must be at least 0 and below 1 \(got 1\.0\)"),
     ],
 )
 def test_configs_that_mean_nothing_are_refused(wrong: dict[str, object], message: str) -> None:
@@ -137,5 +137,5 @@ def test_atmo_is_l3rs_with_a_constant_controller() -> None:
 
 @pytest.mark.parametrize("shares", [{"sgd": 0.5}, {"sgd": 0.0, "adam": 1.0}, {"sgd": -0.5, "adam": 1.5}])
 def test_shares_that_are_none_are_refused(shares: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="positive, and their sum is 1"):
+    with pytest.raises(ValueError, match="must be positive and sum to 1"):
         fixed_mix(shares)

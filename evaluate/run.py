@@ -82,10 +82,8 @@ def main() -> None:
     print(f"{config.cell}: {len(todo)} runs are missing, {steps:,} steps")
     if args.plan or not todo:
         return
-    try:  # what all runs would fail for
-        if not config.workload.embedded:
-            config.workload.prepare((config.purpose,), config.task)
-        config.workload.network(config.task.classes)
+    try:
+        config.prepare(config.purpose)
     except ValueError as error:
         parser.error(str(error))
     planned = {replace(p.run, device=args.device): p for p in todo}

@@ -56,9 +56,7 @@ def main() -> None:
                 arms = [replace(arms[0], name=name, optimizer=name, learned=args.learned) for name in args.names]
             results = file.with_suffix(".csv")
             model = Run("tune", arms[0], 1, 0, "meta-train", workload=cell.workload, task=cell.task, device=args.device)
-            if not cell.workload.embedded:
-                cell.workload.prepare(("meta-train",), cell.task)
-            cell.workload.network(cell.task.classes)
+            cell.prepare("meta-train")
     except ValueError as error:
         parser.error(str(error))
     results.parent.mkdir(parents=True, exist_ok=True)

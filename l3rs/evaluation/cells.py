@@ -86,6 +86,12 @@ class EvaluationConfig:
         there = [(arm, tuple(h for h in arm.horizons or kept if h in kept)) for arm in arms]
         return replace(self, horizons=kept, arms=tuple(replace(arm, horizons=mine) for arm, mine in there if mine))
 
+    def prepare(self, purpose: str) -> None:
+        """Decodes the images of a purpose, unless they are there, and finds the weights. Raises ValueError where all runs would fail."""
+        if not self.workload.embedded:
+            self.workload.prepare((purpose,), self.task)
+        self.workload.network(self.task.classes)
+
     def rate(self, arm: Arm, horizon: int) -> float:
         """The learning rate of an arm at a horizon. Raises ValueError where it is a tuned one and has not been tuned."""
         return arm.rate(horizon, self.rates)

@@ -1,1 +1,1 @@
-"""Meta-evaluation: cells and arms, rows, and the tables, figures and pages that are made of rows."""
+"""Meta-evaluation: cells, studies and tuning, which make rows, and the tables, figures and pages that are made of these."""

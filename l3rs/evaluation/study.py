@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,21 @@ class Study:
         """From its YAML file."""
         return cls(file, **yaml.safe_load(file.read_text()))
 
+    @cached_property
+    def overrides(self) -> Mapping[str, Mapping[str, Any]]:
+        """What is different in each setting, the paper's variants among them if they are to be."""
+        paper = {name: {"schedule": config, "specialist": config.by_layer} for config, name in NAMES.items()}
+        return {**paper, **self.settings} if self.variants else self.settings
+
     @property
     def names(self) -> tuple[str, ...]:
         """Of all settings."""
-        return (*(NAMES.values() if self.variants else ()), *self.settings)
+        return tuple(self.overrides)
 
     def config(self, setting: str, seed: int) -> MetaTrainConfig:
         """Of a setting and a seed of meta-training."""
-        variant = {name: {"schedule": config, "specialist": config.by_layer} for config, name in NAMES.items()}
-        mine = self.settings.get(setting) or variant.get(setting, {})
-        config: MetaTrainConfig = with_overrides(MetaTrainConfig(), {**self.base, "workers": self.workers, **mine, "nes.seed": seed})
+        changes = {**self.base, "workers": self.workers, **self.overrides[setting], "nes.seed": seed}
+        config: MetaTrainConfig = with_overrides(MetaTrainConfig(), changes)
         return config
 
     def measured(self, root: Path) -> pd.DataFrame:

@@ -15,9 +15,7 @@ from pathlib import Path
 
 import torch
 
-from l3rs.directions import TorchOptimizerDirection, register
-from l3rs.evaluation.study import Study, measure, mix
-from l3rs.learned import Celo2, weights
+from l3rs.evaluation.study import Study, measure, mix, register_celo2
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,8 +38,7 @@ def main() -> None:
         study = replace(study, workers=args.workers)
     if study.workers == 1:
         torch.set_num_threads(1)
-    theta = weights.load("icons-celo2-base", "celo2-base").theta  # for studies in which it is a direction, in this process alone
-    register("celo2-base", TorchOptimizerDirection(Celo2, theta=theta, orthogonalize=False, vectors="learned"))
+    register_celo2()
     runs = args.runs or Path("runs") / args.config.stem.replace("_", "-")
     out = args.out or ROOT / study.rows
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
+from l3rs.directions import TorchOptimizerDirection, register
 from l3rs.evaluation.decisions import record
 from l3rs.finetuning.runs import append_rows
 from l3rs.finetuning.tasks import task_seed
 from l3rs.finetuning.workbench import workbench
+from l3rs.learned import Celo2, weights
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.problem import fine_tune
@@ -108,6 +110,13 @@ class Study:
         """What makes the rows of these settings."""
         only = "" if set(lacking) >= set(self.names) else f" --only {' '.join(map(shlex.quote, lacking))}"
         return f"python evaluate/study.py --config configs/{self.file.name}{only}"
+
+
+@lru_cache(maxsize=1)
+def register_celo2() -> None:
+    """Lets settings name the shipped Celo2-base as a direction, in this process alone, by the name of that optimizer."""
+    theta = weights.load("icons-celo2-base", "celo2-base").theta
+    register("celo2-base", TorchOptimizerDirection(Celo2, theta=theta, orthogonalize=False, vectors="learned"))
 
 
 def trained(config: MetaTrainConfig, setting: str, runs: Path) -> Path:

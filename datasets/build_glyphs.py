@@ -27,10 +27,10 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from embedded_set import Drawing, check, classes_with_enough, draw_split, draw_validation, drop_copies, quantize, shape_of, write_set
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
 
-from l3rs.data.build import Drawing, check, classes_with_enough, draw_split, draw_validation, drop_copies, quantize, shape_of, write_set
 from l3rs.data.embedded import SIDE
 
 ROOT = Path(__file__).resolve().parent.parent

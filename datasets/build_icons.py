@@ -21,9 +21,7 @@ from pathlib import Path
 import numpy as np
 import resvg_py
 import yaml
-from PIL import Image
-
-from l3rs.data.build import (
+from embedded_set import (
     Drawing,
     check,
     classes_with_enough,
@@ -34,6 +32,8 @@ from l3rs.data.build import (
     shape_of,
     write_set,
 )
+from PIL import Image
+
 from l3rs.data.embedded import SIDE
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,12 +13,14 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from tqdm import trange
 
 from l3rs.data import ImageSet, load_icons
@@ -62,7 +64,7 @@ def batches(side: int, tree: ImageTree, folder: Path, rows: list[dict[str, objec
     cache = folder / f"cache-{side}"
     build(tree, decoder, cache, workers=1)
     pixels, labels, validation = open_cache(cache, tree.classes)
-    numbers = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    numbers = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     images = ImageSet("photos", pixels, labels, tree.classes, validation, *numbers, side=side, mirror=True)
     rng = np.random.default_rng(0)
     order = [torch.from_numpy(rng.choice(IMAGES, BATCH, replace=False)) for _ in range(8)]
@@ -73,9 +75,7 @@ def batches(side: int, tree: ImageTree, folder: Path, rows: list[dict[str, objec
 
     def decoded(i: int) -> torch.Tensor:
         fresh = torch.from_numpy(np.stack([decoder(tree.root / tree.files[j]) for j in order[i].tolist()]))
-        return ImageSet("photos", fresh, labels, tree.classes, validation, *numbers, side=side, mirror=True).inputs(
-            torch.arange(BATCH), crops[i]
-        )
+        return replace(images, pixels=fresh).inputs(torch.arange(BATCH), crops[i])
 
     def cached(i: int) -> torch.Tensor:
         return images.inputs(order[i], crops[i])

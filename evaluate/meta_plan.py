@@ -14,20 +14,25 @@ import math
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from l3rs.controller.decide import meta_shapes
-from l3rs.meta.config import MetaTrainConfig
+from l3rs.learners import LEARNERS
+from l3rs.meta.config import MetaTrainConfig, read_config
 from l3rs.networks.create import create
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def network_of(config: MetaTrainConfig) -> nn.Module:
+    """The network, without its weights."""
+    return create(config.workload.model, config.workload.width, config.workload.in_chans, config.task.classes)
+
+
 def operations(config: MetaTrainConfig) -> tuple[float, float]:
     """Floating-point operations of a forward, and of a forward and backward pass, for one image."""
-    network = create(config.workload.model, config.workload.width, config.workload.in_chans, config.task.classes)
+    network = network_of(config)
     inputs = torch.randn(2, config.workload.in_chans, config.workload.side or 224, config.workload.side or 224)
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         network(inputs)
@@ -38,9 +43,7 @@ def operations(config: MetaTrainConfig) -> tuple[float, float]:
 
 def meta_parameters(config: MetaTrainConfig) -> int:
     """How many numbers a candidate is."""
-    network = create(config.workload.model, config.workload.width, config.workload.in_chans, config.task.classes)
-    layers = tuple(name for name, _ in network.named_parameters()) if config.specialist else ()
-    return sum(math.prod(shape) for shape in meta_shapes(config.schedule, layers).values())
+    return len(LEARNERS[config.optimizer].start(config.beginning, "", lambda: network_of(config)).theta)
 
 
 def plan(config: MetaTrainConfig, rate: float) -> str:
@@ -80,16 +83,11 @@ def plan(config: MetaTrainConfig, rate: float) -> str:
 
 
 def main() -> None:
-    outer = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    outer.add_argument("--config", type=Path, default=ROOT / "configs" / "meta_train" / "imagenet25_l3rs.yaml", help="of meta-training")
-    outer.add_argument("--images-per-second", type=float, required=True, help="through forward and backward pass on one GPU")
-    args = outer.parse_args()
-    parser = ArgumentParser()
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(MetaTrainConfig, as_group=False)
-    settings = parser.parse_args(["--config", str(args.config), "--data", "."])
-    settings.pop("config")
-    print(plan(MetaTrainConfig(**vars(parser.instantiate(settings))), args.images_per_second))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "meta_train" / "imagenet25_l3rs.yaml", help="of meta-training")
+    parser.add_argument("--images-per-second", type=float, required=True, help="through forward and backward pass on one GPU")
+    args = parser.parse_args()
+    print(plan(read_config(args.config, data="."), args.images_per_second))  # no image is read
 
 
 if __name__ == "__main__":

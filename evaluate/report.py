@@ -9,13 +9,15 @@ Nothing is run here. What has no rows is shown as missing, and its section ends 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-from figures import FIGURES
-from run import RESULTS
-from tables import TABLES, Sources, arguments, collect
+from run import RESULTS, ROOT
 
+from l3rs.evaluation.figures import FIGURES
 from l3rs.evaluation.pages import Picture, Table, as_html, as_markdown, save_pictures
+from l3rs.evaluation.sources import Sources, arguments, collect
+from l3rs.evaluation.tables import TABLES
 
 TITLE = "L3RS: the evaluation"
 LEAD = (
@@ -33,9 +35,13 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write to (default: %(default)s)")
     args = parser.parse_args()
+    try:
+        sources = Sources(ROOT, args.rows, args.cells, args.configs)
+    except ValueError as error:
+        sys.exit(str(error))
     sections = [
         (heading, sorted(items, key=lambda item: isinstance(item, Table)))  # pictures first
-        for heading, items in collect(Sources.of(args), (*TABLES, *FIGURES))
+        for heading, items in collect(sources, (*TABLES, *FIGURES))
     ]
     args.out.mkdir(parents=True, exist_ok=True)
     save_pictures([item for _, items in sections for item in items if isinstance(item, Picture)], args.out / "figures")

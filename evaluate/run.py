@@ -17,26 +17,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jsonargparse
 from tqdm import tqdm
 
-from l3rs.evaluation.cells import Arm, EvaluationConfig, Rows, fingerprint, missing, plan, rows_of
+from l3rs.evaluation.cells import EvaluationConfig, Rows, fingerprint, missing, plan, rows_of
+from l3rs.evaluation.sources import read_cell
+from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import attempt, execute_all, execute_on_ray
 
-RESULTS = Path(__file__).resolve().parent / "results"
-
-
-def read_config(file: Path, data: str | None = None) -> EvaluationConfig:
-    """A cell from its YAML file, its images from another folder if one is given. Exits with one line for a file that is not one."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(EvaluationConfig, as_group=False)
-    try:
-        config: EvaluationConfig = EvaluationConfig(**vars(parser.instantiate(parser.parse_path(str(file)))))
-        if data is not None:
-            config = replace(config, workload=replace(config.workload, data=data))
-    except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
-        sys.exit(f"{file}: {' '.join(str(error).split())}")
-    return config
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "evaluate" / "results"
 
 
 def is_there(config: EvaluationConfig, arm: Arm) -> bool:
@@ -65,7 +54,10 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="only say what there is to do")
     parser.add_argument("--compact", action="store_true", help="write all rows to evaluate/results/CELL/rows.parquet, and run nothing")
     args = parser.parse_args()
-    config = read_config(args.config, args.data)
+    try:
+        config = read_cell(args.config, args.data)
+    except ValueError as error:
+        sys.exit(str(error))
     rows = Rows(args.out / config.cell, RESULTS / config.cell)
     if args.compact:
         (RESULTS / config.cell).mkdir(parents=True, exist_ok=True)
@@ -90,10 +82,8 @@ def main() -> None:
     print(f"{config.cell}: {len(todo)} runs are missing, {steps:,} steps")
     if args.plan or not todo:
         return
-    try:  # what all runs would fail for
-        if not config.workload.embedded:
-            config.workload.prepare((config.purpose,), config.task)
-        config.workload.network(config.task.classes)
+    try:
+        config.prepare(config.purpose)
     except ValueError as error:
         parser.error(str(error))
     planned = {replace(p.run, device=args.device): p for p in todo}
@@ -105,7 +95,7 @@ def main() -> None:
             failed += "error" in new[0]
             rows.append(new)
             bar.update(run.steps)
-            bar.set_postfix(arm=run.label, K=run.steps, failed=failed)
+            bar.set_postfix(arm=run.arm.name, K=run.steps, failed=failed)
     print(f"{len(todo)} runs in {rows.shard}" + (f"; {failed} runs failed: see their column `error`" if failed else ""))
 
 

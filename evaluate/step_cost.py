@@ -27,12 +27,11 @@ from tqdm import trange
 
 from l3rs import L3RS
 from l3rs.finetuning.runs import append_rows, peak, start_peak
-from l3rs.learned import Celo, Celo2, SmallFC, VeLO, batches
+from l3rs.learned import batches
 from l3rs.learned.base import LearnedRule
-from l3rs.learned.celo2 import SHAPES
 from l3rs.learned.elements import refused
-from l3rs.learned.small_fc import SHAPES as SMALL_FC
 from l3rs.learned.theta import random
+from l3rs.learned.weights import KINDS
 from l3rs.networks.create import resnet34
 from l3rs.optimizer.kernels import ForeachKernel, Norms
 
@@ -42,18 +41,8 @@ FIELDS = (
 )
 LEARNED_FIELDS = (*FIELDS, "peak_words")
 SHARE_FIELDS = (
-    "date",
-    "device",
-    "threads",
-    "torch",
-    "network",
-    "pixels",
-    "batch",
-    "arm",
-    "rounds",
-    "training_step_ms",
-    "optimizer_ms",
-    "share",
+    *("date", "device", "threads", "torch", "network", "pixels", "batch", "arm", "rounds"),
+    *("training_step_ms", "optimizer_ms", "share"),
 )
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -115,10 +104,14 @@ def parameters(network: nn.Module) -> list[nn.Parameter]:
     return copies
 
 
+def named_parameters(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The same, with their names."""
+    return list(zip(dict(network.named_parameters()), parameters(network), strict=True))
+
+
 def learned(network: nn.Module, kernel: type[ForeachKernel] | None = None, fused: bool | None = None) -> torch.optim.Optimizer:
     """L3RS by the shipped specialist; `kernel` takes the place of its kernel."""
-    names = [name for name, _ in network.named_parameters()]
-    optimizer = L3RS(list(zip(names, parameters(network), strict=True)), 10**6, "icons-resnet34", fused=fused)
+    optimizer = L3RS(named_parameters(network), 10**6, "icons-resnet34", fused=fused)
     if kernel is not None:
         optimizer.step(loss=1.0)
         (layers,) = optimizer._batches
@@ -162,13 +155,8 @@ def without_kernel(make: Callable[[], LearnedRule]) -> LearnedRule:
 
 def other_learned_optimizers() -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]]:
     """With meta-parameters drawn at random, which cost what published ones do."""
-    celo2, celo, velo, small_fc = (random(shapes, 0) for shapes in (SHAPES, Celo.FORM.shapes, VeLO.FORM.shapes, SMALL_FC))
     makers: dict[str, Callable[[nn.Module], LearnedRule]] = {
-        "celo2-base": lambda n: Celo2(parameters(n), celo2, orthogonalize=False, vectors="learned"),
-        "celo2": lambda n: Celo2(parameters(n), celo2),
-        "celo": lambda n: Celo(parameters(n), celo, 10**6),
-        "velo": lambda n: VeLO(parameters(n), velo, 10**6),
-        "small-fc": lambda n: SmallFC(parameters(n), small_fc),
+        name: lambda n, kind=kind: kind.build(named_parameters(n), random(kind.shapes, 0), 10**6, kind.lr) for name, kind in KINDS.items()
     }
     slow = {f"{name}-torch": lambda n, make=make: without_kernel(lambda: make(n)) for name, make in makers.items()}
     return {"adam-fused": lambda n: torch.optim.Adam(parameters(n), fused=True), **makers, **slow}
@@ -183,15 +171,20 @@ def peak_words(optimizer: torch.optim.Optimizer) -> float:
     return (peak(device) - before) * 2**20 / 4 / numel
 
 
-def take_step(optimizer: torch.optim.Optimizer) -> float:
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def take_step(optimizer: torch.optim.Optimizer, loss: Tensor | None = None) -> float:
     """The duration of a step, in seconds, until the device has done it."""
     device = optimizer.param_groups[0]["params"][0].device
-    loss = torch.ones((), device=device)
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+    loss = torch.ones((), device=device) if loss is None else loss
+    wait(device)
     started = time.perf_counter()
     optimizer.step(loss=loss) if isinstance(optimizer, L3RS | LearnedRule) else optimizer.step()
-    wait()
+    wait(device)
     return time.perf_counter() - started
 
 
@@ -253,22 +246,21 @@ def share(width: int, pixels: int, rounds: int, device: str) -> list[dict]:
     """Rows of SHARE_FIELDS: what part of a training step, at batch 64, is the optimizer's."""
     rows = []
     inputs, labels = torch.randn(64, 3, pixels, pixels, device=device), torch.randint(1000, (64,), device=device)
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    for name in ("adam-fused", "l3rs"):
+    makers: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+        "adam-fused": lambda n: torch.optim.Adam(n.parameters(), fused=True),
+        "l3rs": lambda n: L3RS(n.named_parameters(), 100),
+    }
+    for name, make in makers.items():
         network = resnet34(width).to(device, memory_format=torch.channels_last)
-        optimizer = L3RS(network.named_parameters(), 100) if name == "l3rs" else torch.optim.Adam(network.parameters(), fused=True)
+        optimizer = make(network)
         whole, part = [], []
         for _ in trange(rounds + 1, desc=f"{name}, {pixels} px"):
             started = time.perf_counter()
             loss = F.cross_entropy(network(inputs), labels)
             optimizer.zero_grad()
             loss.backward()
-            wait()
-            middle = time.perf_counter()
-            optimizer.step(loss=loss) if name == "l3rs" else optimizer.step()
-            wait()
+            part.append(take_step(optimizer, loss))
             whole.append(time.perf_counter() - started)
-            part.append(time.perf_counter() - middle)
         times = {"training_step_ms": round(1e3 * np.median(whole[1:]), 1), "optimizer_ms": round(1e3 * np.median(part[1:]), 2)}
         about = {"network": f"resnet34-w{width}", "pixels": pixels, "batch": 64, "arm": name, "rounds": rounds}
         rows.append({**machine(device), **about, **times, "share": round(np.median(np.array(part[1:]) / np.array(whole[1:])), 5)})

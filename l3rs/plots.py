@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib import colormaps
@@ -18,18 +20,40 @@ from l3rs.stats import mean_interval
 # Okabe and Ito's palette, told apart by all, and a grey; L3RS is the dark one and thicker.
 BLACK, GREY, BLUE, SKY = "#000000", "#777777", "#0072B2", "#56B4E9"
 GREEN, ORANGE, RED, PURPLE = "#009E73", "#E69F00", "#D55E00", "#CC79A7"
-STYLES = {  # colour and marker, by optimizer
-    "l3rs": (BLACK, "o"),
-    "adam": (BLUE, "s"),
-    "adam-cosine": (SKY, "^"),
-    "adam-cosine-head10": (GREEN, "D"),
-    "sgd-cosine": (RED, "v"),
-    "adamw-cosine-head10": (GREEN, "h"),
-    "adamw-layer-decay": (ORANGE, "<"),
-    "schedule-free": (PURPLE, ">"),
-    "muon-cosine": (GREY, "X"),
-    "soap-cosine": (GREY, "P"),
+STYLES: Mapping[str, tuple[str, str, str]] = {  # colour, marker and dash, by optimizer
+    "l3rs": (BLACK, "o", "-"),
+    "adam": (BLUE, "s", "-"),
+    "adam-cosine": (SKY, "^", "--"),
+    "adam-cosine-head10": (GREEN, "D", "-."),
+    "sgd-cosine": (ORANGE, "v", ":"),
+    "adamw": (RED, "d", ":"),
+    "adamw-cosine-head10": (GREEN, "h", ":"),
+    "adamw-layer-decay": (RED, "<", "--"),
+    "schedule-free": (PURPLE, ">", "-."),
+    "muon-cosine": (RED, "X", "-"),
+    "soap-cosine": (PURPLE, "P", ":"),
+    "velo": (RED, "v", "-"),
+    "celo": (PURPLE, "P", "-"),
+    "celo2": (ORANGE, "X", "--"),
+    "celo2-base": (ORANGE, "P", "-"),
+    "small-fc": (BLUE, "*", ":"),
+    "mulo": (GREEN, "v", "--"),
 }
+
+
+def look(colour: str, marker: str, dash: str) -> dict[str, Any]:
+    """How a line is drawn; black ones are of L3RS, and thick."""
+    return {"color": colour, "marker": marker, "linestyle": dash, "markersize": 5, "linewidth": 2.4 if colour == BLACK else 1.3}
+
+
+def colours(optimizers: Sequence[str]) -> list[str]:
+    """One for each, its own; of those that have the same one the later get others, as long as there are any."""
+    given: list[str] = []
+    for optimizer in optimizers:
+        own = STYLES[optimizer][0]
+        free = [colour for colour in dict.fromkeys(c for c, *_ in STYLES.values()) if colour not in {*given, BLACK}]
+        given.append(free[0] if own in given and free else own)
+    return given
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -53,8 +77,7 @@ def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None
     left, right = figure.subplots(1, 2)
     horizon = int(table.steps.max())
     for name in table.optimizer.unique():
-        colour, marker = STYLES[name]
-        style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 2.4 if name == "l3rs" else 1.4}
+        style = look(*STYLES[name])
         ends = table[table.optimizer == name]
         rate = float(ends[ends.steps == horizon].lr.iloc[0])
         c = curves[(curves.optimizer == name) & (curves.horizon == horizon) & (curves.lr == rate)]
@@ -62,7 +85,7 @@ def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None
             {step: mean_interval(group.accuracy.fillna(0).to_numpy()) for step, group in c.groupby("steps")}, index=["mean", "low", "high"]
         ).T
         left.plot(points.index, points["mean"], label=name, **style)
-        left.fill_between(points.index, points["low"], points["high"], color=colour, alpha=0.12, linewidth=0)
+        left.fill_between(points.index, points["low"], points["high"], color=style["color"], alpha=0.12, linewidth=0)
         error = [ends.accuracy - ends.low, ends.high - ends.accuracy]
         right.errorbar(ends.steps, ends.accuracy, yerr=error, capsize=2, elinewidth=1, label=name, **style)
     left.set(title=f"along runs of {horizon} steps", xlabel="step", ylabel="evaluation accuracy", ylim=(0, 1))

@@ -16,10 +16,10 @@ from conftest import random_schedule, small_network
 
 from l3rs.cli import _meta_train_parser, main
 from l3rs.evaluation.cells import plan
-from l3rs.evaluation.study import with_overrides
+from l3rs.evaluation.sources import read_cell
+from l3rs.evaluation.study import Study
 from l3rs.finetuning.runs import FIELDS
 from l3rs.learned import weights
-from l3rs.meta.config import MetaTrainConfig
 from l3rs.schedules.find import load, save
 
 ROOT = Path(__file__).parent.parent
@@ -112,27 +112,21 @@ def test_every_config_opens_with_its_command_and_is_valid(path: Path, monkeypatc
         assert f"# python pretrain/backbone.py --config {path.relative_to(ROOT)} " in first
         assert PretrainConfig(**settings, data="images" if "--data" in first else None).workload.from_scratch
     elif kind in ("evaluate", "imagenet"):
-        from run import read_config
-
         assert f"# python evaluate/run.py --config {path.relative_to(ROOT)} " in first
-        config = read_config(path)
+        config = read_cell(path)
         arms = tuple(arm for arm in config.arms if not (config.rates and arm.tuned))  # their file is made by evaluate/tune.py
         assert plan(replace(config, arms=arms))
-    elif path.stem == "ablations":
-        from l3rs.meta.config import read_config as common
-
-        assert first.startswith("# python evaluate/ablations.py ")
-        assert common(path).steps == (20, 20)
     else:
-        assert first.startswith("# python evaluate/meta_study.py ")
-        base = with_overrides(MetaTrainConfig(), settings["base"])
-        changed = [with_overrides(base, overrides) for overrides in settings["settings"].values()]
-        cost = {c.nes.population * c.meta_batch * c.generations for c in changed}
+        assert f"# python evaluate/study.py --config {path.relative_to(ROOT)} " in first
+        study = Study.read(path)
+        configs = [study.config(name, 0) for name in study.names]
+        cost = {c.nes.population * c.meta_batch * c.generations for c in configs}
         assert len(cost) == 1
-        assert len(set(map(repr, changed))) == len(changed)
+        assert len(set(map(repr, configs))) == len(configs)
 
 
-SCRIPTS = sorted(str(p.relative_to(ROOT)) for d in ("pretrain", "evaluate", "datasets") for p in (ROOT / d).glob("*.py"))
+FOLDERS = ("pretrain", "evaluate", "datasets")
+SCRIPTS = sorted(str(p.relative_to(ROOT)) for d in FOLDERS for p in (ROOT / d).glob("*.py") if "__main__" in p.read_text())
 
 
 @pytest.mark.slow

@@ -39,8 +39,10 @@ def paths(config: L3RSConfig) -> list[tuple[str, dict[str, float], float]]:
     ]
     known = DESCRIPTION[: config.embedding]
     whats = [(what, {f"embedding/{i}": HEIGHT}, 0.0) for i, what in enumerate(known)]
+    if not known:  # no unit can tell the head from the body
+        return clocks[: min(config.hidden)]
     gated = []
-    for name, weights, bias in clocks if known else ():
+    for name, weights, bias in clocks:
         # Closed for the body: twice as far below 0 as the clock can reach above, with all its features at 1.
         far = 2 * (sum(abs(w) * sum(f.startswith(f"{block}/") for f in feature_names(config)) for block, w in weights.items()) + abs(bias))
         gated.append((f"head's {name}", {**weights, "embedding/0": far}, bias - far))

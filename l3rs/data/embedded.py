@@ -1,4 +1,4 @@
-"""Reading a data set that is shipped with the package: 32 px grey pictures in 16 levels of ink (`l3rs/data/build.py` writes them)."""
+"""Reading a data set that is shipped with the package: 32 px grey pictures in 16 levels of ink (`datasets/embedded_set.py` writes them)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Meta-evaluation: cells and arms, rows, and the tables, figures and pages that are made of rows."""
+"""Meta-evaluation: cells, studies and tuning, which make rows, and the tables, figures and pages that are made of these."""
 
 from l3rs.extras import require
 

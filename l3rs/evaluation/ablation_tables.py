@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from l3rs.evaluation.cell_tables import WORST, number
 from l3rs.evaluation.pages import MISSING
-from l3rs.evaluation.tables import WORST, number
 
 START = "the start"
 
@@ -37,7 +37,7 @@ def ablation(rows: pd.DataFrame, variants: Mapping[str, str], horizons: Sequence
     """A line a variant: mean and standard deviation over tasks at the end of its meta-training, its seeds averaged task by task.
 
     Args:
-        rows: of `evaluate/ablations.py`.
+        rows: of a study.
         variants: what their rows call them, by what the table does.
     """
     values = at_the_end(rows, measure)
@@ -94,7 +94,9 @@ def contrasts(rows: pd.DataFrame, reference: str, measure: str) -> dict[tuple[st
         variance, freedom = seed_variance(values)
         tasks = values.pivot_table(index="task", columns="setting", values="value", aggfunc="mean")
         seeds = values.groupby("setting").meta_seed.nunique()
-        for setting in tasks.columns.drop(reference, errors="ignore") if reference in tasks else ():
+        if reference not in tasks:
+            continue
+        for setting in tasks.columns.drop(reference):
             gaps = scale * (tasks[setting] - tasks[reference]).dropna()
             if gaps.empty:
                 continue

@@ -22,69 +22,16 @@ import pandas as pd
 import torch
 
 from l3rs._version import __version__
-from l3rs.finetuning.baselines import BASELINES, tuned_learning_rate
-from l3rs.finetuning.runs import Failure, Run, append_rows
+from l3rs.finetuning.arms import Arm
+from l3rs.finetuning.runs import CELL_FIELDS, Failure, Run, append_rows, row
 from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import Report
 from l3rs.finetuning.workload import Workload
-from l3rs.learned.weights import KINDS
 from l3rs.learners import LEARNERS
-from l3rs.schedules.find import SHIPPED_WEIGHTS
 from l3rs.schedules.seal import CheckpointError
 
-FIELDS = (
-    *("cell", "arm", "optimizer", "lr", "learned", "meta_seed", "head_only", "horizon", "steps", "task_seed"),
-    *("accuracy", "loss", "seconds", "peak_mib", "error", "torch", "l3rs", "device", "date"),
-)
 KEY = ["cell", "arm", "lr", "learned", "meta_seed", "horizon", "task_seed"]  # of a run
 CONSTANT = ("adam",)  # optimizers whose steps do not depend on K
-
-
-@dataclass(frozen=True)
-class Arm:
-    """An optimizer in a comparison.
-
-    Attributes:
-        name: what rows and tables call it.
-        optimizer: `l3rs`, a baseline, or another learned optimizer.
-        lr: the learning rate; none is the one tuned for each horizon of a baseline or of Celo2, and 1 for other learned optimizers.
-        learned: of a learned optimizer: a shipped schedule's name, or a file.
-        meta_seed: of the meta-training that made it, where several seeds are arms of one name.
-        head_only: whether all but the head is frozen.
-        horizons: some of the cell's; none is all.
-        total_steps: the length of the run that the optimizer is told, as a multiple of the true one.
-        refresh: whether BatchNorm's statistics are refreshed before evaluations, as they always are for a schedule-free optimizer.
-    """
-
-    name: str
-    optimizer: str
-    lr: float | None = None
-    learned: str = "auto"
-    meta_seed: int = 0
-    head_only: bool = False
-    horizons: tuple[int, ...] = ()
-    total_steps: float = 1.0
-    refresh: bool = False
-
-    def __post_init__(self) -> None:
-        allowed = tuple(dict.fromkeys(("l3rs", *BASELINES, *LEARNERS)))
-        if self.optimizer not in allowed:
-            raise ValueError(f"the optimizer of arm {self.name!r} must be one of {', '.join(allowed)} (got {self.optimizer!r})")
-        if self.lr is not None and not 0 <= self.lr < math.inf:
-            raise ValueError(f"lr of arm {self.name!r} must be finite and at least 0 (got {self.lr})")
-        if not 0 < self.total_steps < math.inf:
-            raise ValueError(
-                f"total_steps of arm {self.name!r} must be positive, as a multiple of the run's length (got {self.total_steps})"
-            )
-        if self.optimizer in KINDS and self.learned == "auto":
-            there = [name for name, kind in SHIPPED_WEIGHTS.items() if kind == self.optimizer]
-            shipped = f"{', '.join(there)} is shipped" if there else f"{self.optimizer} has none that are shipped"
-            raise ValueError(f"arm {self.name!r} needs learned, the file of its weights: {shipped}")
-
-    @property
-    def tuned(self) -> bool:
-        """Whether its learning rate is a tuned one."""
-        return self.lr is None and (self.optimizer in BASELINES or LEARNERS[self.optimizer].tuned)
 
 
 @dataclass(frozen=True)
@@ -139,17 +86,21 @@ class EvaluationConfig:
         there = [(arm, tuple(h for h in arm.horizons or kept if h in kept)) for arm in arms]
         return replace(self, horizons=kept, arms=tuple(replace(arm, horizons=mine) for arm, mine in there if mine))
 
+    def prepare(self, purpose: str) -> None:
+        """Decodes the images of a purpose, unless they are there, and finds the weights. Raises ValueError where all runs would fail."""
+        if not self.workload.embedded:
+            self.workload.prepare((purpose,), self.task)
+        self.workload.network(self.task.classes)
+
     def rate(self, arm: Arm, horizon: int) -> float:
         """The learning rate of an arm at a horizon. Raises ValueError where it is a tuned one and has not been tuned."""
-        if arm.lr is not None:
-            return arm.lr
-        return tuned_learning_rate(arm.optimizer, horizon, self.rates) if arm.tuned else 1.0
+        return arm.rate(horizon, self.rates)
 
 
 @lru_cache(maxsize=64)
 def fingerprint(optimizer: str, learned: str) -> str:
     """Name and digest of what a learned optimizer has learned; empty for a baseline. Raises CheckpointError."""
-    if optimizer in BASELINES:
+    if optimizer not in LEARNERS:
         return ""
     if learned == "auto":
         raise CheckpointError("learned is 'auto'; name the schedule, so that its rows are known as its own")
@@ -161,7 +112,6 @@ def fingerprint(optimizer: str, learned: str) -> str:
 class Planned:
     """A run, and where its rows come from: evaluations at `finals` end runs of that length, the others lie on the way to `horizon`."""
 
-    arm: Arm
     run: Run
     finals: tuple[int, ...]
 
@@ -177,45 +127,45 @@ def plan(config: EvaluationConfig) -> list[Planned]:
             for group in [mine] if shared else [[h] for h in mine]:
                 on_the_way = (s for s in config.curve if s <= group[0])
                 run = Run(
-                    config.cell, arm.optimizer, config.rate(arm, group[0]), group[0], seed, config.purpose, arm.learned,
-                    evaluate_at=tuple(sorted({*group, *on_the_way})), workload=config.workload, label=arm.name, head_only=arm.head_only,
-                    task=config.task, total_steps=max(1, round(arm.total_steps * group[0])), refresh=arm.refresh,
+                    config.cell, replace(arm, lr=config.rate(arm, group[0])), group[0], seed, config.purpose,
+                    evaluate_at=tuple(sorted({*group, *on_the_way})), workload=config.workload, task=config.task,
                 )  # fmt: skip
-                planned.append(Planned(arm, run, tuple(group)))
+                planned.append(Planned(run, tuple(group)))
     return sorted(planned, key=lambda p: -p.run.steps)
 
 
 def missing(planned: Iterable[Planned], rows: pd.DataFrame) -> list[Planned]:
     """Those that have no row yet; a run that failed has one."""
     done = set(rows[KEY].itertuples(index=False, name=None))
-    return [p for p in planned if any(key(p, horizon) not in done for horizon in p.finals)]
+    return [p for p in planned if any(key(p.run, horizon) not in done for horizon in p.finals)]
 
 
-def key(planned: Planned, horizon: int) -> tuple[Any, ...]:
-    """What a run of that length is known by among the rows."""
-    arm, run = planned.arm, planned.run
+def key(run: Run, horizon: int) -> tuple[Any, ...]:
+    """What a run, or its beginning of that length, is known by among the rows."""
+    arm = run.arm
     return (run.cell, arm.name, run.lr, fingerprint(arm.optimizer, arm.learned), arm.meta_seed, horizon, run.task_seed)
 
 
 def rows_of(planned: Planned, found: Report | Failure) -> Iterator[dict[str, Any]]:
     """The rows of a run: of every evaluation, or, where it failed, of its ends, with the error."""
-    arm, run = planned.arm, planned.run
-    where = platform.processor() or platform.machine() if run.device == "cpu" else torch.cuda.get_device_name()
-    fixed = {
-        "cell": run.cell, "arm": arm.name, "optimizer": run.optimizer, "lr": run.lr, "learned": fingerprint(arm.optimizer, arm.learned),
-        "meta_seed": arm.meta_seed, "head_only": arm.head_only, "task_seed": run.task_seed, "torch": torch.__version__,
-        "l3rs": __version__, "device": where, "date": date.today().isoformat(),
+    run, arm = planned.run, planned.run.arm
+    about = {
+        "arm": arm.name, "learned": fingerprint(arm.optimizer, arm.learned), "meta_seed": arm.meta_seed, "head_only": arm.head_only,
+        "torch": torch.__version__, "l3rs": __version__, "date": date.today().isoformat(),
+        "device": platform.processor() or platform.machine() if run.device == "cpu" else torch.cuda.get_device_name(),
     }  # fmt: skip
+    ends: list[tuple[int, int, Report, dict[str, Any]]]  # the length of a run, steps on its way there, and what else is known
     if isinstance(found, Failure):
-        yield from (
-            {**fixed, "horizon": h, "steps": h, "accuracy": math.nan, "loss": math.nan, "error": found.message} for h in planned.finals
-        )
-        return
-    for steps in sorted(found.accuracy):
-        measured = {"steps": steps, "accuracy": round(found.accuracy[steps], 6), "loss": round(found.loss[steps], 6)}
-        for horizon in sorted({run.steps, *({steps} & set(planned.finals))}):  # the shorter runs of a constant arm end on the way
-            whole = {"seconds": round(found.seconds, 3), "peak_mib": round(found.peak_mib, 1)} if steps == horizon == run.steps else {}
-            yield {**fixed, "horizon": horizon, **measured, **whole}
+        nothing = dict.fromkeys(planned.finals, math.nan)
+        ends = [(h, h, Report(accuracy=nothing, loss=nothing), {"error": found.message}) for h in planned.finals]
+    else:  # the shorter runs of a constant arm end on the way
+        places = [(h, s) for s in sorted(found.accuracy) for h in sorted({run.steps, *({s} & set(planned.finals))})]
+        ends = [(h, s, found, {"peak_mib": round(found.peak_mib, 1)} if h == s == run.steps else {}) for h, s in places]
+    for horizon, steps, report, more in ends:
+        made = row(run, report, steps) | about | {"horizon": horizon} | more
+        if "peak_mib" not in more:
+            del made["seconds"]  # as memory, they are of the whole run
+        yield made
 
 
 class Rows:
@@ -232,7 +182,7 @@ class Rows:
 
     def read(self) -> pd.DataFrame:
         """All of them, without repetitions."""
-        tables = [pd.DataFrame(columns=list(FIELDS))]
+        tables = [pd.DataFrame(columns=list(CELL_FIELDS))]
         for folder in filter(None, (self.committed, self.folder)):
             tables += [pd.read_parquet(file) for file in sorted(folder.glob("*.parquet"))]
             tables += [pd.read_csv(file) for file in sorted(folder.glob("*.csv"))]
@@ -243,7 +193,7 @@ class Rows:
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Adds rows to this invocation's file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        append_rows(self.shard, rows, FIELDS)
+        append_rows(self.shard, rows, CELL_FIELDS)
 
     def compact(self, file: Path) -> int:
         """Writes all rows to one Parquet file, in a fixed order; gives their number."""

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from l3rs.evaluation.cell_tables import nothing
 from l3rs.evaluation.cells import CONSTANT
 from l3rs.evaluation.pages import MISSING, Table
-from l3rs.evaluation.tables import nothing
+from l3rs.finetuning.arms import OURS
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.stats import runs_to_break_even
 
@@ -127,9 +128,9 @@ def break_even(
         if not spent.rates:
             continue
         lines.loc[name, columns[:2]] = [f"{spent.seconds / 3600:.2f}", str(spent.rates)]
-        if optimizer not in seconds or "l3rs" not in seconds or math.isnan(invested):
+        if optimizer not in seconds or OURS not in seconds or math.isnan(invested):
             continue
-        c, c0 = seconds[optimizer], seconds["l3rs"]
+        c, c0 = seconds[optimizer], seconds[OURS]
         lines.loc[name, columns[2]] = f"{c:.2f} (L3RS {c0:.2f})"
         lines.loc[name, columns[4]] = runs(runs_to_break_even(invested, spent.rates * c - c0))
         if optimizer in speedups:

@@ -14,8 +14,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from l3rs.evaluation.cell_figures import WIDTH, legend, panels, tidy
 from l3rs.evaluation.decisions import KINDS
-from l3rs.evaluation.figures import WIDTH, legend, panels, tidy
 from l3rs.evaluation.pages import Picture
 from l3rs.plots import BLACK, BLUE, GREEN, RED
 
@@ -51,7 +51,7 @@ def decision_pictures(rows: pd.DataFrame | None, times: pd.DataFrame | None) -> 
 
 
 def trust(name: str, rows: pd.DataFrame | None, commands: tuple[str, ...]) -> Picture:
-    """The shares of other optimizers in the mix, a panel each, from the rows of `evaluate/trust.py`."""
+    """The shares of other optimizers in the mix, a panel each, from the rows of `l3rs.evaluation.study.mix`."""
     caption = (
         "Other optimizers as a third direction beside SGD and Adam: their share of the mix, mu, against the step, a line a kind of layer, "
         "averaged over its layers, tasks and meta-training seeds; thin, the seeds. A third is where all are alike."

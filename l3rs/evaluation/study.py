@@ -1,21 +1,30 @@
-"""Comparisons of meta-trainings: each setting meta-trained in a folder of its own, its start and its end run on the same tasks, as rows."""
+"""A study: settings of meta-training compared at equal cost. Each is meta-trained, its start and its end run on the same tasks, as rows."""
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+import shlex
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from tqdm import tqdm
 
+from l3rs.directions import TorchOptimizerDirection, register
+from l3rs.evaluation.decisions import record
 from l3rs.finetuning.runs import append_rows
 from l3rs.finetuning.tasks import task_seed
 from l3rs.finetuning.workbench import workbench
+from l3rs.learned import Celo2, weights
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.problem import fine_tune
 from l3rs.meta.train import meta_train
+from l3rs.schedules.schedule import LearnedSchedule
+from l3rs.schedules.variants import NAMES
 
 COLUMNS = ("setting", "meta_seed", "generation", "steps", "task", "accuracy", "loss", "meta_seconds")
 
@@ -42,6 +51,81 @@ def with_overrides(config: Any, overrides: dict[str, Any]) -> Any:
     return replace(config, **changes)  # at once: fields are checked together
 
 
+@dataclass(frozen=True)
+class Study:
+    """Settings of meta-training and the tasks that all are measured on: a YAML file such as `configs/ablations.yaml`.
+
+    Attributes:
+        file: the YAML file.
+        rows: CSV file with `COLUMNS`.
+        purpose: of the tasks' classes.
+        tasks: at each horizon, the same for all settings. The horizons are `validation_steps` of a setting.
+        seeds: of meta-training.
+        base: what all settings have in common, by the dotted names of fields of `MetaTrainConfig`.
+        settings: what is different in each, in the same way.
+        variants: whether those of the paper, `l3rs.schedules.variants`, are settings too.
+        workers: processes of a meta-training; 0 is one a core.
+        mixes: CSV file for the mean of mu along two runs, of `settings` whose last direction is to be looked at; none is none.
+    """
+
+    file: Path
+    rows: str
+    purpose: str
+    tasks: int
+    seeds: tuple[int, ...]
+    base: Mapping[str, Any]
+    settings: Mapping[str, Mapping[str, Any]]
+    variants: bool = False
+    workers: int = 0
+    mixes: str | None = None
+
+    @classmethod
+    def read(cls, file: Path) -> Study:
+        """From its YAML file."""
+        return cls(file, **yaml.safe_load(file.read_text()))
+
+    @cached_property
+    def overrides(self) -> Mapping[str, Mapping[str, Any]]:
+        """What is different in each setting, the paper's variants among them if they are to be."""
+        paper = {name: {"schedule": config, "specialist": config.by_layer} for config, name in NAMES.items()}
+        return {**paper, **self.settings} if self.variants else self.settings
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all settings."""
+        return tuple(self.overrides)
+
+    def config(self, setting: str, seed: int) -> MetaTrainConfig:
+        """Of a setting and a seed of meta-training."""
+        changes = {**self.base, "workers": self.workers, **self.overrides[setting], "nes.seed": seed}
+        config: MetaTrainConfig = with_overrides(MetaTrainConfig(), changes)
+        return config
+
+    def measured(self, root: Path) -> pd.DataFrame:
+        """The rows in a checkout, none if there is no such file yet."""
+        file = root / self.rows
+        return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=list(COLUMNS))
+
+    def command(self, lacking: Collection[str]) -> str:
+        """What makes the rows of these settings."""
+        only = "" if set(lacking) >= set(self.names) else f" --only {' '.join(map(shlex.quote, lacking))}"
+        return f"python evaluate/study.py --config configs/{self.file.name}{only}"
+
+
+@lru_cache(maxsize=1)
+def register_celo2() -> None:
+    """Lets settings name the shipped Celo2-base as a direction, in this process alone, by the name of that optimizer."""
+    theta = weights.load("icons-celo2-base", "celo2-base").theta
+    register("celo2-base", TorchOptimizerDirection(Celo2, theta=theta, orthogonalize=False, vectors="learned"))
+
+
+def trained(config: MetaTrainConfig, setting: str, runs: Path) -> Path:
+    """Meta-trains a setting, or what is left of that, in a folder of its own in `runs`; gives the folder."""
+    folder = runs / f"{setting.replace(' ', '-').replace(',', '')}-{config.nes.seed}"
+    meta_train(config, folder)
+    return folder
+
+
 def measure(config: MetaTrainConfig, setting: str, runs: Path, tasks: int, purpose: str, out: Path) -> None:
     """Meta-trains `config` unless that is done, and appends to `out` the rows that are missing of its start and its end.
 
@@ -61,8 +145,7 @@ def measure(config: MetaTrainConfig, setting: str, runs: Path, tasks: int, purpo
     missing = [key for key in wanted if key not in done]
     if not missing:
         return
-    folder = runs / f"{setting.replace(' ', '-').replace(',', '')}-{seed}"
-    meta_train(config, folder)
+    folder = trained(config, setting, runs)
     seconds = round(float(pd.read_csv(folder / "curve.csv").seconds.sum()), 1)
     bench = workbench(config.workload, config.task)
     for generation, steps, task in tqdm(missing, desc=f"{setting}, seed {seed}"):
@@ -71,3 +154,15 @@ def measure(config: MetaTrainConfig, setting: str, runs: Path, tasks: int, purpo
         found = (round(report.accuracy[steps], 6), round(report.loss[steps], 6))
         values = (setting, seed, generation, steps, task, *found, seconds if generation else 0.0)
         append_rows(out, [dict(zip(COLUMNS, values, strict=True))], COLUMNS)
+
+
+def mix(config: MetaTrainConfig, setting: str, runs: Path, out: Path) -> None:
+    """Appends to `out`, unless it is there, the mean of mu by kind of layer and step along two runs; `mu_other` is the last direction's."""
+    seed = config.nes.seed
+    if out.exists() and ((rows := pd.read_csv(out)).setting.eq(setting) & rows.meta_seed.eq(seed)).any():
+        return
+    learned = LearnedSchedule.read(trained(config, setting, runs) / f"theta-{config.generations:05d}.safetensors")
+    decided = pd.concat([record(learned, config.steps[1], task, workload=config.workload) for task in (0, 1)])
+    means = decided.groupby(["kind", "step"])[[f"mu_{name}" for name in learned.config.directions]].mean().reset_index()
+    means = means.rename(columns={f"mu_{learned.config.directions[-1]}": "mu_other"}).assign(setting=setting, meta_seed=seed)
+    means.to_csv(out, mode="a", header=not out.exists(), index=False, float_format="%.4f")

@@ -1,323 +1,231 @@
-"""From the rows of a meta-evaluation to tables; nothing is run here."""
+"""The tables of the evaluation: the paper's Tables 1 to 16 and what goes beyond them, from rows; nothing is run here.
+
+Where there is no row a table says `missing`, and its section ends with the command that makes it. A run that diverged counts as 0
+accuracy, and as an infinite loss.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
 
-import numpy as np
 import pandas as pd
 
-from l3rs import stats
-from l3rs.evaluation.cells import Arm, EvaluationConfig, fingerprint
-from l3rs.evaluation.pages import MISSING
+from l3rs.controller.config import L3RSConfig
+from l3rs.evaluation.ablation_tables import START, ablation, contrast_table, contrasts, with_start
+from l3rs.evaluation.cell_figures import speedup_of
+from l3rs.evaluation.cell_tables import MEASURES, Cell, against_best, interquartile_means, means, of_a_seed, over_seeds, paired
+from l3rs.evaluation.cost_tables import break_even, step_tables
+from l3rs.evaluation.pages import MISSING, Table
+from l3rs.evaluation.sources import BEYOND, PAPER, STATISTICS, Sources
+from l3rs.evaluation.study import Study
+from l3rs.finetuning.arms import OURS
+from l3rs.finetuning.baselines import BASELINES
+from l3rs.schedules.find import SPECIALISTS, load
+from l3rs.schedules.variants import NAMES, TABLE_2, TABLE_3, TABLE_4
 
-MEASURES = ("accuracy", "loss")
-WORST = {"accuracy": 0.0, "loss": math.inf}  # what a run that diverged counts as; in the rows it stays NaN
-
-
-def outcomes(rows: pd.DataFrame, config: EvaluationConfig, measure: str) -> pd.DataFrame:
-    """What came out at the end of each run of a cell: tasks by (arm, horizon); NaN where there is no row, or the run failed.
-
-    The meta-training seeds of an arm are averaged, task by task. Rows of another learning rate than the arm has now, or of other learned
-    weights than are there under its name, or than the newest rows where none are there, are left out.
-
-    Args:
-        measure: `accuracy` or `loss`.
-    """
-    r = rows[(rows.cell == config.cell) & (rows.steps == rows.horizon) & rows.error.isna()]
-    shown = [(arm, learned_shown(arm, config, r)) for arm in config.arms]
-    planned = [(arm, horizon, learned) for arm, learned in shown for horizon in arm.horizons or config.horizons]
-    wanted = pd.MultiIndex.from_tuples(dict.fromkeys((arm.name, horizon) for arm, horizon, _ in planned), names=["arm", "horizon"])
-    current = {(arm.name, arm.meta_seed, horizon, rate_now(config, arm, horizon), learned) for arm, horizon, learned in planned}
-    keys = zip(r.arm, r.meta_seed, r.horizon, r.lr, r.learned, strict=True)
-    r = r.loc[np.array([key in current for key in keys], dtype=bool)]
-    values = r.assign(value=r[measure].fillna(WORST[measure]))
-    table = values.pivot_table(index="task_seed", columns=["arm", "horizon"], values="value", aggfunc="mean")
-    return table.reindex(columns=wanted)
-
-
-def learned_now(arm: Arm) -> str | None:
-    """The fingerprint of what an arm has learned; None where it is not there, as the weights of others are not in a fresh clone."""
-    try:
-        return fingerprint(arm.optimizer, arm.learned)
-    except ValueError:
-        return None
+PAPERS_HORIZONS = (10, 25, 50, 100, 250, 500, 1000, 2500)
+ABLATIONS = {
+    "Table 2": ("controllers and base directions", TABLE_2),
+    "Table 3": ("adaptive features", TABLE_3),
+    "Table 4": ("sets of base directions", TABLE_4),
+}
+ABLATED_FROM = NAMES[L3RSConfig()]  # what ablations are compared with
+STUDY, STUDIED_FROM = "What matters in meta-training", "base"
+INTERVALS = (
+    "In brackets the 95% interval, for the noise of tasks and for that between meta-training seeds, whose variance is pooled over the "
+    "settings that have several; a difference whose interval holds 0 is called noise. One in twenty that is noise is not called so."
+)
+REFRESHED = f"What is called refreshed is evaluated as schedule-free is: {STATISTICS}."
 
 
-def learned_shown(arm: Arm, config: EvaluationConfig, rows: pd.DataFrame) -> str | None:
-    """The fingerprint of what an arm's rows are to be of: what it has learned or, where that is not there, what its newest rows are of."""
-    now = learned_now(arm)
-    if now is not None:
-        return now
-    mine = rows[(rows.arm == arm.name) & (rows.meta_seed == arm.meta_seed) & rows.horizon.isin(list(arm.horizons or config.horizons))]
-    return mine.sort_values("date", kind="stable").learned.iloc[-1] if len(mine) else None
+def heading(name: str, cell: Cell) -> str:
+    """Of a cell's section."""
+    return f"{name}: {cell.about}"
 
 
-def rate_now(config: EvaluationConfig, arm: Arm, horizon: int) -> float | None:
-    """Its learning rate; None where that has not been tuned yet."""
-    try:
-        return config.rate(arm, horizon)
-    except ValueError:
-        return None
+def on_refreshed(cell: Cell) -> str:
+    """What is said of a cell that has arms with BatchNorm refreshed; nothing of another."""
+    return f" {REFRESHED}" if any(arm.refresh for arm in cell.config.arms) else ""
 
 
-def unique(arms: Sequence[Arm]) -> list[Arm]:
-    """One arm of each name."""
-    return list({arm.name: arm for arm in arms}.values())
+def every_command(cells: Mapping[str, Cell]) -> tuple[str, ...]:
+    """What makes all that is missing of some cells, each command once."""
+    return tuple(dict.fromkeys(command for cell in cells.values() for command in cell.commands()))
 
 
-def columns(table: pd.DataFrame) -> list[tuple[str, int]]:
-    """Its (arm, horizon)s."""
-    return [(str(key[0]), int(key[1])) for key in table.columns.to_flat_index()]
+def compared_cells(sources: Sources) -> dict[str, Cell]:
+    """The paper's cells in which L3RS is compared with others, without what shows the spread between seeds."""
+    return {name: cell.without_seeds() for name, cell in sources.cells.items() if name in PAPER and cell.reference}
 
 
-class Entry(NamedTuple):
-    """One cell of a table: mean, standard deviation and interquartile mean over so many tasks."""
-
-    mean: float
-    std: float
-    iqm: float
-    tasks: int
-
-
-def summarize(table: pd.DataFrame) -> dict[tuple[str, int], Entry]:
-    """An entry for each arm and horizon that has a run."""
-    found: dict[tuple[str, int], Entry] = {}
-    for key in columns(table):
-        x = table[key].dropna().to_numpy(dtype=float)
-        if len(x):
-            spread = float(x.std(ddof=1)) if len(x) > 1 and math.isfinite(x.max()) else math.nan
-            found[key] = Entry(float(x.mean()), spread, stats.interquartile_mean(x), len(x))
-    return found
+def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """L3RS against the best other optimizer, cell by cell."""
+    cells = compared_cells(sources)
+    if not cells:
+        return
+    frame = against_best(cells).rename_axis("cell")
+    caption = (
+        "Accuracy of L3RS, of the best other optimizer (the one least behind L3RS on the same tasks, tuned baselines included), the paired "
+        "difference in points with its bootstrap 95% interval over tasks, and the share of tasks on which L3RS is better, ties counting "
+        "half. Accuracies are over the tasks that each has, differences over those that both have. L3RS is one meta-training seed. "
+        + REFRESHED
+    )
+    yield "In short", Table("Summary", caption, frame, every_command(cells))
 
 
-class Difference(NamedTuple):
-    """How much better an arm is than another on the tasks that both ran: mean, bootstrap 95% interval, probability of improvement."""
-
-    mean: float
-    low: float
-    high: float
-    probability: float
-    tasks: int
-
-
-def differences(table: pd.DataFrame, measure: str, reference: str) -> dict[tuple[str, int], Difference]:
-    """`reference` minus every other arm, task by task, at each horizon; for losses the other way round: above 0 the reference is better."""
-    found: dict[tuple[str, int], Difference] = {}
-    for arm, horizon in columns(table):
-        if arm == reference or (reference, horizon) not in table.columns:
-            continue
-        pair = table[[(reference, horizon), (arm, horizon)]].dropna().to_numpy(dtype=float)
-        if len(pair):
-            gain = pair[:, 0] - pair[:, 1] if measure == "accuracy" else pair[:, 1] - pair[:, 0]
-            found[arm, horizon] = Difference(
-                float(gain.mean()), *stats.bootstrap_interval(gain), stats.probability_of_improvement(gain), len(gain)
+def seeds(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """The spread between meta-trainings that differ in their seed alone."""
+    for cell in (cell for name, cell in sources.cells.items() if name in PAPER):
+        arms = [name for arm in cell.config.arms if (name := arm.name) == cell.reference or of_a_seed(arm)]
+        if len(arms) > 1:
+            caption = f"{cell.about}: accuracy of {cell.reference}, which is shipped, and of schedules of other meta-training seeds."
+            yield (
+                "In short",
+                Table("Meta-training seeds", caption, over_seeds(cell.config, cell.outcomes("accuracy"), arms), cell.commands()),
             )
-    return found
 
 
-def missing_arms(config: EvaluationConfig, table: pd.DataFrame) -> list[str]:
-    """Names of arms that lack runs."""
-    return [
-        arm.name
-        for arm in unique(config.arms)
-        if any(table[arm.name, h].notna().sum() < config.horizons[h] for h in arm.horizons or config.horizons)
-    ]
-
-
-class Cell(NamedTuple):
-    """A cell of the comparison: the config, the file that it is from, all rows, and what it is, in a few words."""
-
-    config: EvaluationConfig
-    file: str
-    rows: pd.DataFrame
-    about: str
-
-    @property
-    def reference(self) -> str | None:
-        """The name of the arm that the others are compared with: the first, if it is one of L3RS."""
-        first = self.config.arms[0] if self.config.arms else None
-        return first.name if first is not None and first.optimizer == "l3rs" else None
-
-    def outcomes(self, measure: str) -> pd.DataFrame:
-        """Of its runs."""
-        return outcomes(self.rows, self.config, measure)
-
-    def commands(self) -> tuple[str, ...]:
-        """What makes the runs that are missing, and the files of others' weights that it needs; nothing if none are."""
-        lacking = missing_arms(self.config, self.outcomes("accuracy"))
-        if not lacking:
-            return ()
-        needed = {arm.learned: arm for arm in self.config.arms if arm.name in lacking and learned_now(arm) is None}
-        pages = {file: "reproduce" if arm.optimizer == "l3rs" else "learned-optimizers" for file, arm in needed.items()}
-        files = [f"# {arm.name} needs the file {file}: see docs/{pages[file]}.md" for file, arm in needed.items()]
-        untuned = [arm.optimizer for arm in unique(self.config.arms) if rate_now(self.config, arm, min(self.config.horizons)) is None]
-        if not self.config.workload.class_split.classes["meta-train"]:
-            untuned = []  # their learning rates are those of another cell
-        where = f" --config {self.file}" if self.config.rates else ""
-        tune = [f"python evaluate/tune.py{where} --names {' '.join(dict.fromkeys(untuned))}"] if untuned else []
-        return (*files, *tune, f"python evaluate/run.py --config {self.file}")
-
-
-def by_horizon(config: EvaluationConfig, text: Callable[[Arm, int], str | None], arms: Sequence[Arm] | None = None) -> pd.DataFrame:
-    """A table of text, an arm a line, a horizon a column. Where `text` gives None it says `missing`, or nothing where no run is planned."""
-
-    def entry(arm: Arm, horizon: int) -> str:
-        planned = not arm.horizons or horizon in arm.horizons
-        return (text(arm, horizon) or MISSING) if planned else ""
-
-    horizons = sorted(config.horizons)
-    arms = unique(config.arms) if arms is None else arms
-    lines = [[entry(arm, h) for h in horizons] for arm in arms]
-    return pd.DataFrame(lines, pd.Index([arm.name for arm in arms], name="optimizer"), [f"{h} steps" for h in horizons], dtype=object)
-
-
-def tasks_note(config: EvaluationConfig, horizon: int, tasks: int) -> str:
-    """How many tasks there are, where these are fewer than planned."""
-    return f", n={tasks}" if tasks < config.horizons[horizon] else ""
-
-
-def means(config: EvaluationConfig, table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation as the paper has them; in brackets tuned learning rates and, where tasks are missing, their number."""
-    entries = summarize(table)
-
-    def text(arm: Arm, horizon: int) -> str | None:
-        entry = entries.get((arm.name, horizon))
-        if entry is None:
-            return None
-        spread = "" if math.isnan(entry.std) else f" ± {entry.std:.3f}"
-        rate = f"lr {rate_now(config, arm, horizon):g}" if arm.tuned else ""
-        notes = (rate + tasks_note(config, horizon, entry.tasks)).removeprefix(", ")
-        return f"{number(entry.mean)}{spread}" + (f" ({notes})" if notes else "")
-
-    return by_horizon(config, text)
-
-
-def number(x: float) -> str:
-    """To three digits; a mean that a diverged run makes infinite is `diverged`."""
-    return f"{x:.3f}" if math.isfinite(x) else "diverged"
-
-
-def interquartile_means(config: EvaluationConfig, table: pd.DataFrame) -> pd.DataFrame:
-    """The mean of the middle half of the tasks."""
-    entries = summarize(table)
-
-    def text(arm: Arm, horizon: int) -> str | None:
-        e = entries.get((arm.name, horizon))
-        return None if e is None else number(e.iqm) + tasks_note(config, horizon, e.tasks)
-
-    return by_horizon(config, text)
-
-
-def paired(config: EvaluationConfig, table: pd.DataFrame, measure: str, reference: str) -> pd.DataFrame:
-    """Paired differences to the reference with their 95% intervals, the probability of improvement, and the number of tasks that both have.
-
-    Accuracies are in points. A difference of which one run diverged has no interval.
-    """
-    found = differences(table, measure, reference)
-    scale, digits = (100, 1) if measure == "accuracy" else (1, 3)
-
-    def text(arm: Arm, horizon: int) -> str | None:
-        d = found.get((arm.name, horizon))
-        if d is None:
-            return None
-        tail = f"{d.probability:.0%}, n={d.tasks}"
-        if not math.isfinite(d.mean):
-            return f"diverged; {tail}"
-        interval = "" if math.isnan(d.low) else f" ({scale * d.low:+.{digits}f} to {scale * d.high:+.{digits}f})"
-        return f"{scale * d.mean:+.{digits}f}{interval}; {tail}"
-
-    return by_horizon(config, text, [arm for arm in unique(config.arms) if arm.name != reference])
-
-
-class Standing(NamedTuple):
-    """An arm of L3RS at a horizon: its mean, the best other optimizer and its mean, and the difference; None where rows are missing."""
-
-    arm: str
-    horizon: int
-    mean: float | None
-    best: str | None = None
-    of_best: float | None = None
-    ahead: Difference | None = None
-
-
-def standings(cell: Cell) -> list[Standing]:
-    """Accuracy of each arm of L3RS at each horizon against the best other optimizer, among those that ran most of the arm's tasks.
-
-    The best is the one least behind, chosen on these same tasks, in its favour.
-    """
-    table = cell.outcomes("accuracy")
-    entries = summarize(table)
-    found = []
-    for horizon in sorted(cell.config.horizons):
-        arms = [arm for arm in unique(cell.config.arms) if (arm.name, horizon) in table.columns]
-        others = [arm.name for arm in arms if arm.optimizer != "l3rs"]
-        for arm in (arm.name for arm in arms if arm.optimizer == "l3rs"):
-            mean = entries[arm, horizon].mean if (arm, horizon) in entries else None
-            gaps = table[[(o, horizon) for o in others]].rsub(table[arm, horizon], axis=0).droplevel("horizon", axis=1)
-            most = gaps.count().max() if others else 0
-            if not most:
-                found.append(Standing(arm, horizon, mean))
+def cell_tables(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """The paper's Tables 5 to 16; interquartile means, and paired differences."""
+    for name, first in PAPER.items():
+        if name not in sources.cells:
+            continue
+        cell = sources.cells[name]
+        config, about = cell.config, cell.about
+        beyond = [f"{h:,}" for h in PAPERS_HORIZONS if h not in config.horizons]
+        tasks = ", ".join(f"{n} at {h:,}" for h, n in sorted(config.horizons.items()))
+        note = f" Tasks by steps: {tasks}; n where there are fewer so far." + (
+            f" The paper's {', '.join(beyond)} steps are not among `horizons` in {cell.file}." if beyond else ""
+        )
+        note += on_refreshed(cell)
+        for number, measure in ((first, "accuracy"), (first + 1, "loss")):
+            caption = f"{about}: evaluation {measure}, mean ± standard deviation over tasks; lr: tuned for the length of the run.{note}"
+            yield heading(name, cell), Table(f"Table {number}", caption, means(config, cell.outcomes(measure)), cell.commands())
+        for measure, unit in (("accuracy", "points of accuracy"), ("loss", "loss")):
+            if not cell.reference:
                 continue
-            best = str(gaps.loc[:, gaps.count() == most].mean().idxmin())
-            (ahead,) = differences(table[[(arm, horizon), (best, horizon)]], "accuracy", arm).values()
-            found.append(Standing(arm, horizon, mean, best, entries[best, horizon].mean, ahead))
-    return found
+            caption = (
+                f"{about}: by how much L3RS is better, in {unit}, paired over the n tasks that both have, with the bootstrap 95% interval "
+                "of the mean; after the semicolon the probability of improvement. A diverged run counts as a loss."
+            )
+            name_ = f"Table {first if measure == 'accuracy' else first + 1}, paired"
+            yield heading(name, cell), Table(name_, caption, paired(config, cell.outcomes(measure), measure, cell.reference))
+        caption = f"{about}: interquartile mean of evaluation accuracy, the mean of the middle half of the tasks."
+        yield heading(name, cell), Table(f"Table {first}, interquartile", caption, interquartile_means(config, cell.outcomes("accuracy")))
 
 
-def against_best(cells: Mapping[str, Cell]) -> pd.DataFrame:
-    """`standings` as a table, a line a cell, horizon and arm of L3RS, the cells by what the lines are called."""
-    columns = ["accuracy", "of the best other", "which", "points ahead", "better on", "tasks"]
-
-    def texts(s: Standing) -> list[str]:
-        mean = MISSING if s.mean is None else number(s.mean)
-        if s.ahead is None or s.best is None or s.of_best is None:
-            return [mean] + [MISSING] * (len(columns) - 1)
-        d = s.ahead
-        interval = "" if math.isnan(d.low) else f" ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
-        return [mean, number(s.of_best), s.best, f"{100 * d.mean:+.1f}{interval}", f"{d.probability:.0%}", str(d.tasks)]
-
-    lines: dict[str, list[str]] = {}
-    for name, cell in cells.items():
-        found = standings(cell)
-        if all(s.mean is None for s in found):
-            lines[name] = [MISSING] * len(columns)
-            continue
-        lines |= {f"{name}, {s.horizon} steps, {s.arm}": texts(s) for s in found}
-    return pd.DataFrame.from_dict(lines, orient="index", columns=columns, dtype=object)
-
-
-def over_seeds(config: EvaluationConfig, table: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
-    """A column a horizon: accuracy of arms that differ in their meta-training seed alone, and of their mean, task by task, over the seeds.
-
-    Below, in points, how far the seeds are apart, as the standard deviation of their means, and how far their mean is ahead of the best of
-    another optimizer, as in `standings`. Tasks that one of the arms lacks are left out, and horizons that are not planned for all.
-    """
-    others = [arm.name for arm in unique(config.arms) if arm.optimizer != "l3rs"]
-    ahead = "mean minus the best other, points"
-    lines = [*arms, "mean of the seeds", "between seeds, points", ahead, "which"]
-    horizons = [h for h in sorted(config.horizons) if all((arm, h) in table.columns for arm in arms)]
-    found = nothing(lines, [f"{h} steps" for h in horizons], "meta-training seed")
-    for horizon in horizons:
-        mine = table[[(arm, horizon) for arm in arms]].droplevel("horizon", axis=1).dropna()
-        if mine.empty:
-            continue
-        mean = mine.mean(axis=1)
-        column = [number(x) for x in (*mine.mean(), mean.mean())] + [f"{100 * mine.mean().std():.1f}"]
-        gaps = table[[(o, horizon) for o in others if (o, horizon) in table.columns]].droplevel("horizon", axis=1).rsub(mean, axis=0)
-        best = gaps.loc[:, gaps.count() == max(1, gaps.count().max())].mean()
-        if len(best):
-            gap = gaps[best.idxmin()].dropna()
-            low, high = stats.bootstrap_interval(gap.to_numpy())
-            column += [f"{100 * gap.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), n={len(gap)}", str(best.idxmin())]
-        else:
-            column += [MISSING, MISSING]
-        found[f"{horizon} steps"] = column
-    return found
+def costs(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """Table 1, and the break-even page."""
+    for table in step_tables(sources.csv("step_cost", "learned_cost"), sources.csv("step_share")):
+        yield "Cost of a step", table
+    horizon = 100
+    names: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    faster: dict[str, float] = {}
+    commands: tuple[str, ...] = ()
+    cell = sources.cells.get("A")
+    if cell and cell.reference:
+        tuned = {arm.optimizer: arm.name for arm in cell.config.arms if arm.lr is None and arm.optimizer in BASELINES}
+        outcomes, names, commands = cell.outcomes("accuracy"), tuned, cell.commands()
+        ran = cell.rows[(cell.rows.horizon == horizon) & (cell.rows.steps == horizon)].dropna(subset=["seconds"])
+        for optimizer, name in {OURS: cell.reference, **tuned}.items():
+            if len(mine := ran[ran.arm == name]):
+                seconds[optimizer] = float(mine.seconds.median())
+        for optimizer, name in tuned.items():
+            if found := speedup_of(outcomes, "accuracy", cell.reference, name).get(horizon):
+                faster[optimizer] = found[0]
+    yield "Cost of meta-training", break_even(load(SPECIALISTS[0]), sources.csv("tuning"), seconds, faster, names, horizon, commands)
 
 
-def nothing(lines: Sequence[str], columns: Sequence[str], name: str) -> pd.DataFrame:
-    """A table of which everything is missing."""
-    return pd.DataFrame(MISSING, pd.Index(lines, name=name), list(columns), dtype=object)
+def ablated(study: Study) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Title of each table of ablations, what it compares, and what the rows call its variants; what two tables share has one name."""
+    for title, (what, variants) in ABLATIONS.items():
+        yield title, what, {name: NAMES[config] for name, config in variants.items()}
+    yield "Table 4, beyond the paper", "other optimizers as base directions", {name: name for name in (ABLATED_FROM, *study.settings)}
+
+
+def lacking(frame: pd.DataFrame, called: Mapping[str, str], study: Study, rows: pd.DataFrame) -> tuple[str, ...]:
+    """What makes the rows that a table of settings lacks; nothing if it lacks none."""
+    names = [name for name, line in zip(called.values(), (frame == MISSING).any(axis=1), strict=True) if line and name != START]
+    return (study.command(study.names if rows.empty else names),) if names else ()
+
+
+def ablations(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """Tables 2 to 4."""
+    made = sources.study("ablations")
+    rows = sources.measured(made)
+    for title, what, called in ablated(made):
+        for measure in MEASURES:
+            caption = (
+                f"Ablation, {what}: evaluation {measure}, mean ± standard deviation over tasks, after few generations of meta-training."
+            )
+            frame = ablation(rows, called, sorted(rows.steps.unique()) or [20], measure)
+            name = title if measure == "accuracy" else f"{title}, loss"
+            yield "Ablations", Table(name, caption, frame, lacking(frame, called, made, rows))
+        yield from compared("Ablations", title, rows, ABLATED_FROM, called)
+
+
+def study(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """What matters most in meta-training."""
+    made, rows, called = studied(sources)
+    for measure in MEASURES:
+        caption = (
+            f"Settings of meta-training at equal cost, each differing from the base in what its name says: evaluation {measure} on "
+            "meta-validation tasks, mean ± standard deviation over tasks, seeds averaged."
+        )
+        frame = ablation(rows, called, sorted(rows.steps.unique()) or [10, 25, 50], measure)
+        yield STUDY, Table(f"Settings, {measure}", caption, frame, lacking(frame, called, made, rows))
+    yield from compared(STUDY, "Settings", rows, STUDIED_FROM, called)
+
+
+def studied(sources: Sources) -> tuple[Study, pd.DataFrame, dict[str, str]]:
+    """The study, its rows, and its settings with the start."""
+    made = sources.study("meta_study")
+    return made, with_start(sources.measured(made), STUDIED_FROM), {name: name for name in (START, *made.names)}
+
+
+def compared(section: str, title: str, rows: pd.DataFrame, reference: str, called: Mapping[str, str]) -> Iterator[tuple[str, Table]]:
+    """Differences to a reference and what they are worth, where there are rows of both."""
+    others = {name: setting for name, setting in called.items() if setting != reference}
+    for measure, unit in (("accuracy", "points of accuracy"), ("loss", "loss")):
+        found = {key: c for key, c in contrasts(rows, reference, measure).items() if key[0] in others.values()}
+        if found:
+            caption = f"By how much each is better than {reference!r}, in {unit}. {INTERVALS}"
+            name = f"{title}, paired{'' if measure == 'accuracy' else ', loss'}"
+            yield section, Table(name, caption, contrast_table(found, others, measure))
+
+
+def others(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """Cells off the conditions of meta-training, and other cells that are asked for by name."""
+    stress = {name.removeprefix("stress-"): cell for name, cell in sources.cells.items() if name.startswith("stress-")}
+    rest = {name: cell for name, cell in sources.cells.items() if not (name in PAPER or name in BEYOND or name.startswith("stress-"))}
+    for section, heads, about, cells in (
+        ("Stress", "condition", "L3RS off the conditions of its meta-training,", stress),
+        ("Other cells", "cell", "L3RS", rest),
+    ):
+        if cells:
+            caption = f"{about} against the best other optimizer, as in the summary."
+            yield section, Table(section, caption, against_best(cells).rename_axis(heads), every_command(cells))
+        for name, cell in cells.items():
+            caption = f"{cell.about}: evaluation accuracy, mean ± standard deviation over tasks; lr: tuned for the length of the run."
+            yield section, Table(f"{section}, {name}", caption, means(cell.config, cell.outcomes("accuracy")))
+
+
+def beyond(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """What the paper has no table for."""
+    for name, (section, caption) in BEYOND.items():
+        if cell := sources.cells.get(name):
+            yield section, Table(name.capitalize(), caption, means(cell.config, cell.outcomes("accuracy")), cell.commands())
+            difference = paired(cell.config, cell.outcomes("accuracy"), "accuracy", cell.reference or "")
+            yield section, Table(f"{name.capitalize()}, paired", "L3RS minus each, in points, as for Table 5.", difference)
+
+
+def of_icons(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """What there is no config of a cell for."""
+    if sources.of_icons:
+        yield from costs(sources)
+        yield from study(sources)
+        yield from ablations(sources)
+
+
+TABLES: tuple[Callable[[Sources], Iterator[tuple[str, Table]]], ...] = (summary, seeds, cell_tables, of_icons, others, beyond)

@@ -64,6 +64,11 @@ def sgd_cosine(network: nn.Module, lr: float, steps: int) -> Recipe:
     return _cosine(torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, fused=True), steps)
 
 
+def adamw(network: nn.Module, lr: float, steps: int) -> Recipe:
+    """AdamW at a constant learning rate, torch's weight decay of 0.01."""
+    return Recipe(torch.optim.AdamW(network.parameters(), lr=lr), None)
+
+
 def adamw_cosine_head10(network: nn.Module, lr: float, steps: int) -> Recipe:
     """AdamW with torch's default weight decay, 0.01, cosine, and ten times the learning rate on the new head."""
     return _cosine(torch.optim.AdamW(_head10(network, lr), fused=True), steps)
@@ -141,6 +146,10 @@ BASELINES: MappingProxyType[str, Callable[[nn.Module, float, int], Recipe]] = Ma
         "soap-cosine": soap_cosine,
     }
 )
+"""Those that have a tuned learning rate."""
+
+RECIPES: MappingProxyType[str, Callable[[nn.Module, float, int], Recipe]] = MappingProxyType({**BASELINES, "adamw": adamw})
+"""All of them."""
 
 
 @lru_cache(maxsize=8)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from l3rs import stats
 from l3rs.files import claim, read_json, write_atomically
+from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.baselines import BASELINES, tuned_learning_rate
 from l3rs.finetuning.runs import FIELDS, Run, append_rows, execute, execute_all, row
 from l3rs.finetuning.workbench import workbench
@@ -136,16 +137,7 @@ def planned_runs(config: FinetuneConfig) -> list[Run]:
     """Every run of the comparison, longest first so that the cores end together."""
     longest = max(config.steps)
     return [
-        Run(
-            cell=CELL,
-            optimizer=name,
-            lr=1.0 if name == "l3rs" else tuned_learning_rate(name, steps),
-            steps=steps,
-            task_seed=config.seed + i,
-            purpose=PURPOSE,
-            learned=config.learned,
-            evaluate_at=along(steps) if steps == longest else (),
-        )
+        Run(CELL, Arm(name, name, learned=config.learned), steps, config.seed + i, PURPOSE, along(steps) if steps == longest else ())
         for steps in sorted(set(config.steps), reverse=True)
         for i in range(config.tasks)
         for name in config.optimizers

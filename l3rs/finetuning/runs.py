@@ -11,14 +11,15 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from l3rs.extras import require
-from l3rs.finetuning.baselines import BASELINES, Recipe
+from l3rs.finetuning.arms import Arm
+from l3rs.finetuning.baselines import Recipe
 from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import Report, unroll
 from l3rs.finetuning.workbench import workbench
@@ -27,7 +28,11 @@ from l3rs.learners import LEARNERS
 from l3rs.networks.create import head_of
 
 T = TypeVar("T")
-FIELDS = ("cell", "optimizer", "lr", "steps", "task_seed", "meta_seed", "accuracy", "loss", "seconds")
+FIELDS = ("cell", "optimizer", "lr", "steps", "task_seed", "meta_seed", "accuracy", "loss", "seconds")  # of every row
+CELL_FIELDS = (  # of a row of a meta-evaluation: these and more, in the order of its files
+    *("cell", "arm", "optimizer", "lr", "learned", "meta_seed", "head_only", "horizon", "steps", "task_seed"),
+    *("accuracy", "loss", "seconds", "peak_mib", "error", "torch", "l3rs", "device", "date"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,65 +41,68 @@ class Run:
 
     Attributes:
         cell: which comparison it belongs to.
-        optimizer: `l3rs`, a baseline's name, or another learned optimizer, one of `LEARNERS`.
-        lr: the baseline's learning rate; the multiplier of a learned optimizer, and of Celo2 lr as of `LearnedWeights`.
+        arm: the optimizer; where it has no learning rate, that tuned on Icons25 for so many steps is taken.
         steps: K.
         task_seed: of the task.
         purpose: of the classes in the split.
-        learned: for `l3rs`, the schedule's name or path; for another learned optimizer the file of its weights.
         evaluate_at: steps at which to evaluate besides the end.
         workload: the network and the images; None is the shipped network on Icons.
-        label: what a comparison calls the arm.
-        head_only: whether all but the head is frozen.
         task: the size of the task.
         device: where it runs.
-        total_steps: what the optimizer is told of the length of the run; 0 is the truth.
-        refresh: whether BatchNorm's statistics are refreshed before evaluations, as `unroll` does it.
     """
 
     cell: str
-    optimizer: str
-    lr: float
+    arm: Arm
     steps: int
     task_seed: int
     purpose: str
-    learned: str = "auto"
     evaluate_at: tuple[int, ...] = ()
     workload: Workload | None = None
-    label: str = ""
-    head_only: bool = False
     task: TaskConfig = field(default_factory=TaskConfig)
     device: str = "cpu"
-    total_steps: int = 0
-    refresh: bool = False
+
+    @property
+    def optimizer(self) -> str:
+        """Of the arm."""
+        return self.arm.optimizer
+
+    @property
+    def lr(self) -> float:
+        """The learning rate: a baseline's, the multiplier of a learned optimizer, and of Celo2 lr as of `LearnedWeights`."""
+        return self.arm.rate(self.steps)
+
+    @property
+    def total_steps(self) -> int:
+        """What the optimizer is told of the length of the run."""
+        return max(1, round(self.arm.total_steps * self.steps))
 
 
 def execute(run: Run) -> Report:
     """Fine-tunes the network as `run` says, in this process."""
+    arm = run.arm
     bench = workbench(run.workload, run.task, run.device)
     tasks = bench.tasks(run.purpose)
     task = tasks.draw(run.task_seed, run.steps)
     network = bench.network_for(task.head_seed)
-    if run.head_only:
+    if arm.head_only:
         network.requires_grad_(False)
         head_of(network).requires_grad_(True)
     trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    total = run.total_steps or run.steps
-    if run.optimizer in LEARNERS:
-        learner = LEARNERS[run.optimizer]
-        learned = learner.load(run.learned, [name for name, _ in trained])
-        recipe = Recipe(learner.build(learned, learned.theta, trained, total, run.lr), None)
+    if arm.optimizer in LEARNERS:
+        learner = LEARNERS[arm.optimizer]
+        learned = learner.load(arm.learned, [name for name, _ in trained])
+        recipe = Recipe(learner.build(learned, learned.theta, trained, run.total_steps, run.lr), None)
     else:
-        recipe = BASELINES[run.optimizer](network, run.lr, total)
+        recipe = replace(arm, lr=run.lr).make(network, run.total_steps)
     try:
-        return unroll(network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at, refresh=run.refresh)
+        return unroll(network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at, refresh=arm.refresh)
     finally:
         network.requires_grad_(True)  # it is used again
 
 
-def row(run: Run, report: Report, steps: int, meta_seed: int | str = "") -> dict[str, str | int | float]:
-    """The row of a run's evaluation after `steps` steps."""
-    values = (run.cell, run.optimizer, run.lr, steps, run.task_seed, meta_seed if run.optimizer == "l3rs" else "")
+def row(run: Run, report: Report, steps: int, meta_seed: int | str = "") -> dict[str, Any]:
+    """The row of a run's evaluation after `steps` steps: `FIELDS`; only of a learned optimizer `meta_seed`."""
+    values = (run.cell, run.optimizer, run.lr, steps, run.task_seed, meta_seed if run.optimizer in LEARNERS else "")
     measured = (round(report.accuracy[steps], 6), round(report.loss[steps], 6), round(report.seconds, 3))
     return dict(zip(FIELDS, (*values, *measured), strict=True))
 

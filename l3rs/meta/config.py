@@ -159,8 +159,8 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_class_arguments(MetaTrainConfig, as_group=False, skip={"workload"})
 
 
-def read_config(path: str | Path) -> MetaTrainConfig:
-    """The config in a YAML file, such as those of `configs/meta_train`."""
+def read_config(path: str | Path, **values: Any) -> MetaTrainConfig:
+    """The config in a YAML file, such as those of `configs/meta_train`, with these values in the place of its own."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     add_arguments(parser)
-    return MetaTrainConfig.of(**vars(parser.instantiate(parser.parse_path(str(path)))))
+    return MetaTrainConfig.of(**{**vars(parser.instantiate(parser.parse_path(str(path)))), **values})

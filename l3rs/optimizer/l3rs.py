@@ -337,7 +337,9 @@ class L3RS(torch.optim.Optimizer):
         # torch shares tensors with the dict, which a step would change, and casts floating state to the dtype of its parameter, which
         # would round the float32 averages of a bfloat16 one.
         for i, p in zip(ids, (p for group in self.param_groups for p in group["params"]), strict=True):
-            for key, value in self.state[p].items() if i in state_dict["state"] else ():
+            if i not in state_dict["state"]:
+                continue
+            for key, value in self.state[p].items():
                 saved = state_dict["state"][i][key]
                 self.state[p][key] = (value if value.dtype == saved.dtype else saved.to(p.device)).detach().clone()
         self._batches, self._key = [], None

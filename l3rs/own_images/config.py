@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from torch import nn
 
 from l3rs.data.transform import Transform
-from l3rs.finetuning.baselines import BASELINES, Recipe, nearest_horizon, tuned_learning_rate, tuned_learning_rates
+from l3rs.finetuning.arms import OURS, Arm
+from l3rs.finetuning.baselines import nearest_horizon, tuned_learning_rate, tuned_learning_rates
 from l3rs.finetuning.workload import WIDTH, Workload
 from l3rs.networks.create import create, draw_head
 from l3rs.networks.pretrained import SHIPPED
@@ -22,55 +21,28 @@ from l3rs.networks.pretrained import SHIPPED
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
-def adamw(network: nn.Module, lr: float, steps: int) -> Recipe:
-    """AdamW at a constant learning rate, torch's weight decay of 0.01."""
-    return Recipe(torch.optim.AdamW(network.parameters(), lr=lr), None)
-
-
 # Not those that are evaluated at other weights than they train (schedule-free), or whose state does not resume.
-COMPARED: MappingProxyType[str, Callable[[nn.Module, float, int], Recipe]] = MappingProxyType(
-    {"adam": BASELINES["adam"], "adamw": adamw, **{n: BASELINES[n] for n in ("adam-cosine", "adam-cosine-head10", "sgd-cosine")}}
-)
+COMPARED = ("adam", "adamw", "adam-cosine", "adam-cosine-head10", "sgd-cosine")
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One of the optimizers of a run.
-
-    Attributes:
-        name: what it is called, in tables and as a folder.
-        lr: its learning rate; None for L3RS.
-        source: where that comes from.
-    """
-
-    name: str
-    lr: float | None = None
-    source: str = "learned"
-
-    @classmethod
-    def parse(cls, text: str, steps: int) -> Arm:
-        """`adam`, whose learning rate is the tuned one for so many steps, or `adam=3e-4`. Raises ValueError."""
-        name, equals, value = text.partition("=")
-        if name not in COMPARED:
-            raise ValueError(
-                f"--compare must be one or more of {', '.join(COMPARED)}, alone or with a learning rate, as in adam=3e-4 (got {text!r})"
-            )
-        if equals:
-            try:
-                lr = float(value)
-            except ValueError:
-                lr = math.nan
-            if not 0 < lr < math.inf:
-                raise ValueError(f"a learning rate of --compare must be a number above 0, as in adam=3e-4 (got {text!r})")
-            return cls(f"{name}={lr:g}", lr, "given")
-        tuned = name if name in tuned_learning_rates() else "adam"  # adamw without a tuned one; its decay is next to nothing in short runs
-        lr = tuned_learning_rate(tuned, steps)
-        return cls(name, lr, f"tuned on Icons25{'' if tuned == name else f' for {tuned}'}, at {nearest_horizon(tuned, steps)} steps")
-
-    def make(self, network: nn.Module, steps: int) -> Recipe:
-        """The baseline for a network."""
-        assert self.lr is not None
-        return COMPARED[self.name.partition("=")[0]](network, self.lr, steps)
+def parse_arm(text: str, steps: int) -> Arm:
+    """`adam`, whose learning rate is the tuned one for so many steps, or `adam=3e-4`. Raises ValueError."""
+    name, equals, value = text.partition("=")
+    if name not in COMPARED:
+        raise ValueError(
+            f"--compare must be one or more of {', '.join(COMPARED)}, alone or with a learning rate, as in adam=3e-4 (got {text!r})"
+        )
+    if equals:
+        try:
+            lr = float(value)
+        except ValueError:
+            lr = math.nan
+        if not 0 < lr < math.inf:
+            raise ValueError(f"a learning rate of --compare must be a number above 0, as in adam=3e-4 (got {text!r})")
+        return Arm(f"{name}={lr:g}", name, lr, source="given")
+    tuned = name if name in tuned_learning_rates() else "adam"  # adamw without a tuned one; its decay is next to nothing in short runs
+    source = f"tuned on Icons25{'' if tuned == name else f' for {tuned}'}, at {nearest_horizon(tuned, steps)} steps"
+    return Arm(name, name, tuned_learning_rate(tuned, steps), source=source)
 
 
 @dataclass(frozen=True)
@@ -148,7 +120,7 @@ class OwnImagesConfig:
     @property
     def arms(self) -> tuple[Arm, ...]:
         """L3RS, and what it is compared with."""
-        return tuple(dict.fromkeys([Arm("l3rs"), *(Arm.parse(text, self.steps) for text in self.compare)]))
+        return tuple(dict.fromkeys([Arm(OURS, OURS, source="learned"), *(parse_arm(text, self.steps) for text in self.compare)]))
 
     @property
     def folder(self) -> Path:

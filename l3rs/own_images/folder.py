@@ -12,7 +12,7 @@ import pandas as pd
 from filelock import FileLock
 
 from l3rs.files import claim, csv_table, read_json, write_atomically
-from l3rs.own_images.config import Arm
+from l3rs.finetuning.arms import Arm
 
 
 @dataclass

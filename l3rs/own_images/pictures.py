@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
 from l3rs.files import printable
-from l3rs.plots import BLACK, STYLES, save
+from l3rs.plots import colours, look, save
 
 DRAWN = 60  # classes; of more, those that are confused the most are drawn
 WIDE = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Arial Unicode MS", "WenQuanYi Zen Hei", "Noto Sans Arabic", "Noto Sans")
@@ -74,9 +74,9 @@ def plot_curves(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
     """Loss and accuracy against the step, for each optimizer: columns `step`, `train_loss`, `val_loss`, `val_accuracy`."""
     figure = Figure(figsize=(9.5, 4.0))
     left, right = figure.subplots(1, 2)
-    others = iter([colour for name, (colour, _) in STYLES.items() if name != "l3rs"] * len(curves))
-    for name, curve in curves.items():
-        style = {"color": BLACK if name == "l3rs" else next(others), "linewidth": 2.2 if name == "l3rs" else 1.4}
+    shades = colours([name.partition("=")[0] for name in curves])
+    for (name, curve), colour in zip(curves.items(), shades, strict=True):
+        style = {"color": colour, "linewidth": look(colour, "", "")["linewidth"]}
         left.plot(curve.step, curve.train_loss, linestyle="--", alpha=0.6, **style)
         left.plot(curve.step, curve.val_loss, marker="o", markersize=3, **style)
         right.plot(curve.step, curve.val_accuracy, marker="o", markersize=3, label=name, **style)

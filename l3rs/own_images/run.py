@@ -24,13 +24,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from l3rs.files import printable, read_json, write_atomically
+from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.compare import digest
 from l3rs.lightning.callbacks import L3RSMonitor
 from l3rs.lightning.data import ImageFolderDataModule
 from l3rs.lightning.module import L3RSModule
 from l3rs.networks.pretrained import SHIPPED
 from l3rs.own_images.classifier import FILE, Classifier, load
-from l3rs.own_images.config import Arm, OwnImagesConfig
+from l3rs.own_images.config import OwnImagesConfig
 from l3rs.own_images.folder import Folder, write_csv
 from l3rs.own_images.keeper import Keeper
 from l3rs.own_images.pictures import confusion, plot_confusion, plot_curves

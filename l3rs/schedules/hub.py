@@ -192,8 +192,9 @@ def cached() -> Iterator[tuple[str, Path]]:
     for repository in sorted((r for r in repositories if r.repo_type == "model"), key=lambda r: r.repo_id):
         for revision in sorted(repository.revisions, key=lambda r: r.commit_hash):
             path = revision.snapshot_path / FILE
-            for name in sorted(revision.refs) or [revision.commit_hash] if path.is_file() else ():
-                yield repository.repo_id + ("" if name == "main" else f"@{name}"), path
+            if path.is_file():
+                for name in sorted(revision.refs) or [revision.commit_hash]:
+                    yield repository.repo_id + ("" if name == "main" else f"@{name}"), path
 
 
 def _not_downloaded(

@@ -12,8 +12,12 @@ import pytest
 from scipy.stats import t as student
 
 from l3rs.evaluation.ablation_tables import START, ablation, contrast_table, contrasts, with_start
-from l3rs.evaluation.figures import forest
+from l3rs.evaluation.cell_figures import forest
+from l3rs.evaluation.figures import differences
 from l3rs.evaluation.pages import MISSING
+from l3rs.evaluation.sources import Sources
+from l3rs.evaluation.study import Study
+from l3rs.evaluation.tables import ablations
 from l3rs.schedules.variants import NAMES as VARIANTS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -132,22 +136,34 @@ def test_the_picture_has_a_line_a_setting_and_says_it_in_words() -> None:
 
 
 def test_rows_of_all_variants_fill_the_tables_of_the_paper_and_lacking_ones_have_their_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
-    import figures
-    import tables
-
-    whole = rows(lambda s, seed, t: 0.5 + 0.01 * seed, [*VARIANTS.values(), *tables.TRUSTED])
-    for there, filled in ((whole, True), (whole[:0], False)):
-        monkeypatch.setattr(tables, "settings_rows", lambda name, there=there: there)
-        made = {table.name: table for _, table in tables.ablations(tables.Sources(ROOT / "runs"))}
+    sources = Sources(ROOT, ROOT / "runs")
+    study = sources.study("ablations")
+    whole = rows(lambda s, seed, t: 0.5 + 0.01 * seed, study.names)
+    command = "python evaluate/study.py --config configs/ablations.yaml"
+    some = whole[whole.setting.isin(["SGD, Adam", *list(VARIANTS.values())[:1]])]
+    for there, filled, wanted in ((whole, True, None), (whole[:0], False, command), (some, False, f"{command} --only 'SGD, Adam, Muon' ")):
+        monkeypatch.setattr(Sources, "measured", lambda self, study, there=there: there)
+        made = {table.name: table for _, table in ablations(sources)}
         for name in ("Table 2", "Table 3", "Table 4", "Table 4, beyond the paper"):
             assert (made[name].frame == MISSING).any(axis=None) != filled
             assert bool(made[name].commands) != filled
-            assert (f"{name}, paired" in made) == filled
-        monkeypatch.setattr(figures, "settings_rows", lambda name, there=there: there)
-        drawn = [picture for section, picture in figures.differences(tables.Sources(ROOT / "runs")) if section == "Ablations"]
+            assert (f"{name}, paired" in made) == (filled or (name == "Table 2" and there is some))
+        drawn = [picture for section, picture in differences(sources) if section == "Ablations"]
         assert [bool(picture.commands) for picture in drawn] == [not filled] * 4
         if filled:
             assert [len(made[f"Table {i}, paired"].frame) for i in (2, 3, 4)] == [11, 5, 3]  # each has the reference
         else:
-            assert made["Table 4, beyond the paper"].commands[0] == "python evaluate/ablations.py --only 'SGD, Adam'"
+            assert f"{made['Table 4, beyond the paper'].commands[0]} ".startswith(wanted)
+            assert drawn[-1].commands == made["Table 4, beyond the paper"].commands
+
+
+def test_a_study_has_its_configs() -> None:
+    """Of the paper's variants and of its own settings, at one cost; a setting that is asked for is named in the command."""
+    study = Study.read(ROOT / "configs" / "ablations.yaml")
+    configs = {name: study.config(name, 1) for name in study.names}
+    assert len(set(map(repr, configs.values()))) == len(configs) == 22
+    assert {(c.nes.seed, c.generations, c.meta_batch, c.workers, c.workload.width) for c in configs.values()} == {(1, 40, 2, 1, 8)}
+    assert configs["SGD, Adam, Celo2-base"].schedule.directions == ("sgd", "adam", "celo2-base")
+    assert not configs["global, SGD"].specialist
+    assert study.command(study.names) == "python evaluate/study.py --config configs/ablations.yaml"
+    assert study.command(["SGD, Adam"]) == "python evaluate/study.py --config configs/ablations.yaml --only 'SGD, Adam'"

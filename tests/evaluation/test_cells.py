@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import ray
 
-from l3rs.evaluation.cells import FIELDS, Arm, EvaluationConfig, Planned, Rows, fingerprint, missing, plan, rows_of
-from l3rs.finetuning.runs import Failure, attempt, execute, execute_all, execute_on_ray
+from l3rs.evaluation.cells import EvaluationConfig, Planned, Rows, fingerprint, missing, plan, rows_of
+from l3rs.finetuning.arms import Arm
+from l3rs.finetuning.runs import CELL_FIELDS, Failure, attempt, execute, execute_all, execute_on_ray
 from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import Report
 from l3rs.finetuning.workload import Workload
@@ -32,10 +33,8 @@ def cell(*arms: Arm, **changes: Any) -> EvaluationConfig:
 def test_every_arm_runs_every_horizon_on_as_many_tasks_the_longest_first() -> None:
     planned = plan(cell(COSINE, Arm("L3RS", "l3rs", learned="icons-generalist", horizons=(2,))))
     assert [p.run.steps for p in planned] == [4, 4, 2, 2, 2, 2, 2, 2]
-    assert [(p.run.label, p.run.steps, p.run.task_seed) for p in planned if p.arm.name == "L3RS"] == [
-        ("L3RS", 2, seed) for seed in range(3)
-    ]
-    assert {p.run.lr for p in planned if p.arm.name == "L3RS"} == {1.0}
+    assert [(p.run.arm.name, p.run.steps, p.run.task_seed) for p in planned if p.run.arm.ours] == [("L3RS", 2, seed) for seed in range(3)]
+    assert {p.run.lr for p in planned if p.run.arm.ours} == {1.0}
 
 
 def test_shorter_runs_of_a_constant_arm_are_the_beginnings_of_the_longest() -> None:
@@ -60,9 +59,10 @@ def test_an_optimizer_may_be_told_a_wrong_length() -> None:
     (true,) = plan(cell(COSINE, horizons={4: 1}))
     assert (told.run.steps, told.run.total_steps, true.run.total_steps) == (4, 8, 4)
     assert execute(told.run).loss != execute(true.run).loss
-    assert execute(replace(true.run, total_steps=8)).loss == execute(told.run).loss
-    l3rs = replace(true.run, optimizer="l3rs", lr=1.0, learned="icons-generalist")
-    assert execute(replace(l3rs, total_steps=8)).loss != execute(l3rs).loss
+    assert execute(replace(true.run, arm=replace(true.run.arm, total_steps=2.0))).loss == execute(told.run).loss
+    l3rs = Arm("L3RS", "l3rs", learned="icons-generalist")
+    (told,), (true,) = (plan(cell(arm, horizons={4: 1})) for arm in (replace(l3rs, total_steps=2.0), l3rs))
+    assert execute(told.run).loss != execute(true.run).loss
 
 
 def test_refreshed_statistics_change_what_is_evaluated_and_not_the_run() -> None:
@@ -78,7 +78,7 @@ def test_a_run_leaves_a_row_for_each_evaluation() -> None:
     (planned,) = plan(cell(COSINE, horizons={4: 1}, curve=(1, 3, 8)))
     rows = list(rows_of(planned, attempt(planned.run)))
     assert [(r["horizon"], r["steps"]) for r in rows] == [(4, 1), (4, 3), (4, 4)]
-    assert all(set(r) <= set(FIELDS) for r in rows)
+    assert all(set(r) <= set(CELL_FIELDS) for r in rows)
     last = rows[-1]
     assert 0 <= last["accuracy"] <= 1
     assert last["seconds"] > 0
@@ -172,7 +172,7 @@ def test_rows_of_another_schedule_of_the_same_name_are_other_rows(tmp_path: Path
     with pytest.raises(CheckpointError, match="'auto'; name the schedule"):
         fingerprint("l3rs", "auto")
     planned = plan(cell(Arm("L3RS", "l3rs", learned="icons-generalist"), horizons={2: 1}))
-    rows = pd.DataFrame(fake(planned[0])).reindex(columns=list(FIELDS))
+    rows = pd.DataFrame(fake(planned[0])).reindex(columns=list(CELL_FIELDS))
     assert missing(planned, rows) == []
     assert missing(planned, rows.assign(learned="icons-generalist 000000000000")) == planned
 
@@ -180,7 +180,7 @@ def test_rows_of_another_schedule_of_the_same_name_are_other_rows(tmp_path: Path
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Arm("x", "adamw"), r"the optimizer of arm 'x' must be one of l3rs, adam, .*\(got 'adamw'\)"),
+        (lambda: Arm("x", "adamm"), r"the optimizer of arm 'x' must be one of l3rs, adam, .*\(got 'adamm'\)"),
         (lambda: Arm("x", "adam", -1.0), r"lr of arm 'x' must be finite and at least 0 \(got -1\.0\)"),
         (lambda: Arm("x", "celo"), "arm 'x' needs learned, the file of its weights: celo has none"),
         (lambda: Arm("x", "celo2-base"), "arm 'x' needs learned, the file of its weights: icons-celo2-base is shipped"),

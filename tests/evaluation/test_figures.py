@@ -12,13 +12,15 @@ import pytest
 from conftest import random_schedule, small_network
 from PIL import Image
 
-from l3rs.evaluation.cells import FIELDS, Arm, EvaluationConfig
+from l3rs.evaluation.cell_figures import ahead, meta_training, profiles, progress, speedup_of, speedups
+from l3rs.evaluation.cell_tables import Cell, against_best, interquartile_means, means, outcomes, paired
+from l3rs.evaluation.cells import EvaluationConfig
 from l3rs.evaluation.cost_tables import break_even, meta_training_seconds, step_tables, tuning_cost
 from l3rs.evaluation.decision_figures import decision_pictures, trust
 from l3rs.evaluation.decisions import time_features
-from l3rs.evaluation.figures import ahead, meta_training, profiles, progress, speedup_of, speedups
 from l3rs.evaluation.pages import MISSING, Picture
-from l3rs.evaluation.tables import Cell, against_best, interquartile_means, means, outcomes, paired
+from l3rs.finetuning.arms import Arm
+from l3rs.finetuning.runs import CELL_FIELDS
 from l3rs.networks.create import resnet
 from l3rs.networks.layer_groups import layer_groups
 from l3rs.stats import performance_profile, runs_to_break_even, speedup
@@ -42,7 +44,7 @@ def rows(change: dict[tuple[str, int, int], float] | None = None, without: tuple
                     {"cell": "A", "arm": arm.name, "lr": CONFIG.rate(arm, horizon), "learned": "", "meta_seed": 0, "horizon": horizon}
                     | {"steps": horizon, "task_seed": task, "accuracy": accuracy, "loss": 1 - accuracy, "seconds": 0.1 * horizon}
                 )
-    return pd.DataFrame(found, columns=list(FIELDS))
+    return pd.DataFrame(found, columns=list(CELL_FIELDS))
 
 
 def cell(**changes: Any) -> Cell:

@@ -13,15 +13,17 @@ from conftest import noise, random_schedule
 from safetensors.torch import save_file
 
 from l3rs.data.splits import ClassSplit
-from l3rs.evaluation.cells import Arm, EvaluationConfig
-from l3rs.evaluation.tables import Cell
+from l3rs.evaluation.cell_tables import Cell
+from l3rs.evaluation.cells import EvaluationConfig
+from l3rs.evaluation.figures import comparisons
+from l3rs.evaluation.sources import Sources, read_cell
+from l3rs.finetuning.arms import Arm
 from l3rs.networks.create import create
 from l3rs.schedules.find import save
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = ROOT / "configs" / "evaluate" / "imagenet"
 sys.path.insert(0, str(ROOT / "evaluate"))
-import figures  # noqa: E402
 import run  # noqa: E402
 import tables  # noqa: E402
 import tune  # noqa: E402
@@ -107,7 +109,7 @@ def test_learning_rates_are_tuned_for_the_cell(folder: Path, monkeypatch: pytest
     chosen = yaml.safe_load((folder / "runs" / "imagenet-rates" / "A.yaml").read_text())
     tried = pd.read_csv(folder / "runs" / "imagenet-rates" / "A.csv")
     assert chosen["sgd-cosine"][1] in set(tried.lr)
-    config = run.read_config(file)
+    config = read_cell(file)
     (arm,) = (arm for arm in config.arms if arm.optimizer == "sgd-cosine")
     assert config.rate(arm, 1) == chosen["sgd-cosine"][1]
 
@@ -130,8 +132,8 @@ def test_a_part_of_a_cell_has_no_arm_without_lengths() -> None:
     """Of an arm no lengths would mean all."""
     arms = (Arm("short", "adam", 0.1, horizons=(1,)), Arm("both", "adam", 0.2))
     cell = Cell(EvaluationConfig("cell", arms, {1: 2, 9: 3}), "cell.yaml", pd.DataFrame(), "")
-    assert [(arm.name, arm.horizons) for arm in tables.part(cell, arms, (9,)).config.arms] == [("both", (9,))]
-    assert [(arm.name, arm.horizons) for arm in tables.part(cell, arms).config.arms] == [("short", (1,)), ("both", (1, 9))]
+    assert [(arm.name, arm.horizons) for arm in cell.part(arms, (9,)).config.arms] == [("both", (9,))]
+    assert [(arm.name, arm.horizons) for arm in cell.part(arms).config.arms] == [("short", (1,)), ("both", (1, 9))]
 
 
 def test_the_papers_tables_are_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +145,7 @@ def test_the_papers_tables_are_planned(tmp_path: Path, monkeypatch: pytest.Monke
     assert "Ablation" not in text  # these are of Icons
     refreshed = {n: "What is called refreshed" in text.split(f"Table {n}.")[1].split("Table")[0] for n in (5, 7, 9)}
     assert refreshed == {5: True, 7: False, 9: True}  # the head alone has no such arm
-    drawn = {picture.name: picture.caption for _, picture in figures.comparisons(tables.Sources(tmp_path, configs=CONFIGS))}
+    drawn = {picture.name: picture.caption for _, picture in comparisons(Sources(ROOT, tmp_path, configs=CONFIGS))}
     assert {n: "What is called refreshed" in drawn[f"Figure 3{n}"] for n in ("A", "A-head", "B")} == {"A": True, "A-head": False, "B": True}
     first = text.index("python evaluate/tune.py --config configs/evaluate/imagenet/A.yaml")
     assert first < text.index("python evaluate/run.py --config configs/evaluate/imagenet/A.yaml")

@@ -8,9 +8,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from l3rs.evaluation.cells import FIELDS, Arm, EvaluationConfig
+from l3rs.evaluation.cell_tables import differences, means, missing_arms, outcomes, over_seeds, summarize
+from l3rs.evaluation.cells import EvaluationConfig
 from l3rs.evaluation.pages import table_markdown
-from l3rs.evaluation.tables import differences, means, missing_arms, outcomes, over_seeds, summarize
+from l3rs.finetuning.arms import Arm
+from l3rs.finetuning.runs import CELL_FIELDS
 
 FAST, SLOW, SEEDS = Arm("fast", "adam", 0.1), Arm("slow", "adam", 0.01, horizons=(10,)), Arm("L3RS", "l3rs", learned="a.safetensors")
 CONFIG = EvaluationConfig("cell", (SEEDS, Arm("L3RS", "l3rs", learned="b.safetensors", meta_seed=1), FAST, SLOW), {10: 3, 25: 3})
@@ -38,7 +40,7 @@ def rows(*entries: tuple[str, int, int, float], **changes: Any) -> list[dict[str
 
 
 def table(*parts: list[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame([row for part in parts for row in part], columns=list(FIELDS))
+    return pd.DataFrame([row for part in parts for row in part], columns=list(CELL_FIELDS))
 
 
 def test_an_entry_is_mean_and_standard_deviation_over_tasks() -> None:

@@ -14,7 +14,9 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import l3rs.finetuning.unroll
-from l3rs.finetuning.baselines import BASELINES, tuned_learning_rate, tuned_learning_rates
+from l3rs.evaluation.tuning import START
+from l3rs.finetuning.arms import Arm
+from l3rs.finetuning.baselines import BASELINES, RECIPES, tuned_learning_rate, tuned_learning_rates
 from l3rs.finetuning.compare import OPTIMIZERS, FinetuneConfig
 from l3rs.finetuning.runs import Run, execute
 from l3rs.finetuning.tasks import TaskConfig
@@ -22,8 +24,9 @@ from l3rs.finetuning.unroll import PRECISIONS, Report, evaluate, unroll
 from l3rs.finetuning.workbench import workbench
 from l3rs.finetuning.workload import Workload
 from l3rs.learned.weights import KINDS
+from l3rs.learners import LEARNERS
 from l3rs.networks.create import head_names, resnet, resnet34
-from l3rs.plots import STYLES
+from l3rs.plots import STYLES, colours
 
 ROOT = Path(__file__).parent.parent.parent
 ROWS = ROOT / "evaluate" / "results" / "tuning.csv"
@@ -36,12 +39,20 @@ RATES = dict.fromkeys(BASELINES, 0.01) | {
 }
 TINY = Workload(model="resnet18", width=4, from_scratch=True)
 SMALL = TaskConfig(classes=5, batch_size=16, evaluation_size=50)
-RUN = Run("test", "adam", 0.01, 16, 0, "meta-train", workload=TINY, task=SMALL)
+RUN = Run("test", Arm("Adam", "adam", 0.01), 16, 0, "meta-train", workload=TINY, task=SMALL)
 
 
 def test_every_optimizer_has_a_colour_and_a_marker_of_its_own() -> None:
-    assert STYLES.keys() == set(OPTIMIZERS)
+    assert STYLES.keys() == {*OPTIMIZERS, *RECIPES, *LEARNERS}
     assert len(set(STYLES.values())) == len(STYLES)
+    assert len({STYLES[name][:2] for name in OPTIMIZERS}) == len(OPTIMIZERS)
+
+
+def test_arms_of_one_optimizer_have_colours_of_their_own() -> None:
+    found = colours(["l3rs", "adam", "adam-cosine", "adam", "adamw", "adam"])
+    assert found[:3] == [STYLES[name][0] for name in ("l3rs", "adam", "adam-cosine")]
+    assert len(set(found)) == 6
+    assert len(colours(["l3rs", *["adam"] * 20])) == 21
 
 
 def test_the_nearest_horizon_in_log_steps_is_taken() -> None:
@@ -71,10 +82,7 @@ def test_chosen_values_are_the_best_of_the_rows_and_not_at_an_edge(file: str | N
         assert means.index.min() < lr < means.index.max()
 
 
-def test_every_baseline_can_be_tuned_and_the_quick_comparison_has_tuned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
-    from tune import START
-
+def test_every_baseline_can_be_tuned_and_the_quick_comparison_has_tuned_ones() -> None:
     assert set(BASELINES) <= set(START)
     assert FinetuneConfig().optimizers == ("l3rs", "adam", "adam-cosine", "adam-cosine-head10", "sgd-cosine")
     assert set(FinetuneConfig().optimizers) <= {"l3rs", *tuned_learning_rates()}
@@ -89,8 +97,8 @@ def test_learning_rates_of_the_head_alone_are_tuned_with_the_rest_frozen(
     monkeypatch.chdir(tmp_path)
     head_only = []
 
-    def best(self: tune.Tuning, name: str, steps: int, guess: int) -> int:
-        head_only.append(self.model.head_only)
+    def best(self: tune.Tuning, arm: Arm, steps: int, guess: int) -> int:
+        head_only.append(arm.head_only)
         return guess
 
     monkeypatch.setattr(tune.Tuning, "best", best)
@@ -104,7 +112,7 @@ def test_learning_rates_of_the_head_alone_are_tuned_with_the_rest_frozen(
     (tmp_path / "cell.yaml").write_text((tmp_path / "cell.yaml").read_text().replace("lr: 0.1, ", ""))
     with pytest.raises(SystemExit):
         tune.main()
-    assert "some tuned arms of cell.yaml train the head only, and others do not" in capsys.readouterr().err
+    assert "some tuned arms of the cell c train the head only, and others do not" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", list(BASELINES))
@@ -130,7 +138,7 @@ def test_schedules_start_and_end_where_they_should(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(BASELINES))
 def test_every_baseline_learns_and_a_seed_decides_all(name: str) -> None:
-    run = replace(RUN, optimizer=name, lr=RATES[name])
+    run = replace(RUN, arm=Arm(name, name, RATES[name]))
     report = execute(run)
     assert sum(report.train_losses[-3:]) < 0.8 * sum(report.train_losses[:3])
     short, again = execute(replace(run, steps=4)), execute(replace(run, steps=4))
@@ -142,7 +150,7 @@ def test_where_only_the_head_is_trained_the_body_stays(name: str) -> None:
     bench = workbench(TINY, SMALL, "cpu")
     network = bench.network_for(bench.tasks("meta-train").draw(0, 3).head_seed)
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
-    execute(replace(RUN, optimizer=name, lr=RATES[name], steps=3, head_only=True))
+    execute(replace(RUN, arm=Arm(name, name, RATES[name], head_only=True), steps=3))
     assert {n for n, p in network.named_parameters() if not torch.equal(p, before[n])} == set(head_names(network))
 
 

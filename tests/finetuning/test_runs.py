@@ -1,4 +1,4 @@
-"""Runs on the shipped network and on others, and the comparison on networks that no schedule was meta-trained on."""
+"""Runs on the shipped network and on others."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import Run, append_rows, execute, row
 from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import Report
@@ -27,7 +25,8 @@ from l3rs.networks.create import resnet
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = Workload(width=16, weights=str(ROOT / "l3rs" / "networks" / "weights" / "resnet34-w16-icons.safetensors"))
-RUN = Run("test", "adam", 0.003, 2, 0, "meta-train")
+ADAM, GENERALIST = Arm("Adam", "adam", 0.003), Arm("L3RS", "l3rs", learned="icons-generalist")
+RUN = Run("test", ADAM, 2, 0, "meta-train")
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def test_a_run_that_names_no_network_is_on_the_shipped_one() -> None:
 
 
 def test_a_run_on_another_network(tiny: Workload) -> None:
-    report = execute(replace(RUN, workload=tiny, optimizer="l3rs", lr=1.0, learned="icons-generalist"))
+    report = execute(replace(RUN, workload=tiny, arm=GENERALIST))
     assert len(report.train_losses) == 2
     assert report.train_losses != execute(replace(RUN, workload=tiny)).train_losses
     assert workbench(tiny) is workbench(tiny)
@@ -84,87 +83,11 @@ def test_a_backbone_that_is_not_there_or_is_another(tiny: Workload) -> None:
         Workbench(replace(tiny, model="resnet34"), TaskConfig())
 
 
-@pytest.fixture
-def generalist(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """evaluate/generalist.py, as a module."""
-    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
-    import generalist
-
-    return generalist
-
-
-def test_missing_networks_are_named_with_the_command_that_makes_them(
-    generalist: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["generalist.py", "--backbones", str(tmp_path / "none"), "--out", str(tmp_path)])
-    with pytest.raises(SystemExit) as stop:
-        generalist.main()
-    assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert f"{tmp_path / 'none' / 'resnet18-w16-icons.safetensors'} is not there" in said
-    assert f"pretrain/backbone.py --config configs/pretrain/icons.yaml --model resnet18 --width 16 --out {tmp_path / 'none'}" in said
-
-
-def test_the_comparison_tunes_past_the_edge_goes_on_where_it_was_and_counts_a_diverged_run_as_0(
-    generalist: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "resnet18-w16-icons.safetensors").touch()
-    made: list[Run] = []
-
-    def pretend(runs: Sequence[Run], workers: int, how: object) -> Iterator[tuple[Run, Report]]:
-        """Adam is best at 0.03; on task 0 of the evaluation everything but the generalist diverges."""
-        for run in runs:
-            made.append(run)
-            assert len(made) < 1000, "the search does not end"
-            good = 0.9 if run.optimizer == "l3rs" else {0.01: 0.5, 0.03: 0.7}.get(run.lr, 0.3)
-            fails = run.cell == "eval" and run.task_seed == 0 and run.learned != "icons-generalist"
-            accuracy = float("nan") if fails else good + 0.001 * run.task_seed
-            steps = {*run.evaluate_at, run.steps}
-            yield run, Report(accuracy=dict.fromkeys(steps, accuracy), loss=dict.fromkeys(steps, accuracy))
-
-    monkeypatch.setattr(generalist, "execute_all", pretend)
-    argv = ["generalist.py", "--backbones", str(tmp_path), "--networks", "resnet18-w16", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", argv)
-    generalist.main()
-    said = capsys.readouterr().out
-
-    rows = pd.read_csv(tmp_path / "generalist.csv")
-    tuned = rows[(rows.purpose == "tune") & (rows.optimizer == "adam")]
-    assert sorted(tuned.lr.unique()) == [0.001, 0.003, 0.01, 0.03, 0.1]
-    assert set(rows[rows.purpose == "eval"].groupby(["optimizer", "steps", "learned"], dropna=False).size()) == {30}
-    assert set(rows[(rows.purpose == "eval") & rows.optimizer.str.startswith("adam")].lr) == {0.03}
-    assert {r.purpose for r in made} == {"meta-train", "meta-test"}
-    assert {r.steps for r in made if r.optimizer == "adam"} == {50}
-    assert not rows.duplicated(["purpose", "optimizer", "learned", "lr", "steps", "task_seed"]).any()
-    mean = (0.7 * 29 + sum(0.001 * s for s in range(30))) / 30
-    assert f"{mean:.3f}" in next(line for line in said.splitlines() if line.split()[:3] == ["25", "adam-cosine", "0.03"])
-
-    # a killed run: the last rows are gone, and only their runs are made again; with all there, the network is not needed
-    count = len(made)
-    lines = (tmp_path / "generalist.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "generalist.csv").write_text("".join(lines[:-5]))
-    generalist.main()
-    assert len(made) == count + 5
-    assert capsys.readouterr().out == said
-    (tmp_path / "resnet18-w16-icons.safetensors").unlink()
-    generalist.main()
-    assert len(made) == count + 5
-    assert capsys.readouterr().out == said
-
-
 def test_a_row_of_a_run(tmp_path: Path) -> None:
     report = Report(accuracy={2: 0.5}, loss={2: 1.25}, seconds=0.1)
     append_rows(tmp_path / "rows.csv", [row(RUN, report, 2)])
     append_rows(tmp_path / "rows.csv", [row(RUN, report, 2)])
     assert (tmp_path / "rows.csv").read_text().splitlines()[1:] == ["test,adam,0.003,2,0,,0.5,1.25,0.1"] * 2
-
-
-@pytest.mark.parametrize("network", ["resnet18-w16", "resnet34-w64"])
-def test_the_rows_hold_adam_tuned_and_evaluated_on_every_task(generalist: ModuleType, network: str) -> None:
-    """Without the network nothing can be run, so that a row that is missing, or a best rate at the edge, would raise."""
-    comparison = generalist.Comparison(generalist.RESULTS / "generalist.csv", network, Path("nowhere"), 1)
-    comparison.make("eval", [arm for arm in comparison.arms() if arm.optimizer in generalist.ADAMS])
-    assert comparison.rows.accuracy.between(0, 1).all()
 
 
 def test_processes_end_with_the_one_that_gives_them_work(tmp_path: Path) -> None:

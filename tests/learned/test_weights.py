@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from l3rs import learners
+from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import Run, execute
 from l3rs.learned import theta as meta
 from l3rs.learned.weights import KINDS, LearnedWeights, load, starting_weights
@@ -79,7 +80,9 @@ def test_a_run_with_the_head_alone_leaves_the_rest_as_it_was(tmp_path: Path, mon
 
     monkeypatch.setattr(learner, "build", build)
     for head_only in (False, True):
-        report = execute(Run("cell", "celo2-base", 0.03, 2, 0, "meta-test", str(tmp_path / "w.safetensors"), head_only=head_only))
+        report = execute(
+            Run("cell", Arm("Celo2", "celo2-base", 0.03, str(tmp_path / "w.safetensors"), head_only=head_only), 2, 0, "meta-test")
+        )
         assert set(report.accuracy) == {2}
     assert trained == [{name for name, _ in resnet34(16, 1, 25).named_parameters()}, {"fc.weight", "fc.bias"}]
 

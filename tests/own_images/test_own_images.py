@@ -22,10 +22,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from l3rs.cli import main
+from l3rs.finetuning.arms import Arm
 from l3rs.lightning import L3RSModule
 from l3rs.networks.create import create
 from l3rs.own_images.classifier import describe
-from l3rs.own_images.config import COMPARED, Arm
+from l3rs.own_images.config import COMPARED, parse_arm
 from l3rs.own_images.pictures import confusion, most_confused, plot_confusion
 from l3rs.schedules.find import save
 
@@ -118,7 +119,7 @@ def test_where_learning_rates_come_from(run: Path) -> None:
     summary = pd.read_csv(run / "summary.csv").set_index("optimizer")
     assert summary.loc["adam-cosine", "from"] == "tuned on Icons25, at 10 steps"
     assert (summary.loc["adamw=0.01", "lr"], summary.loc["adamw=0.01", "from"]) == (0.01, "given")
-    assert Arm.parse("adamw", 100).source == "tuned on Icons25 for adam, at 100 steps"
+    assert parse_arm("adamw", 100).source == "tuned on Icons25 for adam, at 100 steps"
 
 
 def test_arms_see_the_same_batches(run: Path) -> None:
@@ -306,10 +307,10 @@ def test_a_model_with_other_layers_and_broken_images(photos: Path, tmp_path: Pat
 
 
 def test_what_can_be_compared_resumes_and_is_evaluated_where_it_trains() -> None:
-    for make in COMPARED.values():
+    for name in COMPARED:
         network = small_network()
         network.get_classifier = lambda network=network: network[-1]  # type: ignore[assignment]
-        optimizer = make(network, 1e-3, 10).optimizer
+        optimizer = Arm(name, name, 1e-3).make(network, 10).optimizer
         assert type(optimizer).__module__.startswith("torch.optim")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from l3rs.data.build import Drawing, check, classes_with_enough, draw_split, draw_validation, drop_copies, quantize, shape_of, write_set
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
+from embedded_set import Drawing, check, classes_with_enough, draw_split, draw_validation, drop_copies, quantize, shape_of, write_set
 
 
 def picture(top: int, left: int, height: int, width: int) -> np.ndarray:

@@ -1,0 +1,337 @@
+"""From the rows of a cell to tables; nothing is run here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from l3rs import stats
+from l3rs.evaluation.cells import EvaluationConfig, fingerprint
+from l3rs.evaluation.pages import MISSING
+from l3rs.finetuning.arms import Arm
+
+MEASURES = ("accuracy", "loss")
+WORST = {"accuracy": 0.0, "loss": math.inf}  # what a run that diverged counts as; in the rows it stays NaN
+
+
+def outcomes(rows: pd.DataFrame, config: EvaluationConfig, measure: str) -> pd.DataFrame:
+    """What came out at the end of each run of a cell: tasks by (arm, horizon); NaN where there is no row, or the run failed.
+
+    The meta-training seeds of an arm are averaged, task by task. Rows of another learning rate than the arm has now, or of other learned
+    weights than are there under its name, or than the newest rows where none are there, are left out.
+
+    Args:
+        measure: `accuracy` or `loss`.
+    """
+    r = rows[(rows.cell == config.cell) & (rows.steps == rows.horizon) & rows.error.isna()]
+    shown = [(arm, learned_shown(arm, config, r)) for arm in config.arms]
+    planned = [(arm, horizon, learned) for arm, learned in shown for horizon in arm.horizons or config.horizons]
+    wanted = pd.MultiIndex.from_tuples(dict.fromkeys((arm.name, horizon) for arm, horizon, _ in planned), names=["arm", "horizon"])
+    current = {(arm.name, arm.meta_seed, horizon, rate_now(config, arm, horizon), learned) for arm, horizon, learned in planned}
+    keys = zip(r.arm, r.meta_seed, r.horizon, r.lr, r.learned, strict=True)
+    r = r.loc[np.array([key in current for key in keys], dtype=bool)]
+    values = r.assign(value=r[measure].fillna(WORST[measure]))
+    table = values.pivot_table(index="task_seed", columns=["arm", "horizon"], values="value", aggfunc="mean")
+    return table.reindex(columns=wanted)
+
+
+def learned_now(arm: Arm) -> str | None:
+    """The fingerprint of what an arm has learned; None where it is not there, as the weights of others are not in a fresh clone."""
+    try:
+        return fingerprint(arm.optimizer, arm.learned)
+    except ValueError:
+        return None
+
+
+def learned_shown(arm: Arm, config: EvaluationConfig, rows: pd.DataFrame) -> str | None:
+    """The fingerprint of what an arm's rows are to be of: what it has learned or, where that is not there, what its newest rows are of."""
+    now = learned_now(arm)
+    if now is not None:
+        return now
+    mine = rows[(rows.arm == arm.name) & (rows.meta_seed == arm.meta_seed) & rows.horizon.isin(list(arm.horizons or config.horizons))]
+    return mine.sort_values("date", kind="stable").learned.iloc[-1] if len(mine) else None
+
+
+def rate_now(config: EvaluationConfig, arm: Arm, horizon: int) -> float | None:
+    """Its learning rate; None where that has not been tuned yet."""
+    try:
+        return config.rate(arm, horizon)
+    except ValueError:
+        return None
+
+
+def unique(arms: Sequence[Arm]) -> list[Arm]:
+    """One arm of each name."""
+    return list({arm.name: arm for arm in arms}.values())
+
+
+def columns(table: pd.DataFrame) -> list[tuple[str, int]]:
+    """Its (arm, horizon)s."""
+    return [(str(key[0]), int(key[1])) for key in table.columns.to_flat_index()]
+
+
+class Entry(NamedTuple):
+    """One cell of a table: mean, standard deviation and interquartile mean over so many tasks."""
+
+    mean: float
+    std: float
+    iqm: float
+    tasks: int
+
+
+def summarize(table: pd.DataFrame) -> dict[tuple[str, int], Entry]:
+    """An entry for each arm and horizon that has a run."""
+    found: dict[tuple[str, int], Entry] = {}
+    for key in columns(table):
+        x = table[key].dropna().to_numpy(dtype=float)
+        if len(x):
+            spread = float(x.std(ddof=1)) if len(x) > 1 and math.isfinite(x.max()) else math.nan
+            found[key] = Entry(float(x.mean()), spread, stats.interquartile_mean(x), len(x))
+    return found
+
+
+class Difference(NamedTuple):
+    """How much better an arm is than another on the tasks that both ran: mean, bootstrap 95% interval, probability of improvement."""
+
+    mean: float
+    low: float
+    high: float
+    probability: float
+    tasks: int
+
+
+def differences(table: pd.DataFrame, measure: str, reference: str) -> dict[tuple[str, int], Difference]:
+    """`reference` minus every other arm, task by task, at each horizon; for losses the other way round: above 0 the reference is better."""
+    found: dict[tuple[str, int], Difference] = {}
+    for arm, horizon in columns(table):
+        if arm == reference or (reference, horizon) not in table.columns:
+            continue
+        pair = table[[(reference, horizon), (arm, horizon)]].dropna().to_numpy(dtype=float)
+        if len(pair):
+            gain = pair[:, 0] - pair[:, 1] if measure == "accuracy" else pair[:, 1] - pair[:, 0]
+            found[arm, horizon] = Difference(
+                float(gain.mean()), *stats.bootstrap_interval(gain), stats.probability_of_improvement(gain), len(gain)
+            )
+    return found
+
+
+def missing_arms(config: EvaluationConfig, table: pd.DataFrame) -> list[str]:
+    """Names of arms that lack runs."""
+    return [
+        arm.name
+        for arm in unique(config.arms)
+        if any(table[arm.name, h].notna().sum() < config.horizons[h] for h in arm.horizons or config.horizons)
+    ]
+
+
+def of_a_seed(arm: Arm) -> bool:
+    """Whether an arm is there to show the spread between meta-training seeds."""
+    return ", seed " in arm.name
+
+
+class Cell(NamedTuple):
+    """A cell of the comparison: the config, the file that it is from, all rows, and what it is, in a few words."""
+
+    config: EvaluationConfig
+    file: str
+    rows: pd.DataFrame
+    about: str
+
+    @property
+    def reference(self) -> str | None:
+        """The name of the arm that the others are compared with: the first, if it is one of L3RS."""
+        first = self.config.arms[0] if self.config.arms else None
+        return first.name if first is not None and first.ours else None
+
+    def outcomes(self, measure: str) -> pd.DataFrame:
+        """Of its runs."""
+        return outcomes(self.rows, self.config, measure)
+
+    def part(self, arms: Sequence[Arm], horizons: Sequence[int] = ()) -> Cell:
+        """Some of its arms, and those of some lengths that it has, or all. An arm that has none of these is left out."""
+        return self._replace(config=self.config.part(arms, [h for h in horizons if h in self.config.horizons]))
+
+    def without_seeds(self) -> Cell:
+        """Without the arms that are there to show the spread between seeds; a table of its own does."""
+        return self.part([arm for arm in self.config.arms if not of_a_seed(arm)])
+
+    def commands(self) -> tuple[str, ...]:
+        """What makes the runs that are missing, and the files of others' weights that it needs; nothing if none are."""
+        lacking = missing_arms(self.config, self.outcomes("accuracy"))
+        if not lacking:
+            return ()
+        needed = {arm.learned: arm for arm in self.config.arms if arm.name in lacking and learned_now(arm) is None}
+        pages = {file: "reproduce" if arm.ours else "learned-optimizers" for file, arm in needed.items()}
+        files = [f"# {arm.name} needs the file {file}: see docs/{pages[file]}.md" for file, arm in needed.items()]
+        untuned = [arm.optimizer for arm in unique(self.config.arms) if rate_now(self.config, arm, min(self.config.horizons)) is None]
+        if not self.config.workload.class_split.classes["meta-train"]:
+            untuned = []  # their learning rates are those of another cell
+        where = f" --config {self.file}" if self.config.rates else ""
+        tune = [f"python evaluate/tune.py{where} --names {' '.join(dict.fromkeys(untuned))}"] if untuned else []
+        return (*files, *tune, f"python evaluate/run.py --config {self.file}")
+
+
+def by_horizon(config: EvaluationConfig, text: Callable[[Arm, int], str | None], arms: Sequence[Arm] | None = None) -> pd.DataFrame:
+    """A table of text, an arm a line, a horizon a column. Where `text` gives None it says `missing`, or nothing where no run is planned."""
+
+    def entry(arm: Arm, horizon: int) -> str:
+        planned = not arm.horizons or horizon in arm.horizons
+        return (text(arm, horizon) or MISSING) if planned else ""
+
+    horizons = sorted(config.horizons)
+    arms = unique(config.arms) if arms is None else arms
+    lines = [[entry(arm, h) for h in horizons] for arm in arms]
+    return pd.DataFrame(lines, pd.Index([arm.name for arm in arms], name="optimizer"), [f"{h} steps" for h in horizons], dtype=object)
+
+
+def tasks_note(config: EvaluationConfig, horizon: int, tasks: int) -> str:
+    """How many tasks there are, where these are fewer than planned."""
+    return f", n={tasks}" if tasks < config.horizons[horizon] else ""
+
+
+def means(config: EvaluationConfig, table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation as the paper has them; in brackets tuned learning rates and, where tasks are missing, their number."""
+    entries = summarize(table)
+
+    def text(arm: Arm, horizon: int) -> str | None:
+        entry = entries.get((arm.name, horizon))
+        if entry is None:
+            return None
+        spread = "" if math.isnan(entry.std) else f" ± {entry.std:.3f}"
+        rate = f"lr {rate_now(config, arm, horizon):g}" if arm.tuned else ""
+        notes = (rate + tasks_note(config, horizon, entry.tasks)).removeprefix(", ")
+        return f"{number(entry.mean)}{spread}" + (f" ({notes})" if notes else "")
+
+    return by_horizon(config, text)
+
+
+def number(x: float) -> str:
+    """To three digits; a mean that a diverged run makes infinite is `diverged`."""
+    return f"{x:.3f}" if math.isfinite(x) else "diverged"
+
+
+def interquartile_means(config: EvaluationConfig, table: pd.DataFrame) -> pd.DataFrame:
+    """The mean of the middle half of the tasks."""
+    entries = summarize(table)
+
+    def text(arm: Arm, horizon: int) -> str | None:
+        e = entries.get((arm.name, horizon))
+        return None if e is None else number(e.iqm) + tasks_note(config, horizon, e.tasks)
+
+    return by_horizon(config, text)
+
+
+def paired(config: EvaluationConfig, table: pd.DataFrame, measure: str, reference: str) -> pd.DataFrame:
+    """Paired differences to the reference with their 95% intervals, the probability of improvement, and the number of tasks that both have.
+
+    Accuracies are in points. A difference of which one run diverged has no interval.
+    """
+    found = differences(table, measure, reference)
+    scale, digits = (100, 1) if measure == "accuracy" else (1, 3)
+
+    def text(arm: Arm, horizon: int) -> str | None:
+        d = found.get((arm.name, horizon))
+        if d is None:
+            return None
+        tail = f"{d.probability:.0%}, n={d.tasks}"
+        if not math.isfinite(d.mean):
+            return f"diverged; {tail}"
+        interval = "" if math.isnan(d.low) else f" ({scale * d.low:+.{digits}f} to {scale * d.high:+.{digits}f})"
+        return f"{scale * d.mean:+.{digits}f}{interval}; {tail}"
+
+    return by_horizon(config, text, [arm for arm in unique(config.arms) if arm.name != reference])
+
+
+class Standing(NamedTuple):
+    """An arm of L3RS at a horizon: its mean, the best other optimizer and its mean, and the difference; None where rows are missing."""
+
+    arm: str
+    horizon: int
+    mean: float | None
+    best: str | None = None
+    of_best: float | None = None
+    ahead: Difference | None = None
+
+
+def standings(cell: Cell) -> list[Standing]:
+    """Accuracy of each arm of L3RS at each horizon against the best other optimizer, among those that ran most of the arm's tasks.
+
+    The best is the one least behind, chosen on these same tasks, in its favour.
+    """
+    table = cell.outcomes("accuracy")
+    entries = summarize(table)
+    found = []
+    for horizon in sorted(cell.config.horizons):
+        arms = [arm for arm in unique(cell.config.arms) if (arm.name, horizon) in table.columns]
+        others = [arm.name for arm in arms if not arm.ours]
+        for arm in (arm.name for arm in arms if arm.ours):
+            mean = entries[arm, horizon].mean if (arm, horizon) in entries else None
+            gaps = table[[(o, horizon) for o in others]].rsub(table[arm, horizon], axis=0).droplevel("horizon", axis=1)
+            most = gaps.count().max() if others else 0
+            if not most:
+                found.append(Standing(arm, horizon, mean))
+                continue
+            best = str(gaps.loc[:, gaps.count() == most].mean().idxmin())
+            (ahead,) = differences(table[[(arm, horizon), (best, horizon)]], "accuracy", arm).values()
+            found.append(Standing(arm, horizon, mean, best, entries[best, horizon].mean, ahead))
+    return found
+
+
+def against_best(cells: Mapping[str, Cell]) -> pd.DataFrame:
+    """`standings` as a table, a line a cell, horizon and arm of L3RS, the cells by what the lines are called."""
+    columns = ["accuracy", "of the best other", "which", "points ahead", "better on", "tasks"]
+
+    def texts(s: Standing) -> list[str]:
+        mean = MISSING if s.mean is None else number(s.mean)
+        if s.ahead is None or s.best is None or s.of_best is None:
+            return [mean] + [MISSING] * (len(columns) - 1)
+        d = s.ahead
+        interval = "" if math.isnan(d.low) else f" ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
+        return [mean, number(s.of_best), s.best, f"{100 * d.mean:+.1f}{interval}", f"{d.probability:.0%}", str(d.tasks)]
+
+    lines: dict[str, list[str]] = {}
+    for name, cell in cells.items():
+        found = standings(cell)
+        if all(s.mean is None for s in found):
+            lines[name] = [MISSING] * len(columns)
+            continue
+        lines |= {f"{name}, {s.horizon} steps, {s.arm}": texts(s) for s in found}
+    return pd.DataFrame.from_dict(lines, orient="index", columns=columns, dtype=object)
+
+
+def over_seeds(config: EvaluationConfig, table: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
+    """A column a horizon: accuracy of arms that differ in their meta-training seed alone, and of their mean, task by task, over the seeds.
+
+    Below, in points, how far the seeds are apart, as the standard deviation of their means, and how far their mean is ahead of the best of
+    another optimizer, as in `standings`. Tasks that one of the arms lacks are left out, and horizons that are not planned for all.
+    """
+    others = [arm.name for arm in unique(config.arms) if not arm.ours]
+    ahead = "mean minus the best other, points"
+    lines = [*arms, "mean of the seeds", "between seeds, points", ahead, "which"]
+    horizons = [h for h in sorted(config.horizons) if all((arm, h) in table.columns for arm in arms)]
+    found = nothing(lines, [f"{h} steps" for h in horizons], "meta-training seed")
+    for horizon in horizons:
+        mine = table[[(arm, horizon) for arm in arms]].droplevel("horizon", axis=1).dropna()
+        if mine.empty:
+            continue
+        mean = mine.mean(axis=1)
+        column = [number(x) for x in (*mine.mean(), mean.mean())] + [f"{100 * mine.mean().std():.1f}"]
+        gaps = table[[(o, horizon) for o in others if (o, horizon) in table.columns]].droplevel("horizon", axis=1).rsub(mean, axis=0)
+        best = gaps.loc[:, gaps.count() == max(1, gaps.count().max())].mean()
+        if len(best):
+            gap = gaps[best.idxmin()].dropna()
+            low, high = stats.bootstrap_interval(gap.to_numpy())
+            column += [f"{100 * gap.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), n={len(gap)}", str(best.idxmin())]
+        else:
+            column += [MISSING, MISSING]
+        found[f"{horizon} steps"] = column
+    return found
+
+
+def nothing(lines: Sequence[str], columns: Sequence[str], name: str) -> pd.DataFrame:
+    """A table of which everything is missing."""
+    return pd.DataFrame(MISSING, pd.Index(lines, name=name), list(columns), dtype=object)

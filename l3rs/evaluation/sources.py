@@ -1,0 +1,140 @@
+"""What tables and figures are made of: the configs of a checkout, its committed rows, and rows beside these."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import pandas as pd
+
+from l3rs.evaluation.cell_tables import Cell
+from l3rs.evaluation.cells import EvaluationConfig, Rows
+from l3rs.evaluation.pages import Section
+from l3rs.evaluation.study import Study
+from l3rs.schedules.find import SPECIALISTS
+
+PAPER = {"A": 5, "A-head": 7, "B": 9, "C": 11, "D": 13, "E": 15}  # cell: the first of the paper's two tables of it
+STATISTICS = "before evaluation BatchNorm gets the mean statistics of the last 20 training batches, for the running ones"
+BEYOND = {  # cell: the section that it is in, and what it is
+    "averaged": (
+        "What adaptivity adds",
+        "What adaptivity adds: L3RS against a schedule with its learned lambda and mu averaged over time and layers.",
+    ),
+    "refreshed": (
+        "BatchNorm refreshed",
+        f"All with what schedule-free has: {STATISTICS}. Accuracy, as in Table 5.",
+    ),
+}
+
+
+class Sources:
+    """All rows that tables and figures are made of.
+
+    Args:
+        root: the checkout.
+        rows: folder of rows that are not committed, beside `evaluate/results`.
+        only: cells to show, any of the folder; where it is given, what goes beyond the paper is left out.
+        configs: folder of the cells' configs, `configs/evaluate` by default. What is not of cells is of Icons alone, and is left out for
+            another one.
+
+    Raises:
+        ValueError: there is no such cell.
+    """
+
+    def __init__(self, root: Path, rows: Path, only: list[str] | None = None, configs: Path | None = None) -> None:
+        ours = root / "configs" / "evaluate"
+        self.root, self.rows, self.only, self.configs = root, rows, only, (configs or ours).resolve()
+        self.of_icons = self.configs == ours.resolve()  # whether the cells are those of the shipped images
+        there = sorted(file.stem for file in self.configs.glob("*.yaml"))
+        unknown = [name for name in only or () if name not in there]
+        if unknown or not there:
+            raise ValueError(
+                f"{self.configs} has {', '.join(there) or 'no cells'}" + (f", and --cells names {unknown[0]}" if unknown else "")
+            )
+
+    @property
+    def results(self) -> Path:
+        """The folder of committed rows."""
+        return self.root / "evaluate" / "results"
+
+    @cached_property
+    def cells(self) -> Mapping[str, Cell]:
+        """Those that have a config, by name."""
+        found = {}
+        stress = sorted(file.stem for file in self.configs.glob("stress-*.yaml"))
+        for name in self.only or (*PAPER, *stress, *BEYOND):
+            file = self.configs / f"{name}.yaml"
+            if file.exists():
+                config = read_cell(file)
+                there = Rows(self.rows / config.cell, self.results / config.cell).read()
+                found[name] = Cell(config, os.path.relpath(file, self.root), there, about(file))
+        return found
+
+    def study(self, name: str) -> Study:
+        """A study of the checkout."""
+        return Study.read(self.root / "configs" / f"{name}.yaml")
+
+    def measured(self, study: Study) -> pd.DataFrame:
+        """Its rows."""
+        return study.measured(self.root)
+
+    def csv(self, *names: str) -> pd.DataFrame:
+        """Committed rows of one or more measurements."""
+        return pd.concat([pd.read_csv(self.results / f"{name}.csv") for name in names], ignore_index=True)
+
+    def decisions(self, schedule: str = SPECIALISTS[0]) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+        """What a schedule decided, and its time features."""
+        files = [self.results / "decisions" / f"{schedule}{suffix}.parquet" for suffix in ("", "-time")]
+        decided, times = (pd.read_parquet(file) if file.exists() else None for file in files)
+        return decided, times
+
+
+def read_cell(file: Path, data: str | None = None) -> EvaluationConfig:
+    """A cell from its YAML file, its images from another folder if one is given.
+
+    Raises:
+        ValueError: the file is no cell; the message is one line.
+    """
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(EvaluationConfig, as_group=False)
+    try:
+        config: EvaluationConfig = EvaluationConfig(**vars(parser.instantiate(parser.parse_path(str(file)))))
+        if data is not None:
+            config = replace(config, workload=replace(config.workload, data=data))
+    except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
+    return config
+
+
+def about(file: Path) -> str:
+    """What a config says in the brackets of its first comment that it is."""
+    comment = " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), file.read_text().splitlines()))
+    text = comment[comment.index("(") + 1 : comment.rindex(")")].split(": ", 1)[-1]
+    return f"{text[0].upper()}{text[1:]}"
+
+
+def collect(sources: Sources, makers: tuple[Callable[[Sources], Iterator[tuple[str, Any]]], ...]) -> list[Section]:
+    """What they make, section by section, in the order in which sections first come."""
+    found: dict[str, list[Any]] = {}
+    for maker in makers:
+        for section, item in maker(sources):
+            found.setdefault(section, []).append(item)
+    return list(found.items())
+
+
+def arguments(doc: str) -> argparse.ArgumentParser:
+    """Options of the scripts that make tables and figures, for `of`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", type=Path, help="folder of the cells' configs (default: configs/evaluate)")
+    parser.add_argument("--cells", nargs="+", help="some of them, such as A E (default: all)")
+    parser.add_argument(
+        "--rows", type=Path, default=Path("runs/evaluation"), help="folder of rows, beside evaluate/results (default: %(default)s)"
+    )
+    return parser

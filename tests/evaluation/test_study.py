@@ -1,0 +1,68 @@
+"""A study, run: settings meta-trained and measured once, and what they trust."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from l3rs.evaluation.study import COLUMNS, with_overrides
+from l3rs.meta.config import MetaTrainConfig
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = """
+rows: rows.csv
+purpose: meta-test
+tasks: 2
+seeds: [3]
+workers: 1
+base: {workload.model: resnet18, workload.width: 4, workload.from_scratch: true,
+  task.classes: 5, task.batch_size: 8, task.evaluation_size: 20,
+  steps: [2, 3], validation_steps: [2], generations: 1, nes.population: 2, validation_tasks: 1, finalists: 1, final_tasks: 1}
+settings:
+  plain: {schedule.embedding: 0, specialist: false}
+  SGD, Celo2-base: {schedule.embedding: 0, specialist: false, schedule.directions: [sgd, celo2-base]}
+mixes: mixes.csv
+"""
+
+
+def test_a_study_is_run_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    import study
+
+    (tmp_path / "tiny.yaml").write_text(TINY)
+
+    def script(*arguments: str) -> None:
+        options = ("--config", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "rows.csv"))
+        monkeypatch.setattr(sys, "argv", ["study.py", *options, *arguments])
+        study.main()
+
+    script("--only", "plain", "--tasks", "1")
+    first = pd.read_csv(tmp_path / "rows.csv")
+    assert tuple(first.columns) == COLUMNS
+    assert first[["setting", "meta_seed", "generation", "steps", "task"]].to_numpy().tolist() == [
+        ["plain", 3, 0, 2, 0],
+        ["plain", 3, 1, 2, 0],
+    ]
+    assert first.meta_seconds.iloc[0] == 0 < first.meta_seconds.iloc[1]
+    script()
+    made = (tmp_path / "rows.csv").read_text(), (tmp_path / "mixes.csv").read_text()
+    whole, mixes = pd.read_csv(tmp_path / "rows.csv"), pd.read_csv(tmp_path / "mixes.csv")
+    assert whole.groupby("setting").size().to_dict() == {"SGD, Celo2-base": 4, "plain": 4}
+    assert whole.iloc[:2].equals(first)
+    assert mixes.groupby("setting").step.max().to_dict() == {"SGD, Celo2-base": 3, "plain": 3}
+    assert (mixes.filter(like="mu_").sum(axis=1) - 1).abs().max() < 1e-3
+    script()
+    assert made == ((tmp_path / "rows.csv").read_text(), (tmp_path / "mixes.csv").read_text())
+    with pytest.raises(SystemExit):
+        script("--only", "none")
+    assert "--only must be one or more of 'plain', 'SGD, Celo2-base' (got 'none')" in capsys.readouterr().err
+
+
+def test_a_setting_that_is_none_is_named() -> None:
+    with pytest.raises(ValueError, match="no setting is called 'stpes'; there are workload, name, "):
+        with_overrides(MetaTrainConfig(), {"stpes": 3})

@@ -1,0 +1,93 @@
+"""Tuning learning rates, with runs that are made up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from l3rs.evaluation import tuning
+from l3rs.evaluation.cells import EvaluationConfig, Rows, missing, plan
+from l3rs.evaluation.sources import read_cell
+from l3rs.evaluation.tuning import Tuning, tuned_arms
+from l3rs.finetuning.arms import Arm
+from l3rs.finetuning.runs import Run
+from l3rs.finetuning.unroll import Report
+
+ROOT = Path(__file__).parent.parent.parent
+RESULTS = ROOT / "evaluate" / "results"
+ARMS = (Arm("constant", "adam"), Arm("cosine", "adam-cosine"))
+MODEL = Run("tune", ARMS[0], 1, 0, "meta-train")
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """The runs that are asked for. Adam is best at 0.03, and at 0.1 the run on task 0 diverges, whose others are as good."""
+    asked: list[Run] = []
+
+    def pretend(runs: Sequence[Run], workers: int, how: object) -> Iterator[tuple[Run, Report]]:
+        for run in runs:
+            asked.append(run)
+            assert len(asked) < 1000, "the search does not end"
+            accuracy = {0.01: 0.5, 0.03: 0.7, 0.1: math.nan if run.task_seed == 0 else 0.7}.get(run.lr, 0.3)
+            yield run, Report(accuracy=dict.fromkeys(run.evaluate_at, accuracy), loss=dict.fromkeys(run.evaluate_at, 1.0))
+
+    monkeypatch.setattr(tuning, "execute_all", pretend)
+    return asked
+
+
+def test_the_search_goes_past_the_edge_and_on_where_it_was_and_a_diverged_run_counts_as_0(
+    made: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rates.yaml"
+
+    def tune() -> str:
+        Tuning(tmp_path / "rows.csv", 3, 1, (10, 50), MODEL).tune(ARMS, file, "# how\n")
+        return capsys.readouterr().out
+
+    said = tune()
+    assert file.read_text().startswith("# how\n")
+    assert yaml.safe_load(file.read_text()) == {arm.optimizer: {10: 0.03, 50: 0.03} for arm in ARMS}
+    assert "adam-cosine 50: 0.03 (0.7000)" in said
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    assert sorted(rows[rows.optimizer == "adam"].lr.unique()) == [0.001, 0.003, 0.01, 0.03, 0.1]
+    assert {r.steps for r in made if r.optimizer == "adam"} == {50}  # the beginnings of its longest runs are its shorter ones
+    assert not rows.duplicated(["optimizer", "lr", "steps", "task_seed"]).any()
+
+    # a killed search: the last rows are gone, and only their runs are made again
+    count, lines = len(made), (tmp_path / "rows.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "rows.csv").write_text("".join(lines[:-2]))
+    assert tune() == said
+    assert len(made) == count + 2
+    assert tune() == said
+    assert len(made) == count + 2
+
+
+def test_a_rate_that_is_best_without_end_is_told(made: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tuning, "accuracy", lambda self, arm, lr, steps: lr)
+    with pytest.raises(RuntimeError, match="adam after 10 steps is best at the edge of what is tried, 1e"):
+        Tuning(tmp_path / "rows.csv", 1, 1, (10,), MODEL).best(ARMS[0], 10, 0)
+
+
+def test_what_cannot_be_tuned_is_told() -> None:
+    with pytest.raises(ValueError, match="the cell c has no `rates`"):
+        tuned_arms(EvaluationConfig("c", ARMS, {10: 1}))
+    with pytest.raises(ValueError, match="the cell c has no arm without `lr`"):
+        tuned_arms(EvaluationConfig("c", (Arm("a", "adam", 0.1),), {10: 1}, rates="rates.yaml"))
+
+
+@pytest.mark.parametrize(("name", "tasks"), [("resnet18-w16", 8), ("resnet34-w64", 3)])
+def test_other_networks_are_tuned_for_and_have_all_their_rows(
+    name: str, tasks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their networks are not shipped: a row that is missing, or a best rate at the edge, would need them."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(tuning, "execute_all", lambda runs, workers, how: iter([1 / 0 for _ in runs]))
+    cell = read_cell(ROOT / "configs" / "evaluate" / f"{name}.yaml")
+    Tuning(RESULTS / "rates" / f"{name}.csv", tasks, 1, sorted(cell.horizons), MODEL).tune(tuned_arms(cell), tmp_path / "rates.yaml", "")
+    assert yaml.safe_load((tmp_path / "rates.yaml").read_text()) == yaml.safe_load((ROOT / str(cell.rates)).read_text())
+    assert missing(plan(cell), Rows(tmp_path, RESULTS / name).read()) == []

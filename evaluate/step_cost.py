@@ -121,10 +121,10 @@ def learned(network: nn.Module, kernel: type[ForeachKernel] | None = None, fused
     optimizer = L3RS(list(zip(names, parameters(network), strict=True)), 10**6, "icons-resnet34", fused=fused)
     if kernel is not None:
         optimizer.step(loss=1.0)
-        (layers,) = optimizer._batches
+        (layers,) = optimizer._tables.by_device
         params = [p for group in optimizer.param_groups for p in group["params"]]
         states = [optimizer.state[p] for p in params]
-        layers.kernel = kernel(params, states, optimizer._directions, optimizer._schedule.constants)
+        layers.kernel = kernel(params, states, optimizer._controller.directions, optimizer._controller.constants)
     return optimizer
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from l3rs.directions import Direction
-from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, align_moments, aligned_gradients, chunks
+from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, addresses, align_moments, chunks
 from l3rs.optimizer.kernels.norms import Norms
 
 CONSTANTS = 4
@@ -99,11 +99,11 @@ class NativeKernel:
         self.versions: list[int] | None = None
 
         where = chunks(params, CHUNK)
-        moments = [[0 if t is None else t.data_ptr() for t in row] for row in self.moments]
+        moments = [addresses(row, params) for row in self.moments]
         table = torch.zeros(len(ORDER), CONSTANTS, dtype=torch.float64)
         for name, values in constants.items():
             table[ORDER.index(name), : len(values)] = torch.tensor(values, dtype=torch.float64)
-        self.scales = torch.zeros(len(params), len(ORDER))
+        self.scales = torch.zeros(len(params), len(ORDER), dtype=torch.float32)
         self.sums = torch.zeros(len(params), len(SUMS), dtype=torch.float64)
         self.grads = torch.zeros(len(params), dtype=torch.int64)
         self.step = _Step(sum(1 << column for column in self.columns), len(params), len(where))
@@ -146,8 +146,8 @@ class NativeKernel:
 
     def _point(self, grads: Sequence[Tensor]) -> None:
         """Tells the kernel where the gradients are."""
-        self.kept_grads = aligned_gradients(grads, self.params)
-        self.grads.copy_(torch.tensor([g.data_ptr() for g in self.kept_grads], dtype=torch.int64))
+        self.kept_grads = grads
+        self.grads.copy_(torch.tensor([g.data_ptr() for g in grads], dtype=torch.int64))
 
     def _sums(self) -> Tensor:
         return self.sums.clone() if self.reduce is None else self.reduce(self.sums.clone())

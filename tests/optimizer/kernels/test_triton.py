@@ -46,12 +46,12 @@ def compare(directions: tuple[str, ...]) -> None:
                 p.grad = g.clone()
             if optimizer is optimizers[1]:
                 with torch.no_grad():
-                    optimizer._active()  # makes the tables
-                (layers,) = optimizer._batches
+                    optimizer._tables.active(optimizer.param_groups, optimizer.state)  # makes the tables
+                (layers,) = optimizer._tables.by_device
                 if not isinstance(layers.kernel, TritonKernel):
                     params = list(network.parameters())
                     states = [optimizer.state[p] for p in params]
-                    layers.kernel = TritonKernel(params, states, optimizer._directions, optimizer._schedule.constants)
+                    layers.kernel = TritonKernel(params, states, optimizer._controller.directions, optimizer._controller.constants)
             optimizer.step(loss=1.0 + k)
     for p, q in zip(*(n.parameters() for n in networks), strict=True):
         torch.testing.assert_close(q, p, rtol=1e-5, atol=1e-6)

@@ -27,7 +27,7 @@ from tqdm import trange
 
 from l3rs import L3RS
 from l3rs.finetuning.runs import append_rows, peak, start_peak
-from l3rs.learned import Celo, Celo2, SmallFC, VeLO, batches
+from l3rs.learned import Celo, Celo2, SmallFC, VeLO, portions
 from l3rs.learned.base import LearnedRule
 from l3rs.learned.celo2 import SHAPES
 from l3rs.learned.elements import refused
@@ -150,10 +150,10 @@ def without_kernel(make: Callable[[], LearnedRule]) -> LearnedRule:
     optimizer = make()
 
     def pre(*_) -> None:
-        batches.refused = lambda *_: True
+        portions.refused = lambda *_: True
 
     def post(*_) -> None:
-        batches.refused = refused
+        portions.refused = refused
 
     optimizer.register_step_pre_hook(pre)
     optimizer.register_step_post_hook(post)

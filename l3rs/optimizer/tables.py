@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -29,9 +30,9 @@ class Active(NamedTuple):
 class Tables:
     """The layers that have a gradient, device by device.
 
-    Tables hold addresses. So they are kept from step to step only as long as every parameter and every tensor of its state is where it was
-    and what it was: address, shape, strides, dtype and device; else they are made anew, where states are made to fit or refused. And each
-    gradient has the shape, strides, dtype and device of its parameter, or is copied to have them.
+    Tables hold addresses. They are kept from step to step only as long as every parameter and every tensor of its state is where it was and
+    lies there as it did; else they are made anew, where states are made to fit or refused. Each gradient has the size, strides, dtype and
+    device of its parameter, or is copied to have them. All this is compared in every step, so it is asked for in lists, at C's speed.
 
     Args:
         controller: of the learned schedule.
@@ -45,6 +46,7 @@ class Tables:
         self.by_device: list[Layers] = []
         self.params: list[Tensor] = []
         self._key: Any = None
+        self._like: list[list[Any]] = [[], []]  # dtypes and devices of the parameters
 
     def forget(self) -> None:
         """Makes all tables anew in the next step."""
@@ -66,16 +68,22 @@ class Tables:
                     params.append(p)
                     grads.append(-grad if group["maximize"] else grad)
                     owners.append(g)
-        here = [local(p) for p in params] if self.sharded else params
-        layout = _layout(here)
-        grads = self._fitting([local(g) for g in grads] if self.sharded else grads, here, layout)
-        totals = [group["total_steps"] for group in groups]
-        key = (list(map(id, params)), owners, totals, layout, list(map(Tensor.data_ptr, here)), self._addresses(params, states))
+        if self.sharded:
+            here, grads = [local(p) for p in params], [local(g) for g in grads]
+        else:
+            here = params
+        dense = list(map(Tensor.is_contiguous, here))
+        strides = [p.stride() for p, contiguous in zip(here, dense, strict=True) if not contiguous]
+        about = (list(map(id, params)), owners, [group["total_steps"] for group in groups], list(map(Tensor.numel, here)), dense, strides)
+        key = (*about, list(map(Tensor.data_ptr, here)), self._addresses(states))
         if key != self._key:
             self._make(params, owners, groups, states)
-            self._key = (*key[:-1], self._addresses(params, states))  # some states are views of the tables now
+            self._like = [list(map(_dtype, here)), list(map(_device, here))]
+            self._key = (*key[:-1], self._addresses(states))  # some states are views of the tables now
+        grads = self._fitting(grads, here, about)
+        several = len(self.by_device) > 1
         lrs, signs = [group["lr"] for group in groups], [-1.0 if group["maximize"] else 1.0 for group in groups]
-        return [Active(t, [grads[i] for i in t.where], t.spread(lrs), t.spread(signs)) for t in self.by_device]
+        return [Active(t, [grads[i] for i in t.where] if several else grads, t.spread(lrs), t.spread(signs)) for t in self.by_device]
 
     def pull(self, groups: Sequence[dict[str, Any]]) -> int:
         """Brings the numbers that are kept on devices, the clock and the count of skipped steps, into the groups; gives the new count."""
@@ -100,18 +108,23 @@ class Tables:
             made.append(Layers(some, theirs, slots, [owners[i] for i in where], groups, self.controller, self.fused, where))
         self.by_device, self.params = made, params
 
-    def _addresses(self, params: Sequence[Tensor], states: States) -> list[int]:
+    def _addresses(self, states: States) -> list[int]:
         """Of every tensor in the states, but for what wrapped optimizers keep."""
-        theirs, lazy = map(states.__getitem__, params), self.controller.lazy
+        lazy = self.controller.lazy
         if self.sharded or lazy:
-            return [local(t).data_ptr() for state in theirs for key, t in state.items() if not key.startswith(lazy)]
-        return [t.data_ptr() for state in theirs for t in state.values()]
+            return [local(t).data_ptr() for state in states.values() for key, t in state.items() if not key.startswith(lazy)]
+        return list(map(Tensor.data_ptr, chain.from_iterable(map(dict.values, states.values()))))
 
-    @staticmethod
-    def _fitting(grads: list[Tensor], params: Sequence[Tensor], layout: list[Any]) -> list[Tensor]:
+    def _fitting(self, grads: list[Tensor], params: Sequence[Tensor], about: tuple[Any, ...]) -> list[Tensor]:
         """The gradients, those that do not lie in memory as their parameters do copied."""
+        *_, numels, dense, strides = about
         try:
-            if _layout(grads) == layout:
+            if (
+                list(map(Tensor.is_contiguous, grads)) == dense
+                and list(map(Tensor.numel, grads)) == numels
+                and [list(map(_dtype, grads)), list(map(_device, grads))] == self._like
+                and [g.stride() for g, contiguous in zip(grads, dense, strict=True) if not contiguous] == strides
+            ):
                 return grads
         except RuntimeError:  # sparse ones have no strides
             pass
@@ -124,11 +137,6 @@ def state_of(p: Tensor, states: States, controller: Controller) -> dict[str, Any
     if not state:
         state.update(initial_state(p, controller))
     return state
-
-
-def _layout(tensors: Sequence[Tensor]) -> list[Any]:
-    """Everything about them in memory but the address: what C and Triton are not told, and rely on."""
-    return [list(map(f, tensors)) for f in (Tensor.size, Tensor.stride, _dtype, _device)]
 
 
 def _fitted(grad: Tensor, p: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -45,6 +45,11 @@ def addresses(tensors: Sequence[Tensor | None], params: Sequence[Tensor]) -> lis
             like = f"a parameter of shape {tuple(p.shape)}, {p.dtype} on {p.device}"
             raise ValueError(f"a moment of {like} must be alike in memory (got {tuple(t.shape)}, {t.dtype} on {t.device})")
     return [0 if t is None else t.data_ptr() for t in tensors]
+
+
+def held(tensors: Iterable[Tensor | None]) -> list[Tensor]:
+    """Aliases, with which the memory stays theirs, and its address is nothing else's, whatever becomes of the tensors themselves."""
+    return [t.detach() for t in tensors if t is not None]
 
 
 def align_moments(params: Sequence[Tensor], states: Sequence[dict[str, Tensor]]) -> None:

@@ -6,6 +6,8 @@ import ctypes
 import importlib.machinery
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +15,10 @@ import torch
 from torch import Tensor
 
 from l3rs.directions import Direction
-from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, addresses, align_moments, chunks
+from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, addresses, align_moments, chunks, held
 from l3rs.optimizer.kernels.norms import Norms
 
+_version = attrgetter("_version")
 CONSTANTS = 4
 CHUNK = 65536  # elements a thread takes at a time: long enough a stretch of memory, and short enough that threads end together
 
@@ -94,9 +97,10 @@ class NativeKernel:
         self.library, self.params, self.reduce = library(), list(params), reduce
         align_moments(params, states)
         self.moments = [[state.get(key) for state in states] for key in MOMENTS]
+        self.held = held([*params, *chain(*self.moments)])
         self.columns = [ORDER.index(name) for name in directions]
         self.sums_of = [SUMS.index(COLUMN[name]) for name in directions]
-        self.versions: list[int] | None = None
+        self.versions: list[int] = []
 
         where = chunks(params, CHUNK)
         moments = [addresses(row, params) for row in self.moments]
@@ -126,7 +130,8 @@ class NativeKernel:
     def measure(self, grads: Sequence[Tensor], steps: Tensor, ok: Tensor) -> Norms:
         self.step.steps = steps.data_ptr()
         self._point(grads)
-        if self.versions is None or self.versions != [p._version for p in self.params]:
+        seen = list(map(_version, self.params))
+        if self.versions != seen:
             self._run("weights")
         self._run("norms")
         sums = self._sums()
@@ -142,12 +147,12 @@ class NativeKernel:
         self.scales[:, self.columns] = scales
         self._run("apply")
         torch.autograd.graph.increment_version(self.params)
-        self.versions = [p._version for p in self.params]
+        self.versions = list(map(_version, self.params))
 
     def _point(self, grads: Sequence[Tensor]) -> None:
         """Tells the kernel where the gradients are."""
         self.kept_grads = grads
-        self.grads.copy_(torch.tensor([g.data_ptr() for g in grads], dtype=torch.int64))
+        self.grads.copy_(torch.tensor(list(map(Tensor.data_ptr, grads)), dtype=torch.int64))
 
     def _sums(self) -> Tensor:
         return self.sums.clone() if self.reduce is None else self.reduce(self.sums.clone())

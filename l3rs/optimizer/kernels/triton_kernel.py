@@ -6,6 +6,7 @@ Not yet run on a GPU, only in Triton's interpreter, where it equals the foreach 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import torch
 import triton
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from l3rs.directions import Direction
 from l3rs.directions.base import bias_correction
-from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, addresses, align_moments, chunks
+from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, addresses, align_moments, chunks, held
 from l3rs.optimizer.kernels.norms import Norms
 
 CHUNK = 16384  # elements a program takes
@@ -146,6 +147,7 @@ class TritonKernel:
         self.columns = torch.tensor([ORDER.index(name) for name in directions], device=self.device)
         self.sums_of = torch.tensor([SUMS.index(COLUMN[name]) for name in directions], device=self.device)
         self.moments = [[state.get(key) for state in states] for key in MOMENTS]
+        self.held = held([*params, *chain(*self.moments)])
         moments = [addresses(row, params) for row in self.moments]
         where = chunks(params, CHUNK)
         counts = torch.bincount(torch.tensor([layer for layer, _, _ in where]), minlength=len(params))

@@ -46,7 +46,7 @@ class Tables:
         self.by_device: list[Layers] = []
         self.params: list[Tensor] = []
         self._key: Any = None
-        self._like: list[list[Any]] = [[], []]  # dtypes and devices of the parameters
+        self._like: list[list[Any]] = []  # sizes, dtypes and devices of the parameters
 
     def forget(self) -> None:
         """Makes all tables anew in the next step."""
@@ -74,13 +74,15 @@ class Tables:
             here = params
         dense = list(map(Tensor.is_contiguous, here))
         strides = [p.stride() for p, contiguous in zip(here, dense, strict=True) if not contiguous]
-        about = (list(map(id, params)), owners, [group["total_steps"] for group in groups], list(map(Tensor.numel, here)), dense, strides)
+        about = (list(map(id, params)), owners, [group["total_steps"] for group in groups], list(map(Tensor.size, here)), dense, strides)
         key = (*about, list(map(Tensor.data_ptr, here)), self._addresses(states))
         if key != self._key:
+            grads = [_fitted(g, p) for g, p in zip(grads, here, strict=True)]
             self._make(params, owners, groups, states)
-            self._like = [list(map(_dtype, here)), list(map(_device, here))]
+            self._like = [list(map(f, here)) for f in (Tensor.numel, _dtype, _device)]
             self._key = (*key[:-1], self._addresses(states))  # some states are views of the tables now
-        grads = self._fitting(grads, here, about)
+        else:
+            grads = self._fitting(grads, here, dense, strides)
         several = len(self.by_device) > 1
         lrs, signs = [group["lr"] for group in groups], [-1.0 if group["maximize"] else 1.0 for group in groups]
         return [Active(t, [grads[i] for i in t.where] if several else grads, t.spread(lrs), t.spread(signs)) for t in self.by_device]
@@ -115,14 +117,12 @@ class Tables:
             return [local(t).data_ptr() for state in states.values() for key, t in state.items() if not key.startswith(lazy)]
         return list(map(Tensor.data_ptr, chain.from_iterable(map(dict.values, states.values()))))
 
-    def _fitting(self, grads: list[Tensor], params: Sequence[Tensor], about: tuple[Any, ...]) -> list[Tensor]:
-        """The gradients, those that do not lie in memory as their parameters do copied."""
-        *_, numels, dense, strides = about
+    def _fitting(self, grads: list[Tensor], params: Sequence[Tensor], dense: list[bool], strides: list[Any]) -> list[Tensor]:
+        """The gradients, those that do not lie in memory as their parameters do copied. Torch itself sees to their shapes."""
         try:
             if (
                 list(map(Tensor.is_contiguous, grads)) == dense
-                and list(map(Tensor.numel, grads)) == numels
-                and [list(map(_dtype, grads)), list(map(_device, grads))] == self._like
+                and [list(map(f, grads)) for f in (Tensor.numel, _dtype, _device)] == self._like
                 and [g.stride() for g, contiguous in zip(grads, dense, strict=True) if not contiguous] == strides
             ):
                 return grads

@@ -27,7 +27,7 @@ from tqdm import trange
 
 from l3rs import L3RS
 from l3rs.finetuning.runs import append_rows, peak, start_peak
-from l3rs.learned import batches
+from l3rs.learned import portions
 from l3rs.learned.base import LearnedRule
 from l3rs.learned.elements import refused
 from l3rs.learned.theta import random
@@ -114,10 +114,10 @@ def learned(network: nn.Module, kernel: type[ForeachKernel] | None = None, fused
     optimizer = L3RS(named_parameters(network), 10**6, "icons-resnet34", fused=fused)
     if kernel is not None:
         optimizer.step(loss=1.0)
-        (layers,) = optimizer._batches
+        (layers,) = optimizer._tables.by_device
         params = [p for group in optimizer.param_groups for p in group["params"]]
         states = [optimizer.state[p] for p in params]
-        layers.kernel = kernel(params, states, optimizer._directions, optimizer._schedule.constants)
+        layers.kernel = kernel(params, states, optimizer._controller.directions, optimizer._controller.constants)
     return optimizer
 
 
@@ -143,10 +143,10 @@ def without_kernel(make: Callable[[], LearnedRule]) -> LearnedRule:
     optimizer = make()
 
     def pre(*_) -> None:
-        batches.refused = lambda *_: True
+        portions.refused = lambda *_: True
 
     def post(*_) -> None:
-        batches.refused = refused
+        portions.refused = refused
 
     optimizer.register_step_pre_hook(pre)
     optimizer.register_step_post_hook(post)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -24,7 +26,8 @@ class Decision(NamedTuple):
     mu: Tensor
 
 
-def meta_shapes(config: L3RSConfig, layers: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+@lru_cache(maxsize=64)  # meta-training asks for each candidate
+def meta_shapes(config: L3RSConfig, layers: tuple[str, ...]) -> Mapping[str, tuple[int, ...]]:
     """Names and shapes of the meta-parameters, in the order of the flat vector.
 
     A layerwise controller has the MLP of the others once for each layer, along a first dimension.
@@ -54,7 +57,7 @@ def meta_shapes(config: L3RSConfig, layers: tuple[str, ...]) -> dict[str, tuple[
         shapes["embedding"] = (len(layers), config.embedding)
     for name in config.directions:
         shapes |= {f"{name}/{h}": () for h in direction(name).hyperparameters}
-    return shapes
+    return MappingProxyType(shapes)
 
 
 def unflatten(theta: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> Meta:

@@ -38,9 +38,9 @@ class TimeFeatures:
 
     def __init__(self, totals: Sequence[int], config: L3RSConfig, device: torch.device) -> None:
         self.slope = config.time_slope
-        self.totals = torch.tensor([float(total) for total in totals], device=device)
-        self.points = torch.linspace(0, 1, config.time_points, device=device)
-        self.absolute = torch.tanh(self.totals.unsqueeze(1) / torch.tensor(config.time_scales, device=device) - 1)
+        self.totals = torch.tensor([float(total) for total in totals], dtype=torch.float32, device=device)
+        self.points = torch.linspace(0, 1, config.time_points, dtype=torch.float32, device=device)
+        self.absolute = torch.tanh(self.totals.unsqueeze(1) / torch.tensor(config.time_scales, dtype=torch.float32, device=device) - 1)
 
     def __call__(self, clock: Tensor) -> Tensor:
         """The features before step k + 1, (G, time_points + len(time_scales)).

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from l3rs.directions.base import Direction, State, average_, bias_correction, moment, shifted_sigmoid
+from l3rs.directions.base import Direction, State, average_, bias_correction, moment, numbers, shifted_sigmoid
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # the paper's values (eps: torch's), at zero in the unconstrained form
 
@@ -38,5 +38,5 @@ class Adamax(Direction):
         torch._foreach_mul_(u, beta2)
         torch._foreach_maximum_(u, list(sizes))
         direction = list(torch._foreach_div(m, u))
-        torch._foreach_div_(direction, list(bias_correction(beta1, steps).unbind()))
+        torch._foreach_div_(direction, numbers(bias_correction(beta1, steps)))
         return direction

@@ -74,6 +74,11 @@ def bias_correction(beta: float, steps: Tensor) -> Tensor:
     return -torch.expm1(steps * math.log(beta)) if beta > 0 else torch.ones_like(steps)
 
 
+def numbers(values: Tensor) -> list[float] | list[Tensor]:
+    """A vector's numbers for foreach operations: Python's on the CPU, where a tensor of each costs more than the operation."""
+    return values.tolist() if values.device.type == "cpu" else list(values.unbind())
+
+
 def average_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float) -> None:
     """a <- beta a + (1 - beta) x, in place."""
     torch._foreach_lerp_(list(averages), list(values), 1 - beta)
@@ -92,8 +97,8 @@ def adam_ratio(m: Sequence[Tensor], v: Sequence[Tensor], steps: Tensor, beta1: f
     """
     root = bias_correction(beta2, steps).sqrt()
     ratio = list(torch._foreach_sqrt(list(v)))
-    torch._foreach_add_(ratio, list((eps * root).unbind()))
+    torch._foreach_add_(ratio, numbers(eps * root))
     torch._foreach_reciprocal_(ratio)
     torch._foreach_mul_(ratio, list(m))
-    torch._foreach_mul_(ratio, list((root / bias_correction(beta1, steps)).unbind()))
+    torch._foreach_mul_(ratio, numbers(root / bias_correction(beta1, steps)))
     return ratio

@@ -13,8 +13,10 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from l3rs.learned.accumulators import State
-from l3rs.learned.batches import Batches
 from l3rs.learned.mlp import Member, Rule
+from l3rs.learned.portions import Portions
+from l3rs.optimizer.arguments import Multipliers, evaluate, multiplier, one_number, plain
+from l3rs.optimizer.states import check_names, differences, fit, meta, name_of
 
 
 class LearnedRule(torch.optim.Optimizer):
@@ -27,16 +29,24 @@ class LearnedRule(torch.optim.Optimizer):
     rule: Rule
     hidden: int  # width of the MLP
     watches_loss = False
+    multiplies = True  # lr is a multiplier, 1 by default, or a learning rate
     _kept: tuple[str, ...] = ("theta",)  # attributes that copies of the object have too
 
     def __init__(self, params: ParamsT, theta: dict[str, Tensor], defaults: dict[str, Any]) -> None:
-        self.theta, self._batches = theta, Batches(self.rule, self.hidden)
+        self.theta = theta
+        self._prepare()
         super().__init__(params, {**defaults, "step": 0, "skipped": 0})
+        self._multipliers.read(self.param_groups, stacklevel=4)
+
+    def _prepare(self) -> None:
+        self._portions = Portions(self.rule, self.hidden)
+        self._multipliers = Multipliers(type(self).__name__, self.multiplies)
+        self._fresh: dict[Tensor, tuple[Any, State]] = {}
 
     # -- what each of them says -------------------------------------------------------------------------------------------------------
 
-    def _initial_state(self, p: Tensor, group: dict[str, Any]) -> State:
-        """The state of a parameter before its first step, of the shape and dtype of its `_values`."""
+    def _initial_state(self, p: Tensor, group: dict[str, Any], like: Tensor) -> State:
+        """The state of a parameter before its first step: on the device of `like`, and of its dtype and shape, those of `_values`."""
         raise NotImplementedError
 
     def _update(self, members: Sequence[Member], loss: Tensor | None) -> Iterator[Tensor]:
@@ -46,11 +56,13 @@ class LearnedRule(torch.optim.Optimizer):
     def _validate(self, group: dict[str, Any]) -> None:
         """Raises ValueError or TypeError for options that make no sense."""
         lr = group["lr"]
-        if not isinstance(lr, Tensor) and not (isinstance(lr, int | float) and 0 <= lr < math.inf):
+        number = multiplier(lr)
+        if not isinstance(number, Tensor) and math.isnan(number):
             raise ValueError(f"lr must be a finite number of at least 0 (got {lr!r})")
         for p in group["params"]:
             if not p.is_floating_point():
                 raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; {type(self).__name__} steps real floating parameters")
+        group["lr"] = number
 
     # -- groups -----------------------------------------------------------------------------------------------------------------------
 
@@ -71,8 +83,16 @@ class LearnedRule(torch.optim.Optimizer):
     def _state_of(self, p: Tensor, group: dict[str, Any]) -> State:
         state: State = self.state[p]
         if not state:
-            state.update(self._initial_state(p, group))
+            state.update(self._initial_state(p, group, self._values(p)))
+        fit(p, state, self._expected(p, group))
         return state
+
+    def _expected(self, p: Tensor, group: dict[str, Any]) -> State:
+        """The state that a parameter starts with, for comparison: on the meta device, and made once for its shape and dtype."""
+        kind = (p.shape, p.dtype)
+        if p not in self._fresh or self._fresh[p][0] != kind:
+            self._fresh[p] = kind, self._initial_state(p, group, self._values(meta(p)))
+        return self._fresh[p][1]
 
     @staticmethod
     def _values(p: Tensor) -> Tensor:
@@ -97,19 +117,20 @@ class LearnedRule(torch.optim.Optimizer):
         Raises:
             ValueError: the optimizer watches the loss and was given none, or it is not one number; or a gradient is sparse.
         """
-        result = None
-        if closure is not None:
-            with torch.enable_grad():
-                result = closure()
+        self._multipliers.read(self.param_groups, stacklevel=7)
+        result = evaluate(closure, type(self).__name__)
         observed = self._observed(loss if loss is not None else result)
         members = []
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None and p.numel():
+                if p.grad is not None and p.requires_grad and p.numel():
                     if p.grad.layout != torch.strided:
                         raise ValueError(f"a gradient of shape {tuple(p.shape)} is {p.grad.layout}; {type(self).__name__} takes dense ones")
-                    g = self._values(-p.grad if group["maximize"] else p.grad)
-                    members.append(Member(p, g, self._values(p), self._state_of(p, group), group))
+                    if p.grad.shape != p.shape:
+                        raise ValueError(f"the gradient of a parameter of shape {tuple(p.shape)} has shape {tuple(p.grad.shape)}")
+                    values = self._values(p)
+                    g = self._values(-p.grad if group["maximize"] else p.grad).to(values)
+                    members.append(Member(p, g, values, self._state_of(p, group), group))
         if members and self._finite(members, observed):
             for m, change in zip(members, self._update(members, observed), strict=True):
                 m.param.sub_(change.view(m.param.shape))
@@ -128,14 +149,11 @@ class LearnedRule(torch.optim.Optimizer):
         name = type(self).__name__
         if loss is None:
             raise ValueError(f"{name} watches the loss: call step(loss=loss), or step(closure) with a closure that returns it")
-        observed = torch.as_tensor(loss).detach()
-        if observed.numel() != 1:
-            raise ValueError(f"the loss must be one number, its mean over the batch (got shape {tuple(observed.shape)})")
-        return observed.reshape(())
+        return one_number(loss)
 
     def _finite(self, members: Sequence[Member], loss: Tensor | None) -> bool:
         ends = [end for m in members for end in torch.aminmax(m.g)]  # NaN if there is one
-        ok = all(torch.stack([end.to(ends[0]) for end in ends]).isfinite().tolist()) and (loss is None or bool(loss.isfinite()))
+        ok = all(torch.stack([end.to(ends[0]) for end in ends]).isfinite().tolist()) and (loss is None or bool(loss.float().isfinite()))
         if not ok:
             for group in self.param_groups:
                 group["skipped"] += 1
@@ -145,25 +163,36 @@ class LearnedRule(torch.optim.Optimizer):
 
     # -- saving and loading -----------------------------------------------------------------------------------------------------------
 
+    def state_dict(self) -> dict[str, Any]:
+        """As of every optimizer: tensors by parameter in `state`, plain numbers in `param_groups`. Without the meta-parameters."""
+        plain(self.param_groups)
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where a saved run was; the dict stays as it is. Raises ValueError if the state is of another kind of optimizer."""
+        """Goes on where a saved run was; the dict stays as it is.
+
+        Raises:
+            ValueError: the state is of another kind of optimizer, or of other parameters; nothing has changed then.
+        """
+        check_names(state_dict["param_groups"], self.param_groups)
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(ids, params, strict=False):  # their numbers are compared below
-            states = state_dict["state"].get(i, {}), self.state.get(p, {})
-            saved, mine = ({key: getattr(t, "shape", None) for key, t in state.items()} for state in states)
-            differ = sorted({key for key, _ in saved.items() ^ mine.items()})
-            if saved and mine and differ:
-                raise ValueError(f"this state is of another kind of optimizer, or network; what differs: {', '.join(differ[:3])}")
+        own = [(p, group) for group in self.param_groups for p in group["params"]]
+        expected = [self._expected(p, group) for p, group in own]
+        for place, (i, like) in enumerate(zip(ids, expected, strict=False)):  # their numbers are compared below
+            saved = state_dict["state"].get(i, {})
+            differ = differences(saved, like) if saved else []
+            if differ:
+                name = name_of(place, self.param_groups)
+                raise ValueError(f"this state is of another kind of optimizer, or network; what differs: {', '.join(differ[:3])} of {name}")
         super().load_state_dict(state_dict)
         # torch shares tensors with the dict, which a step would change, and casts floating state to the dtype of its parameter.
-        for i, p in zip(ids, params, strict=True):
+        for i, (p, _), like in zip(ids, own, expected, strict=True):
             for key, saved in state_dict["state"].get(i, {}).items():
-                self.state[p][key] = saved.detach().to(p.device, torch.promote_types(p.dtype, torch.float32), copy=True).contiguous()
+                self.state[p][key] = saved.detach().to(p.device, like[key].dtype, copy=True).contiguous()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self._kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._batches = Batches(self.rule, self.hidden)
+        self._prepare()

@@ -62,6 +62,7 @@ class Celo2(LearnedRule):
 
     SIZE = count(SHAPES)
     rule, hidden = RULE, HIDDEN
+    multiplies = False
     _kept = (*LearnedRule._kept, "adam_names")
 
     def __init__(
@@ -101,16 +102,16 @@ class Celo2(LearnedRule):
         mine = next(name for q, name in zip(group["params"], group["param_names"], strict=True) if q is p)
         return re.search(self.adam_names, mine) is not None
 
-    def _initial_state(self, p: Tensor, group: dict[str, Any]) -> State:
-        values = self._values(p)
+    def _initial_state(self, p: Tensor, group: dict[str, Any], like: Tensor) -> State:
         if self._by_adam(p, group):
-            return {"adam/step": torch.zeros(()), "adam/m": torch.zeros_like(values), "adam/v": torch.zeros_like(values)}
-        return initial_state(values)
+            step = torch.zeros((), dtype=torch.float32, device=like.device)
+            return {"adam/step": step, "adam/m": torch.zeros_like(like), "adam/v": torch.zeros_like(like)}
+        return initial_state(like)
 
     def _update(self, members: Sequence[Member], loss: Tensor | None) -> Iterator[Tensor]:
         network = mlp(self.theta)
         by_mlp = [m for m in members if "adam/m" not in m.state]
-        directions = self._batches.directions(by_mlp, [network.like(m.p) for m in by_mlp])
+        directions = self._portions.directions(by_mlp, [network.like(m.p) for m in by_mlp])
         for m in members:
             lr, decay = m.group["lr"], m.group["weight_decay"]
             if "adam/m" in m.state:

@@ -54,7 +54,7 @@ typedef struct {
     float *partial;       /* (chunks, FEATURES, BLOCK) */
     Elements *parameters;
     Rule rule;
-} Batch;
+} Portion;
 
 enum { STATS = 10 }; /* sums of p^2; of r, r^2, and of each momentum and its square; gradients that are not finite */
 
@@ -309,7 +309,7 @@ VECTOR static void outputs(const Elements *l, const Rule *rule, int64_t from, in
 }
 
 typedef struct {
-    Batch *batch;
+    Portion *portion;
     void (*whole)(Elements *, const Rule *);                                 /* takes a parameter, */
     void (*part)(const Elements *, const Rule *, int64_t, int64_t, float *); /* or a chunk of one */
     int64_t next;
@@ -319,7 +319,7 @@ typedef struct {
 static void work(void *argument)
 {
     Work *w = argument;
-    Batch *b = w->batch;
+    Portion *b = w->portion;
     int64_t at, end = w->whole ? b->count : b->chunks;
     while ((at = __atomic_fetch_add(&w->next, 1, __ATOMIC_RELAXED)) < end) {
         if (w->whole) {
@@ -336,15 +336,15 @@ typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 
 static void run(Work w, Parallel parallel, int threads)
 {
-    if (parallel && threads > 1 && w.batch->chunks > 1)
+    if (parallel && threads > 1 && w.portion->chunks > 1)
         parallel(work, &w, (unsigned)threads, 0);
     else
         work(&w);
 }
 
-EXPORT void l3rs_elements_measure(Batch *b, Parallel parallel, int threads) { run((Work){b, measure, 0, 0}, parallel, threads); }
+EXPORT void l3rs_elements_measure(Portion *b, Parallel parallel, int threads) { run((Work){b, measure, 0, 0}, parallel, threads); }
 
-EXPORT void l3rs_elements_step(Batch *b, Parallel parallel, int threads)
+EXPORT void l3rs_elements_step(Portion *b, Parallel parallel, int threads)
 {
     run((Work){b, factors, 0, 0}, parallel, threads);
     run((Work){b, 0, scales, 0}, parallel, threads);

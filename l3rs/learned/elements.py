@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from l3rs.learned.accumulators import CLIP_FEATURE, State
+from l3rs.learned.accumulators import CLIP_FEATURE, State, initial_state
 from l3rs.learned.layout import factored_axes
 from l3rs.learned.mlp import MLP, Rule
 from l3rs.optimizer.kernels.native import openmp, shared_library
@@ -52,7 +52,7 @@ class _Rule(ctypes.Structure):
     ]
 
 
-class _Batch(ctypes.Structure):
+class _Portion(ctypes.Structure):
     _fields_ = [
         *((name, _int) for name in ("count", "chunks")),
         *((name, _pointer) for name in ("owner", "partial", "parameters")),
@@ -108,21 +108,23 @@ class Plan(NamedTuple):
     outer: int
     inner: int
     over: tuple[int, int]
+    state: dict[str, tuple[int, ...]]
 
 
 @lru_cache(maxsize=1024)
 def plan(shape: tuple[int, ...]) -> Plan:
     positions = math.prod(shape[2:])
     block = BLOCK // positions * positions if positions <= BLOCK else BLOCK
+    state = {key: tuple(t.shape) for key, t in initial_state(torch.empty(shape, dtype=torch.float32, device="meta")).items()}
     axes = factored_axes(shape)
     if axes is None:
         alike = side((1, *shape), (1, *shape), BLOCK)
-        return Plan(1, shape[0], BLOCK, alike, alike, 1, 1, (1, 1))
+        return Plan(1, shape[0], BLOCK, alike, alike, 1, 1, (1, 1), state)
     d1, d0 = axes
     without = [tuple(1 if axis == reduced else n for axis, n in enumerate(shape)) for reduced in (d0, d1)]
     row, col = (side(shape, kept, block) for kept in without)
     outer, inner = math.prod(without[0][:d1]), math.prod(without[0][d1 + 1 :])
-    return Plan(shape[0], math.prod(shape[1:]), block, row, col, outer, inner, (shape[d0], shape[d1]))
+    return Plan(shape[0], math.prod(shape[1:]), block, row, col, outer, inner, (shape[d0], shape[d1]), state)
 
 
 class ElementsKernel:
@@ -137,10 +139,12 @@ class ElementsKernel:
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], states: Sequence[State], rule: Rule, hidden: int) -> None:
         assert hidden <= HIDDEN, f"elements.c has room for {HIDDEN} units a layer, not {hidden}"
-        self.shapes, plans = list(shapes), [plan(shape) for shape in shapes]
+        self.hidden, self.shapes, plans = hidden, list(shapes), [plan(shape) for shape in shapes]
         self.parameters = (_Elements * len(shapes))()
         self.kept: list[Tensor] = []
-        self.scale, self.stats = torch.empty(len(shapes), FEATURES, BLOCK), torch.zeros(len(shapes), STATS, dtype=torch.float64)
+        single: dict[str, Any] = {"dtype": torch.float32}
+        self.scale = torch.empty(len(shapes), FEATURES, BLOCK, **single)
+        self.stats = torch.zeros(len(shapes), STATS, dtype=torch.float64)
         owner: list[int] = []
         for k, (e, shape, state, where) in enumerate(zip(self.parameters, shapes, states, plans, strict=True)):
             vector = len(shape) == 1
@@ -154,18 +158,19 @@ class ElementsKernel:
             e.second, e.scale, e.stats = state["second"].data_ptr(), self.scale[k].data_ptr(), self.stats[k].data_ptr()
             means = (state["square"], state["square"]) if vector else (state["row"], state["col"])
             e.row, e.col = (self._side(mean, s, over) for mean, s, over in zip(means, (where.row, where.col), where.over, strict=True))
-        self.partial, owners = torch.empty(len(owner), FEATURES, BLOCK), torch.tensor(owner, dtype=torch.int32)
+        self.partial, owners = torch.empty(len(owner), FEATURES, BLOCK, **single), torch.tensor(owner, dtype=torch.int32)
         self.kept.append(owners)
-        keep = torch.tensor([*rule.momentum, *rule.factors, rule.rho])
+        keep = torch.tensor([*rule.momentum, *rule.factors, rule.rho], **single)
         kept, fresh = keep.tolist(), (1 - keep).tolist()
         decays = [(_float * DECAYS)(*of[at : at + DECAYS]) for at in (0, DECAYS) for of in (kept, fresh)]
         numbers = (kept[-1], fresh[-1], rule.eps, rule.delta, rule.clip, CLIP_FEATURE, rule.exponent, rule.of_vectors)
         c_rule = _Rule(*decays, *numbers)
-        self.batch = _Batch(len(shapes), len(owner), owners.data_ptr(), self.partial.data_ptr(), ctypes.addressof(self.parameters), c_rule)
+        tables = owners.data_ptr(), self.partial.data_ptr(), ctypes.addressof(self.parameters)
+        self.portion = _Portion(len(shapes), len(owner), *tables, c_rule)
 
     def _side(self, mean: Tensor, where: Side, over: int) -> _Side:
         count = mean[0].numel()
-        values, sums = torch.empty(SIDE, count), torch.empty(count, dtype=torch.float64)
+        values, sums = torch.empty(SIDE, count, dtype=torch.float32), torch.empty(count, dtype=torch.float64)
         self.kept += [values, sums, where.index]
         return _Side(mean.data_ptr(), where.index.data_ptr(), values.data_ptr(), sums.data_ptr(), count, where.stride, where.kind, over)
 
@@ -174,10 +179,17 @@ class ElementsKernel:
         for e, (g, p) in zip(self.parameters, self.now, strict=True):
             e.g, e.p = g.data_ptr(), p.data_ptr()
 
+    def _check(self, mlp: MLP, features: int) -> None:
+        """Raises ValueError if the MLP does not have the sizes that C goes by, or is of another dtype."""
+        h = self.hidden
+        shapes = [(mlp.w0.shape[0], h), (h,), (h, h), (h,), (h, 3), (3,)]
+        if mlp.w0.shape[0] < features or any(w.shape != shape or w.dtype != torch.float32 for w, shape in zip(mlp, shapes, strict=True)):
+            raise ValueError(f"the MLP must have {features} inputs or more and {h} units, in float32 (got {[tuple(w.shape) for w in mlp]})")
+
     def _run(self, name: str) -> None:
         c = library()
         assert c is not None
-        getattr(c, name)(ctypes.addressof(self.batch), c.parallel, torch.get_num_threads())
+        getattr(c, name)(ctypes.addressof(self.portion), c.parallel, torch.get_num_threads())
 
     def measure(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
         """Of each parameter, (L, 10), float64: sums of p^2; of r and r^2; of each momentum and its square; and how many elements of its
@@ -189,12 +201,13 @@ class ElementsKernel:
     def __call__(self, grads: Sequence[Tensor], params: Sequence[Tensor], mlps: Sequence[MLP]) -> list[Tensor]:
         """Advances the states, and gives what each parameter's MLP makes of its elements: direction times exp(exponent * log magnitude)."""
         self._point(grads, params)
-        found = [torch.empty(shape) for shape in self.shapes]
+        found = [torch.empty(shape, dtype=torch.float32) for shape in self.shapes]
         held = []
         pointers: dict[int, tuple[int, ...]] = {}
         for e, mlp, out in zip(self.parameters, mlps, found, strict=True):
             e.out = out.data_ptr()
             if id(mlp) not in pointers:
+                self._check(mlp, e.features)
                 weights = [w.contiguous() for w in mlp]
                 held.append(weights)
                 pointers[id(mlp)] = tuple(w.data_ptr() for w in weights)
@@ -204,10 +217,17 @@ class ElementsKernel:
         return found
 
 
-def refused(p: Tensor, state: State, by_matrix: bool) -> bool:
-    """Whether the kernel cannot be used: a dtype but float32, another device, not built; or a state that does not lie as it should."""
+def refused(p: Tensor, state: State, by_matrix: bool, g: Tensor | None = None) -> bool:
+    """Whether the kernel cannot be used: not built, or a tensor whose device, dtype, shape or layout is not what C goes by."""
     if p.device.type != "cpu" or p.dtype != torch.float32 or not p.numel() or library() is None:
         return True
     if by_matrix and math.prod(p.shape[2:]) > BLOCK:  # a block holds every spatial position
         return True
-    return not all(t.dtype == p.dtype and t.is_contiguous() for t in state.values())
+    if g is not None and (g.shape != p.shape or g.dtype != p.dtype or g.device != p.device):
+        return True
+    shapes = plan(tuple(p.shape)).state
+    return not all(
+        t.shape == shapes[key] and t.dtype == p.dtype and t.device == p.device and t.is_contiguous()
+        for key, t in state.items()
+        if key in shapes
+    )

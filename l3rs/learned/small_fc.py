@@ -111,8 +111,8 @@ class SmallFC(LearnedRule):
         self.rule = RULE._replace(rho=betas.second.item(), momentum=tuple(betas.momentum.tolist()), factors=tuple(betas.factors.tolist()))
         super().__init__(params, values, {"lr": lr, "maximize": maximize})
 
-    def _initial_state(self, p: Tensor, group: dict[str, Any]) -> State:
-        return initial_state(self._values(p))
+    def _initial_state(self, p: Tensor, group: dict[str, Any], like: Tensor) -> State:
+        return initial_state(like)
 
     def _update(self, members: Sequence[Member], loss: Tensor | None) -> Iterator[Tensor]:
         made: dict[object, MLP] = {}
@@ -122,7 +122,7 @@ class SmallFC(LearnedRule):
             if key not in made:
                 made[key] = network(self.theta, m.group["step"], m.p)
             mlps.append(made[key])
-        for m, d in zip(members, self._batches.directions(members, mlps), strict=True):
+        for m, d in zip(members, self._portions.directions(members, mlps), strict=True):
             yield d.mul_(self._size(m))
 
     def _size(self, m: Member) -> float | Tensor:

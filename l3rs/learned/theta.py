@@ -76,7 +76,7 @@ def random(shapes: Shapes, seed: int) -> Tensor:
     for name, shape in shapes.items():
         leaf = name.rpartition("/")[2]
         inputs = sum(WIDTHS) if leaf.startswith("w0__") else shape[-2] if leaf.startswith("w") else 0
-        drawn[name] = torch.zeros(shape)
+        drawn[name] = torch.zeros(shape, dtype=torch.float32)
         if inputs:
             torch.nn.init.trunc_normal_(drawn[name], std=inputs**-0.5, a=-2 * inputs**-0.5, b=2 * inputs**-0.5, generator=generator)
     return flatten(drawn, shapes)
@@ -215,7 +215,7 @@ def _from_pylo(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     named: dict[str, Tensor] = {}
     if "network.input.weight" in found:
-        named = {name: torch.tensor(offsets) for name, offsets in _OFFSETS.items()}
+        named = {name: torch.tensor(offsets, dtype=torch.float32) for name, offsets in _OFFSETS.items()}
     for name, t in found.items():
         module, _, leaf = name.rpartition(".")
         if module in _LINEAR and leaf in ("weight", "bias"):

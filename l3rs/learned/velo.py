@@ -17,6 +17,7 @@ from l3rs.learned.accumulators import State, initial_state
 from l3rs.learned.base import LearnedRule
 from l3rs.learned.mlp import MLP, Member, Rule
 from l3rs.learned.theta import Shapes, count, lstm_shapes, mlp, mlp_shapes, resolve
+from l3rs.optimizer.arguments import whole
 
 RULE = Rule(rho=0.999, eps=1e-6, delta=1e-5, exponent=0.001, by_matrix=False)
 PROGRESS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)  # reference points of k / K
@@ -90,20 +91,20 @@ class VeLO(LearnedRule):
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
         steps = group["total_steps"]
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if whole(steps) < 1:
             raise ValueError(f"total_steps must be a whole number of at least 1, the steps of the whole run (got {steps!r})")
+        group["total_steps"] = whole(steps)
 
-    def _initial_state(self, p: Tensor, group: dict[str, Any]) -> State:
-        values = self._values(p)
-        hidden, cell = (self.theta[f"lstm_init_state/{name}"][0].to(values, copy=True) for name in ("hidden", "cell"))
-        return {**initial_state(values), "hidden": hidden, "cell": cell}
+    def _initial_state(self, p: Tensor, group: dict[str, Any], like: Tensor) -> State:
+        hidden, cell = (self.theta[f"lstm_init_state/{name}"][0].to(like, copy=True) for name in ("hidden", "cell"))
+        return {**initial_state(like), "hidden": hidden, "cell": cell}
 
     def _update(self, members: Sequence[Member], loss: Tensor | None) -> Iterator[Tensor]:
         assert loss is not None
         like = members[0].p
         theta = {name: t.to(like) for name, t in self.theta.items()}
         of_loss = self._loss_features(-loss if members[0].group["maximize"] else loss, like)
-        moments = self._batches.moments(members)
+        moments = self._portions.moments(members)
         x = self._rows(members, moments, of_loss)
         h, c = self._lstm(theta, x, *(torch.stack([m.state[name].to(like) for m in members]) for name in ("hidden", "cell")))
         for m, hidden, cell in zip(members, h, c, strict=True):
@@ -112,7 +113,7 @@ class VeLO(LearnedRule):
         sizes = 0.1 * size.exp() if self.FORM.exponential else size
         controls = h @ theta["rnn_params/rnn_to_controls/w"] + theta["rnn_params/rnn_to_controls/b"]
         mlps = [network.like(m.p) for m, network in zip(members, self._mlps(theta, controls), strict=True)]
-        for m, s, square, d in zip(members, sizes, moments[:, 0], self._batches.directions(members, mlps), strict=True):
+        for m, s, square, d in zip(members, sizes, moments[:, 0], self._portions.directions(members, mlps), strict=True):
             yield d.mul_(((square + 1e-9).sqrt() * s * STEP).to(d) * m.group["lr"])
 
     def _mlps(self, theta: dict[str, Tensor], controls: Tensor) -> Iterator[MLP]:
@@ -142,7 +143,7 @@ class VeLO(LearnedRule):
         for g in self.param_groups:
             g["losses"], g["loss_means"], g["loss_least"] = t + 1, means.tolist(), least.tolist()
         if t < 2:
-            return torch.zeros(HALF_LIVES - 1).to(like)
+            return torch.zeros(HALF_LIVES - 1, dtype=like.dtype, device=like.device)
         above = corrected - least
         found: Tensor = (above[:-1] / (corrected[1:] - least[:-1]).clamp(min=1e-8) - 1).clamp(-1, 1)
         return found.to(like)

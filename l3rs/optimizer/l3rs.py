@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -16,23 +16,17 @@ from l3rs.controller.decide import meta_shapes, unflatten
 from l3rs.directions import DIRECTIONS, direction
 from l3rs.directions.torch_optimizer import TorchOptimizerDirection
 from l3rs.extras import require
+from l3rs.optimizer.arguments import Multipliers, evaluate, multiplier, one_number, plain, whole
 from l3rs.optimizer.distributed import average_over_ranks, local
-from l3rs.optimizer.layers import Layers, Schedule, finite, initial_state
-from l3rs.schedules.find import resolve
+from l3rs.optimizer.layers import Controller, expected_states, finite
+from l3rs.optimizer.states import check_names, differences, name_of
+from l3rs.optimizer.tables import Tables, state_of
+from l3rs.schedules.find import SPECIALISTS, load, resolve
 from l3rs.schedules.schedule import LearnedSchedule
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch.distributed import ProcessGroup
-
-
-class Active(NamedTuple):
-    """The layers of one device, and their gradients, lr and sign of the loss in this step."""
-
-    layers: Layers
-    grads: list[Tensor]
-    lr: Tensor | float
-    sign: Tensor | float
 
 
 class L3RS(torch.optim.Optimizer):
@@ -43,7 +37,8 @@ class L3RS(torch.optim.Optimizer):
         - lambda(l) * sum over p of mu_p(l) * d_p(l) / ||d_p(l)||
 
     where d are the directions of the base optimizers (Eq. 2), and a controller sets lambda and mu from the layer's features.
-    A direction of norm 0 adds nothing. docs/how-l3rs-decides.md walks through one step.
+    A direction of norm 0 adds nothing. l3rs/optimizer/reference.py has this step as the paper has it, in plain loops; this class makes the
+    same step fast, with its bookkeeping in tables.py. docs/how-l3rs-decides.md walks through one step.
 
     The loss has to be given: `step(loss=loss)`, or `step(closure)`. Where `torch.distributed` runs, it is averaged over the ranks, as
     gradients are. If it or any gradient is not finite, no layer moves in that step, and the moments take in gradients of zero;
@@ -95,19 +90,31 @@ class L3RS(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "maximize": maximize, "total_steps": total_steps, "step": 0, "skipped": 0})
         self.learned = learned if isinstance(learned, LearnedSchedule) else resolve(learned, self._names() or [], match)
         self._prepare()
+        self._multipliers.read(self.param_groups, stacklevel=3)
+        if learned == "auto" and match == "name" and self._names() is None:
+            self._tell_what_names_would_give()
+
+    def _tell_what_names_would_give(self) -> None:
+        """Warns where a specialist may have been missed, since names alone tell which network it is."""
+        assert self.learned is not None
+        count = sum(len(group["params"]) for group in self.param_groups)
+        for name in SPECIALISTS:
+            if len(load(name).layers) == count:
+                warnings.warn(
+                    f"L3RS takes {self.learned.name} for {count} parameters without names; {name} knows {count} layers by name: "
+                    "if this is its network, L3RS(model.named_parameters(), ...) takes it",
+                    stacklevel=3,
+                )
 
     def _prepare(self) -> None:
         """Everything that follows from the groups and the learned schedule."""
         assert self.learned is not None
         config = self.learned.config
-        self._directions = {name: direction(name) for name in config.directions}
-        meta = unflatten(self.learned.theta.detach(), meta_shapes(config, self.learned.layers))
-        raw = {name: {h: float(meta[f"{name}/{h}"]) for h in d.hyperparameters} for name, d in self._directions.items()}
-        constants = {name: d.constants(raw[name]) for name, d in self._directions.items()}
-        self._schedule = Schedule(config, meta, self._directions, constants)
-        self._batches: list[Layers] = []
-        self._key: Any = None
-        self._members: list[tuple[int, Tensor]] = []
+        directions = {name: direction(name) for name in config.directions}
+        meta = unflatten(self.learned.theta.detach().float(), meta_shapes(config, self.learned.layers))
+        raw = {name: {h: float(meta[f"{name}/{h}"]) for h in d.hyperparameters} for name, d in directions.items()}
+        self._controller = Controller(config, meta, directions, {name: d.constants(raw[name]) for name, d in directions.items()})
+        self._multipliers = Multipliers("L3RS")
         self._warned_of_end = False
         self._assign()
 
@@ -116,26 +123,21 @@ class L3RS(torch.optim.Optimizer):
         assert self.learned is not None
         every = [p for group in self.param_groups for p in group["params"]]
         slots = self.learned.slots(len(every), self._names(), self.match)
-        self._slot = dict(zip(every, slots, strict=True)) if slots else {}
-        self._sharded = any(local(p) is not p for p in every)
-        wrapped = [name for name, d in self._directions.items() if isinstance(d, TorchOptimizerDirection)]
-        if self._sharded and wrapped:
+        slot = dict(zip(every, slots, strict=True)) if slots else {}
+        sharded = any(local(p) is not p for p in every)
+        wrapped = [name for name, d in self._controller.directions.items() if isinstance(d, TorchOptimizerDirection)]
+        if sharded and wrapped:
             raise ValueError(f"direction {wrapped[0]!r} steps whole parameters, and these are sharded; use {', '.join(DIRECTIONS)}")
+        self._tables = Tables(self._controller, slot, sharded, self.fused)
         for p in every:
             if p.requires_grad:
-                self._state_of(p)
+                state_of(p, self.state, self._controller)
 
     def _names(self) -> list[str] | None:
         """The names of all parameters; None if they have none."""
         if any("param_names" not in group for group in self.param_groups):
             return None
         return [name for group in self.param_groups for name in group["param_names"]]
-
-    def _state_of(self, p: Tensor) -> dict[str, Any]:
-        state: dict[str, Any] = self.state[p]
-        if not state:
-            state.update(initial_state(p, self._schedule.config, self._directions))
-        return state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, also during the run, in which case it gets a slot, a state and the run's clock.
@@ -150,22 +152,25 @@ class L3RS(torch.optim.Optimizer):
             self._validate(self.param_groups[-1])
             if self.learned is not None:
                 self._pull()
-                self._batches, self._key = [], None
                 self._assign()
         except (ValueError, TypeError):
             self.param_groups.pop()
             raise
+        if self.learned is not None:
+            self._multipliers.read(self.param_groups, stacklevel=3)
 
     @staticmethod
     def _validate(group: dict[str, Any]) -> None:
         steps, lr = group["total_steps"], group["lr"]
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if whole(steps) < 1:
             raise ValueError(f"total_steps must be a whole number of at least 1, the steps of the whole run (got {steps!r})")
-        if not isinstance(lr, Tensor) and not (isinstance(lr, int | float) and 0 <= lr < math.inf):
+        number = multiplier(lr)
+        if not isinstance(number, Tensor) and math.isnan(number):
             raise ValueError(f"lr must be a finite number of at least 0 (got {lr!r}): it multiplies the learned steps, and is 1 by default")
         for p in group["params"]:
             if not p.is_floating_point():
                 raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; L3RS steps real floating parameters")
+        group["total_steps"], group["lr"] = whole(steps), number
 
     def __repr__(self) -> str:
         assert self.learned is not None
@@ -191,24 +196,21 @@ class L3RS(torch.optim.Optimizer):
             What the closure returned, or None.
 
         Raises:
-            ValueError: neither a closure nor a loss was given, or the loss is not one number.
+            ValueError: neither a closure nor a loss was given, or the loss is not one number; or a gradient is sparse, or a layer was
+                resized. Nothing has changed then.
+            TypeError: the loss was given as the closure.
         """
-        result = None
-        if closure is not None:
-            with torch.enable_grad():
-                result = closure()
+        self._multipliers.read(self.param_groups, stacklevel=7)
+        result = evaluate(closure, "L3RS")
         observed = loss if loss is not None else result
         if observed is None:
             raise ValueError("L3RS watches the loss: call step(loss=loss), or step(closure) with a closure that returns it")
-        observed = torch.as_tensor(observed).detach()
-        if observed.numel() != 1:
-            raise ValueError(f"the loss must be one number, its mean over the batch (got shape {tuple(observed.shape)})")
+        observed = one_number(observed)
+        active = self._tables.active(self.param_groups, self.state)
         self._warn_past_the_end()
-
-        active = self._active()
         if active:
             device = active[0].layers.device
-            observed = average_over_ranks(observed.reshape(()).float().to(device), self.process_group)
+            observed = average_over_ranks(observed.float().to(device), self.process_group)
             ok = observed.isfinite()
             if len(active) > 1:  # no device moves if there is something wrong on another
                 ok = torch.stack([ok, *(finite(a.grads).to(device) for a in active)]).all()
@@ -217,40 +219,6 @@ class L3RS(torch.optim.Optimizer):
         for group in self.param_groups:
             group["step"] += 1
         return result
-
-    def _active(self) -> list[Active]:
-        """The layers that have a gradient, device by device, with what belongs to this step."""
-        members = [(g, p) for g, group in enumerate(self.param_groups) for p in group["params"] if p.grad is not None]
-        here = [local(p) for _, p in members] if self._sharded else [p for _, p in members]
-        totals = [group["total_steps"] for group in self.param_groups]
-        key = ([(id(p), t.data_ptr()) for (_, p), t in zip(members, here, strict=True)], totals)
-        if key != self._key:
-            self._gather(members)
-            self._key = key
-        grads = [cast("Tensor", p.grad) for _, p in members]
-        if self._sharded:
-            grads = [local(grad) for grad in grads]
-        lrs, maximize = [group["lr"] for group in self.param_groups], [group["maximize"] for group in self.param_groups]
-        if any(maximize):
-            grads = [-grad if maximize[g] else grad for grad, (g, _) in zip(grads, members, strict=True)]
-        signs = [-1.0 if m else 1.0 for m in maximize]
-        return [Active(b, [grads[i] for i in b.where], b.spread(lrs), b.spread(signs)) for b in self._batches]
-
-    def _gather(self, members: Sequence[tuple[int, Tensor]]) -> None:
-        """Makes the tables of the layers that have a gradient, when these are others than in the last step, or lie elsewhere."""
-        self._pull()
-        sparse = [p.grad for _, p in members if p.grad is not None and p.grad.layout != torch.strided]
-        if sparse:
-            raise ValueError(f"a gradient of shape {tuple(sparse[0].shape)} is {sparse[0].layout}; L3RS takes dense ones")
-        self._batches = []
-        for device in dict.fromkeys(p.device for _, p in members):
-            where = [i for i, (_, p) in enumerate(members) if p.device == device]
-            params = [members[i][1] for i in where]
-            states = [self._state_of(p) for p in params]
-            slots = [self._slot[p] for p in params] if self._slot else []
-            groups = [members[i][0] for i in where]
-            self._batches.append(Layers(params, states, slots, groups, self.param_groups, self._schedule, self.fused, where))
-        self._members = list(members)
 
     def _warn_past_the_end(self) -> None:
         past = [group["total_steps"] for group in self.param_groups if group["step"] >= group["total_steps"]]
@@ -267,19 +235,12 @@ class L3RS(torch.optim.Optimizer):
         return max(int(group["skipped"]) for group in self.param_groups)
 
     def _pull(self) -> None:
-        """Brings the numbers that are kept on the device, the clock and the count of skipped steps, into the groups."""
-        if not self._batches:
-            return
-        skipped = int(self._batches[0].skipped)
-        for group, *clocks in zip(self.param_groups, *(b.clock.tolist() for b in self._batches), strict=False):
-            group["step"] = max(group["step"], *(int(k) for k in clocks))  # a CUDA graph that is replayed advances the device's alone
-            group["skipped"] += skipped
-        for batch in self._batches:
-            batch.skipped.zero_()
+        skipped = self._tables.pull(self.param_groups)
         if skipped:
             total = self.param_groups[0]["skipped"]
             warnings.warn(
-                f"L3RS moved nothing in {skipped} step{'s' if skipped > 1 else ''}, whose loss or gradient was not finite ({total} so far)",
+                f"L3RS moved nothing in {skipped} step{'s' if skipped > 1 else ''}, whose loss or gradient was not finite, "
+                f"or too large for a sum of squares in float32 ({total} so far)",
                 stacklevel=3,
             )
 
@@ -297,18 +258,18 @@ class L3RS(torch.optim.Optimizer):
         require("L3RS.decisions()", "pandas")
         import pandas as pd
 
-        decided = [batch.decided for batch in self._batches]
+        decided = [layers.decided for layers in self._tables.by_device]
         if not decided or decided[0] is None:
             raise RuntimeError("no step has been decided yet: call step() first")
         names = self._names()
         every = [p for group in self.param_groups for p in group["params"]]
         called = {p: names[i] if names else str(i) for i, p in enumerate(every)}
         tables = []
-        for batch, d in zip(self._batches, decided, strict=True):
+        for layers, d in zip(self._tables.by_device, decided, strict=True):
             assert d is not None
             values = torch.cat([torch.stack([d.lam, d.lengths], dim=1), d.mu], dim=1).cpu().double().numpy()
-            index = pd.Index([called[self._members[i][1]] for i in batch.where], name="layer")
-            tables.append(pd.DataFrame(values, index, ["lambda", "length", *(f"mu_{name}" for name in self._directions)]))
+            index = pd.Index([called[self._tables.params[i]] for i in layers.where], name="layer")
+            tables.append(pd.DataFrame(values, index, ["lambda", "length", *(f"mu_{name}" for name in self._controller.directions)]))
         return pd.concat(tables)
 
     # -- saving and loading --------------------------------------------------------------------------------------------------------
@@ -316,6 +277,7 @@ class L3RS(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As of every optimizer: tensors by parameter in `state`, numbers in `param_groups`. Without the learned schedule itself."""
         self._pull()
+        plain(self.param_groups)
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -324,25 +286,26 @@ class L3RS(torch.optim.Optimizer):
         Raises:
             ValueError: the state is of a schedule with other directions or averages, or of other parameters.
         """
+        check_names(state_dict["param_groups"], self.param_groups)
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        mine = initial_state(torch.zeros(1), self._schedule.config, self._directions)
-        lazy = tuple(f"{name}/" for name, d in self._directions.items() if d.lazy)
-        for saved in state_dict["state"].values():
-            keys = {key for key in saved if not key.startswith(lazy)} if lazy else set(saved)
-            if keys != set(mine) or saved["ema"].shape != mine["ema"].shape:
-                different = sorted(keys ^ set(mine)) or ["ema"]
-                raise ValueError(f"this state is of another kind of schedule; what differs: {', '.join(different[:3])}")
+        params = [p for group in self.param_groups for p in group["params"]]
+        fresh = dict(zip(ids, expected_states(params, self._controller), strict=False))  # torch says where their numbers differ
+        for place, (i, expected) in enumerate(fresh.items()):
+            saved = {key: t for key, t in state_dict["state"].get(i, {}).items() if not key.startswith(self._controller.lazy)}
+            differ = differences(saved, expected) if saved else []
+            if differ and saved.keys() == expected.keys() and differ != ["ema"]:
+                shapes = f"{tuple(saved[differ[0]].shape)}, and would be {tuple(expected[differ[0]].shape)} here"
+                raise ValueError(f"this state is of another network: {differ[0]} of {name_of(place, self.param_groups)} has shape {shapes}")
+            if differ:
+                raise ValueError(f"this state is of another kind of schedule; what differs: {', '.join(differ[:3])}")
         before = self.param_groups[0]["total_steps"]
         super().load_state_dict(state_dict)
         # torch shares tensors with the dict, which a step would change, and casts floating state to the dtype of its parameter, which
         # would round the float32 averages of a bfloat16 one.
-        for i, p in zip(ids, (p for group in self.param_groups for p in group["params"]), strict=True):
-            if i not in state_dict["state"]:
-                continue
-            for key, value in self.state[p].items():
-                saved = state_dict["state"][i][key]
-                self.state[p][key] = (value if value.dtype == saved.dtype else saved.to(p.device)).detach().clone()
-        self._batches, self._key = [], None
+        for i, p in zip(ids, params, strict=True):
+            for key, t in state_dict["state"].get(i, {}).items():
+                self.state[p][key] = t.detach().to(p.device, fresh[i][key].dtype if key in fresh[i] else t.dtype, copy=True)
+        self._tables.forget()
         after = self.param_groups[0]["total_steps"]
         if after != before:
             warnings.warn(f"the loaded state is of a run of total_steps={after}; that takes the place of {before}", stacklevel=2)

@@ -14,15 +14,21 @@ from l3rs.controller.features import EMA_SIGNALS, Averages, TimeFeatures, log_rm
 from l3rs.directions import Direction
 from l3rs.optimizer.distributed import local, shard_reduction
 from l3rs.optimizer.kernels import Norms, choose
+from l3rs.optimizer.states import fit, meta
 
 
-class Schedule(NamedTuple):
-    """What a learned schedule comes to: its meta-parameters by name, and its directions with their hyperparameters."""
+class Controller(NamedTuple):
+    """What decides at run time: a schedule's meta-parameters by name, and its directions with their hyperparameters."""
 
     config: L3RSConfig
     meta: Meta
     directions: Mapping[str, Direction]
     constants: Mapping[str, tuple[float, ...]]
+
+    @property
+    def lazy(self) -> tuple[str, ...]:
+        """How the keys of states begin that come with the steps, so that nothing is known of them before."""
+        return tuple(f"{name}/" for name, d in self.directions.items() if d.lazy)
 
 
 class Decided(NamedTuple):
@@ -33,12 +39,20 @@ class Decided(NamedTuple):
     lengths: Tensor
 
 
-def initial_state(param: Tensor, config: L3RSConfig, directions: Mapping[str, Direction]) -> dict[str, Tensor]:
+def initial_state(param: Tensor, controller: Controller) -> dict[str, Tensor]:
     """The state of one parameter before its first step: how many it has taken, its averages, and what its directions keep."""
-    state = {f"{name}/{key}": t for name, d in directions.items() for key, t in d.init(param).items()}
-    state["step"] = torch.zeros((), device=param.device)
-    state["ema"] = torch.zeros(len(EMA_SIGNALS), len(config.ema_factors), device=param.device)
+    state = {f"{name}/{key}": t for name, d in controller.directions.items() for key, t in d.init(param).items()}
+    like: dict[str, Any] = {"dtype": torch.float32, "device": param.device}
+    state["step"] = torch.zeros((), **like)
+    state["ema"] = torch.zeros(len(EMA_SIGNALS), len(controller.config.ema_factors), **like)
     return state
+
+
+def expected_states(params: Sequence[Tensor], controller: Controller) -> list[dict[str, Tensor]]:
+    """The states that parameters of these shapes and dtypes start with, for comparison: on the meta device."""
+    kinds = {(p.shape, p.dtype): p for p in params}
+    made = {kind: initial_state(meta(p), controller) for kind, p in kinds.items()}
+    return [made[p.shape, p.dtype] for p in params]
 
 
 class Layers:
@@ -53,7 +67,7 @@ class Layers:
         slots: where each is in what is learned by layer; empty if nothing is.
         groups: the number of each one's parameter group.
         param_groups: of the optimizer, for k and K.
-        schedule: the learned schedule.
+        controller: of the learned schedule.
         fused: as of `L3RS`.
         where: the places of these parameters among those of all devices.
     """
@@ -65,33 +79,32 @@ class Layers:
         slots: Sequence[int],
         groups: Sequence[int],
         param_groups: Sequence[dict[str, Any]],
-        schedule: Schedule,
+        controller: Controller,
         fused: bool | None,
         where: Sequence[int],
     ) -> None:
-        config, device = schedule.config, params[0].device
+        config, device = controller.config, params[0].device
         self.config, self.device, self.where = config, device, where
-        kept = tuple(f"{name}/" for name, d in schedule.directions.items() if not d.lazy)
-        for state in states:  # the network may have been moved since they were made; a wrapped optimizer sees to its own
-            state.update({key: t.to(device) for key, t in state.items() if key.startswith(kept) and t.device != device})
-        self.steps = torch.stack([state["step"].to(device) for state in states])
-        self.averages = Averages(torch.stack([state["ema"].to(device) for state in states]), config)
+        for p, state, expected in zip(params, states, expected_states(params, controller), strict=True):
+            fit(p, state, expected)
+        self.steps = torch.stack([state["step"] for state in states])
+        self.averages = Averages(torch.stack([state["ema"] for state in states]), config)
         for state, step, ema in zip(states, self.steps.unbind(), self.averages.values.unbind(), strict=True):
             state["step"], state["ema"] = step, ema
-        self.root_numel = torch.tensor([float(max(p.numel(), 1)) for p in params], device=device).sqrt()
+        self.root_numel = torch.tensor([float(max(p.numel(), 1)) for p in params], dtype=torch.float32, device=device).sqrt()
         self.time = TimeFeatures([group["total_steps"] for group in param_groups], config, device)
-        self.clock = torch.tensor([float(group["step"]) for group in param_groups], device=device)
+        self.clock = torch.tensor([float(group["step"]) for group in param_groups], dtype=torch.float32, device=device)
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self.group = torch.tensor(groups, device=device)
-        meta = {name: t.to(device) for name, t in schedule.meta.items()}
+        learned = {name: t.to(device) for name, t in controller.meta.items()}
         rows = torch.tensor(slots, device=device)
-        self.embedding = [meta["embedding"][rows]] if config.embedding else []
-        self.mlp = {n: t[rows] if config.controller == "layerwise" else t for n, t in meta.items() if n[0] in "wb" and len(n) == 2}
-        self.trusted = [(k, d) for k, d in enumerate(schedule.directions.values()) if type(d).trust is not Direction.trust]
+        self.embedding = [learned["embedding"][rows]] if config.embedding else []
+        self.mlp = {n: t[rows] if config.controller == "layerwise" else t for n, t in learned.items() if n[0] in "wb" and len(n) == 2}
+        self.trusted = [(k, d) for k, d in enumerate(controller.directions.values()) if type(d).trust is not Direction.trust]
         reduce = shard_reduction(params)  # where parameters are sharded, this rank steps its parts
         if reduce is not None:
             params, states = [local(p) for p in params], [{key: local(t) for key, t in state.items()} for state in states]
-        self.kernel = choose(params, states, schedule.directions, schedule.constants, reduce, fused)
+        self.kernel = choose(params, states, controller.directions, controller.constants, reduce, fused)
         self.decided: Decided | None = None
 
     def spread(self, values: Sequence[float | Tensor]) -> float | Tensor:
@@ -99,7 +112,7 @@ class Layers:
         if not any(isinstance(v, Tensor) for v in values):
             if len(set(values)) == 1:
                 return values[0]
-            table = torch.tensor(values)
+            table = torch.tensor(values, dtype=torch.float32)
             if self.device.type == "cuda":  # from pinned memory, so that the copy is not waited for
                 table = table.pin_memory()
             return table.to(self.device, non_blocking=True)[self.group]

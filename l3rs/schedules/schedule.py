@@ -63,7 +63,7 @@ class LearnedSchedule:
         if names is None:
             raise ValueError(f"{self.name} knows layers by name, and the parameters have none: pass model.named_parameters(){advice}")
         number = {layer: i for i, layer in enumerate(self.layers)}
-        variants = [self._with_known_head(variant) for variant in _without_wrappers(names)]
+        variants = [self._with_known_head(variant) for variant in without_wrappers(names)]
         missing = [[name for name in variant if name not in number] for variant in variants]
         best = min(range(len(variants)), key=lambda i: len(missing[i]))
         if missing[best]:
@@ -156,7 +156,7 @@ class LearnedSchedule:
         return learned
 
 
-def _without_wrappers(names: Sequence[str]) -> Iterator[list[str]]:
+def without_wrappers(names: Sequence[str]) -> Iterator[list[str]]:
     """`names` without `_orig_mod.` and `module.`; then without one module after the other that stands before all of them."""
     names = [name.replace("_orig_mod.", "").removeprefix("module.") for name in names]
     yield names

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from l3rs.learned import batches, celo2, small_fc, velo
+from l3rs.learned import celo2, portions, small_fc, velo
 from l3rs.learned import mlp as learned_mlp
 from l3rs.learned.accumulators import State, initial_state
-from l3rs.learned.batches import Batches
 from l3rs.learned.elements import ANYWHERE, CHUNK, IN_ORDER, PERIODIC, library, plan, refused, side
 from l3rs.learned.layout import factored_axes, jax_order, matrix_axes
 from l3rs.learned.mlp import MLP, Rule
+from l3rs.learned.portions import Portions
 from l3rs.learned.theta import count, mlp, mlp_shapes, random, unflatten
 
 built = pytest.mark.skipif(library() is None, reason="elements.c was not built")
@@ -37,7 +37,7 @@ def network(kind: str) -> tuple[MLP, Rule]:
 
 
 class One(NamedTuple):
-    """A parameter as `Batches` sees it."""
+    """A parameter as `Portions` sees it."""
 
     g: Tensor
     p: Tensor
@@ -46,7 +46,7 @@ class One(NamedTuple):
 
 def direction(state: State, g: Tensor, p: Tensor, perceptron: MLP, rule: Rule) -> Tensor:
     """Of one parameter alone."""
-    (found,) = Batches(rule, len(perceptron.b0)).directions([One(g, p, state)], [perceptron])
+    (found,) = Portions(rule, len(perceptron.b0)).directions([One(g, p, state)], [perceptron])
     return found
 
 
@@ -72,7 +72,7 @@ def error(a: Tensor, b: Tensor) -> float:
 def test_the_kernel_is_the_operations_of_torch(shape: tuple[int, ...], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not refused(torch.zeros(shape), {}, RULES[kind][0].by_matrix)
     made, state = steps(shape, kind)
-    monkeypatch.setattr(batches, "refused", lambda *_: True)
+    monkeypatch.setattr(portions, "refused", lambda *_: True)
     expected, expected_state = steps(shape, kind)
     for k, (a, b) in enumerate(zip(made, expected, strict=True)):
         assert a.shape == b.shape
@@ -83,7 +83,7 @@ def test_the_kernel_is_the_operations_of_torch(shape: tuple[int, ...], kind: str
 @built
 @pytest.mark.parametrize("kind", RULES)
 def test_parameters_move_together_as_they_do_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the last bit, in batches of any size, and with an MLP of its own for each; one of another dtype goes another way."""
+    """To the last bit, in portions of any size, and with an MLP of its own for each; one of another dtype goes another way."""
     generator = torch.Generator().manual_seed(10)
     perceptron, rule = network(kind)
     mlps = [perceptron._replace(b0=perceptron.b0 + 0.01 * i) for i in range(len(SMALL))]
@@ -94,9 +94,9 @@ def test_parameters_move_together_as_they_do_alone(kind: str, monkeypatch: pytes
     alone = [initial_state(p) for p in params]
     expected = [[direction(*args, rule) for args in zip(alone, grads, params, mlps, strict=True)] for _ in range(2)]
     for together in (1, 300, 1 << 20):
-        monkeypatch.setattr(batches, "TOGETHER", together)
+        monkeypatch.setattr(portions, "TOGETHER", together)
         states = [initial_state(p) for p in params]
-        some = Batches(rule, len(perceptron.b0))
+        some = Portions(rule, len(perceptron.b0))
         for k in range(2):
             found = list(some.directions([One(*m) for m in zip(grads, params, states, strict=True)], mlps))
             assert all(torch.equal(a, b) for a, b in zip(found, expected[k], strict=True))
@@ -113,9 +113,9 @@ def test_moments_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         state["second"].copy_(torch.rand(shape, generator=generator))
         state["momentum"].copy_(5.0 + 1e-3 * torch.randn(3, *shape, generator=generator))
         members.append(One(torch.zeros(shape), p, state))
-    found = Batches(velo.RULE, 4).moments(members)
-    monkeypatch.setattr(batches, "refused", lambda *_: True)
-    expected = Batches(velo.RULE, 4).moments([One(m.g, m.p.double(), {k: t.double() for k, t in m.state.items()}) for m in members])
+    found = Portions(velo.RULE, 4).moments(members)
+    monkeypatch.setattr(portions, "refused", lambda *_: True)
+    expected = Portions(velo.RULE, 4).moments([One(m.g, m.p.double(), {k: t.double() for k, t in m.state.items()}) for m in members])
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-12)
 
 
@@ -129,7 +129,7 @@ def test_gradients_are_clipped_alike(kind: str, monkeypatch: pytest.MonkeyPatch)
     ends = []
     for native in (True, False):
         if not native:
-            monkeypatch.setattr(batches, "refused", lambda *_: True)
+            monkeypatch.setattr(portions, "refused", lambda *_: True)
         state = initial_state(p)
         ends.append((direction(state, g, p, *network(kind)), state["momentum"]))
     assert error(ends[0][0], ends[1][0]) < 2e-5
@@ -194,13 +194,13 @@ def test_states_that_c_cannot_read_are_left_to_torch(kind: str) -> None:
 def test_kernels_of_many_positions_are_stepped_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     by_matrix, _ = steps((4, 4, 9, 9), "celo2", 1)
     over_all, _ = steps((4, 4, 9, 9), "velo", 1)
-    monkeypatch.setattr(batches, "refused", lambda *_: True)
+    monkeypatch.setattr(portions, "refused", lambda *_: True)
     assert torch.equal(by_matrix[0], steps((4, 4, 9, 9), "celo2", 1)[0][0])  # the same operations
     assert error(over_all[0], steps((4, 4, 9, 9), "velo", 1)[0][0]) < 2e-5
 
 
 def test_pieces_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "refused", lambda *_: True)
+    monkeypatch.setattr(portions, "refused", lambda *_: True)
     for kind in RULES:
         for shape in ((70,), (16, 4, 3, 3), (3, 40)):
             whole, _ = steps(shape, kind, 2)

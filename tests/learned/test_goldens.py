@@ -104,7 +104,7 @@ def errors(found: list[Array], expected: Array) -> list[float]:
 @pytest.mark.parametrize("native", [True, False])
 def test_every_step_is_that_of_the_original(name: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not native:
-        monkeypatch.setattr("l3rs.learned.batches.refused", lambda *_: True)
+        monkeypatch.setattr("l3rs.learned.portions.refused", lambda *_: True)
     make, lr, limit = FILES[name]
     params = parameters()
     moved = trajectory(params, make(list(params.items())))

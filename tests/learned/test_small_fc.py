@@ -43,7 +43,7 @@ def of_golden() -> dict[str, Tensor]:
 def test_every_step_is_that_of_the_original(dtype: torch.dtype, limit: float, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32 the differences of parameters are rounded too: the original in float32 is 1e-4 from itself in float64."""
     if not native:
-        monkeypatch.setattr("l3rs.learned.batches.refused", lambda *_: True)
+        monkeypatch.setattr("l3rs.learned.portions.refused", lambda *_: True)
     params = parameters(dtype)
     optimizer = SmallFC(params.values(), flatten(of_golden(), SHAPES))
     for leaf, steps in trajectory(params, optimizer).items():

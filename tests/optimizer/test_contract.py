@@ -181,7 +181,7 @@ def test_a_group_added_in_the_run_gets_its_slot_and_the_runs_clock() -> None:
     optimizer.add_param_group({"params": named[:-2]})
     train(network, optimizer, range(3, 4))
     assert optimizer.param_groups[1]["step"] == 4
-    assert optimizer._slot == {p: i for i, (_, p) in enumerate(named)}
+    assert optimizer._tables.slots == {p: i for i, (_, p) in enumerate(named)}
     assert list(optimizer.decisions().index) == [name for name, _ in (*named[-2:], *named[:-2])]
     fresh = copy.deepcopy(optimizer.state_dict())
     again = L3RS([{"params": named[-2:]}, {"params": named[:-2]}], 10, learned)
@@ -324,7 +324,8 @@ def test_compiled_training_step_is_the_eager_one() -> None:
         step(eager, b, *batch(k))
     assert equal(weights(compiled), weights(eager))
     # a compiled module has other names
-    assert L3RS(torch.compile(eager, backend="eager").named_parameters(), 5, schedule(eager))._slot.keys() == set(eager.parameters())
+    again = L3RS(torch.compile(eager, backend="eager").named_parameters(), 5, schedule(eager))
+    assert again._tables.slots.keys() == set(eager.parameters())
 
 
 def test_channels_last_is_the_same_training() -> None:

@@ -34,7 +34,7 @@ def test_20_steps_are_those_of_the_cpu() -> None:
     for k in range(20):
         for network, optimizer in zip((cpu, cuda), optimizers, strict=True):
             optimizer.step(loss=backward(network, k))
-    assert isinstance(optimizers[1]._batches[0].kernel, ForeachKernel)
+    assert isinstance(optimizers[1]._tables.by_device[0].kernel, ForeachKernel)
     for p, q in zip(cpu.parameters(), cuda.parameters(), strict=True):
         assert (p - q.cpu()).norm() <= 1e-4 * p.norm()
 

@@ -101,11 +101,14 @@ def test_timms_factory_makes_it_once_it_is_registered() -> None:
     l3rs.register_with_timm()
     l3rs.register_with_timm()  # twice does no harm
     network = pretrained(5)
-    assert "icons-generalist" in repr(create_optimizer_v2(network, "l3rs", total_steps=10))
+    without_names = "icons-resnet34 knows 110 layers by name"
+    with pytest.warns(UserWarning, match=without_names):
+        assert "icons-generalist" in repr(create_optimizer_v2(network, "l3rs", total_steps=10))
     specialist = create_optimizer_v2(network.named_parameters(), "l3rs", lr=0.5, total_steps=10)
     assert isinstance(specialist, L3RS)
     assert "icons-resnet34" in repr(specialist)
     assert specialist.param_groups[0]["lr"] == 0.5
-    for params in (network, network.named_parameters()):
-        with pytest.raises(ValueError, match=r"weight_decay must be 0, .*\(got 0\.05\)"):
-            create_optimizer_v2(params, "l3rs", weight_decay=0.05, total_steps=10)
+    with pytest.raises(ValueError, match=r"weight_decay must be 0, .*\(got 0\.05\)"):
+        create_optimizer_v2(network.named_parameters(), "l3rs", weight_decay=0.05, total_steps=10)
+    with pytest.warns(UserWarning, match=without_names), pytest.raises(ValueError, match=r"weight_decay must be 0, .*\(got 0\.05\)"):
+        create_optimizer_v2(network, "l3rs", weight_decay=0.05, total_steps=10)

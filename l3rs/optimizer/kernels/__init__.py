@@ -18,13 +18,14 @@ from l3rs.optimizer.kernels.norms import Norms
 
 
 class Kernel(Protocol):
-    """Made for a list of parameters and their states; valid as long as these stay where they are in memory."""
+    """Made for a list of parameters and their states; valid as long as these stay where and what they are in memory."""
 
     def measure(self, grads: Sequence[Tensor], steps: Tensor, ok: Tensor) -> Norms:
         """The first pass.
 
         Args:
-            grads: one for each parameter, of its dtype.
+            grads: one for each parameter, alike in shape, strides, dtype and device, which `tables.py` sees to; of a parameter of half
+                precision also float32.
             steps: (L,), the number of this step for each parameter, from 1.
             ok: a bool, whether the step may go on as far as is known.
         """

@@ -44,14 +44,20 @@ class ForeachKernel:
             if direction.lazy:
                 for state, own in zip(self.all_states, self.states[name], strict=True):
                     state.update({f"{name}/{key}": value for key, value in own.items()})
-        weight_norms, *norms = (self._norms(tensors) for tensors in (self.wide, *self.uphill))
-        return Norms(weight_norms, torch.where(ok, grad_norms, 0), torch.stack(norms, dim=1), ok)
+        weight_norms, grad_norms = self._norms(self.wide), torch.where(ok, grad_norms, 0)
+        known = {id(self.wide[0]): weight_norms, id(grads[0]): grad_norms}  # a direction may be the parameters or gradients themselves
+        norms = [known[id(d[0])] if id(d[0]) in known else self._norms(d) for d in self.uphill]
+        return Norms(weight_norms, grad_norms, torch.stack(norms, dim=1), ok)
 
     def apply(self, scales: Tensor) -> None:
         moves = list(zip(self.uphill, scales.unbind(dim=1), strict=True))
         moves.sort(key=lambda move: move[0][0] is not self.wide[0])  # weight decay, whose direction is p itself, before p changes
+        one = [torch.ones((), dtype=torch.float32)] * len(self.params)
         for tensors, scale in moves:
-            torch._foreach_addcmul_(self.wide, tensors, list(scale.unbind()), value=-1)
+            if scale.device.type == "cpu":
+                torch._foreach_addcmul_(self.wide, tensors, one, (-scale).tolist())
+            else:
+                torch._foreach_addcmul_(self.wide, tensors, list(scale.unbind()), value=-1)
         for p, wide, half in zip(self.params, self.wide, self.half, strict=True):
             if half:
                 p.copy_(wide)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -24,7 +24,7 @@ def refusal(params: Sequence[Tensor], directions: Mapping[str, Direction]) -> st
     for p in params:
         if p.device.type not in ("cpu", "cuda") or p.dtype != torch.float32:
             return f"a parameter is {p.dtype} on {p.device.type}; fused kernels are for torch.float32 on cpu and cuda"
-        if not p.is_contiguous() and torch.empty_like(p).stride() != p.stride():  # preserve_format keeps the strides of dense tensors alone
+        if torch.empty_like(p, device="meta").stride() != p.stride():  # preserve_format keeps the strides of dense tensors alone
             return f"a parameter of shape {tuple(p.shape)} is not dense in memory"
     return None
 
@@ -34,14 +34,27 @@ def chunks(params: Sequence[Tensor], size: int) -> list[tuple[int, int, int]]:
     return [(layer, start, min(start + size, p.numel())) for layer, p in enumerate(params) for start in range(0, p.numel(), size)]
 
 
+def addresses(tensors: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[int]:
+    """Where tensors begin that lie in memory as their parameters do; 0 for None. The one place where the address of a moment is taken.
+
+    Raises:
+        ValueError: one has another shape, dtype, device or strides than its parameter, of which compiled code is told nothing.
+    """
+    for t, p in zip(tensors, params, strict=True):
+        if t is not None and (t.shape, t.dtype, t.device, t.stride()) != (p.shape, p.dtype, p.device, p.stride()):
+            like = f"a parameter of shape {tuple(p.shape)}, {p.dtype} on {p.device}"
+            raise ValueError(f"a moment of {like} must be alike in memory (got {tuple(t.shape)}, {t.dtype} on {t.device})")
+    return [0 if t is None else t.data_ptr() for t in tensors]
+
+
+def held(tensors: Iterable[Tensor | None]) -> list[Tensor]:
+    """Aliases, with which the memory stays theirs, and its address is nothing else's, whatever becomes of the tensors themselves."""
+    return [t.detach() for t in tensors if t is not None]
+
+
 def align_moments(params: Sequence[Tensor], states: Sequence[dict[str, Tensor]]) -> None:
     """Makes the moments lie in memory as their parameters do, in place of those in `states` that do not."""
     for state, p in zip(states, params, strict=True):
         for key in MOMENTS:
-            if key in state and state[key].stride() != p.stride():
+            if key in state and state[key].shape == p.shape and state[key].stride() != p.stride():
                 state[key] = torch.empty_like(p).copy_(state[key])
-
-
-def aligned_gradients(grads: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients, those that lie in memory in another order than their parameter copied into its."""
-    return [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for g, p in zip(grads, params, strict=True)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +14,10 @@ import torch
 from torch import Tensor
 
 from l3rs.directions import Direction
-from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, align_moments, aligned_gradients, chunks
+from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, addresses, align_moments, chunks, held
 from l3rs.optimizer.kernels.norms import Norms
 
+_version = attrgetter("_version")
 CONSTANTS = 4
 CHUNK = 65536  # elements a thread takes at a time: long enough a stretch of memory, and short enough that threads end together
 
@@ -89,16 +92,17 @@ class NativeKernel:
         self.library, self.params, self.reduce = library(), list(params), reduce
         align_moments(params, states)
         self.moments = [[state.get(key) for state in states] for key in MOMENTS]
+        self.held = held([*params, *chain(*self.moments)])
         self.columns = [ORDER.index(name) for name in directions]
         self.sums_of = [SUMS.index(COLUMN[name]) for name in directions]
-        self.versions: list[int] | None = None
+        self.versions: list[int] = []
 
         where = chunks(params, CHUNK)
-        moments = [[0 if t is None else t.data_ptr() for t in row] for row in self.moments]
+        moments = [addresses(row, params) for row in self.moments]
         table = torch.zeros(len(ORDER), CONSTANTS, dtype=torch.float64)
         for name, values in constants.items():
             table[ORDER.index(name), : len(values)] = torch.tensor(values, dtype=torch.float64)
-        self.scales = torch.zeros(len(params), len(ORDER))
+        self.scales = torch.zeros(len(params), len(ORDER), dtype=torch.float32)
         self.sums = torch.zeros(len(params), len(SUMS), dtype=torch.float64)
         self.grads = torch.zeros(len(params), dtype=torch.int64)
         self.step = _Step(sum(1 << column for column in self.columns), len(params), len(where))
@@ -121,7 +125,8 @@ class NativeKernel:
     def measure(self, grads: Sequence[Tensor], steps: Tensor, ok: Tensor) -> Norms:
         self.step.steps = steps.data_ptr()
         self._point(grads)
-        if self.versions is None or self.versions != [p._version for p in self.params]:
+        seen = list(map(_version, self.params))
+        if self.versions != seen:
             self._run("weights")
         self._run("norms")
         sums = self._sums()
@@ -137,12 +142,12 @@ class NativeKernel:
         self.scales[:, self.columns] = scales
         self._run("apply")
         torch.autograd.graph.increment_version(self.params)
-        self.versions = [p._version for p in self.params]
+        self.versions = list(map(_version, self.params))
 
     def _point(self, grads: Sequence[Tensor]) -> None:
         """Tells the kernel where the gradients are."""
-        self.kept_grads = aligned_gradients(grads, self.params)
-        self.grads.copy_(torch.tensor([g.data_ptr() for g in self.kept_grads], dtype=torch.int64))
+        self.kept_grads = grads
+        self.grads.copy_(torch.tensor(list(map(Tensor.data_ptr, grads)), dtype=torch.int64))
 
     def _sums(self) -> Tensor:
         return self.sums.clone() if self.reduce is None else self.reduce(self.sums.clone())

@@ -6,6 +6,7 @@ Not yet run on a GPU, only in Triton's interpreter, where it equals the foreach 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import torch
 import triton
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from l3rs.directions import Direction
 from l3rs.directions.base import bias_correction
-from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, align_moments, aligned_gradients, chunks
+from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, addresses, align_moments, chunks, held
 from l3rs.optimizer.kernels.norms import Norms
 
 CHUNK = 16384  # elements a program takes
@@ -146,7 +147,8 @@ class TritonKernel:
         self.columns = torch.tensor([ORDER.index(name) for name in directions], device=self.device)
         self.sums_of = torch.tensor([SUMS.index(COLUMN[name]) for name in directions], device=self.device)
         self.moments = [[state.get(key) for state in states] for key in MOMENTS]
-        moments = [[0 if t is None else t.data_ptr() for t in row] for row in self.moments]
+        self.held = held([*params, *chain(*self.moments)])
+        moments = [addresses(row, params) for row in self.moments]
         where = chunks(params, CHUNK)
         counts = torch.bincount(torch.tensor([layer for layer, _, _ in where]), minlength=len(params))
         table = torch.zeros(len(ORDER), 6, dtype=torch.float64)  # beta1, 1 - beta1, beta2, 1 - beta2, eps, weight decay
@@ -158,8 +160,8 @@ class TritonKernel:
         self.p_at = torch.tensor([p.data_ptr() for p in params]).to(self.device)
         self.moments_at = torch.tensor(moments).to(self.device)
         self.constants = table.float().to(self.device)
-        self.scales = torch.zeros(len(params), len(ORDER), device=self.device)
-        self.sums, self.partial = (torch.zeros(n, WIDTH, device=self.device) for n in (len(params), len(where)))
+        self.scales = torch.zeros(len(params), len(ORDER), dtype=torch.float32, device=self.device)
+        self.sums, self.partial = (torch.zeros(n, WIDTH, dtype=torch.float32, device=self.device) for n in (len(params), len(where)))
         self.yes = torch.ones((), dtype=torch.int32, device=self.device)
         self.g_at = torch.zeros_like(self.p_at)
         self.addresses, self.versions = [0], [-1]
@@ -195,12 +197,11 @@ class TritonKernel:
         return torch.stack([eps * root, root / first], dim=1)
 
     def _point(self, grads: Sequence[Tensor]) -> None:
-        self.kept = aligned_gradients(grads, self.params)
-        addresses = [g.data_ptr() for g in self.kept]
-        if addresses != self.addresses:
-            table = torch.tensor(addresses, dtype=torch.int64)
+        self.kept, found = grads, [g.data_ptr() for g in grads]
+        if found != self.addresses:
+            table = torch.tensor(found, dtype=torch.int64)
             self.g_at.copy_(table.pin_memory() if self.device.type == "cuda" else table, non_blocking=True)
-            self.addresses = addresses
+            self.addresses = found
 
     def _run(self, ok: Tensor, apply: bool) -> None:
         tables = (self.layer, self.start, self.end, self.p_at, self.g_at, self.moments_at, self.constants, self.rules, self.scales)

@@ -38,8 +38,8 @@ def run(network: nn.Module, steps: int, fused: bool, directions: tuple[str, ...]
 def test_native_equals_foreach(directions: tuple[str, ...]) -> None:
     native, foreach = small_network(), small_network()
     a, b = run(native, 10, True, directions), run(foreach, 10, False, directions)
-    assert isinstance(a._batches[0].kernel, NativeKernel)
-    assert isinstance(b._batches[0].kernel, ForeachKernel)
+    assert isinstance(a._tables.by_device[0].kernel, NativeKernel)
+    assert isinstance(b._tables.by_device[0].kernel, ForeachKernel)
     for (name, p), q in zip(native.named_parameters(), foreach.parameters(), strict=True):
         assert (p - q).norm() <= 2e-4 * q.norm().clamp_min(0.1), name
         for key, value in a.state[p].items():
@@ -135,7 +135,7 @@ def test_what_the_native_kernel_refuses_is_stepped_by_foreach_unless_it_was_dema
             L3RS(network.named_parameters(), 5, random_schedule(network), fused=True).step(loss=1.0)
         optimizer = L3RS(network.named_parameters(), 5, random_schedule(network))
         optimizer.step(loss=1.0)
-        assert isinstance(optimizer._batches[0].kernel, ForeachKernel)
+        assert isinstance(optimizer._tables.by_device[0].kernel, ForeachKernel)
     with pytest.raises(ValueError, match=r"no fused kernel for direction 'torch\.optim\.NAdam', but for sgd, adam"):
         run(small_network(), 1, True, ("torch.optim.NAdam",))
 

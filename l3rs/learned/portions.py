@@ -1,4 +1,4 @@
-"""Parameters stepped together: some at a time in C where that can be, else one by one in torch operations."""
+"""Parameters stepped together: a portion at a time in C where that can be, else one by one in torch operations."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from l3rs.learned.elements import ElementsKernel, refused
 from l3rs.learned.mlp import MLP, Member, Rule, direction
 
-TOGETHER = 1 << 20  # elements in a batch, unless one parameter has more; what a batch needs beside the state is freed before the next
+TOGETHER = 1 << 20  # elements in a portion, unless one parameter has more; what it needs beside the state is freed before the next
 
 
-class Batches:
-    """The parameters of an optimizer, in consecutive batches. Kernels are kept from step to step, as long as states stay where they are.
+class Portions:
+    """The parameters of an optimizer, in consecutive portions. Kernels are kept from step to step, as long as states stay where they are.
 
     Args:
         rule: of the optimizer.
@@ -52,8 +52,8 @@ class Batches:
         return torch.stack(measured)
 
     def _parts(self, members: Sequence[Member]) -> Iterator[tuple[int, int, ElementsKernel | None]]:
-        """Where batches start and stop, and the kernel of each, or None where the kernel cannot be used."""
-        slow = [refused(m.p, m.state, self.rule.by_matrix) for m in members]
+        """Where portions start and stop, and the kernel of each, or None where the kernel cannot be used."""
+        slow = [refused(m.p, m.state, self.rule.by_matrix, m.g) for m in members]
         start, size = 0, 0
         for i, m in enumerate(members):
             if i > start and (slow[i] != slow[start] or size + m.p.numel() > TOGETHER):

@@ -1,0 +1,150 @@
+"""The bookkeeping of L3RS: which layers are stepped now, as tables by device; and the gate that every tensor of theirs passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from l3rs.directions.base import HALF
+from l3rs.optimizer.distributed import local
+from l3rs.optimizer.layers import Controller, Layers, initial_state
+
+States = MutableMapping[Tensor, dict[str, Any]]
+_dtype, _device = attrgetter("dtype"), attrgetter("device")
+
+
+class Active(NamedTuple):
+    """The layers of one device, and their gradients, lr and sign of the loss in this step."""
+
+    layers: Layers
+    grads: list[Tensor]
+    lr: Tensor | float
+    sign: Tensor | float
+
+
+class Tables:
+    """The layers that have a gradient, device by device.
+
+    Tables hold addresses. They are kept from step to step only as long as every parameter and every tensor of its state is where it was and
+    lies there as it did; else they are made anew, where states are made to fit or refused. Each gradient has the size, strides, dtype and
+    device of its parameter, or is copied to have them. All this is compared in every step, so it is asked for in lists, at C's speed.
+
+    Args:
+        controller: of the learned schedule.
+        slots: where each parameter is in what is learned by layer; empty if nothing is.
+        sharded: whether parameters are DTensors, of which this rank has parts.
+        fused: as of `L3RS`.
+    """
+
+    def __init__(self, controller: Controller, slots: Mapping[Tensor, int], sharded: bool, fused: bool | None) -> None:
+        self.controller, self.slots, self.sharded, self.fused = controller, slots, sharded, fused
+        self.by_device: list[Layers] = []
+        self.params: list[Tensor] = []
+        self._key: Any = None
+        self._like: list[list[Any]] = []  # sizes, dtypes and devices of the parameters
+
+    def forget(self) -> None:
+        """Makes all tables anew in the next step."""
+        self.by_device, self._key = [], None
+
+    def active(self, groups: Sequence[dict[str, Any]], states: States) -> list[Active]:
+        """What is stepped now: all that requires a gradient and has one.
+
+        Raises:
+            ValueError: a gradient is sparse, or a gradient or state is of another shape than its parameter; nothing has changed then.
+        """
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        owners: list[int] = []
+        for g, group in enumerate(groups):
+            for p in group["params"]:
+                grad = p.grad
+                if grad is not None and p.requires_grad:
+                    params.append(p)
+                    grads.append(-grad if group["maximize"] else grad)
+                    owners.append(g)
+        if self.sharded:
+            here, grads = [local(p) for p in params], [local(g) for g in grads]
+        else:
+            here = params
+        dense = list(map(Tensor.is_contiguous, here))
+        strides = [p.stride() for p, contiguous in zip(here, dense, strict=True) if not contiguous]
+        about = (list(map(id, params)), owners, [group["total_steps"] for group in groups], list(map(Tensor.size, here)), dense, strides)
+        key = (*about, list(map(Tensor.data_ptr, here)), self._addresses(states))
+        if key != self._key:
+            grads = [_fitted(g, p) for g, p in zip(grads, here, strict=True)]
+            self._make(params, owners, groups, states)
+            self._like = [list(map(f, here)) for f in (Tensor.numel, _dtype, _device)]
+            self._key = (*key[:-1], self._addresses(states))  # some states are views of the tables now
+        else:
+            grads = self._fitting(grads, here, dense, strides)
+        several = len(self.by_device) > 1
+        lrs, signs = [group["lr"] for group in groups], [-1.0 if group["maximize"] else 1.0 for group in groups]
+        return [Active(t, [grads[i] for i in t.where] if several else grads, t.spread(lrs), t.spread(signs)) for t in self.by_device]
+
+    def pull(self, groups: Sequence[dict[str, Any]]) -> int:
+        """Brings the numbers that are kept on devices, the clock and the count of skipped steps, into the groups; gives the new count."""
+        if not self.by_device:
+            return 0
+        skipped = int(self.by_device[0].skipped)
+        for group, *clocks in zip(groups, *(t.clock.tolist() for t in self.by_device), strict=False):
+            group["step"] = max(group["step"], *(int(k) for k in clocks))  # a CUDA graph that is replayed advances the device's alone
+            group["skipped"] += skipped
+        for t in self.by_device:
+            t.skipped.zero_()
+        return skipped
+
+    def _make(self, params: list[Tensor], owners: Sequence[int], groups: Sequence[dict[str, Any]], states: States) -> None:
+        self.forget()
+        made = []
+        for device in dict.fromkeys(map(_device, params)):
+            where = [i for i, p in enumerate(params) if p.device == device]
+            some = [params[i] for i in where]
+            slots = [self.slots[p] for p in some] if self.slots else []
+            theirs = [state_of(p, states, self.controller) for p in some]
+            made.append(Layers(some, theirs, slots, [owners[i] for i in where], groups, self.controller, self.fused, where))
+        self.by_device, self.params = made, params
+
+    def _addresses(self, states: States) -> list[int]:
+        """Of every tensor in the states, but for what wrapped optimizers keep."""
+        lazy = self.controller.lazy
+        if self.sharded or lazy:
+            return [local(t).data_ptr() for state in states.values() for key, t in state.items() if not key.startswith(lazy)]
+        return list(map(Tensor.data_ptr, chain.from_iterable(map(dict.values, states.values()))))
+
+    def _fitting(self, grads: list[Tensor], params: Sequence[Tensor], dense: list[bool], strides: list[Any]) -> list[Tensor]:
+        """The gradients, those that do not lie in memory as their parameters do copied. Torch itself sees to their shapes."""
+        try:
+            if (
+                list(map(Tensor.is_contiguous, grads)) == dense
+                and [list(map(f, grads)) for f in (Tensor.numel, _dtype, _device)] == self._like
+                and [g.stride() for g, contiguous in zip(grads, dense, strict=True) if not contiguous] == strides
+            ):
+                return grads
+        except RuntimeError:  # sparse ones have no strides
+            pass
+        return [_fitted(g, p) for g, p in zip(grads, params, strict=True)]
+
+
+def state_of(p: Tensor, states: States, controller: Controller) -> dict[str, Any]:
+    """The state of a parameter, made where it has none."""
+    state = states[p]
+    if not state:
+        state.update(initial_state(p, controller))
+    return state
+
+
+def _fitted(grad: Tensor, p: Tensor) -> Tensor:
+    if grad.layout != torch.strided:
+        raise ValueError(f"a gradient of shape {tuple(grad.shape)} is {grad.layout}; L3RS takes dense ones")
+    if grad.shape != p.shape:
+        raise ValueError(f"the gradient of a parameter of shape {tuple(p.shape)} must have that shape (got {tuple(grad.shape)})")
+    if grad.dtype == p.dtype and grad.device == p.device and grad.stride() == p.stride():
+        return grad
+    dtype = torch.float32 if p.dtype in HALF else p.dtype  # in which halves are computed with: a wider gradient loses nothing
+    return torch.empty_like(p, dtype=dtype).copy_(grad)

@@ -19,8 +19,8 @@ from __future__ import annotations
 import l3rs  # isort: skip  (first: it mends `import torchvision`, which timm does, beside a CPU-only torch)
 
 import argparse
-import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,9 +28,11 @@ import pandas as pd
 from tqdm import tqdm
 from tune import Tuning, on_grid
 
-from l3rs.finetuning.compare import digest
-from l3rs.finetuning.runs import Run, append_rows, execute, execute_all, row
+from l3rs.files import append_rows
+from l3rs.finetuning.runs import Run, execute, execute_all, row
 from l3rs.finetuning.workload import Workload
+from l3rs.processes import cores
+from l3rs.schedules.seal import fingerprint
 from l3rs.stats import mean_interval
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -80,7 +82,7 @@ class Comparison(Tuning):
         depth, width, self.tasks_of, _ = NETWORKS[network]
         self.weights = backbones / f"{network}-icons.safetensors"
         self.workload = Workload(model=f"resnet{depth}", width=width, weights=str(self.weights))
-        self.theta = {name: digest([l3rs.load(name).theta]) for name in SCHEDULES}  # a schedule that was trained anew is measured anew
+        self.theta = {name: fingerprint(l3rs.load(name).theta)[:12] for name in SCHEDULES}  # trained anew, measured anew
         self.read()
 
     def read(self) -> None:
@@ -121,10 +123,11 @@ class Comparison(Tuning):
             command = "python pretrain/backbone.py --config configs/pretrain/icons.yaml"
             asked = f"--model {self.workload.model} --width {self.workload.width} --out {self.weights.parent}"
             raise FileNotFoundError(f"{self.weights} is not there; make it with\n  {command} {asked}")
-        for run, report in tqdm(execute_all(list(runs), self.workers, execute), f"{self.network} {purpose}", len(runs), disable=not runs):
-            known = {"network": self.network, "purpose": purpose, "learned": run.learned, "theta": self.theta.get(run.learned, "")}
-            rows = [row(run, report, steps) | known for steps in run.evaluate_at or (run.steps,)]
-            append_rows(self.path, [{name: r[name] for name in FIELDS} for r in rows], FIELDS)
+        with closing(execute_all(list(runs), self.workers, execute)) as ended:
+            for run, report in tqdm(ended, f"{self.network} {purpose}", len(runs), disable=not runs):
+                known = {"network": self.network, "purpose": purpose, "learned": run.learned, "theta": self.theta.get(run.learned, "")}
+                rows = [row(run, report, steps) | known for steps in run.evaluate_at or (run.steps,)]
+                append_rows(self.path, [{name: r[name] for name in FIELDS} for r in rows], FIELDS)
         self.read()
 
     # What the search for the best learning rate, `Tuning.best`, asks for
@@ -173,7 +176,7 @@ def main() -> None:
     parser.add_argument("--backbones", type=Path, default=backbones, help="folder of the pretrained networks (default: %(default)s)")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="some of these (default: all)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for generalist.csv (default: evaluate/results)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each (default: one a core)")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes of one thread each (default: one a core)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for network in args.networks:

@@ -17,9 +17,9 @@ edge. Rows that are there already are not run again, so a killed run goes on whe
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +29,10 @@ from run import read_config
 from tqdm import tqdm
 
 from l3rs.evaluation.cells import CONSTANT
+from l3rs.files import append_rows
 from l3rs.finetuning.baselines import BASELINES
-from l3rs.finetuning.runs import FIELDS, Run, append_rows, execute, execute_all, row
+from l3rs.finetuning.runs import FIELDS, Run, execute, execute_all, row
+from l3rs.processes import cores
 
 ROOT = Path(__file__).resolve().parent.parent
 HORIZONS = (10, 14, 20, 25, 35, 50, 71, 100)
@@ -90,12 +92,12 @@ class Tuning:
             for lr in rates
             for seed in sorted(set(range(self.tasks)) - self.seeds_done(name, lr, steps))
         ]
-        bar = tqdm(execute_all(runs, self.workers, execute), total=len(runs), desc=f"{name} {steps} steps, lr {rates}", disable=not runs)
-        for run, report in bar:
-            rows = [row(run, report, s) for s in ends]
-            append_rows(self.path, rows)
-            new = pd.DataFrame(rows)
-            self.rows = new if self.rows.empty else pd.concat([self.rows, new], ignore_index=True)
+        with closing(execute_all(runs, self.workers, execute)) as ended:
+            for run, report in tqdm(ended, total=len(runs), desc=f"{name} {steps} steps, lr {rates}", disable=not runs):
+                rows = [row(run, report, s) for s in ends]
+                append_rows(self.path, rows, FIELDS)
+                new = pd.DataFrame(rows)
+                self.rows = new if self.rows.empty else pd.concat([self.rows, new], ignore_index=True)
 
     def best(self, name: str, steps: int, guess: int) -> int:
         """The best point of the grid, in half decades: never at the edge of what was tried; among equals, the nearest to the guess."""
@@ -113,7 +115,7 @@ class Tuning:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=8, help="meta-train tasks (seeds 0, 1, ...) a value is tried on")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes of one thread each")
     parser.add_argument("--config", type=Path, help="a cell whose workload is tuned for (default: the shipped network on Icons)")
     parser.add_argument("--data", help="the images' folder, for the one that the config names; for splits that are not embedded")
     parser.add_argument("--names", nargs="+", choices=list(START), help="which to tune (default: the cell's, or all baselines)")

@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonargparse
 
 from l3rs._version import __version__
+from l3rs.processes import exit_code, on_sigterm, terminate
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -52,23 +53,25 @@ def _finetune_parser() -> Parser:
 
 
 def _finetune(args: jsonargparse.Namespace, parser: Parser) -> None:
-    from l3rs.finetuning.compare import FinetuneConfig, Results, digest, finetune, schedule_for
+    from l3rs.finetuning.compare import FinetuneConfig, Results, finetune, schedule_for
     from l3rs.networks.pretrained import shipped_weights
+    from l3rs.schedules.learned import identity
+    from l3rs.schedules.seal import fingerprint
 
     try:
         values = {**vars(args), "steps": tuple(args.steps), "optimizers": tuple(dict.fromkeys(args.optimizers)), "out": Path(args.out)}
         config = FinetuneConfig(**values)
         learned = schedule_for(config)
-        about = {"network": digest([t for _, t in sorted(shipped_weights().items())])}
+        about = {"network": fingerprint(*(t for _, t in sorted(shipped_weights().items())))[:12]}
         if "l3rs" in config.optimizers:
-            about["schedule"] = f"{learned.name} {digest([learned.theta])}"
-        results = Results(config.out, about)
+            about["schedule"] = identity(learned)
+        with Results(config.out, about) as results:
+            finetune(config, learned, results)
     except ValueError as error:
         parser.error(str(error))
-    try:
-        finetune(config, learned, results)
-    except OSError as error:
-        parser.error(f"{config.out} could not be written ({error.strerror}); make room there, and give the same command: it goes on")
+    except KeyboardInterrupt as stop:
+        print(f"\nStopped. {config.out} holds the runs that have ended; the same command goes on from there.")
+        sys.exit(exit_code(stop))
 
 
 def _own_images_parser() -> Parser:
@@ -117,7 +120,8 @@ def _own_images(args: jsonargparse.Namespace, parser: Parser) -> None:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     except Stopped as stop:
-        print(f"\nStopped at step {stop.step}. {config.folder} holds the run; the same command goes on from the last checkpoint.")
+        where = "" if stop.step is None else f" at step {stop.step}"
+        print(f"\nStopped{where}. {config.folder} holds the run; the same command goes on from the last checkpoint.")
         sys.exit(stop.code)
 
 
@@ -259,9 +263,9 @@ def _meta_train(args: jsonargparse.Namespace, parser: Parser) -> None:
         chosen = meta_train(config, out)
     except (ValueError, OSError, MetaTrainingError) as error:
         parser.error(str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"\nStopped. {out} holds the run up to generation {last_generation(Path(out))}; the same command goes on from there.")
-        sys.exit(130)
+        sys.exit(exit_code(stop))
     accuracy = chosen.training["validation_accuracy"]
     print(f"Wrote {Path(out) / chosen.name}.safetensors: generation {chosen.training['generation']}, {accuracy:.3f} on meta-validation.")
 
@@ -348,7 +352,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         make, run = _own_images_parser, _own_images
     parser = make()
     parser.prog = f"l3rs {words[0]}"
-    run(parser.parse_args(spelled_out(words[1:]) if words[0] in ("cache", "meta-train") else words[1:]), parser)
+    try:
+        with on_sigterm(terminate):
+            run(parser.parse_args(spelled_out(words[1:]) if words[0] in ("cache", "meta-train") else words[1:]), parser)
+    except KeyboardInterrupt as stop:  # in what keeps nothing that it could go on from, or before that
+        print("\nStopped.")
+        sys.exit(exit_code(stop))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from l3rs.schedules.hub import cached
 from l3rs.schedules.learned import Learned, training_config
 from l3rs.schedules.seal import CheckpointError
 from l3rs.schedules.variants import TABLE_2, TABLE_3, TABLE_4
+from l3rs.text import table
 
 
 def overview() -> Iterator[str]:
@@ -70,10 +71,8 @@ def _columns(schedules: Sequence[tuple[str, Learned]]) -> Iterator[str]:
     rows = [{"name": name, **learned.facts()} for name, learned in schedules]
     for row in rows:
         row["fits"] = row["fits"].partition(":")[0]
-    table = [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+    lines = table([tuple(rows[0]), *(tuple(row.values()) for row in rows)], left=range(len(rows[0])))
+    yield from (f"  {line}" for line in lines)
 
 
 def describe(learned: Learned) -> Iterator[str]:

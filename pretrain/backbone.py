@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l3rs.data import ImageSet
-from l3rs.finetuning.runs import append_rows
+from l3rs.files import append_rows
 from l3rs.finetuning.workload import Workload
 from l3rs.networks.create import create
 

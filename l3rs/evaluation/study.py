@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from l3rs.finetuning.runs import append_rows
+from l3rs.files import append_rows
 from l3rs.finetuning.tasks import task_seed
 from l3rs.finetuning.workbench import workbench
 from l3rs.learners import LEARNERS

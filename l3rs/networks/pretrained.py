@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from l3rs.networks.create import head_names, replace_head, resnet34
 from l3rs.schedules.hub import reachable
+from l3rs.text import first_line
 
 SHIPPED = ("icons", "glyphs")  # ResNet-34 at width 16, pretrained on the pretraining classes of these sets
 
@@ -45,7 +46,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return _float32(state.get("state_dict", state))
     except Exception as error:  # torch's unpickler stumbles over garbage in many ways: IndexError, KeyError, struct.error
-        raise WeightsError(f"{path} holds no weights that can be read: {_first_line(error)}") from None
+        raise WeightsError(f"{path} holds no weights that can be read: {first_line(error)}") from None
 
 
 def _float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -84,12 +85,8 @@ def from_hub(model: str, in_chans: int, num_classes: int) -> nn.Module:
         with _offline_unless_reachable():
             network: nn.Module = timm.create_model(model, pretrained=True, in_chans=in_chans, num_classes=num_classes)
     except (OSError, RuntimeError) as error:
-        raise WeightsError(f"the pretrained weights of {model} cannot be had from the Hub ({_first_line(error)}); {advice}") from None
+        raise WeightsError(f"the pretrained weights of {model} cannot be had from the Hub ({first_line(error)}); {advice}") from None
     return network
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from l3rs.data import trees
 from l3rs.data.decode import BrokenImage
 from l3rs.data.transform import Transform
-from l3rs.files import write_atomically
+from l3rs.files import check_writable, write_atomically
 from l3rs.lightning.data import printable
 from l3rs.own_images.classifier import Classifier, load
+from l3rs.text import first_line, padded, width
 
 BATCH, FEW = 32, 256  # images a batch; and how many are decoded without further processes
 
@@ -110,20 +111,23 @@ def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str 
     """
     if top < 1:
         raise ValueError(f"--top is {top}; it is at least 1")
-    if csv_file is not None and not Path(csv_file).absolute().parent.is_dir():
-        raise ValueError(f"--csv is {csv_file}, and there is no folder {Path(csv_file).parent}")
+    if csv_file is not None:
+        try:
+            check_writable(Path(csv_file))
+        except OSError as error:
+            raise ValueError(f"--csv must be a file that can be written (got {csv_file}: {first_line(error)})") from None
     files = image_files(paths)
     classifier, network = load(run)
     rows: list[tuple[str, str, str]] = []
     predictions = []
-    wide = max(4, *(min(60, len(printable(file))) for file in files))
-    named = max(5, *(min(40, len(printable(name))) for name in classifier.classes))
+    wide = max(4, *(min(60, width(printable(file))) for file in files))
+    named = max(5, *(min(40, width(printable(name))) for name in classifier.classes))
     print(f"{'file':<{wide}}  {'class':<{named}}  probability")
     for prediction in predict(classifier, network, files, top):
         predictions.append(prediction)
         for name, share in prediction.classes:
             rows.append((printable(prediction.file), printable(name), f"{share:.6f}"))
-            print(f"{rows[-1][0]:<{wide}}  {rows[-1][1]:<{named}}  {share:.3f}", flush=True)
+            print(f"{padded(rows[-1][0], wide)}  {padded(rows[-1][1], named)}  {share:.3f}", flush=True)
     if csv_file is not None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -132,5 +136,5 @@ def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str 
         try:
             write_atomically(Path(csv_file), text.getvalue().encode())
         except OSError as error:
-            raise ValueError(f"--csv is {csv_file}, which cannot be written ({error.strerror})") from None
+            raise ValueError(f"{csv_file} could not be written ({first_line(error)})") from None
     return predictions

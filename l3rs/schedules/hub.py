@@ -24,6 +24,7 @@ from l3rs.files import replacing
 from l3rs.schedules.card import body
 from l3rs.schedules.learned import Learned, training_config
 from l3rs.schedules.seal import CheckpointError
+from l3rs.text import first_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelCard
@@ -233,7 +234,7 @@ def _why_not(error: Exception, repo_id: str, revision: str | None, forbidden: bo
         return f"{what} on {at} has no {FILE}, which is where save_pretrained puts a learned schedule; {at}/{repo_id} shows what it holds"
     if isinstance(error, errors.HFValidationError):
         return f"{what} is no Hub id: it is owner/name or owner/name@revision"
-    return f"the download of {what} from {at} failed ({_first_line(error)}); try again"
+    return f"the download of {what} from {at} failed ({first_line(error)}); try again"
 
 
 @contextmanager
@@ -254,9 +255,9 @@ def _explained_upload(repo_id: str) -> Iterator[None]:
         raise CheckpointError(f"{repo_id} is no Hub id to upload to: it is owner/name, and the branch goes into branch=") from None
     except Exception as error:  # as in `download`
         if _status(error) in (401, 403, 404) or isinstance(error, errors.LocalTokenNotFoundError):
-            why = f"{at} refuses to write {repo_id} ({_first_line(error)})"
+            why = f"{at} refuses to write {repo_id} ({first_line(error)})"
             raise CheckpointError(f"{why}: {LOG_IN}, with a token that may write to what you or your organization own") from None
-        raise CheckpointError(f"the upload to {repo_id} on {at} failed ({_first_line(error)}); try again") from None
+        raise CheckpointError(f"the upload to {repo_id} on {at} failed ({first_line(error)}); try again") from None
 
 
 def _status(error: BaseException | None) -> int | None:
@@ -266,10 +267,6 @@ def _status(error: BaseException | None) -> int | None:
             return int(response.status_code)
         error = error.__cause__
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _api(token: str | bool | None) -> HfApi:

@@ -72,8 +72,18 @@ def intact(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode(errors="surrogatepass"))
+    parts: list[str | Tensor] = [text]
     for name, t in sorted(tensors.items()):
-        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode(errors="surrogatepass"))
-        digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        parts += [f"{name} {t.dtype} {tuple(t.shape)}", t]
+    return fingerprint(*parts)
+
+
+def fingerprint(*parts: str | Tensor) -> str:
+    """The SHA-256 of texts and of tensors' values, one after the other."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            sha.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            sha.update(part.encode(errors="surrogatepass"))
+    return sha.hexdigest()

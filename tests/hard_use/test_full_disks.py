@@ -18,6 +18,7 @@ from filelock import FileLock
 from l3rs.cli import main
 from l3rs.data.transform import Transform
 from l3rs.data.trees import read_folder
+from l3rs.files import TEMPORARY
 from l3rs.finetuning.compare import Results
 from l3rs.finetuning.runs import FIELDS
 from l3rs.own_images.classifier import Classifier, save
@@ -59,7 +60,7 @@ def test_a_disk_that_is_full_as_a_run_is_written(size: int, photos: Path, tmp_pa
         said = fails(argv, capsys)
     assert "File too large" in said
     assert str(tmp_path / "o") in said
-    assert not list((tmp_path / "o").glob("*.tmp"))
+    assert not list((tmp_path / "o").glob(TEMPORARY))
     main(argv)  # room again
     assert (tmp_path / "o" / "model.safetensors").exists()
 
@@ -74,7 +75,7 @@ def test_a_disk_that_is_full_as_predictions_and_splits_are_written(
     size = ["--classes-per-task", "1", "--batch-size", "1", "--evaluation-size", "1"]
     with files_of_at_most(20):
         said = fails(["predict", str(tmp_path), str(photos), "--csv", str(tmp_path / "t.csv")], capsys)
-        assert "t.csv, which cannot be written (File too large)" in said
+        assert "t.csv could not be written (File too large)" in said
         said = fails(
             [
                 "split",
@@ -109,7 +110,7 @@ def test_a_checkpoint_to_go_on_from_that_is_damaged_is_named(photos: Path, tmp_p
 
 def test_the_second_comparison_in_a_folder_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with FileLock(tmp_path / "lock"):
-        assert "where another process is at work" in fails(["finetune", "--out", str(tmp_path)], capsys)
+        assert "where no other process is at work" in fails(["finetune", "--out", str(tmp_path)], capsys)
 
 
 def test_a_comparison_whose_process_was_killed_in_a_row_goes_on(tmp_path: Path) -> None:

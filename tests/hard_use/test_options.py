@@ -44,7 +44,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--optimizers": [("sgd", "--optimizers is 'sgd'; it is some of l3rs, adam"), ("", "--optimizers: expected at least one")],
         "--learned": [(NOT_THERE, "a learned schedule is one of"), ("file", "cannot be read as safetensors"), ("images", "is a folder")],
         "--seed": [("-1", "--seed is -1; it is a whole number of at least 0")],
-        "--out": [(IN_A_FILE, "--out is file/x, which cannot be written")],
+        "--out": [(IN_A_FILE, "--out must be a folder that can be written (got file/x: Not a directory)")],
         "--workers": [("-1", "--workers is -1; it is at least 0")],
     },
     "finetune --data": {
@@ -63,7 +63,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--precision": [("8", "--precision is '8'; it is one of 32-true")],
         "--seed": [("-1", "--seed is -1; it is a whole number of at least 0"), ("9" * 30, "it is below 2^63")],
         "--out": [
-            (f"{IN_A_FILE} --from-scratch", "--out is file/x, which cannot be written"),
+            (f"{IN_A_FILE} --from-scratch", "--out must be a folder that can be written (got file/x: Not a directory)"),
             ("images/x", "--out is images/x, inside the images' folder"),
             ("images", "inside the images' folder"),
         ],
@@ -73,7 +73,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "run": [(f"{NOT_THERE} images", "nowhere is not there; give the folder of a run"), ("file images", "file cannot be read as")],
         "images": [("file nowhere", "nowhere is not there"), ("file empty", "the folder empty has no images"), ("file", "images")],
         "--top": [("0 file images", "--top is 0; it is at least 1")],
-        "--csv": [("no/x.csv file images", "--csv is no/x.csv, and there is no folder no")],
+        "--csv": [("no/x.csv file images", "--csv must be a file that can be written (got no/x.csv: No such file or directory)")],
     },
     "split": {
         "folder": [("more", "unrecognized arguments: more")],

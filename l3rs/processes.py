@@ -1,0 +1,93 @@
+"""Processes: how many cores they may use, and how they end when the system or a person says so."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeAlias
+
+CGROUPS = Path("/sys/fs/cgroup")
+Handler: TypeAlias = "Callable[[int, FrameType | None], Any] | int | signal.Handlers | None"  # of a signal
+
+
+def cores(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+    """How many cores this process may use: those that it is bound to (taskset, Slurm), and no more than a container's quota.
+
+    Args:
+        cgroups: where control groups are mounted.
+        own: which of them this process is in.
+    """
+    try:
+        bound = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        bound = os.cpu_count() or 1
+    return max(1, math.ceil(min([bound, *_quotas(cgroups, own)])))
+
+
+def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
+    """Cores' worth of time that this process's control groups are given, from its own up to the root; of version 2 and of version 1."""
+    try:
+        groups = [line.split(":", 2)[1:] for line in own.read_text().splitlines()]
+    except OSError:  # not Linux
+        return
+    for controllers, path in groups:
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = cgroups / controllers if controllers else cgroups
+        for group in (mount / path.strip("/"), *(mount / p for p in Path(path.strip("/")).parents)):
+            try:
+                if controllers:
+                    quota, period = ((group / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period"))
+                else:
+                    quota, period = (group / "cpu.max").read_text().split()
+                if quota != "max" and int(quota) > 0:  # -1 is none
+                    yield int(quota) / int(period)
+            except (OSError, ValueError):  # the root has none
+                continue
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, from a person, a batch system or `timeout`: the process ends as it does on Ctrl-C."""
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """What a process that was stopped exits with, as a shell has it."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """A handler of SIGTERM that raises `Terminated`. Only at the first: `timeout`, for one, sends two."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
+
+
+@contextmanager
+def on_sigterm(handler: Handler) -> Iterator[None]:
+    """Within it SIGTERM does this; after it again what it did before, whatever handler a library has put there meanwhile."""
+    if threading.current_thread() is not threading.main_thread():  # others may not handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def unseen(*signals: signal.Signals) -> Iterator[None]:
+    """Processes and threads that are started within it never see these signals, which go to a whole group.
+
+    Only the one that started them does, and ends them in good order; else each would say that it was interrupted.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

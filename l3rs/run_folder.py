@@ -51,9 +51,8 @@ class RunFolder:
             self._lock = FileLock(path / "lock")  # given back with this object, or with the process
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise FolderError(
-                f"--out must be a folder where no other process is at work (got {path}); choose another, or wait for it"
-            ) from None
+            message = f"--out must be a folder where no other process is at work (got {path}); choose another, or wait for it"
+            raise FolderError(message) from None
         except OSError as error:
             raise FolderError(f"--out must be a folder that can be written (got {path}: {first_line(error)})") from None
         try:
@@ -64,12 +63,13 @@ class RunFolder:
 
     def _take(self, file: Path, about: dict[str, Any], free: tuple[str, ...], defaults: Mapping[str, Any]) -> None:
         """Compares what the run is with that which is here, if one is, and writes it."""
-        before: dict[str, Any] = {}
+        written: dict[str, Any] = {}
         if file.exists():
             try:
-                before = _filled(read_json(file), defaults)
+                written = read_json(file)
             except ValueError as error:
                 raise FolderError(str(error)) from None
+            before = _filled(written, defaults)
             different = [k for k in about if k not in free and before.get(k) != about[k]]
             if different:
                 other = ", ".join(different)
@@ -78,8 +78,8 @@ class RunFolder:
             for pattern in (TEMPORARY, f"*/{TEMPORARY}"):
                 for left in self.path.glob(pattern):  # by a process that was killed: no other is here
                     left.unlink()
-            if before != before | about:
-                write_atomically(file, (json.dumps(before | about, indent=1) + "\n").encode())
+            if written != written | about:
+                write_atomically(file, (json.dumps(written | about, indent=1) + "\n").encode())
 
     def __enter__(self: Self) -> Self:
         return self

@@ -112,7 +112,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
     },
     "meta-train": {
         "--config": [(NOT_THERE, "nowhere"), ("file", "Unexpected config: x")],
-        "--out": [(IN_A_FILE, "file/x cannot be written (Not a directory); choose another --out")],
+        "--out": [(IN_A_FILE, "--out must be a folder that can be written (got file/x: Not a directory)")],
         "--split": [(NOT_THERE, "the split nowhere needs data"), ("file --data images --from-scratch", "file is no class split")],
         "--data": [
             ("images", "data is images, and the split icons is embedded"),

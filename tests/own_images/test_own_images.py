@@ -210,20 +210,20 @@ def test_a_killed_process_goes_on(photos: Path, run: Path, tmp_path: Path) -> No
 def test_another_config_is_refused_by_name(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     argv = ["finetune", "--data", str(photos), *TINY, "--out", str(run)]
-    assert "holds a run with other batch_size, seed, images, network" in fails([*argv, "--batch-size", "3", "--seed", "1"], capsys)
-    assert "holds a run with other schedule" in fails([*argv, "--learned", "icons-generalist"], capsys).replace("learned, ", "")
+    assert "whose run has another batch_size, seed, images, network" in fails([*argv, "--batch-size", "3", "--seed", "1"], capsys)
+    assert "whose run has another schedule" in fails([*argv, "--learned", "icons-generalist"], capsys).replace("learned, ", "")
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
 def test_the_second_process_in_a_folder_refuses(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with FileLock(run / "lock"):
-        assert "where another process is at work" in fails(["finetune", "--data", str(photos), *TINY, "--out", str(run)], capsys)
+        assert "where no other process is at work" in fails(["finetune", "--data", str(photos), *TINY, "--out", str(run)], capsys)
 
 
 def test_a_folder_with_other_things_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     said = fails(["finetune", "--data", str(photos), *TINY, "--out", str(tmp_path)], capsys)
-    assert "holds other things, such as thesis.txt" in said
+    assert "which holds other things, such as thesis.txt" in said
     assert "inside the images' folder" in fails(["finetune", "--data", str(photos), *TINY, "--out", str(photos / "out")], capsys)
 
 
@@ -264,7 +264,7 @@ def test_bad_folders_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_an_out_that_cannot_be_written(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("x")
     said = fails(["finetune", "--data", str(photos), *TINY, "--out", str(tmp_path / "file" / "out")], capsys)
-    assert "cannot be written" in said
+    assert "must be a folder that can be written" in said
     assert (tmp_path / "file").read_text() == "x"
 
 

@@ -113,7 +113,7 @@ def test_broken_images_are_named_and_left_out(model: Path, tmp_path: Path, capsy
         (["IMAGES", "IMAGES"], "has no model.safetensors"),
         (["MODEL", "MODEL"], "has no images"),
         (["MODEL", "IMAGES", "--top", "0"], "--top is 0"),
-        (["MODEL", "IMAGES", "--csv", "no/such/folder/x.csv"], "there is no folder no/such/folder"),
+        (["MODEL", "IMAGES", "--csv", "no/such/folder/x.csv"], "--csv must be a file that can be written"),
         (["MODEL"], "images"),
     ],
 )

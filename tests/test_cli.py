@@ -108,7 +108,7 @@ def test_every_config_opens_with_its_command_and_is_valid(path: Path, monkeypatc
         from backbone import PretrainConfig
 
         assert f"# python pretrain/backbone.py --config {path.relative_to(ROOT)} " in first
-        assert PretrainConfig(**settings, data="images" if "--data" in first else None).workload.from_scratch
+        assert PretrainConfig.of(**settings, data="images" if "--data" in first else None).workload.from_scratch
     elif kind in ("evaluate", "imagenet"):
         from run import read_config
 

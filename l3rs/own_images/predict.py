@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from l3rs.data import trees
 from l3rs.data.decode import BrokenImage
+from l3rs.data.loader import Loader, workers_that_fit
 from l3rs.data.transform import Transform
 from l3rs.files import check_writable, write_atomically
 from l3rs.lightning.data import printable
 from l3rs.own_images.classifier import Classifier, load
+from l3rs.processes import cores
 from l3rs.text import first_line, padded, width
 
 BATCH, FEW = 32, 256  # images a batch; and how many are decoded without further processes
@@ -85,8 +86,9 @@ def predict(classifier: Classifier, network: nn.Module, files: Sequence[str], to
         raise ValueError(f"--top is {top}; it is at least 1")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device)
-    workers = 0 if len(files) <= FEW else min(8, (os.cpu_count() or 1) // 2)
-    loader = DataLoader(_Files(files, classifier.transform), BATCH, num_workers=workers, collate_fn=list)
+    seen = 4 * classifier.transform.channels * classifier.transform.side**2  # bytes of an image, as float32
+    workers = 0 if len(files) <= FEW else workers_that_fit(min(8, cores() // 2), BATCH * seen)
+    loader = Loader(_Files(files, classifier.transform), BATCH, num_workers=workers, collate_fn=list)
     number = 0
     for batch in loader:
         good = [inputs for inputs, _ in batch if inputs is not None]

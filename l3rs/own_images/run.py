@@ -159,7 +159,7 @@ def _trained(arm: Arm, config: OwnImagesConfig, data: ImageFolderDataModule, sta
         "origin": config.origin, "learned": read_json(folder.path / "config.json")["schedule"] if arm.lr is None else None,
         "train_images": data.train_images,
     }  # fmt: skip
-    classifier = Classifier(config.model, config.stage_width, data.classes, data.transform, training)
+    classifier = Classifier(config.model, config.source().stage_width, data.classes, data.transform, training)
     show = sys.stdout.isatty()
     keeper = Keeper(folder, path, classifier, config.seed, config.steps, say=not show)
     module = L3RSModule(copy.deepcopy(start), data.num_classes, learned=config.learned, optimizer=None if arm.lr is None else arm.make)

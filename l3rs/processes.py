@@ -82,12 +82,30 @@ def on_sigterm(handler: Handler) -> Iterator[None]:
 
 @contextmanager
 def unseen(*signals: signal.Signals) -> Iterator[None]:
-    """Processes and threads that are started within it never see these signals, which go to a whole group.
+    """Processes and threads that are started within it never see these signals, which a terminal or a batch system sends to a whole group.
 
-    Only the one that started them does, and ends them in good order; else each would say that it was interrupted.
+    Only the one that starts them does, once they have started, and ends them in good order: half of them, nobody could.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    came: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in signals} if main else {}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for which, handler in handlers.items():
+            signal.signal(which, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number in came:  # which another thread has taken: the mask is of this one
+            signal.raise_signal(number)
+
+
+def heed_parent(_: int = 0) -> None:
+    """In a process that was started where SIGTERM is unseen: ends it when that comes from its parent, which then waits for it."""
+
+    def listen() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()

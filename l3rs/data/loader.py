@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from l3rs.processes import unseen
+from l3rs.processes import heed_parent, unseen
 
 SHARED = Path("/dev/shm")
 AHEAD = 2  # batches that each process makes ahead, as torch has it
@@ -21,6 +21,7 @@ class Loader(DataLoader[Any]):
     """A DataLoader whose processes leave Ctrl-C and SIGTERM to the one that started them."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.worker_init_fn = self.worker_init_fn or heed_parent
         with unseen(signal.SIGINT, signal.SIGTERM):
             return super().__iter__()
 

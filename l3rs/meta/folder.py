@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from l3rs.files import replacing, write_atomically
+from l3rs.files import write_atomically
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.nes import NES
@@ -96,8 +96,8 @@ class MetaTrainFolder(RunFolder):
 
     def save_learned(self, learned: Learned, file: Path) -> None:
         """Writes a schedule, or the weights of another learned optimizer."""
-        with self.writing(file), replacing(file) as temporary:
-            learned.write(temporary)
+        with self.writing(file):
+            learned.write(file)
 
     def theta(self, generation: int) -> Tensor:
         """The meta-parameters of a validated generation."""

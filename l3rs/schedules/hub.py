@@ -20,7 +20,6 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from l3rs._version import __version__
-from l3rs.files import replacing
 from l3rs.schedules.card import body
 from l3rs.schedules.learned import Learned, training_config
 from l3rs.schedules.seal import CheckpointError
@@ -57,8 +56,7 @@ def save_pretrained(
     card, curve = generate_model_card(learned, repo_id=repo_id, **model_card_kwargs or {}), _curve(learned)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / FILE) as temporary:
-            replace(cast(Any, learned), training=_shareable(learned.training)).write(temporary)
+        replace(cast(Any, learned), training=_shareable(learned.training)).write(folder / FILE)
         if curve is not None and curve != folder / CURVE:
             shutil.copyfile(curve, folder / CURVE)
         if not (folder / CARD).exists():

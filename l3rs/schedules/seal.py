@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from l3rs.files import replacing
+
 SCHEMA = 1
 DAMAGED = "is damaged, or was changed by hand: its contents are not those of its checksum"
 
@@ -27,7 +29,8 @@ class CheckpointError(ValueError):
 def write_sealed(path: str | Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Writes a sealed file of a learned schedule, or of the weights of another learned optimizer."""
     tensors = {name: t.contiguous().clone() for name, t in tensors.items()}
-    save_file(tensors, path, metadata=sealed({"schema": SCHEMA, **about}, tensors))
+    with replacing(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata=sealed({"schema": SCHEMA, **about}, tensors))
 
 
 def read_sealed(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

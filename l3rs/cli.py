@@ -69,9 +69,9 @@ def _finetune(args: jsonargparse.Namespace, parser: Parser) -> None:
             finetune(config, learned, results)
     except ValueError as error:
         parser.error(str(error))
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         print(f"\nStopped. {config.out} holds the runs that have ended; the same command goes on from there.")
-        sys.exit(exit_code(stop))
+        sys.exit(exit_code())
 
 
 def _own_images_parser() -> Parser:
@@ -263,9 +263,9 @@ def _meta_train(args: jsonargparse.Namespace, parser: Parser) -> None:
         chosen = meta_train(config, out)
     except (ValueError, OSError, MetaTrainingError) as error:
         parser.error(str(error))
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         print(f"\nStopped. {out} holds the run up to generation {last_generation(Path(out))}; the same command goes on from there.")
-        sys.exit(exit_code(stop))
+        sys.exit(exit_code())
     accuracy = chosen.training["validation_accuracy"]
     print(f"Wrote {Path(out) / chosen.name}.safetensors: generation {chosen.training['generation']}, {accuracy:.3f} on meta-validation.")
 
@@ -355,9 +355,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with on_sigterm(terminate):
             run(parser.parse_args(spelled_out(words[1:]) if words[0] in ("cache", "meta-train") else words[1:]), parser)
-    except KeyboardInterrupt as stop:  # in what keeps nothing that it could go on from, or before that
+    except KeyboardInterrupt:  # in what keeps nothing that it could go on from, or before that
         print("\nStopped.")
-        sys.exit(exit_code(stop))
+        sys.exit(exit_code())
 
 
 if __name__ == "__main__":

@@ -52,19 +52,22 @@ def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
                 continue
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came, from a person, a batch system or `timeout`: the process ends as it does on Ctrl-C."""
-
-
-def exit_code(stop: KeyboardInterrupt) -> int:
-    """What a process that was stopped exits with, as a shell has it."""
-    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+_terminated = threading.Event()
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
-    """A handler of SIGTERM that raises `Terminated`. Only at the first: `timeout`, for one, sends two."""
+    """A handler of SIGTERM, from a person, a batch system or `timeout`: the process ends as it does on Ctrl-C.
+
+    Only at the first of them: `timeout`, for one, sends two.
+    """
+    _terminated.set()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated
+    raise KeyboardInterrupt
+
+
+def exit_code() -> int:
+    """What a process that met KeyboardInterrupt exits with, as a shell has it: by Ctrl-C, or by SIGTERM."""
+    return 128 + (signal.SIGTERM if _terminated.is_set() else signal.SIGINT)
 
 
 @contextmanager
@@ -73,6 +76,8 @@ def on_sigterm(handler: Handler) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # others may not handle signals
         yield
         return
+    if handler is terminate:
+        _terminated.clear()
     before = signal.signal(signal.SIGTERM, handler)
     try:
         yield

@@ -80,8 +80,8 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
         try:
             results = [_trained(arm, config, data, network, folder) for arm in config.arms]
             return _report(results, config, folder, data)
-        except KeyboardInterrupt as stop:
-            raise Stopped(None, exit_code(stop)) from None
+        except KeyboardInterrupt:
+            raise Stopped(None, exit_code()) from None
 
 
 def _inside(config: OwnImagesConfig) -> None:

@@ -19,6 +19,7 @@ from l3rs.cli import main
 from l3rs.data.transform import Transform
 from l3rs.data.trees import read_folder
 from l3rs.files import TEMPORARY
+from l3rs.finetuning import compare
 from l3rs.finetuning.compare import Results
 from l3rs.finetuning.runs import FIELDS
 from l3rs.own_images.classifier import Classifier, save
@@ -120,6 +121,30 @@ def test_a_comparison_whose_process_was_killed_in_a_row_goes_on(tmp_path: Path) 
         results = Results(tmp_path, {})
         assert results.runs.task_seed.to_list() == ([3] if cut.startswith(rows) else [])
         del results
+
+
+def test_a_comparison_that_was_killed_between_its_two_files_has_no_row_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The curve of a run is written, and the run is not; or only some of its curve, as the disk is full."""
+    argv = ["finetune", "--tasks", "2", "--steps", "2", "--optimizers", "adam", "--workers", "1", "--out", str(tmp_path)]
+    add = compare.append_rows
+
+    def killed(file: Path, *rest: object) -> None:
+        if file.name == "runs.csv" and file.exists():
+            raise KeyboardInterrupt
+        add(file, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "append_rows", killed)
+        with pytest.raises(SystemExit):
+            main(argv)
+    curves = tmp_path / "curves.csv"
+    whole = curves.read_bytes()
+    assert len(pd.read_csv(curves)) == 6  # of two runs, one of which has a row
+    main(argv)
+    assert sorted(curves.read_bytes().splitlines()[:4]) == sorted(whole.splitlines()[:4])  # what was kept is what was written
+    table = pd.read_csv(curves)
+    assert len(table) == 6
+    assert not table.duplicated(["task_seed", "steps"]).any()
 
 
 def test_a_comparison_does_not_touch_the_files_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from l3rs.cli import main
 from l3rs.data.transform import Transform
 from l3rs.own_images.classifier import Classifier, save
 
-BOTH = pytest.mark.parametrize(("which", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+BOTH = pytest.mark.parametrize(("which", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
 TINY = ["--model", "resnet18", "--width", "2", "--side", "16", "--from-scratch", "--batch-size", "4"]
 
 

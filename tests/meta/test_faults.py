@@ -290,14 +290,15 @@ def test_processes_that_keep_dying_end_the_run_with_a_word(monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_ctrl_c_with_processes(tmp_path: Path) -> None:
-    """As in a terminal, where all processes of the group get it."""
+@pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_processes_says_where_the_run_is(which: signal.Signals, code: int, tmp_path: Path) -> None:
+    """As a terminal sends Ctrl-C, and a batch system SIGTERM, to all processes of the group."""
     out = tmp_path / "run"
     process = command(quick(LONG, workers=2), out)
     wait_for(lambda: len(generations(out)) > 2, process)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, which)
     said, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
     assert "Stopped." in said
     assert "Traceback" not in errors
     goes_on(out, tmp_path, last_generation(out) + 1)

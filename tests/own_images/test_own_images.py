@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from l3rs.cli import main
 from l3rs.lightning import L3RSModule
+from l3rs.lightning.callbacks import L3RSMonitor
 from l3rs.networks.create import create
 from l3rs.own_images.classifier import describe
 from l3rs.own_images.config import COMPARED, Arm
@@ -158,6 +159,25 @@ def test_a_run_that_broke_off_goes_on_to_the_same_weights(
     finetune(photos, tmp_path / "o")
     assert same(tmp_path / "o", run)
     assert (tmp_path / "o" / "curve.csv").read_text() == (run / "curve.csv").read_text()
+
+
+def test_a_run_that_was_stopped_after_its_last_checkpoint_has_all_its_pictures(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o"
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(L3RSMonitor, "draw", stop)  # which comes after the last checkpoint
+        with pytest.raises(SystemExit) as ended:
+            finetune(photos, out)
+    assert ended.value.code == 130
+    assert f"{out} holds the run; the same command goes on" in capsys.readouterr().out
+    (out / "l3rs.png").write_bytes(b"half of a picture")
+    finetune(photos, out)
+    assert imread(out / "l3rs.png").shape[1] > 500
 
 
 def test_sigterm_stops_between_two_steps_and_the_run_goes_on(

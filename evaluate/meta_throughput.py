@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import trange
 
-from l3rs.finetuning.runs import append_rows
+from l3rs.files import append_rows
 from l3rs.finetuning.workbench import workbench
 from l3rs.meta.config import MetaTrainConfig, NESConfig
 from l3rs.meta.nes import NES

@@ -12,8 +12,8 @@ whose learning rate was not tuned, are left out, unless `--arms` names them.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from l3rs.evaluation.cells import EvaluationConfig, Rows, fingerprint, missing, 
 from l3rs.evaluation.sources import read_cell
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import attempt, execute_all, execute_on_ray
+from l3rs.processes import cores
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "evaluate" / "results"
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, help="at most so many tasks at each horizon (default: as the cell has)")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder for the rows (default: %(default)s)")
     parser.add_argument("--data", help="the images' folder, for the one that the config names; for splits that are not embedded")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each (default: one a core)")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes of one thread each (default: one a core)")
     parser.add_argument("--ray-address", help="of a Ray cluster to run on instead")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where runs are made (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="make runs anew that failed")
@@ -89,7 +90,7 @@ def main() -> None:
     planned = {replace(p.run, device=args.device): p for p in todo}
     found = execute_on_ray(list(planned), args.ray_address) if args.ray_address else execute_all(list(planned), args.workers, attempt)
     failed = 0
-    with tqdm(total=steps, unit="step", desc=config.cell, smoothing=0) as bar:
+    with tqdm(total=steps, unit="step", desc=config.cell, smoothing=0) as bar, closing(found):
         for run, report in found:
             new = list(rows_of(planned[run], report))
             failed += "error" in new[0]

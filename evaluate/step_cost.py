@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from l3rs import L3RS
-from l3rs.finetuning.runs import append_rows, peak, start_peak
+from l3rs.files import append_rows
+from l3rs.finetuning.runs import peak, start_peak
 from l3rs.learned import portions
 from l3rs.learned.base import LearnedRule
 from l3rs.learned.elements import refused

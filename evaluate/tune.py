@@ -17,7 +17,6 @@ edge. Rows that are there already are not run again, so a killed run goes on whe
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Collection
 from dataclasses import replace
@@ -30,12 +29,13 @@ from l3rs.evaluation.tuning import HORIZONS, START, Tuning, tuned_arms
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.baselines import BASELINES
 from l3rs.finetuning.runs import Run
+from l3rs.processes import cores
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=8, help="meta-train tasks (seeds 0, 1, ...) a value is tried on")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes of one thread each")
     parser.add_argument("--config", type=Path, help="a cell whose workload is tuned for (default: the shipped network on Icons)")
     parser.add_argument("--data", help="the images' folder, for the one that the config names; for splits that are not embedded")
     parser.add_argument("--names", nargs="+", choices=list(START), help="which to tune (default: the cell's, or all baselines)")

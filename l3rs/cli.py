@@ -9,7 +9,8 @@ from pathlib import Path
 
 from l3rs._version import __version__
 from l3rs.extras import what_to_install
-from l3rs.files import printable
+from l3rs.processes import exit_code, on_sigterm, terminate
+from l3rs.text import printable
 
 
 def without_extra(command: str, error: ModuleNotFoundError) -> None:
@@ -67,23 +68,25 @@ def _finetune_parser() -> Parser:
 
 
 def _finetune(args: jsonargparse.Namespace, parser: Parser) -> None:
-    from l3rs.finetuning.compare import FinetuneConfig, Results, digest, finetune, schedule_for
+    from l3rs.finetuning.compare import FinetuneConfig, Results, finetune, schedule_for
     from l3rs.networks.pretrained import shipped_weights
+    from l3rs.schedules.learned import identity
+    from l3rs.schedules.seal import fingerprint
 
     try:
         values = {**vars(args), "steps": tuple(args.steps), "optimizers": tuple(dict.fromkeys(args.optimizers)), "out": Path(args.out)}
         config = FinetuneConfig(**values)
         learned = schedule_for(config)
-        about = {"network": digest([t for _, t in sorted(shipped_weights().items())])}
+        about = {"network": fingerprint(*(t for _, t in sorted(shipped_weights().items())))[:12]}
         if "l3rs" in config.optimizers:
-            about["schedule"] = f"{learned.name} {digest([learned.theta])}"
-        results = Results(config.out, about)
+            about["schedule"] = identity(learned)
+        with Results(config.out, about) as results:
+            finetune(config, learned, results)
     except ValueError as error:
         parser.error(str(error))
-    try:
-        finetune(config, learned, results)
-    except OSError as error:
-        parser.error(f"{config.out} could not be written ({error.strerror}); make room there, and give the same command: it goes on")
+    except KeyboardInterrupt:
+        print(f"\nStopped. {config.out} holds the runs that have ended; the same command goes on from there.")
+        sys.exit(exit_code())
 
 
 def _own_images_parser() -> Parser:
@@ -132,7 +135,8 @@ def _own_images(args: jsonargparse.Namespace, parser: Parser) -> None:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     except Stopped as stop:
-        print(f"\nStopped at step {stop.step}. {config.folder} holds the run; the same command goes on from the last checkpoint.")
+        where = "" if stop.step is None else f" at step {stop.step}"
+        print(f"\nStopped{where}. {config.folder} holds the run; the same command goes on from the last checkpoint.")
         sys.exit(stop.code)
 
 
@@ -276,7 +280,7 @@ def _meta_train(args: jsonargparse.Namespace, parser: Parser) -> None:
         parser.error(str(error))
     except KeyboardInterrupt:
         print(f"\nStopped. {out} holds the run up to generation {last_generation(Path(out))}; the same command goes on from there.")
-        sys.exit(130)
+        sys.exit(exit_code())
     accuracy = chosen.training["validation_accuracy"]
     print(f"Wrote {Path(out) / chosen.name}.safetensors: generation {chosen.training['generation']}, {accuracy:.3f} on meta-validation.")
 
@@ -364,9 +368,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         parser = make()
         parser.prog = f"l3rs {words[0]}"
-        run(parser.parse_args(spelled_out(words[1:]) if words[0] in ("cache", "meta-train") else words[1:]), parser)
+        with on_sigterm(terminate):
+            run(parser.parse_args(spelled_out(words[1:]) if words[0] in ("cache", "meta-train") else words[1:]), parser)
     except ModuleNotFoundError as error:
         without_extra(f"l3rs {words[0]}", error)
+    except KeyboardInterrupt:  # in what keeps nothing that it could go on from, or before that
+        print("\nStopped.")
+        sys.exit(exit_code())
 
 
 if __name__ == "__main__":

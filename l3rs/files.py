@@ -1,37 +1,102 @@
-"""Files that are replaced as a whole: whenever this process is killed, the old one or the new one is there; JSON that may be
-anything; folders that are one process's; and names that may be anything, on the terminal and in CSV files."""
+"""Files that are replaced as a whole: whenever this process is killed, the old one or the new one is there; tables that rows are added
+to, all or none; JSON that may be anything; and what a file may be called and be."""
 
 from __future__ import annotations
 
+import csv
+import errno
+import io
 import json
 import os
+import secrets
 import stat
-import unicodedata
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from l3rs.text import printable
+
+TEMPORARY = ".l3rs-*.tmp"  # what files are called until they are whole
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a file to write in place of `path`: whatever happens on the way, the old one or the new one is there, whole."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    """Gives a file to write in place of `path`: whatever happens on the way, the old one or the new one is there, whole.
+
+    A link stays, and the file that it leads to is replaced. The new file has the old one's mode, or what the umask says. What is no
+    regular file, such as a pipe or /dev/stdout, is written to.
+    """
+    if _is_special(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder, "whole")
+            with path.open("ab") as special:  # not cut to nothing: /dev/stdout may be a file, and hold what was printed before
+                special.write(Path(folder, "whole").read_bytes())
+        return
+    path = Path(os.path.realpath(path))
+    temporary = _beside(path)
+    mode = stat.S_IMODE((path if path.exists() else temporary).stat().st_mode)
     try:
         yield temporary
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
+        temporary.chmod(mode)  # safetensors, for one, makes files that only their owner reads
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raises OSError where `replacing` could not write; asked before the work whose results are to be there."""
+    if not _is_special(path):
+        _beside(Path(os.path.realpath(path))).unlink()
+    elif not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is no file that can be replaced. Raises OSError for a folder."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return str(path.absolute()).startswith(("/dev/std", "/dev/fd/", "/proc/")) or (path.exists() and not path.is_file())
+
+
+def _beside(path: Path) -> Path:
+    """A new empty file in the same folder, under a name that nobody can have put a link at."""
+    temporary = path.with_name(TEMPORARY.replace("*", secrets.token_hex(8)))
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the umask takes
+    return temporary
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replaces a file, as `replacing` does."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> None:
+    """Adds rows to a CSV file, with a header if it is new: all of them, or, where that fails, none."""
+    with path.open("ab", buffering=0) as file:
+        before = os.fstat(file.fileno()).st_size
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fields, lineterminator="\n")
+        if not before:
+            writer.writeheader()
+        writer.writerows(rows)
+        left = memoryview(text.getvalue().encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except BaseException:
+            os.ftruncate(file.fileno(), before)
+            raise
+
+
+def whole_rows(path: Path) -> bytes:
+    """What a table has but for a last row that was cut off as its process was killed, or as the machine lost its power."""
+    data = path.read_bytes()
+    return data[: data.rfind(b"\n") + 1]
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -45,52 +110,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return read
 
 
-def claim(out: Path) -> FileLock:
-    """Makes the folder of `--out` and locks it, until the lock is released or the process ends.
-
-    Raises:
-        ValueError: another process is at work in it, or it cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / "lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"--out is {out}, where another process is at work; give another folder, or wait for it") from None
-    except OSError as error:
-        raise ValueError(f"--out is {out}, which cannot be written ({error.strerror}); give a folder of yours") from None
-    return lock
-
-
-DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they make a terminal show text in another order
 LONGEST_NAME = 255  # bytes, of a file or a folder
-
-
-def printable(text: str) -> str:
-    """A text that is safe on a terminal: what controls one, breaks lines, turns text around, or is no character, is spelled out."""
-    if text.isprintable():
-        return text
-    odd = (c for c in set(text) if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in DIRECTIONS)
-    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})
-
-
-def csv_cell(text: str) -> str:
-    """A text as a spreadsheet takes it for text: one that it would compute, such as =1+1, begins with an apostrophe then."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else text
-
-
-def csv_table(table: Any) -> Any:
-    """A table of pandas with all its texts, the names of its rows and columns among them, as `csv_cell` gives them."""
-
-    def safe(cell: Any) -> Any:
-        return csv_cell(cell) if isinstance(cell, str) else cell
-
-    return table.map(safe).rename(index=safe, columns=safe)
-
-
-def from_csv_cell(text: str) -> str:
-    """What `csv_cell` was given."""
-    return text.removeprefix("'")
 
 
 def check_name(name: str, what: str) -> None:
@@ -109,8 +129,3 @@ def is_endless(path: str | Path) -> bool:
     """Whether something is a named pipe, a socket or a device, which may keep its reader waiting for ever. Raises OSError."""
     mode = os.stat(path).st_mode
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says; its kind, where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

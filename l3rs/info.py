@@ -11,7 +11,6 @@ import torch
 
 from l3rs._version import __version__
 from l3rs.controller.decide import meta_shapes
-from l3rs.files import printable
 from l3rs.learners import load
 from l3rs.optimizer.kernels.native import library
 from l3rs.schedules import find
@@ -20,6 +19,7 @@ from l3rs.schedules.hub import cached
 from l3rs.schedules.learned import Learned, training_config
 from l3rs.schedules.seal import CheckpointError
 from l3rs.schedules.variants import TABLE_2, TABLE_3, TABLE_4
+from l3rs.text import printable, table
 
 
 def overview() -> Iterator[str]:
@@ -71,10 +71,8 @@ def _columns(schedules: Sequence[tuple[str, Learned]]) -> Iterator[str]:
     rows = [{key: printable(value) for key, value in {"name": name, **learned.facts()}.items()} for name, learned in schedules]
     for row in rows:
         row["fits"] = row["fits"].partition(":")[0]
-    table = [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+    lines = table([tuple(rows[0]), *(tuple(row.values()) for row in rows)], left=range(len(rows[0])))
+    yield from (f"  {line}" for line in lines)
 
 
 def describe(learned: Learned) -> Iterator[str]:

@@ -18,8 +18,9 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -31,8 +32,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l3rs.data import ImageSet
-from l3rs.finetuning.runs import append_rows
-from l3rs.finetuning.workload import Workload
+from l3rs.data.loader import Loader
+from l3rs.files import append_rows
+from l3rs.finetuning.workload import Workload, flat, from_flat
 from l3rs.networks.create import create
 
 LOG = ("step", "train_loss", "val_loss", "val_accuracy")
@@ -43,7 +45,7 @@ class PretrainConfig:
     """How the backbone is pretrained; each field is a choice of ours.
 
     Attributes:
-        split, data, side, channels, augment, skip_broken, cache, model, width: as in `l3rs.finetuning.workload.Workload`.
+        workload: the network, from scratch, and the images; their fields stand beside the others on the command line and in YAML.
         seed: of the first weights, the order of the images, and their augmentation.
         steps: of training.
         batch_size: images a step, on all devices together.
@@ -60,15 +62,7 @@ class PretrainConfig:
         loaders: processes that make batches beside each device's own.
     """
 
-    split: str = "icons"
-    data: str | None = None
-    side: int | None = None
-    channels: int = 3
-    augment: bool = True
-    skip_broken: bool = False
-    cache: str | None = None
-    model: str = "resnet34"
-    width: int | None = None
+    workload: Workload = field(default_factory=lambda: Workload(from_scratch=True))
     seed: int = 0
     steps: int = 2500
     batch_size: int = 64
@@ -95,17 +89,17 @@ class PretrainConfig:
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be at least 0 and below 1 (got {self.ema})")
 
-    @property
-    def workload(self) -> Workload:
-        """The images, and the network before it is pretrained."""
-        shared = {f.name for f in fields(Workload)} & {f.name for f in fields(self)}
-        return Workload(**{name: getattr(self, name) for name in shared}, from_scratch=True)
+    @classmethod
+    def of(cls, **values: Any) -> PretrainConfig:
+        """From flat values, as of a command line or a YAML file."""
+        return from_flat(cls, **values, from_scratch=True)
 
     @property
     def stem(self) -> str:
         """What the files are called, without their suffixes."""
-        width = "" if self.width is None else f"-w{self.width}"
-        return f"{self.model}{width}-{self.workload.class_split.name}"
+        w = self.workload
+        width = "" if w.width is None else f"-w{w.width}"
+        return f"{w.model}{width}-{w.class_split.name}"
 
 
 class Batches(torch.utils.data.IterableDataset):
@@ -181,10 +175,10 @@ class Data(pl.LightningDataModule):
 
     def train_dataloader(self):
         batches = Batches(self.images, self.config, self.trainer.global_step, self.trainer.global_rank)
-        return torch.utils.data.DataLoader(batches, batch_size=None, num_workers=self.config.loaders)
+        return Loader(batches, batch_size=None, num_workers=self.config.loaders)
 
     def val_dataloader(self):
-        return torch.utils.data.DataLoader(HeldOut(self.images, 512), batch_size=None, num_workers=self.config.loaders)
+        return Loader(HeldOut(self.images, 512), batch_size=None, num_workers=self.config.loaders)
 
 
 class Backbone(pl.LightningModule):
@@ -246,7 +240,7 @@ def resumable(folder: Path, config: PretrainConfig) -> Path | None:
         ValueError: it is of another config.
     """
     about, last = folder / f"{config.stem}.config.json", folder / f"{config.stem}.ckpt"
-    described = json.loads(json.dumps(asdict(config)))
+    described = flat(config)
     free = ("data", "cache", "loaders")
     if last.exists() and about.exists():
         before = json.loads(about.read_text())
@@ -271,7 +265,7 @@ def pretrain(config: PretrainConfig, out: str) -> dict[str, object]:
     workload.prepare(("pretrain",))
     pl.seed_everything(config.seed, verbose=False)
     classes = workload.class_split.classes["pretrain"]
-    network = create(config.model, config.width, workload.in_chans, len(classes))
+    network = create(workload.model, workload.width, workload.in_chans, len(classes))
     module = Backbone(network, config, Path(f"{stem}.csv"))
     # An epoch is from one validation to the next, so that a run always goes on from between two epochs.
     callbacks: list[pl.Callback] = [
@@ -309,7 +303,7 @@ def keep(network: nn.Module, config: PretrainConfig, stem: Path, seconds: float)
     save_file(halves, f"{stem}.safetensors")
     sides = images.validation[images.labels >= 0]
     about: dict[str, object] = {
-        "config": asdict(config),
+        "config": flat(config),
         "train_images": int((~sides).sum()),
         "validation_images": int(sides.sum()),
         "classes": len(images.classes),
@@ -329,10 +323,12 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--config", action="config", help="a YAML file with the settings below")
     parser.add_argument("--out", type=str, default="runs/pretrain", help="folder for the weights, the log and the record")
-    parser.add_class_arguments(PretrainConfig, as_group=False)
-    args = parser.parse_args()
+    parser.add_class_arguments(Workload, as_group=False, skip={"weights", "from_scratch"})
+    parser.add_class_arguments(PretrainConfig, as_group=False, skip={"workload"})
+    args = vars(parser.parse_args())
+    out, _ = args.pop("out"), args.pop("config")
     try:
-        about = pretrain(PretrainConfig(**{f.name: args[f.name] for f in fields(PretrainConfig)}), args.out)
+        about = pretrain(PretrainConfig.of(**args), out)
     except ValueError as error:
         parser.error(str(error))
     if about:

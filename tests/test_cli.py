@@ -56,7 +56,7 @@ def test_bad_values_are_named(argv: list[str], said: str, capsys: pytest.Capture
 
 def test_unwritable_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("x")
-    assert "cannot be written" in fails(["finetune", "--out", str(tmp_path / "file" / "out")], capsys)
+    assert "--out must be a folder that can be written" in fails(["finetune", "--out", str(tmp_path / "file" / "out")], capsys)
     assert (tmp_path / "file").read_text() == "x"
 
 
@@ -92,7 +92,7 @@ def test_meta_train_takes_its_settings_from_a_file_and_the_command_line(tmp_path
     main(argv)
     assert "tiny.safetensors: generation" in capsys.readouterr().out
     assert load(tmp_path / "run" / "tiny.safetensors").training["config"]["nes"]["seed"] == 7
-    assert "another config: nes differ" in fails([*argv[:-4], "--nes.seed", "8", "--out", str(tmp_path / "run")], capsys)
+    assert "whose run has another nes" in fails([*argv[:-4], "--nes.seed", "8", "--out", str(tmp_path / "run")], capsys)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
@@ -110,7 +110,7 @@ def test_every_config_opens_with_its_command_and_is_valid(path: Path, monkeypatc
         from backbone import PretrainConfig
 
         assert f"# python pretrain/backbone.py --config {path.relative_to(ROOT)} " in first
-        assert PretrainConfig(**settings, data="images" if "--data" in first else None).workload.from_scratch
+        assert PretrainConfig.of(**settings, data="images" if "--data" in first else None).workload.from_scratch
     elif kind in ("evaluate", "imagenet"):
         assert f"# python evaluate/run.py --config {path.relative_to(ROOT)} " in first
         config = read_cell(path)
@@ -173,14 +173,14 @@ def test_finetune_writes_rows_and_a_picture_and_goes_on_where_it_was(tmp_path: P
     assert (tmp_path / "runs.csv").read_bytes() == before
 
     other = [*argv, "--learned", "icons-generalist"]
-    assert "holds runs with another schedule" in fails(other, capsys)
+    assert "whose run has another schedule" in fails(other, capsys)
     assert (tmp_path / "runs.csv").read_bytes() == before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_read_only_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tmp_path.chmod(0o500)
-    assert "cannot be written" in fails(["finetune", "--out", str(tmp_path / "o")], capsys)
+    assert "--out must be a folder that can be written" in fails(["finetune", "--out", str(tmp_path / "o")], capsys)
 
 
 def test_info_counts_the_meta_parameters_of_every_variant(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def backbone(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def tiny(backbone: ModuleType) -> object:
-    return backbone.PretrainConfig(model="resnet18", width=2, steps=6, validate_every=2, batch_size=16, accelerator="cpu")
+    return backbone.PretrainConfig.of(model="resnet18", width=2, steps=6, validate_every=2, batch_size=16, accelerator="cpu")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -160,7 +160,7 @@ def test_two_steps_of_the_papers_own(name: str, tree: object, backbone: ModuleTy
     classes = tree(tmp_path / "data")
     settings = yaml.safe_load((ROOT / "configs" / "pretrain" / f"{name}.yaml").read_text())
     small = {"steps": 2, "validate_every": 2, "batch_size": 2, "loaders": 0, "accelerator": "cpu"}
-    config = backbone.PretrainConfig(**{**settings, **small, "data": str(tmp_path / "data"), "cache": str(tmp_path / "cache")})
+    config = backbone.PretrainConfig.of(**{**settings, **small, "data": str(tmp_path / "data"), "cache": str(tmp_path / "cache")})
     held_out = backbone.HeldOut
     config_images = 4  # validation images that are looked at, of one a class
 

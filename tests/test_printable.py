@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from l3rs.files import check_name, csv_cell, csv_table, from_csv_cell, is_endless, printable
-from l3rs.own_images.folder import write_csv
+from l3rs.files import check_name, is_endless
+from l3rs.own_images.folder import Folder
+from l3rs.text import csv_cell, csv_table, from_csv_cell, printable
 
 
 @pytest.mark.parametrize(
@@ -43,8 +44,9 @@ def test_other_texts_stay_as_they_are(text: str) -> None:
 def test_tables_compute_nothing(tmp_path: Path) -> None:
     table = pd.DataFrame([[-1, "=1+1"], [2, "cat"]], pd.Index(["@a", "b"], name="class"), ["-n", "+t"])
     assert csv_table(table).to_csv() == "class,'-n,'+t\n'@a,-1,'=1+1\nb,2,cat\n"
-    write_csv(table, tmp_path / "t.csv", index=True)
-    assert (tmp_path / "t.csv").read_text() == csv_table(table).to_csv()
+    with Folder(tmp_path / "run", {}) as folder:
+        folder.write_table(table, folder.path / "t.csv", index=True)
+    assert (tmp_path / "run" / "t.csv").read_text() == csv_table(table).to_csv()
 
 
 def test_names_that_no_file_can_have_are_refused() -> None:

@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -29,7 +30,9 @@ from tqdm import tqdm
 
 from l3rs.data.decode import BrokenImage, Decoder
 from l3rs.data.trees import ImageTree, tell_passed_over
-from l3rs.files import csv_cell, from_csv_cell, printable, write_atomically
+from l3rs.files import write_atomically
+from l3rs.processes import cores, unseen
+from l3rs.text import csv_cell, from_csv_cell, printable
 
 CHUNK = 256  # images; a build that is killed loses the chunk that it was at
 START_UP = 16  # chunks that one process decodes in the time that others take to start
@@ -63,7 +66,7 @@ def build(tree: ImageTree, decoder: Decoder, folder: Path, skip_broken: bool = F
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
-            _build(tree, decoder, folder, skip_broken, workers or os.cpu_count() or 1, progress)
+            _build(tree, decoder, folder, skip_broken, workers or cores(), progress)
     except BrokenProcessPool as error:
         raise CacheError(f"a decoding process was killed, maybe for want of memory; {folder} keeps what is done: start again") from error
     except OSError as error:
@@ -151,7 +154,8 @@ def _decoded(tree: ImageTree, decoder: Decoder, chunks: list[range], workers: in
         return
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
         # So few in flight that decoded chunks do not pile up in memory where the disk is the slower one.
-        ahead = [pool.submit(_decode_chunk, job) for job in jobs[: 2 * workers]]
+        with unseen(signal.SIGINT):
+            ahead = [pool.submit(_decode_chunk, job) for job in jobs[: 2 * workers]]
         for i in range(len(jobs)):
             yield ahead.pop(0).result()
             if i + 2 * workers < len(jobs):

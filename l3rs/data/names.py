@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from PIL import Image
 
-from l3rs.files import printable
+from l3rs.text import printable
 
 # Of Synology, QNAP, Windows, macOS, Unix and Python; what begins with a dot is passed over too.
 SYSTEM = {

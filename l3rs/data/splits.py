@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from l3rs.data.names import one_form
-from l3rs.files import check_name, is_endless, printable, write_atomically
+from l3rs.files import check_name, is_endless, write_atomically
+from l3rs.text import printable
 
 PURPOSES = ("pretrain", "meta-train", "meta-validation", "meta-test")
 AFTER = "-meta-validation-4096px-01234567"  # the longest that files' names have after that of the split

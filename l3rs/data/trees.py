@@ -23,7 +23,7 @@ from l3rs.data.names import (
     one_form,
     side_of,
 )  # fmt: skip
-from l3rs.files import printable
+from l3rs.text import printable
 
 DEEPEST = 100  # folders within folders of a class
 

@@ -6,7 +6,6 @@ one folder; those that are there, in any file, are not made again.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import platform
@@ -22,12 +21,14 @@ import pandas as pd
 import torch
 
 from l3rs._version import __version__
+from l3rs.files import append_rows
 from l3rs.finetuning.arms import Arm
-from l3rs.finetuning.runs import CELL_FIELDS, Failure, Run, append_rows, row
+from l3rs.finetuning.runs import CELL_FIELDS, Failure, Run, row
 from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import Report
 from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS
+from l3rs.schedules.learned import identity
 from l3rs.schedules.seal import CheckpointError
 
 KEY = ["cell", "arm", "lr", "learned", "meta_seed", "horizon", "task_seed"]  # of a run
@@ -104,8 +105,7 @@ def fingerprint(optimizer: str, learned: str) -> str:
         return ""
     if learned == "auto":
         raise CheckpointError("learned is 'auto'; name the schedule, so that its rows are known as its own")
-    what = LEARNERS[optimizer].load(learned)
-    return f"{what.name} {hashlib.sha256(what.theta.numpy().tobytes()).hexdigest()[:12]}"
+    return identity(LEARNERS[optimizer].load(learned))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from l3rs.directions import TorchOptimizerDirection, register
 from l3rs.evaluation.decisions import record
-from l3rs.finetuning.runs import append_rows
+from l3rs.files import append_rows
 from l3rs.finetuning.tasks import task_seed
 from l3rs.finetuning.workbench import workbench
 from l3rs.learned import Celo2, weights

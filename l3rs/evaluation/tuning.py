@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import yaml
 from tqdm import tqdm
 
 from l3rs.evaluation.cells import CONSTANT, EvaluationConfig
+from l3rs.files import append_rows
 from l3rs.finetuning.arms import Arm
-from l3rs.finetuning.runs import FIELDS, Run, append_rows, execute, execute_all, row
+from l3rs.finetuning.runs import FIELDS, Run, execute, execute_all, row
 
 HORIZONS = (10, 14, 20, 25, 35, 50, 71, 100)
 START = {
@@ -71,11 +73,12 @@ class Tuning:
             for seed in sorted(set(range(self.tasks)) - set(self.found(arm, lr, steps).index))
         ]
         said = f"{arm.optimizer} {steps} steps, lr {rates}"
-        for run, report in tqdm(execute_all(runs, self.workers, execute), said, len(runs), disable=not runs):
-            rows = [row(run, report, s) for s in ends]
-            append_rows(self.path, rows)
-            new = pd.DataFrame(rows)
-            self.rows = new if self.rows.empty else pd.concat([self.rows, new], ignore_index=True)
+        with closing(execute_all(runs, self.workers, execute)) as ended:
+            for run, report in tqdm(ended, said, len(runs), disable=not runs):
+                rows = [row(run, report, s) for s in ends]
+                append_rows(self.path, rows, FIELDS)
+                new = pd.DataFrame(rows)
+                self.rows = new if self.rows.empty else pd.concat([self.rows, new], ignore_index=True)
 
     def best(self, arm: Arm, steps: int, guess: int) -> int:
         """The best point of the grid, in half decades: never at the edge of what was tried; among equals, the nearest to the guess.

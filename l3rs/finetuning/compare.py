@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
-from l3rs import stats
-from l3rs.files import claim, read_json, write_atomically
+from l3rs import stats, text
+from l3rs.files import append_rows, whole_rows, write_atomically
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.baselines import BASELINES, tuned_learning_rate
-from l3rs.finetuning.runs import FIELDS, Run, append_rows, execute, execute_all, row
+from l3rs.finetuning.runs import FIELDS, Run, execute, execute_all, row
+from l3rs.finetuning.unroll import Report
 from l3rs.finetuning.workbench import workbench
+from l3rs.processes import cores
+from l3rs.run_folder import FolderError, RunFolder
 from l3rs.schedules.find import load, resolve
 from l3rs.schedules.schedule import LearnedSchedule
 
 OPTIMIZERS = ("l3rs", *BASELINES)
 CELL, PURPOSE = "icons25eval", "meta-test"
+CURVE_FIELDS = (*FIELDS, "horizon")
 
 
 @dataclass(frozen=True)
@@ -65,37 +67,26 @@ class FinetuneConfig:
             raise ValueError(f"--workers must be a whole number of at least 0 (got {self.workers})")
 
 
-class Results:
+class Results(RunFolder):
     """The rows of a comparison in a folder: `runs.csv`, one a run, `curves.csv`, evaluations along the longest runs, and `about.json`.
 
     Rows that are there already are kept and not made again, so that a comparison can be stopped, continued and extended.
 
     Raises:
-        ValueError: the folder cannot be written, another process is at work in it, or it holds runs of another learned schedule or on
+        FolderError: the folder cannot be written, another process is at work in it, or it holds runs of another learned schedule or on
             another network, or files of something else.
     """
 
-    def __init__(self, folder: Path, about: dict[str, str]) -> None:
-        self.folder = folder
-        self._lock = claim(folder)  # given back with this object, or with the process
+    def __init__(self, path: Path, about: Mapping[str, str]) -> None:
+        super().__init__(path, about, "about.json", defaults=about)
+        self.runs_file, self.curves_file = path / "runs.csv", path / "curves.csv"
         try:
-            self._check(about)
+            for file, fields in ((self.runs_file, FIELDS), (self.curves_file, CURVE_FIELDS)):
+                self._mend(file, fields)
+            self._forget_curves_without_a_run()
         except BaseException:
-            self._lock.release()
+            self.close()
             raise
-
-    def _check(self, about: dict[str, str]) -> None:
-        """Raises ValueError where the files in the folder are of something else."""
-        folder = self.folder
-        file = folder / "about.json"
-        before = read_json(file) if file.exists() else {}
-        for key, value in about.items():
-            if before.get(key, value) != value:
-                raise ValueError(f"--out is {folder}, which holds runs with another {key} ({before[key]}); give another folder")
-        self.runs_file, self.curves_file = folder / "runs.csv", folder / "curves.csv"
-        mend(self.runs_file, FIELDS)
-        mend(self.curves_file, (*FIELDS, "horizon"))
-        write_atomically(file, (json.dumps(before | about, indent=1) + "\n").encode())
 
     @property
     def runs(self) -> pd.DataFrame:
@@ -105,27 +96,46 @@ class Results:
     @property
     def curves(self) -> pd.DataFrame:
         """Evaluations along runs: the columns of a row, with `steps` those taken so far, and `horizon`."""
-        return pd.read_csv(self.curves_file) if self.curves_file.exists() else pd.DataFrame(columns=[*FIELDS, "horizon"])
+        return pd.read_csv(self.curves_file) if self.curves_file.exists() else pd.DataFrame(columns=list(CURVE_FIELDS))
+
+    def append(self, run: Run, report: Report, meta_seed: int | str) -> None:
+        """Adds what a run found out. Its curve comes first: a run is made when its row is there."""
+        with self.writing(self.path):
+            if run.evaluate_at:
+                curve = [row(run, report, steps, meta_seed) | {"horizon": run.steps} for steps in sorted(report.loss)]
+                append_rows(self.curves_file, curve, CURVE_FIELDS)
+            append_rows(self.runs_file, [row(run, report, run.steps, meta_seed)], FIELDS)
 
     def missing(self, runs: Sequence[Run]) -> list[Run]:
         """Those of `runs` that have no row yet."""
-        r = self.runs
-        done = set(zip(r.optimizer, r.lr, r.steps, r.task_seed, strict=True))
+        done = self._done()
         return [run for run in runs if (run.optimizer, run.lr, run.steps, run.task_seed) not in done]
 
+    def _done(self) -> set[tuple[str, float, int, int]]:
+        r = self.runs
+        return set(zip(r.optimizer, r.lr, r.steps, r.task_seed, strict=True))
 
-def mend(file: Path, fields: Sequence[str]) -> None:
-    """Takes away a last row that was cut off as its process was killed. Raises ValueError where a file is none of these columns."""
-    if not file.exists():
-        return
-    data = file.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if not whole:
-        file.unlink()
-    elif whole.splitlines()[0] != ",".join(fields).encode():
-        raise ValueError(f"{file} is not of l3rs finetune: its columns are not {', '.join(fields)}; give another --out")
-    elif whole != data:
-        write_atomically(file, whole)
+    def _mend(self, file: Path, fields: Sequence[str]) -> None:
+        """Takes away a last row that was cut off. Raises FolderError where a file is none of these columns."""
+        if not file.exists():
+            return
+        whole = whole_rows(file)
+        if not whole:
+            file.unlink()
+        elif whole.splitlines()[0] != ",".join(fields).encode():
+            raise FolderError(f"{file} is not of l3rs finetune: its columns are not {', '.join(fields)}; give another --out")
+        elif whole != file.read_bytes():
+            with self.writing(file):
+                write_atomically(file, whole)
+
+    def _forget_curves_without_a_run(self) -> None:
+        """Of runs that were stopped between their two files, and are made again: their rows would be there twice."""
+        curves, done = self.curves, self._done()
+        keys = zip(curves.optimizer, curves.lr, curves.horizon, curves.task_seed, strict=True)
+        kept = [True, *(key in done for key in keys)]  # with the header
+        if not all(kept):
+            with self.writing(self.curves_file):
+                write_atomically(self.curves_file, b"".join(compress(self.curves_file.read_bytes().splitlines(keepends=True), kept)))
 
 
 def along(horizon: int) -> tuple[int, ...]:
@@ -150,14 +160,6 @@ def schedule_for(config: FinetuneConfig) -> LearnedSchedule:
     learned = resolve("auto", names) if config.learned == "auto" else load(config.learned)
     learned.slots(len(names), names)
     return learned
-
-
-def digest(tensors: Sequence[torch.Tensor]) -> str:
-    """A short fingerprint of some tensors' values."""
-    sha = hashlib.sha256()
-    for t in tensors:
-        sha.update(t.detach().contiguous().view(torch.uint8).numpy().tobytes() if t.ndim else str(t.item()).encode())
-    return sha.hexdigest()[:12]
 
 
 def summary(results: Results, config: FinetuneConfig) -> pd.DataFrame:
@@ -202,19 +204,17 @@ def baseline_steps(results: Results, config: FinetuneConfig, accuracy: float) ->
 HEADER = ("optimizer", "steps", "lr", "accuracy", "95% interval", "loss", "to l3rs", "95% interval")
 
 
-def as_text(table: pd.DataFrame) -> str:
-    """The table as people read it: the name to the left, numbers to the right."""
-    lines = [HEADER]
-    for t in table.to_dict("records"):
+def as_text(summary: pd.DataFrame) -> str:
+    """The summary as people read it."""
+    rows = [HEADER]
+    for t in summary.to_dict("records"):
         rate = "learned" if t["optimizer"] == "l3rs" else f"{t['lr']:g}"
-        line = (t["optimizer"], str(t["steps"]), rate, f"{t['accuracy']:.3f}", f"{t['low']:.3f} .. {t['high']:.3f}", f"{t['loss']:.3f}")
+        row = (t["optimizer"], str(t["steps"]), rate, f"{t['accuracy']:.3f}", f"{t['low']:.3f} .. {t['high']:.3f}", f"{t['loss']:.3f}")
         if math.isnan(t.get("difference", math.nan)):
-            lines.append((*line, "", ""))
+            rows.append((*row, "", ""))
         else:
-            lines.append((*line, f"{t['difference']:+.3f}", f"{t['difference_low']:+.3f} .. {t['difference_high']:+.3f}"))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    rows = [f"{line[0]:<{widths[0]}}  " + "  ".join(f"{c:>{w}}" for c, w in zip(line[1:], widths[1:], strict=True)) for line in lines]
-    return "\n".join([rows[0], "-" * len(rows[0]), *rows[1:]])
+            rows.append((*row, f"{t['difference']:+.3f}", f"{t['difference_low']:+.3f} .. {t['difference_high']:+.3f}"))
+    return "\n".join(text.table(rows, line=True))
 
 
 def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results) -> pd.DataFrame:
@@ -223,7 +223,7 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
 
     runs = planned_runs(config)
     missing = results.missing(runs)
-    workers = config.workers or os.cpu_count() or 1
+    workers = config.workers or cores()
     print(
         f"Fine-tuning ResNet-34 (width 16, pretrained on 200 icon classes) on {config.tasks} tasks of 25 new classes,\n"
         f"{len(config.optimizers)} optimizers, {' '.join(map(str, sorted(set(config.steps))))} steps. "
@@ -238,13 +238,10 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
         meta_seed = learned.training["config"]["nes"]["seed"]
     except (KeyError, TypeError):  # how it was trained is free-form
         meta_seed = ""
-    for run, report in execute_all(missing, workers, execute):
-        if run.evaluate_at:
-            curve = pd.DataFrame([row(run, report, s, meta_seed) | {"horizon": run.steps} for s in sorted(report.loss)])
-            curve.to_csv(results.curves_file, mode="a", header=not results.curves_file.exists(), index=False)
-        append_rows(results.runs_file, [row(run, report, run.steps, meta_seed)])
-        bar.update(run.steps)
-    bar.close()
+    with bar, closing(execute_all(missing, workers, execute)) as ended:
+        for run, report in ended:
+            results.append(run, report, meta_seed)
+            bar.update(run.steps)
 
     table = summary(results, config)
     print(f"\n{as_text(table)}\n\nto l3rs: accuracy minus that of l3rs, task by task.")
@@ -257,8 +254,8 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
                 else f"more than {int(results.runs.steps.max())}"
             )
             print(f"For the accuracy of l3rs after {line['steps']} steps the best tuned baseline needs {said}.")
-    plot_finetune(results.curves, table, results.folder / "finetune.png")
-    print(
-        f"Wrote {results.runs_file}, {results.curves_file} and {results.folder / 'finetune.png'} in {time.perf_counter() - started:.0f} s."
-    )
+    picture = results.path / "finetune.png"
+    with results.writing(picture):
+        plot_finetune(results.curves, table, picture)
+    print(f"Wrote {results.runs_file}, {results.curves_file} and {picture} in {time.perf_counter() - started:.0f} s.")
     return table

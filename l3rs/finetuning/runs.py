@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import ctypes
 import logging
 import math
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,6 +28,7 @@ from l3rs.finetuning.workbench import workbench
 from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS
 from l3rs.networks.create import head_of
+from l3rs.processes import unseen
 
 T = TypeVar("T")
 FIELDS = ("cell", "optimizer", "lr", "steps", "task_seed", "meta_seed", "accuracy", "loss", "seconds")  # of every row
@@ -128,34 +131,41 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _start_worker() -> None:
-    """Of one thread, and that ends with the process that gives it work, however that ends."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+def _start_worker(line: Connection) -> None:
+    """Of one thread, and that ends when the other end of the line is closed, as it also is when that process ends, however it ends."""
 
     def follow() -> None:
-        parent.join()
+        with suppress(EOFError, OSError):
+            line.recv_bytes()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
     _one_thread()
 
 
-def execute_all(runs: Sequence[Run], workers: int, how: Callable[[Run], T]) -> Iterator[tuple[Run, T]]:
-    """Executes runs on `workers` processes of one thread each, and yields each as it ends, with what `how` makes of it."""
+def execute_all(runs: Sequence[Run], workers: int, how: Callable[[Run], T]) -> Generator[tuple[Run, T], None, None]:
+    """Executes runs on `workers` processes of one thread each, and yields each as it ends, with what `how` makes of it.
+
+    Where it is closed before its end, as by `contextlib.closing`, the processes end at once.
+    """
     if not runs:
         return
     context = multiprocessing.get_context("spawn")  # a forked torch may hang in its thread pools
-    with ProcessPoolExecutor(min(workers, len(runs)), mp_context=context, initializer=_start_worker) as pool:
-        futures = {pool.submit(how, run): run for run in runs}
+    theirs, ours = context.Pipe(duplex=False)
+    with ours, theirs, ProcessPoolExecutor(min(workers, len(runs)), context, _start_worker, (theirs,)) as pool:
         try:
+            with unseen(signal.SIGINT):
+                futures = {pool.submit(how, run): run for run in runs}
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BaseException:
+            ours.close()  # nobody waits for what they are at
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def execute_on_ray(runs: Sequence[Run], address: str) -> Iterator[tuple[Run, Report | Failure]]:
+def execute_on_ray(runs: Sequence[Run], address: str) -> Generator[tuple[Run, Report | Failure], None, None]:
     """`attempt`s runs on all cores of a Ray cluster, and yields each as it ends. A run whose process or node dies is made again by Ray."""
     require("execute_on_ray()", "ray")
     import ray
@@ -171,16 +181,6 @@ def execute_on_ray(runs: Sequence[Run], address: str) -> Iterator[tuple[Run, Rep
     while waiting:
         (ready, *_), _ = ray.wait(list(waiting))
         yield waiting.pop(ready), ray.get(ready)
-
-
-def append_rows(path: Path, rows: Sequence[Mapping[str, str | int | float]], fields: Sequence[str] = FIELDS) -> None:
-    """Adds rows to a CSV file, with a header if it is new."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------------------------

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
+from l3rs import text
 from l3rs.data.splits import PURPOSES, ClassSplit, draw
 from l3rs.data.trees import ImageTree, read_tree, tell_passed_over
-from l3rs.files import check_name, printable
+from l3rs.files import check_name
 from l3rs.finetuning.tasks import TaskConfig, check_sizes
+from l3rs.text import printable
 
 SHARES = {"pretrain": 0.0, "meta-train": 0.5, "meta-validation": 0.2, "meta-test": 0.3}
 
@@ -91,12 +94,15 @@ def make_split(config: SplitConfig) -> tuple[ClassSplit, ImageTree]:
 def as_table(split: ClassSplit, tree: ImageTree) -> str:
     """The classes with their images on either side, by purpose, and the sums."""
     counts = tree.counts()
-    width = max((len(printable(c)) for c in tree.classes), default=5)
-    lines = [f"{'class':<{width}}  {'train':>7}  {'validation':>10}"]
+    rows = [
+        ("class", "train", "validation"),
+        *((printable(c), *map(str, counts[c])) for purpose in PURPOSES for c in split.classes[purpose]),
+    ]
+    aligned = iter(text.table(rows))
+    lines = [next(aligned)]
     for purpose in PURPOSES:
         ids = split.classes[purpose]
         train, held_out = (sum(counts[c][side] for c in ids) for side in (0, 1))
-        lines += ["", f"{purpose}: {len(ids)} classes, {train} train and {held_out} validation images"]
-        lines += [f"{printable(c):<{width}}  {counts[c][0]:>7}  {counts[c][1]:>10}" for c in ids]
+        lines += ["", f"{purpose}: {len(ids)} classes, {train} train and {held_out} validation images", *islice(aligned, len(ids))]
     left = len(tree.classes) - sum(map(len, split.classes.values()))
     return "\n".join([*lines, "", f"left out: {left} classes"] if left else lines)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config
 from timm.models import get_pretrained_cfg
@@ -21,12 +22,11 @@ from l3rs.data.images import ImageSet
 from l3rs.data.splits import ClassSplit
 from l3rs.data.trees import ImageTree, read_tree
 from l3rs.finetuning.tasks import TaskConfig, check_sizes
-from l3rs.networks.create import check_model, create, initialize
-from l3rs.networks.pretrained import SHIPPED, from_hub, load
+from l3rs.networks.create import initialize
+from l3rs.networks.source import WIDTH, Source
 
 EMBEDDED = ("icons", "glyphs")
 CROP = 224 / 256  # what a network sees of a stored image's side, unless timm's data config of the model says otherwise
-WIDTH = 16  # of the shipped networks
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,9 @@ class Workload:
             raise ValueError(f"side is {self.side}, and the images of {self.split} have 32 pixels; leave it out")
         if not self.embedded and self.data is None:
             raise ValueError(f"the split {self.split} needs data, the folder of its images; embedded splits are {', '.join(EMBEDDED)}")
-        if self.from_scratch and self.weights is not None:
-            raise ValueError(f"weights is {self.weights}, and from_scratch is set; choose one")
-        if self.weights in SHIPPED and (self.model != "resnet34" or self.width not in (None, WIDTH)):
-            other = self.model if self.width is None else f"{self.model} at width {self.width}"
-            raise ValueError(f"the shipped weights {self.weights} are of resnet34 at width {WIDTH}, and model is {other}")
-        if self.from_hub and self.width is not None:
-            raise ValueError(
-                f"width is {self.width}, and pretrained weights are of timm's own width: give weights, or from_scratch, or leave it out"
-            )
+        self.source()  # checks what it is made of
         if self.side is not None and self.side < 1:
             raise ValueError(f"side must be at least 1 pixel (got {self.side})")
-        check_model(self.model, self.width)
         check_channels(self.channels)
 
     @property
@@ -88,18 +79,11 @@ class Workload:
         """Whether the images are shipped with the package."""
         return self.split in EMBEDDED
 
-    @property
-    def shipped(self) -> str | None:
-        """Which of the shipped networks it is, if it is one."""
-        if self.weights in SHIPPED:
-            return self.weights
-        default = self.embedded and self.weights is None and not self.from_scratch and self.model == "resnet34"
-        return self.split if default and self.width in (None, WIDTH) else None
-
-    @property
-    def from_hub(self) -> bool:
-        """Whether the weights are timm's."""
-        return self.weights is None and not self.from_scratch and self.shipped is None
+    def source(self) -> Source:
+        """The network, and where its weights come from."""
+        shipped = self.embedded and not self.from_scratch and self.model == "resnet34" and self.width in (None, WIDTH)
+        weights = self.split if shipped and self.weights is None else self.weights
+        return Source(self.model, self.width, weights, self.from_scratch)
 
     @property
     def in_chans(self) -> int:
@@ -111,7 +95,7 @@ class Workload:
         """How timm says that images are made for the model."""
         known = get_pretrained_cfg(self.model)
         config: dict[str, object] = resolve_data_config(pretrained_cfg=known.to_dict() if known else {"input_size": (3, 224, 224)})
-        return config if self.from_hub else config | {"crop_pct": CROP, "interpolation": "bilinear"}
+        return config if self.source().from_hub else config | {"crop_pct": CROP, "interpolation": "bilinear"}
 
     @cached_property
     def _seen(self) -> int:
@@ -188,7 +172,8 @@ class Workload:
     @cached_property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel: timm's for its own weights, else ImageNet's; for grey their average."""
-        values = (self._data_config["mean"], self._data_config["std"]) if self.from_hub else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        timms, config = self.source().from_hub, self._data_config
+        values = (config["mean"], config["std"]) if timms else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         mean, std = (tuple(v) if self.channels == 3 else (sum(v) / len(v),) for v in values)  # type: ignore[arg-type]
         return mean, std
 
@@ -198,11 +183,23 @@ class Workload:
         Raises:
             ValueError: the weights cannot be had, or do not fit, or there is a layer that is not known to start from scratch.
         """
-        if self.from_hub:
-            return from_hub(self.model, self.in_chans, num_classes)
-        network = create(self.model, WIDTH if self.shipped else self.width, self.in_chans, num_classes)
+        network = self.source().network(self.in_chans, num_classes)
         if self.from_scratch:
             initialize(network, 0)  # each task draws its own; this one tells whether that is known of all layers
-        else:
-            load(network, self.shipped or str(self.weights))
         return network
+
+
+C = TypeVar("C")
+
+
+def from_flat(config: Callable[..., C], **values: Any) -> C:
+    """A config that holds a workload, from flat values, as of a command line or a YAML file."""
+    own = {f.name: values.pop(f.name) for f in fields(Workload) if f.name in values}
+    return config(workload=Workload(**own), **values)
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """The flat values of a config that holds a workload, as JSON has them."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    workload: dict[str, Any] = values.pop("workload")
+    return workload | values

@@ -85,7 +85,11 @@ class L3RSMonitor(Callback):
         folder = trainer.log_dir or trainer.default_root_dir  # asked by all ranks: the first one's is broadcast
         if self._rows and trainer.is_global_zero:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            plot_decisions(self.decisions, Path(folder) / "l3rs.png")
+            self.draw(Path(folder))
+
+    def draw(self, folder: Path) -> None:
+        """Draws what was recorded as `l3rs.png` in a folder."""
+        plot_decisions(self.decisions, folder / "l3rs.png")
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": list(self._rows)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +19,13 @@ from torch.utils.data.distributed import DistributedSampler
 from tqdm.contrib.concurrent import thread_map
 
 from l3rs.data.decode import BrokenImage, open_image
+from l3rs.data.loader import Loader, workers_that_fit
 from l3rs.data.names import in_words
 from l3rs.data.transform import Transform
 from l3rs.data.trees import ImageTree, TreeError, read_folder, tell_passed_over
-from l3rs.files import is_endless, printable
+from l3rs.files import is_endless
+from l3rs.processes import cores
+from l3rs.text import printable
 
 DECODED_FIRST = 1000  # images; a tree that has no more is decoded once before training, to find those that are broken
 Draw = tuple[int, int | None]  # an image's number, and the seed of how it is cut out; None is the middle
@@ -96,7 +98,9 @@ class ImageFolderDataModule(pl.LightningDataModule):
         self.augment, self.seed, self.batches_per_epoch, self.broken_log = augment, seed, batches_per_epoch, broken_log
         self.train_images = int((~self.tree.validation).sum())
         self.batch_size = min(batch_size, self.train_images)
-        self.workers = _workers(len(self.tree.files)) if workers is None else workers
+        wanted = _workers(len(self.tree.files)) if workers is None else workers
+        seen = 4 * self.transform.channels * self.transform.side**2  # bytes of an image, as float32
+        self.workers = workers_that_fit(wanted, self.batch_size * seen, loaders=2)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -123,7 +127,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         """The validation images, their middle, in the order of the tree."""
         members = np.flatnonzero(self.tree.validation).tolist()
         batches = [[(i, None) for i in members[a : a + self.batch_size]] for a in range(0, len(members), self.batch_size)]
-        return DataLoader(self._images, sampler=batches, **self._options)
+        return Loader(self._images, sampler=batches, **self._options)
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -191,7 +195,7 @@ class Batches(DistributedSampler[list[Draw]]):
     _order: tuple[int, np.ndarray] = (-1, np.empty(0))  # the pass that the last batch was of
 
 
-class _Resumable(DataLoader[Any]):
+class _Resumable(Loader):
     """A loader whose place is kept in Lightning's checkpoints: of an epoch that was stopped, only the rest is made."""
 
     place = 0  # batches of this epoch that were handed out
@@ -311,7 +315,7 @@ def find_broken(tree: ImageTree, decoded: int = DECODED_FIRST) -> dict[str, str]
         return None
 
     if decode:
-        threads = min(8, os.cpu_count() or 1)
+        threads = min(8, cores())
         found = thread_map(wrong, tree.files, max_workers=threads, desc="looking for broken images", leave=False, disable=None)
     else:
         found = [wrong(file) for file in tree.files]
@@ -319,5 +323,4 @@ def find_broken(tree: ImageTree, decoded: int = DECODED_FIRST) -> dict[str, str]
 
 
 def _workers(images: int) -> int:
-    cores = os.cpu_count() or 1
-    return min(8, cores // 2) if images > DECODED_FIRST or torch.cuda.is_available() else 0
+    return min(8, cores() // 2) if images > DECODED_FIRST or torch.cuda.is_available() else 0

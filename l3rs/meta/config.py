@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import jsonargparse
 from l3rs.controller.config import L3RSConfig
 from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import PRECISIONS
-from l3rs.finetuning.workload import Workload
+from l3rs.finetuning.workload import Workload, flat, from_flat
 from l3rs.learners import LEARNERS, Start
 
 DISTRIBUTIONS, OBJECTIVES, CENTER_OPTIMIZERS = ("uniform", "log-uniform"), ("final", "mean", "error"), ("adam", "sgd")
@@ -138,14 +137,11 @@ class MetaTrainConfig:
     @classmethod
     def of(cls, **values: Any) -> MetaTrainConfig:
         """From flat values, as of a command line or a YAML file: the fields of the workload are beside the others."""
-        own = {f.name: values.pop(f.name) for f in fields(Workload) if f.name in values}
-        return cls(workload=Workload(**own), **values)
+        return from_flat(cls, **values)
 
     def flat(self) -> dict[str, Any]:
         """Flat values again, as JSON has them."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        workload: dict[str, Any] = values.pop("workload")
-        return workload | values
+        return flat(self)
 
     @property
     def beginning(self) -> Start:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from l3rs.files import read_json, replacing, write_atomically
+from l3rs.files import write_atomically
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.nes import NES
+from l3rs.run_folder import RunFolder
 from l3rs.schedules.learned import Learned
-from l3rs.schedules.seal import CheckpointError
 
 CURVE = (
     "generation", "steps", "mean_loss", "best_loss", "spread", "diverged", "failed", "sigma", "lr", "validation_accuracy",
@@ -34,68 +30,20 @@ KEPT = 3  # states
 FREE = ("generations", "workers", "ray_address", "gpus_per_actor", "finalists", "final_tasks", "data", "cache")
 
 
-class RunFolder:
+class MetaTrainFolder(RunFolder):
     """The files of one run: `config.json`, `curve.csv`, `state-*.safetensors` to resume from, and `theta-*.safetensors`.
 
-    It is locked while it is open, and is a context manager that gives the lock back.
-
     Raises:
-        CheckpointError: it holds a run of another config, another process is at work in it, or it cannot be written.
+        FolderError: it holds a run of another config, another process is at work in it, or it cannot be written.
     """
 
     def __init__(self, path: Path, config: MetaTrainConfig) -> None:
-        self.path, self.config = path, config
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(path / "lock")
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise CheckpointError(f"another process is meta-training in {path}; choose another --out, or wait for it") from None
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be written ({error.strerror}); choose another --out") from None
-        try:
-            self._take(path / "config.json")
-        except BaseException:
-            self.close()
-            raise
+        # Settings that there were not yet when the config was written had the defaults of today.
+        super().__init__(path, config.flat(), free=FREE, defaults=MetaTrainConfig().flat())
+        self.config = config
 
-    def _take(self, file: Path) -> None:
-        """Compares the config with that of the run that is here, if one is, and writes it."""
-        described = self.config.flat()
-        if file.exists():
-            try:
-                before = _with_defaults(read_json(file))
-            except ValueError as error:
-                raise CheckpointError(str(error)) from None
-            except (TypeError, AttributeError) as error:
-                raise CheckpointError(f"{file} cannot be read ({error}), and nothing else tells which run is there") from None
-            different = [k for k in described if k not in FREE and before[k] != described[k]]
-            if different:
-                raise CheckpointError(f"{self.path} holds a run of another config: {', '.join(different)} differ; choose another --out")
-        with self.writing(file):
-            write_atomically(file, (json.dumps(described, indent=1) + "\n").encode())
-
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Lets others in."""
-        self._lock.release()
-
-    @contextmanager
-    def writing(self, what: object) -> Iterator[None]:
-        """Says what is lost, what is not, and what to do, where something cannot be written."""
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            why = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise CheckpointError(
-                f"{what} could not be written ({why}); everything up to generation {last_generation(self.path)} is saved in {self.path}. "
-                "Make room there, or whatever it takes, and start the same run again: it goes on from there"
-            ) from error
+    def kept(self) -> str:
+        return f"everything up to generation {last_generation(self.path)} is saved in {self.path}"
 
     def states(self) -> list[Path]:
         """The saved states, newest first."""
@@ -148,8 +96,8 @@ class RunFolder:
 
     def save_learned(self, learned: Learned, file: Path) -> None:
         """Writes a schedule, or the weights of another learned optimizer."""
-        with self.writing(file), replacing(file) as temporary:
-            learned.write(temporary)
+        with self.writing(file):
+            learned.write(file)
 
     def theta(self, generation: int) -> Tensor:
         """The meta-parameters of a validated generation."""
@@ -158,12 +106,6 @@ class RunFolder:
     def theta_file(self, generation: int) -> Path:
         """Where the schedule of a validated generation is kept."""
         return self.path / f"theta-{generation:05d}.safetensors"
-
-
-def _with_defaults(before: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as it was written, and today's defaults of settings that there were not yet: they are what was done then."""
-    defaults = MetaTrainConfig().flat()
-    return defaults | {k: defaults[k] | v if isinstance(defaults.get(k), dict) else v for k, v in before.items()}
 
 
 def last_generation(path: Path) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
+import signal
 import socket
 import time
 from dataclasses import replace
@@ -24,11 +24,12 @@ from l3rs.finetuning.tasks import task_seed
 from l3rs.finetuning.workbench import workbench
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
-from l3rs.meta.folder import RunFolder
+from l3rs.meta.folder import MetaTrainFolder
 from l3rs.meta.nes import NES
 from l3rs.meta.problem import FineTuning, MetaTrainingError, places
 from l3rs.meta.progress import Progress
 from l3rs.plots import plot_curve
+from l3rs.processes import cores, on_sigterm
 from l3rs.schedules.learned import Learned
 
 
@@ -69,13 +70,15 @@ def meta_validate(problem: FineTuning, theta: Tensor, numbers: range) -> tuple[f
 
 def processes(config: MetaTrainConfig) -> int:
     """How many processes evaluate candidates; joins the Ray cluster, if there is to be more than this one."""
-    cores = os.cpu_count() or 1
-    if (config.workers or cores) == 1 and not config.ray_address and not config.gpus_per_actor:
+    mine = cores()
+    if (config.workers or mine) == 1 and not config.ray_address and not config.gpus_per_actor:
         return 1
     if not ray.is_initialized():
         check_address(config.ray_address)
-        local: dict[str, Any] = {} if config.ray_address else {"include_dashboard": False, "num_cpus": max(config.workers, cores)}
-        ray.init(config.ray_address, logging_level=logging.ERROR, **local)
+        # Started here, also where RAY_ADDRESS is set or a cluster runs on this machine, which has a number of cores of its own.
+        here: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": max(config.workers, mine)}
+        with on_sigterm(signal.getsignal(signal.SIGTERM)):  # Ray's own handler ends the process with code 15
+            ray.init(logging_level=logging.ERROR, **({"address": config.ray_address} if config.ray_address else here))
     room = places(config.gpus_per_actor)
     if not room:
         raise ValueError(f"gpus_per_actor is {config.gpus_per_actor}, and there is no such GPU; 0 runs on CPU")
@@ -105,7 +108,7 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
         progress: whether to show a progress bar.
 
     Raises:
-        CheckpointError: `out` holds a run of another config, another process is at work in it, or it cannot be written.
+        FolderError: `out` holds a run of another config, another process is at work in it, or it cannot be written.
         MetaTrainingError: more than half of a generation's candidates diverged or met an error, or processes keep dying. All generations
             before are saved.
         ValueError: the images, the class split or the weights cannot be used.
@@ -113,7 +116,7 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
     learned = start(config)  # finds the weights, or fails, before images are decoded
     config.workload.prepare(("meta-train", "meta-validation"), config.task, progress)
     threads = torch.get_num_threads()
-    with RunFolder(Path(out), config) as folder:
+    with MetaTrainFolder(Path(out), config) as folder:
         problem = FineTuning(learned, config, processes(config))
         torch.set_num_threads(1)  # sums are rounded alike here and in processes of one thread
         try:
@@ -124,7 +127,7 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
             torch.set_num_threads(threads)
 
 
-def run(folder: RunFolder, problem: FineTuning, learned: Learned, config: MetaTrainConfig, progress: bool) -> None:
+def run(folder: MetaTrainFolder, problem: FineTuning, learned: Learned, config: MetaTrainConfig, progress: bool) -> None:
     """The generations that are missing; each is written before the next begins."""
     nes = NES(problem, learned.theta / problem.scale, config.nes)
     folder.load_state(nes)
@@ -148,7 +151,7 @@ def run(folder: RunFolder, problem: FineTuning, learned: Learned, config: MetaTr
         shown.close()
 
 
-def show(folder: RunFolder, shown: Progress, row: dict[str, float | int | str]) -> None:
+def show(folder: MetaTrainFolder, shown: Progress, row: dict[str, float | int | str]) -> None:
     """Shows a row of the curve."""
     with folder.writing(f"TensorBoard's file or the picture in {folder.path}"):
         shown.generation(row)
@@ -187,7 +190,7 @@ def explain(problem: FineTuning, nes: NES, diverged: int, failed: int) -> str:
     )
 
 
-def validated(folder: RunFolder, problem: FineTuning, learned: Learned, nes: NES, config: MetaTrainConfig) -> dict[str, float]:
+def validated(folder: MetaTrainFolder, problem: FineTuning, learned: Learned, nes: NES, config: MetaTrainConfig) -> dict[str, float]:
     """Validates the centre and keeps it as a schedule; gives its columns of the curve."""
     theta = nes.center * problem.scale
     accuracy, loss = meta_validate(problem, theta, range(config.validation_tasks))
@@ -195,7 +198,7 @@ def validated(folder: RunFolder, problem: FineTuning, learned: Learned, nes: NES
     return {"validation_accuracy": round(accuracy, 6), "validation_loss": round(loss, 6)}
 
 
-def choose(folder: RunFolder, problem: FineTuning, learned: Learned, config: MetaTrainConfig, progress: bool) -> Learned:
+def choose(folder: MetaTrainFolder, problem: FineTuning, learned: Learned, config: MetaTrainConfig, progress: bool) -> Learned:
     """The schedule to keep, written as `<name>.safetensors` with how it was made, and `curve.png`.
 
     The best of many noisy validations is mostly lucky. So the `finalists` that validated most accurately, the newest first among

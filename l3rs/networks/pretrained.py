@@ -14,10 +14,10 @@ from safetensors import safe_open
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from l3rs.files import first_line
 from l3rs.networks.create import head_names, replace_head, resnet34
 from l3rs.schedules.connection import reachable, reason, usable, within
 from l3rs.schedules.seal import CheckpointError
+from l3rs.text import first_line
 
 SHIPPED = ("icons", "glyphs")  # ResNet-34 at width 16, pretrained on the pretraining classes of these sets
 SECONDS = 1800.0  # of a download: the weights of a large network are a gigabyte

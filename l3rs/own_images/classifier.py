@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from l3rs.data.transform import Transform
-from l3rs.files import check_name, first_line, replacing
+from l3rs.files import check_name, replacing
 from l3rs.networks.create import create
 from l3rs.schedules.seal import DAMAGED, intact, sealed
+from l3rs.text import first_line
 
 SCHEMA, KIND, FILE = 1, "image classifier", "model.safetensors"
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from l3rs.data.decode import check_channels
 from l3rs.data.transform import Transform
 from l3rs.finetuning.arms import OURS, Arm
 from l3rs.finetuning.baselines import nearest_horizon, tuned_learning_rate, tuned_learning_rates
-from l3rs.finetuning.workload import WIDTH, Workload
-from l3rs.networks.create import create, draw_head
+from l3rs.networks.create import draw_head
 from l3rs.networks.pretrained import SHIPPED
+from l3rs.networks.source import Source
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -86,7 +87,7 @@ class OwnImagesConfig:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch-size": 1, "seed": 0, "workers": 0}
+        least = {"steps": 1, "batch-size": 1, "side": 1, "seed": 0, "workers": 0}
         for name, smallest in least.items():
             value = getattr(self, name.replace("-", "_"))
             if value is not None and value < smallest:
@@ -95,20 +96,18 @@ class OwnImagesConfig:
             raise ValueError(f"--seed must be below 2^63 (got {self.seed})")
         if self.precision not in PRECISIONS:
             raise ValueError(f"--precision must be one of {', '.join(PRECISIONS)} (got {self.precision!r})")
+        check_channels(3 if self.channels is None else self.channels)
         if self.weights in SHIPPED and self.channels not in (None, 1):
             raise ValueError(
                 f"--channels is {self.channels}, and the shipped weights {self.weights} are of a network that sees grey: leave it out"
             )
-        self.workload  # noqa: B018  (checks what has to do with the network)
-        self.arms  # noqa: B018
+        self.source()  # checks what it is made of, as the next line does
+        for text in self.compare:
+            parse_arm(text, self.steps)
 
-    @cached_property
-    def workload(self) -> Workload:
-        """The network: which, and with which weights."""
-        return Workload(
-            "own images", data=str(self.data), side=self.side, channels=self.transform.channels, model=self.model, width=self.width,
-            weights=self.weights, from_scratch=self.from_scratch,
-        )  # fmt: skip
+    def source(self) -> Source:
+        """The network, and where its weights come from."""
+        return Source(self.model, self.width, self.weights, self.from_scratch)
 
     @cached_property
     def transform(self) -> Transform:
@@ -134,12 +133,10 @@ class OwnImagesConfig:
             ValueError: its weights cannot be had, or do not fit.
         """
         torch.manual_seed(self.seed)
-        w = self.workload
-        if self.from_scratch:
-            return create(self.model, self.width, w.in_chans, num_classes)
-        network = w.network(num_classes)
-        with suppress(ValueError):  # a head that is no dense layer: timm has drawn it, after the seed was set
-            draw_head(network, self.seed)
+        network = self.source().network(self.transform.channels, num_classes)
+        if not self.from_scratch:
+            with suppress(ValueError):  # a head that is no dense layer: timm has drawn it, after the seed was set
+                draw_head(network, self.seed)
         return network
 
     @property
@@ -148,8 +145,3 @@ class OwnImagesConfig:
         if self.from_scratch:
             return "from scratch"
         return f"weights {self.weights}" if self.weights else "timm's pretrained weights"
-
-    @property
-    def stage_width(self) -> int | None:
-        """As of `l3rs.networks.create.create`."""
-        return WIDTH if self.workload.shipped else self.width

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,27 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.types import STEP_OUTPUT
-from safetensors import SafetensorError
 from torch import nn
 
 from l3rs.files import replacing
 from l3rs.own_images.classifier import FILE, Classifier, save
-from l3rs.own_images.folder import write_csv
+from l3rs.own_images.folder import Folder
 
 
 class Keeper(pl.Callback):
     """Keeps the curve, the weights with the best accuracy, and a checkpoint to go on from, at every validation and on SIGTERM.
 
     Args:
-        folder: for `model.safetensors` and `last.ckpt`.
+        run: the folder of the run, which is open.
+        path: for `model.safetensors` and `last.ckpt`, in it.
         classifier: what is written beside the weights.
         seed: together with the step, of whatever the network draws (dropout), so that a run that goes on draws what it would have drawn.
         steps: of the run.
         say: whether to print a line at each validation.
     """
 
-    def __init__(self, folder: Path, classifier: Classifier, seed: int, steps: int, say: bool) -> None:
-        self.folder, self.classifier, self.seed, self.steps, self.say = folder, classifier, seed, steps, say
+    def __init__(self, run: Folder, path: Path, classifier: Classifier, seed: int, steps: int, say: bool) -> None:
+        self.run, self.path, self.classifier, self.seed, self.steps, self.say = run, path, classifier, seed, steps, say
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
         self.seconds = 0.0
@@ -66,14 +65,13 @@ class Keeper(pl.Callback):
         row: dict[str, float] = {"step": trainer.global_step, "train_loss": self._mean_loss()}
         row |= {name: float(seen[name]) for name in ("val_loss", "val_accuracy")}
         self.rows.append(row)
-        with _room(self.folder):
-            write_csv(pd.DataFrame(self.rows), self.folder / "curve.csv")
+        self.run.write_table(pd.DataFrame(self.rows), self.path / "curve.csv")
         if not self.best or _rank(row) > _rank(self.best):
             self.best = row
             trained = {**self.classifier.training, "step": row["step"], "val_accuracy": row["val_accuracy"], "val_loss": row["val_loss"]}
             network: nn.Module = pl_module.network  # type: ignore[assignment]
-            with _room(self.folder):
-                save(replace(self.classifier, training=trained), network.state_dict(), self.folder / FILE)
+            with self.run.writing(self.path / FILE):
+                save(replace(self.classifier, training=trained), network.state_dict(), self.path / FILE)
         self._save(trainer)
         if self.say:
             print(
@@ -95,7 +93,7 @@ class Keeper(pl.Callback):
         return mean
 
     def _save(self, trainer: pl.Trainer) -> None:
-        with _room(self.folder), replacing(self.folder / "last.ckpt") as temporary:
+        with self.run.writing(self.path / "last.ckpt"), replacing(self.path / "last.ckpt") as temporary:
             trainer.save_checkpoint(temporary)
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,16 +103,6 @@ class Keeper(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.best, self.seconds = list(state_dict["rows"]), dict(state_dict["best"]), state_dict["seconds"]
         self._losses = list(state_dict["losses"])
-
-
-@contextmanager
-def _room(folder: Path) -> Iterator[None]:
-    """Raises ValueError where a file cannot be written; torch and safetensors have errors of their own for that."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().splitlines()[0]
-        raise ValueError(f"{folder} could not be written ({why}); make room there, and give the same command: it goes on") from None
 
 
 def _rank(row: Mapping[str, float]) -> tuple[float, float]:

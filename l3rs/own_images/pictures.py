@@ -13,8 +13,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
-from l3rs.files import printable
 from l3rs.plots import colours, look, save
+from l3rs.text import printable
 
 DRAWN = 60  # classes; of more, those that are confused the most are drawn
 WIDE = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Arial Unicode MS", "WenQuanYi Zen Hei", "Noto Sans Arabic", "Noto Sans")

@@ -12,14 +12,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from l3rs.data import trees
 from l3rs.data.decode import BrokenImage
+from l3rs.data.loader import Loader, workers_that_fit
 from l3rs.data.names import in_words
 from l3rs.data.transform import Transform
-from l3rs.files import csv_cell, printable, write_atomically
+from l3rs.files import check_writable, write_atomically
 from l3rs.own_images.classifier import Classifier, load
+from l3rs.processes import cores
+from l3rs.text import csv_cell, first_line, padded, printable, width
 
 BATCH, FEW = 32, 256  # images a batch; and how many are decoded without further processes
 LARGE = 512  # pixels a side; a file may say that its network sees 4,096, and of larger ones fewer are in a batch
@@ -91,9 +94,10 @@ def predict(classifier: Classifier, network: nn.Module, files: Sequence[str], to
         raise ValueError(f"--top must be at least 1 (got {top})")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device)
-    workers = 0 if len(files) <= FEW else min(8, (os.cpu_count() or 1) // 2)
     at_once = max(1, BATCH * LARGE**2 // max(LARGE, classifier.transform.side) ** 2)
-    loader = DataLoader(_Files(files, classifier.transform), at_once, num_workers=workers, collate_fn=list)
+    seen = 4 * classifier.transform.channels * classifier.transform.side**2  # bytes of an image, as float32
+    workers = 0 if len(files) <= FEW else workers_that_fit(min(8, cores() // 2), at_once * seen)
+    loader = Loader(_Files(files, classifier.transform), at_once, num_workers=workers, collate_fn=list)
     number = 0
     for batch in loader:
         good = [inputs for inputs, _ in batch if inputs is not None]
@@ -118,8 +122,11 @@ def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str 
     """
     if top < 1:
         raise ValueError(f"--top must be at least 1 (got {top})")
-    if csv_file is not None and not Path(csv_file).absolute().parent.is_dir():
-        raise ValueError(f"--csv is {csv_file}, and there is no folder {Path(csv_file).parent}")
+    if csv_file is not None:
+        try:
+            check_writable(Path(csv_file))
+        except OSError as error:
+            raise ValueError(f"--csv must be a file that can be written (got {csv_file}: {first_line(error)})") from None
     passed_over: dict[str, Counter[str]] = {}
     files = image_files(paths, passed_over)
     classifier, network = load(run)
@@ -127,15 +134,15 @@ def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str 
         trees.tell_passed_over(folder, others)
     rows: list[tuple[str, str, str]] = []
     predictions = []
-    wide = max(4, *(min(60, len(printable(file))) for file in files))
-    named = max(5, *(min(40, len(printable(name))) for name in classifier.classes))
+    wide = max(4, *(min(60, width(printable(file))) for file in files))
+    named = max(5, *(min(40, width(printable(name))) for name in classifier.classes))
     print(f"{'file':<{wide}}  {'class':<{named}}  probability")
     for prediction in predict(classifier, network, files, top):
         predictions.append(prediction)
         for name, share in prediction.classes:
             file, label = printable(prediction.file), printable(name)
             rows.append((csv_cell(file), csv_cell(label), f"{share:.6f}"))
-            print(f"{file:<{wide}}  {label:<{named}}  {share:.3f}", flush=True)
+            print(f"{padded(file, wide)}  {padded(label, named)}  {share:.3f}", flush=True)
     if csv_file is not None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -144,5 +151,5 @@ def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str 
         try:
             write_atomically(Path(csv_file), text.getvalue().encode())
         except OSError as error:
-            raise ValueError(f"--csv is {csv_file}, which cannot be written ({error.strerror})") from None
+            raise ValueError(f"{csv_file} could not be written ({first_line(error)})") from None
     return predictions

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import math
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,28 +23,31 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.nn import functional as F
 
-from l3rs.files import printable, read_json, write_atomically
+from l3rs.files import read_json, write_atomically
 from l3rs.finetuning.arms import Arm
-from l3rs.finetuning.compare import digest
 from l3rs.lightning.callbacks import L3RSMonitor
 from l3rs.lightning.data import ImageFolderDataModule
 from l3rs.lightning.module import L3RSModule
 from l3rs.networks.pretrained import SHIPPED
 from l3rs.own_images.classifier import FILE, Classifier, load
 from l3rs.own_images.config import OwnImagesConfig
-from l3rs.own_images.folder import Folder, write_csv
+from l3rs.own_images.folder import Folder
 from l3rs.own_images.keeper import Keeper
 from l3rs.own_images.pictures import confusion, plot_confusion, plot_curves
+from l3rs.processes import exit_code, on_sigterm
 from l3rs.schedules.find import GENERALIST, resolve
+from l3rs.schedules.learned import identity
+from l3rs.schedules.seal import fingerprint
+from l3rs.text import first_line, printable, table
 
 VALIDATIONS = 10  # along a run, and with each a checkpoint to go on from
 FREE = ("data", "out", "workers", "compare")  # may change between two calls: images are told by their names, and baselines are added
 
 
 class Stopped(Exception):
-    """The run was told to stop, and can go on. `step`: where it was; `code`: what the process exits with."""
+    """The run was told to stop, and can go on. `step`: where it was, if it was training; `code`: what the process exits with."""
 
-    def __init__(self, step: int, code: int) -> None:
+    def __init__(self, step: int | None, code: int) -> None:
         super().__init__(step, code)
         self.step, self.code = step, code
 
@@ -67,7 +70,7 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
     _try(network, config, data.num_classes)
     about = {k: v for k, v in asdict(config).items() if k not in FREE} | {
         "images": _fingerprint(data),
-        "network": digest([t for _, t in sorted(network.state_dict().items())]),
+        "network": fingerprint(*(t for _, t in sorted(network.state_dict().items())))[:12],
         "schedule": schedule,
     }
     with Folder(config.folder, about) as folder:
@@ -77,8 +80,11 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
         )
         for arm in config.arms[1:]:
             print(f"{arm.name}: learning rate {arm.lr:g} ({arm.source}).")
-        results = [_trained(arm, config, data, network, folder) for arm in config.arms]
-        return _report(results, config, folder, data)
+        try:
+            results = [_trained(arm, config, data, network, folder) for arm in config.arms]
+            return _report(results, config, folder, data)
+        except KeyboardInterrupt:
+            raise Stopped(None, exit_code()) from None
 
 
 def _inside(config: OwnImagesConfig) -> None:
@@ -107,9 +113,8 @@ def found(data: ImageFolderDataModule) -> Iterator[str]:
 
 def _fingerprint(data: ImageFolderDataModule) -> str:
     """Of the files' names and classes and who validates; their contents are not read."""
-    sha = hashlib.sha256(json.dumps([data.tree.files, data.tree.classes]).encode())
-    sha.update(data.tree.labels.tobytes() + data.tree.validation.tobytes())
-    return sha.hexdigest()[:12]
+    tree = data.tree
+    return fingerprint(json.dumps([tree.files, tree.classes]), torch.from_numpy(tree.labels), torch.from_numpy(tree.validation))[:12]
 
 
 def _schedule(config: OwnImagesConfig, network: nn.Module) -> str:
@@ -123,7 +128,7 @@ def _schedule(config: OwnImagesConfig, network: nn.Module) -> str:
         raise ValueError(
             f"--learned is {config.learned}, which does not fit {config.model}: {why}; {GENERALIST} fits any, auto takes what fits"
         ) from None
-    return f"{learned.name} {digest([learned.theta])}"
+    return identity(learned)
 
 
 def _try(network: nn.Module, config: OwnImagesConfig, num_classes: int) -> None:
@@ -134,8 +139,9 @@ def _try(network: nn.Module, config: OwnImagesConfig, num_classes: int) -> None:
         with torch.no_grad():
             logits = network.eval()(torch.zeros(1, t.channels, t.side, t.side))
     except (RuntimeError, AssertionError, ValueError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{config.model} cannot take images of {t.side} px ({why}); leave --side out, or give another") from None
+        raise ValueError(
+            f"{config.model} cannot take images of {t.side} px ({first_line(error)}); leave --side out, or give another"
+        ) from None
     network.train(mode)
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (1, num_classes):
@@ -156,13 +162,14 @@ def _trained(arm: Arm, config: OwnImagesConfig, data: ImageFolderDataModule, sta
         "origin": config.origin, "learned": read_json(folder.path / "config.json")["schedule"] if arm.lr is None else None,
         "train_images": data.train_images,
     }  # fmt: skip
-    classifier = Classifier(config.model, config.stage_width, data.classes, data.transform, training)
+    classifier = Classifier(config.model, config.source().stage_width, data.classes, data.transform, training)
     show = sys.stdout.isatty()
-    keeper = Keeper(path, classifier, config.seed, config.steps, say=not show)
+    keeper = Keeper(folder, path, classifier, config.seed, config.steps, say=not show)
     module = L3RSModule(copy.deepcopy(start), data.num_classes, learned=config.learned, optimizer=None if arm.lr is None else arm.make)
-    last = path / "last.ckpt"
+    monitor, last = L3RSMonitor(), path / "last.ckpt"
     if last.exists():
         _readable(last)
+    (path / "l3rs.png").unlink(missing_ok=True)  # it may be half of one
     with _quiet():
         trainer = pl.Trainer(
             max_steps=config.steps,
@@ -176,20 +183,24 @@ def _trained(arm: Arm, config: OwnImagesConfig, data: ImageFolderDataModule, sta
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=show,
-            callbacks=[*([L3RSMonitor()] if arm.lr is None else []), keeper],
+            callbacks=[monitor, keeper] if arm.lr is None else [keeper],
             default_root_dir=path,
         )
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+            with on_sigterm(signal.SIG_DFL):  # Lightning's own ends the run between two steps, unless there is one already
+                trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
         except SIGTERMException:
             raise Stopped(trainer.global_step, 143) from None
         except SystemExit:  # Lightning's answer to Ctrl-C
             raise Stopped(trainer.global_step, 130) from None
-        table, loss = evaluate(path, data, trainer.strategy.root_device)
-    right = int(np.diag(table.to_numpy()).sum())
-    total = int(table.to_numpy().sum())
-    write_csv(table, path / "confusion.csv", index=True)
-    plot_confusion(table, path / "confusion.png", f"{right} of {total} validation images right")
+        confused, loss = evaluate(path, data, trainer.strategy.root_device)
+    right = int(np.diag(confused.to_numpy()).sum())
+    total = int(confused.to_numpy().sum())
+    folder.write_table(confused, path / "confusion.csv", index=True)
+    with folder.writing(path):
+        plot_confusion(confused, path / "confusion.png", f"{right} of {total} validation images right")
+        if arm.lr is None and not (path / "l3rs.png").exists():  # the run was stopped right after its last step
+            monitor.draw(path)
     result = {
         "optimizer": arm.name,
         "lr": arm.lr,
@@ -199,7 +210,8 @@ def _trained(arm: Arm, config: OwnImagesConfig, data: ImageFolderDataModule, sta
         "best_step": int(keeper.best["step"]),
         "seconds": round(keeper.seconds, 1),
     }
-    write_atomically(done, (json.dumps(result, indent=1) + "\n").encode())
+    with folder.writing(done):
+        write_atomically(done, (json.dumps(result, indent=1) + "\n").encode())
     last.unlink(missing_ok=True)
     return result
 
@@ -209,8 +221,7 @@ def _readable(last: Path) -> None:
     try:
         torch.load(last, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:  # torch's unpickler stumbles over garbage in many ways
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{last} cannot be read ({why}); remove it to train that optimizer from the start") from None
+        raise ValueError(f"{last} cannot be read ({first_line(error)}); remove it to train that optimizer from the start") from None
 
 
 def evaluate(path: Path, data: ImageFolderDataModule, device: torch.device) -> tuple[pd.DataFrame, float]:
@@ -224,8 +235,8 @@ def evaluate(path: Path, data: ImageFolderDataModule, device: torch.device) -> t
             losses += F.cross_entropy(logits, targets, reduction="sum").item()
             labels.append(targets.numpy())
             predicted.append(logits.argmax(dim=1).numpy())
-    table = confusion(np.concatenate(labels), np.concatenate(predicted), classifier.classes)
-    return table, losses / sum(map(len, labels))
+    confused = confusion(np.concatenate(labels), np.concatenate(predicted), classifier.classes)
+    return confused, losses / sum(map(len, labels))
 
 
 @contextmanager
@@ -248,24 +259,20 @@ HEADER = ("optimizer", "learning rate", "accuracy", "loss", "best step", "second
 
 def as_text(results: Sequence[Mapping[str, Any]]) -> str:
     """The summary as people read it."""
-    lines = [HEADER]
+    rows = [HEADER]
     for r in results:
         rate = "learned" if r["lr"] is None else f"{r['lr']:g} ({r['from']})"
-        lines.append((r["optimizer"], rate, f"{r['accuracy']:.3f}", f"{r['loss']:.3f}", str(r["best_step"]), f"{r['seconds']:.0f}"))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    rows = [
-        f"{a:<{widths[0]}}  {b:<{widths[1]}}  " + "  ".join(f"{c:>{w}}" for c, w in zip(rest, widths[2:], strict=True))
-        for a, b, *rest in lines
-    ]
-    return "\n".join([rows[0], "-" * len(rows[0]), *rows[1:]])
+        rows.append((r["optimizer"], rate, f"{r['accuracy']:.3f}", f"{r['loss']:.3f}", str(r["best_step"]), f"{r['seconds']:.0f}"))
+    return "\n".join(table(rows, left=(0, 1), line=True))
 
 
 def _report(results: Sequence[Mapping[str, Any]], config: OwnImagesConfig, folder: Folder, data: ImageFolderDataModule) -> pd.DataFrame:
     """Prints and writes what came out."""
     summary = pd.DataFrame(results)
-    write_csv(summary, folder.path / "summary.csv")
+    folder.write_table(summary, folder.path / "summary.csv")
     curves = {arm.name: pd.read_csv(folder.of(arm) / "curve.csv") for arm in config.arms}
-    plot_curves(curves, folder.path / "curves.png")
+    with folder.writing(folder.path / "curves.png"):
+        plot_curves(curves, folder.path / "curves.png")
     print(f"\n{as_text(results)}\n")
     print(f"At the best of {len(curves['l3rs'])} validations, on the {int(data.tree.validation.sum())} images that chose it.")
     log = folder.path / "broken.txt"

@@ -10,8 +10,8 @@ from concurrent.futures import Future
 from threading import Thread
 from typing import TypeVar
 
-from l3rs.files import first_line
 from l3rs.schedules.seal import CheckpointError
+from l3rs.text import first_line
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 TIMEOUT = "L3RS_HUB_TIMEOUT"  # environment variable: seconds; huggingface_hub has limits for the time between two bytes only

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from l3rs.schedules.seal import fingerprint
+
 
 class Learned(Protocol):
     """Meta-parameters, and what is known of them: a frozen value, which knows no optimizer and no network."""
@@ -52,6 +54,11 @@ class Learned(Protocol):
     def usage(self, given: str) -> tuple[str, ...]:
         """Lines of Python that make the optimizer of them, from the name, path or Hub id `given`."""
         ...
+
+
+def identity(learned: Learned) -> str:
+    """Name and fingerprint: one that was trained anew under an old name is another."""
+    return f"{learned.name} {fingerprint(learned.theta)[:12]}"
 
 
 def training_facts(learned: Learned) -> dict[str, str]:

@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from l3rs.files import replacing
+
 SCHEMA = 1
 LARGEST = 2**30  # bytes: the largest meta-parameters here take millions; a sparse file claims any size at no cost
 DEEPEST = 50  # lists in lists: what Python reads it may not be able to print, compare or write again
@@ -29,7 +31,8 @@ class CheckpointError(ValueError):
 def write_sealed(path: str | Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Writes a sealed file of a learned schedule, or of the weights of another learned optimizer."""
     tensors = {name: t.contiguous().clone() for name, t in tensors.items()}
-    save_file(tensors, path, metadata=sealed({"schema": SCHEMA, **about}, tensors))
+    with replacing(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata=sealed({"schema": SCHEMA, **about}, tensors))
 
 
 def read_sealed(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -83,8 +86,18 @@ def intact(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode(errors="surrogatepass"))
+    parts: list[str | Tensor] = [text]
     for name, t in sorted(tensors.items()):
-        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode(errors="surrogatepass"))
-        digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        parts += [f"{name} {t.dtype} {tuple(t.shape)}", t]
+    return fingerprint(*parts)
+
+
+def fingerprint(*parts: str | Tensor) -> str:
+    """The SHA-256 of texts and of tensors' values, one after the other."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            sha.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            sha.update(part.encode(errors="surrogatepass"))
+    return sha.hexdigest()

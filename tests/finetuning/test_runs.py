@@ -15,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from l3rs.files import append_rows
 from l3rs.finetuning.arms import Arm
-from l3rs.finetuning.runs import Run, append_rows, execute, row
+from l3rs.finetuning.runs import FIELDS, Run, execute, row
 from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import Report
 from l3rs.finetuning.workbench import Workbench, workbench
@@ -85,8 +86,8 @@ def test_a_backbone_that_is_not_there_or_is_another(tiny: Workload) -> None:
 
 def test_a_row_of_a_run(tmp_path: Path) -> None:
     report = Report(accuracy={2: 0.5}, loss={2: 1.25}, seconds=0.1)
-    append_rows(tmp_path / "rows.csv", [row(RUN, report, 2)])
-    append_rows(tmp_path / "rows.csv", [row(RUN, report, 2)])
+    append_rows(tmp_path / "rows.csv", [row(RUN, report, 2)], FIELDS)
+    append_rows(tmp_path / "rows.csv", [row(RUN, report, 2)], FIELDS)
     assert (tmp_path / "rows.csv").read_text().splitlines()[1:] == ["test,adam,0.003,2,0,,0.5,1.25,0.1"] * 2
 
 

@@ -256,13 +256,13 @@ def test_a_network_that_is_not_known_to_start_from_scratch_is_refused_at_once(ow
 @pytest.mark.parametrize("name", ["icons", "glyphs"])
 def test_an_embedded_split_comes_with_its_network(name: str) -> None:
     workload = Workload(name)
-    assert workload.shipped == name
-    assert (workload.from_hub, workload.in_chans) == (False, 1)
+    assert workload.source().shipped == name
+    assert (workload.source().from_hub, workload.in_chans) == (False, 1)
     network, weights = workload.network(25), shipped_weights(name)
     assert all(torch.equal(t, weights[n]) for n, t in network.state_dict().items() if not n.startswith("fc."))
     assert head_of(network).out_features == 25
-    assert Workload(name, from_scratch=True).shipped is None
-    assert Workload(name, model="resnet18").from_hub
+    assert Workload(name, from_scratch=True).source().shipped is None
+    assert Workload(name, model="resnet18").source().from_hub
 
 
 def test_weights_of_ones_own_are_put_into_the_network(own: Workload, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from filelock import FileLock
 from l3rs.cli import main
 from l3rs.data.transform import Transform
 from l3rs.data.trees import read_folder
+from l3rs.files import TEMPORARY
+from l3rs.finetuning import compare
 from l3rs.finetuning.compare import Results
 from l3rs.finetuning.runs import FIELDS
 from l3rs.own_images.classifier import Classifier, save
@@ -59,7 +61,7 @@ def test_a_disk_that_is_full_as_a_run_is_written(size: int, photos: Path, tmp_pa
         said = fails(argv, capsys)
     assert "File too large" in said
     assert str(tmp_path / "o") in said
-    assert not list((tmp_path / "o").glob("*.tmp"))
+    assert not list((tmp_path / "o").glob(TEMPORARY))
     main(argv)  # room again
     assert (tmp_path / "o" / "model.safetensors").exists()
 
@@ -74,7 +76,7 @@ def test_a_disk_that_is_full_as_predictions_and_splits_are_written(
     size = ["--classes-per-task", "1", "--batch-size", "1", "--evaluation-size", "1"]
     with files_of_at_most(20):
         said = fails(["predict", str(tmp_path), str(photos), "--csv", str(tmp_path / "t.csv")], capsys)
-        assert "t.csv, which cannot be written (File too large)" in said
+        assert "t.csv could not be written (File too large)" in said
         said = fails(
             [
                 "split",
@@ -109,7 +111,7 @@ def test_a_checkpoint_to_go_on_from_that_is_damaged_is_named(photos: Path, tmp_p
 
 def test_the_second_comparison_in_a_folder_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with FileLock(tmp_path / "lock"):
-        assert "where another process is at work" in fails(["finetune", "--out", str(tmp_path)], capsys)
+        assert "where no other process is at work" in fails(["finetune", "--out", str(tmp_path)], capsys)
 
 
 def test_a_comparison_whose_process_was_killed_in_a_row_goes_on(tmp_path: Path) -> None:
@@ -119,6 +121,30 @@ def test_a_comparison_whose_process_was_killed_in_a_row_goes_on(tmp_path: Path) 
         results = Results(tmp_path, {})
         assert results.runs.task_seed.to_list() == ([3] if cut.startswith(rows) else [])
         del results
+
+
+def test_a_comparison_that_was_killed_between_its_two_files_has_no_row_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The curve of a run is written, and the run is not; or only some of its curve, as the disk is full."""
+    argv = ["finetune", "--tasks", "2", "--steps", "2", "--optimizers", "adam", "--workers", "1", "--out", str(tmp_path)]
+    add = compare.append_rows
+
+    def killed(file: Path, *rest: object) -> None:
+        if file.name == "runs.csv" and file.exists():
+            raise KeyboardInterrupt
+        add(file, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "append_rows", killed)
+        with pytest.raises(SystemExit):
+            main(argv)
+    curves = tmp_path / "curves.csv"
+    whole = curves.read_bytes()
+    assert len(pd.read_csv(curves)) == 6  # of two runs, one of which has a row
+    main(argv)
+    assert sorted(curves.read_bytes().splitlines()[:4]) == sorted(whole.splitlines()[:4])  # what was kept is what was written
+    table = pd.read_csv(curves)
+    assert len(table) == 6
+    assert not table.duplicated(["task_seed", "steps"]).any()
 
 
 def test_a_comparison_does_not_touch_the_files_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

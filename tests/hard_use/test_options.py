@@ -48,7 +48,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         ],
         "--learned": [(NOT_THERE, "a learned schedule is one of"), ("file", "cannot be read as safetensors"), ("images", "is a folder")],
         "--seed": [("-1", "--seed must be a whole number of at least 0 (got -1)")],
-        "--out": [(IN_A_FILE, "--out is file/x, which cannot be written")],
+        "--out": [(IN_A_FILE, "--out must be a folder that can be written (got file/x: Not a directory)")],
         "--workers": [("-1", "--workers must be a whole number of at least 0 (got -1)")],
     },
     "finetune --data": {
@@ -73,7 +73,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--precision": [("8", "--precision must be one of 32-true ... (got '8')")],
         "--seed": [("-1", "--seed must be a whole number of at least 0 (got -1)"), ("9" * 30, "--seed must be below 2^63 (got 999")],
         "--out": [
-            (f"{IN_A_FILE} --from-scratch", "--out is file/x, which cannot be written"),
+            (f"{IN_A_FILE} --from-scratch", "--out must be a folder that can be written (got file/x: Not a directory)"),
             ("images/x", "--out is images/x, inside the images' folder"),
             ("images", "inside the images' folder"),
         ],
@@ -83,7 +83,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "run": [(f"{NOT_THERE} images", "nowhere is not there; give the folder of a run"), ("file images", "file cannot be read as")],
         "images": [("file nowhere", "nowhere is not there"), ("file empty", "the folder empty has no images"), ("file", "images")],
         "--top": [("0 file images", "--top must be at least 1 (got 0)")],
-        "--csv": [("no/x.csv file images", "--csv is no/x.csv, and there is no folder no")],
+        "--csv": [("no/x.csv file images", "--csv must be a file that can be written (got no/x.csv: No such file or directory)")],
     },
     "split": {
         "folder": [("more", "unrecognized arguments: more")],
@@ -125,7 +125,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
     },
     "meta-train": {
         "--config": [(NOT_THERE, "nowhere"), ("file", "Unexpected config: x")],
-        "--out": [(IN_A_FILE, "file/x cannot be written (Not a directory); choose another --out")],
+        "--out": [(IN_A_FILE, "--out must be a folder that can be written (got file/x: Not a directory)")],
         "--split": [(NOT_THERE, "the split nowhere needs data"), ("file --data images --from-scratch", "file is no class split")],
         "--data": [
             ("images", "data is images, and the split icons is embedded"),

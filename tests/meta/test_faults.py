@@ -24,6 +24,7 @@ from small_runs import Told, bits, command, generations, quick, same, wait_for
 
 import l3rs.meta.problem
 import l3rs.meta.train
+from l3rs.files import TEMPORARY
 from l3rs.finetuning.unroll import Report
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.folder import last_generation
@@ -57,7 +58,7 @@ def ends_as(out: Path, straight: Path) -> None:
     timing = ["inner_steps_per_second", "seconds"]
     curves = [pd.read_csv(folder / "curve.csv").drop(columns=timing) for folder in (out, straight)]
     pd.testing.assert_frame_equal(*curves, check_exact=True)
-    assert not list(out.glob("**/*.tmp"))
+    assert not list(out.glob(f"**/{TEMPORARY}"))
     assert same(load_file(out / "quick.safetensors"), load_file(straight / "quick.safetensors"))
 
 
@@ -163,7 +164,7 @@ def test_sigterm_costs_no_bit(tmp_path: Path) -> None:
     wait_for(lambda: len(generations(out)) > 1, process)
     process.terminate()
     process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGTERM
+    assert process.returncode == 143
     goes_on(out, tmp_path, last_generation(out) + 1)
 
 
@@ -242,7 +243,7 @@ def test_kill_9_before_any_renaming_costs_no_bit(straight: Path, tmp_path: Path)
         meta_train_in_child(quick(6), out)
         assert same(bits(out, 6), bits(straight, 6))
         assert generations(out) == list(range(7))
-        assert not list(out.glob("*.tmp"))
+        assert not list(out.glob(TEMPORARY))
 
 
 class Killing(Told):
@@ -289,14 +290,15 @@ def test_processes_that_keep_dying_end_the_run_with_a_word(monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_ctrl_c_with_processes(tmp_path: Path) -> None:
-    """As in a terminal, where all processes of the group get it."""
+@pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_processes_says_where_the_run_is(which: signal.Signals, code: int, tmp_path: Path) -> None:
+    """As a terminal sends Ctrl-C, and a batch system SIGTERM, to all processes of the group."""
     out = tmp_path / "run"
     process = command(quick(LONG, workers=2), out)
     wait_for(lambda: len(generations(out)) > 2, process)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, which)
     said, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
     assert "Stopped." in said
     assert "Traceback" not in errors
     goes_on(out, tmp_path, last_generation(out) + 1)

@@ -8,7 +8,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -19,14 +20,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from small_runs import Quadratic, arguments, bits, quick, same
 
+from l3rs import files
 from l3rs.cli import main
-from l3rs.files import write_atomically
+from l3rs.files import TEMPORARY, write_atomically
 from l3rs.meta.config import NESConfig
-from l3rs.meta.folder import CURVE, RunFolder, last_generation
+from l3rs.meta.folder import CURVE, MetaTrainFolder, last_generation
 from l3rs.meta.nes import NES
 from l3rs.meta.train import meta_train
+from l3rs.run_folder import FolderError
 from l3rs.schedules import seal
-from l3rs.schedules.seal import CheckpointError
+from l3rs.schedules.learned import Learned
 
 FULL = Path("/dev/full")  # takes nothing: "No space left on device"
 full_disk = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
@@ -56,8 +59,29 @@ def ends_as(out: Path, straight: Path) -> None:
     timing = ["inner_steps_per_second", "seconds"]
     curves = [pd.read_csv(folder / "curve.csv").drop(columns=timing) for folder in (out, straight)]
     pd.testing.assert_frame_equal(*curves, check_exact=True)
-    assert not list(out.glob("**/*.tmp"))
+    assert not list(out.glob(f"**/{TEMPORARY}"))
     assert same(load_file(out / "quick.safetensors"), load_file(straight / "quick.safetensors"))
+
+
+@contextmanager
+def no_room_for(file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever is written there meets a real error of the system."""
+    beside = files._beside
+
+    def full(path: Path) -> Path:
+        temporary = beside(path)
+        if path == file:
+            temporary.unlink()
+            temporary.symlink_to(FULL)
+        return temporary
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_beside", full)
+        if file.suffix == ".png":  # written by Matplotlib, in place
+            file.symlink_to(FULL)
+        yield
+    if file.is_symlink():
+        file.unlink()
 
 
 def test_a_crash_between_write_and_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +111,7 @@ def test_ctrl_c_in_the_middle_of_writing_leaves_the_old_file(tmp_path: Path, mon
 def test_the_last_three_states_are_kept(tmp_path: Path) -> None:
     nes = search()
     assert last_generation(tmp_path) == 0
-    with RunFolder(tmp_path, quick()) as folder:
+    with MetaTrainFolder(tmp_path, quick()) as folder:
         for _ in range(12):
             nes.step()
             folder.save_state(nes)
@@ -114,7 +138,7 @@ def without_v(file: Path) -> None:
     ids=["torn", "empty", "zeros", "incomplete", "of another size"],
 )
 def test_a_corrupt_newest_state_is_passed_over(corrupt: Callable[[Path], None], tmp_path: Path) -> None:
-    with RunFolder(tmp_path, quick()) as folder:
+    with MetaTrainFolder(tmp_path, quick()) as folder:
         nes, other = search(), search()
         for _ in range(4):
             before = nes.center
@@ -139,7 +163,7 @@ def test_a_corrupt_newest_state_costs_one_generation_and_no_bit(straight: Path, 
 
 
 def test_where_no_state_can_be_read_new_ones_are_kept(tmp_path: Path) -> None:
-    with RunFolder(tmp_path, quick()) as folder:
+    with MetaTrainFolder(tmp_path, quick()) as folder:
         for generation in (7, 8, 9):
             (tmp_path / f"state-{generation:06d}.safetensors").write_bytes(b"x")
         nes = search()
@@ -154,7 +178,7 @@ def test_where_no_state_can_be_read_new_ones_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_row_torn_anywhere_is_none(tmp_path: Path) -> None:
-    with RunFolder(tmp_path, quick()) as folder:
+    with MetaTrainFolder(tmp_path, quick()) as folder:
         nes = search()
         for _ in range(2):
             nes.step()
@@ -176,7 +200,7 @@ def test_a_row_torn_anywhere_is_none(tmp_path: Path) -> None:
 
 def test_a_curve_of_a_version_with_fewer_columns_goes_on(tmp_path: Path) -> None:
     (tmp_path / "curve.csv").write_text("generation,mean_loss,extra,seconds\n0,2.5,x,1\n1,2.4,x,1\n")
-    with RunFolder(tmp_path, quick()) as folder:
+    with MetaTrainFolder(tmp_path, quick()) as folder:
         nes = search()
         nes.generation = 1
         folder.load_state(nes)
@@ -188,54 +212,55 @@ def test_a_curve_of_a_version_with_fewer_columns_goes_on(tmp_path: Path) -> None
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
-    with RunFolder(tmp_path, quick()), pytest.raises(CheckpointError, match=f"another process is meta-training in {tmp_path}"):
-        RunFolder(tmp_path, quick())
+    refused = re.escape(f"where no other process is at work (got {tmp_path})")
+    with MetaTrainFolder(tmp_path, quick()), pytest.raises(FolderError, match=refused):
+        MetaTrainFolder(tmp_path, quick())
     holding = f"from filelock import FileLock; lock = FileLock({str(tmp_path / 'lock')!r}); lock.acquire(); print(1, flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(CheckpointError, match="another process is meta-training in"):
+        with pytest.raises(FolderError, match="no other process is at work"):
             meta_train(quick(), tmp_path, progress=False)
         other.kill()  # the lock of a process that is dead is none
-    with RunFolder(tmp_path, quick()):
+    with MetaTrainFolder(tmp_path, quick()):
         pass
 
 
 def test_a_folder_that_cannot_be_made_or_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(CheckpointError, match=f"{path} cannot be written .*; choose another --out"):
-            RunFolder(path, quick())
+        with pytest.raises(FolderError, match=rf"a folder that can be written \(got {path}: .+\)"):
+            MetaTrainFolder(path, quick())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(CheckpointError, match=r"cannot be written \(Permission denied\); choose another --out"):
-        RunFolder(tmp_path, quick())
+    with pytest.raises(FolderError, match=r"that can be written \(got .*: Permission denied\)"):
+        MetaTrainFolder(tmp_path, quick())
 
 
 @full_disk
 @pytest.mark.parametrize(
     ("file", "saved"),
     [
-        pytest.param("config.json.tmp", 0, marks=pytest.mark.slow),
-        ("curve.csv.tmp", 0),
-        ("state-000002.safetensors.tmp", 1),
+        pytest.param("config.json", 0, marks=pytest.mark.slow),
+        ("curve.csv", 0),
+        ("state-000002.safetensors", 1),
         pytest.param("curve.png", 0, marks=pytest.mark.slow),
     ],
 )
-def test_a_full_disk_costs_nothing_that_was_there(file: str, saved: int, straight: Path, tmp_path: Path) -> None:
-    (tmp_path / file).symlink_to(FULL)
-    with pytest.raises(CheckpointError) as stop:
+def test_a_full_disk_costs_nothing_that_was_there(
+    file: str, saved: int, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with no_room_for(tmp_path / file, monkeypatch), pytest.raises(FolderError) as stop:
         meta_train(quick(), tmp_path, progress=False)
     said = str(stop.value)
-    assert str(tmp_path / file.removesuffix(".tmp")) in said or file == "curve.png"
+    assert str(tmp_path / file) in said or file == "curve.png"
     assert f"could not be written (No space left on device); everything up to generation {saved} is saved in {tmp_path}" in said
     assert last_generation(tmp_path) == saved
     if saved:
         assert same(bits(tmp_path, 1), bits(straight, 1))
-    (tmp_path / file).unlink(missing_ok=True)  # room again
     meta_train(quick(), tmp_path, progress=False)
     ends_as(tmp_path, straight)
 
@@ -244,16 +269,20 @@ def test_a_full_disk_costs_nothing_that_was_there(file: str, saved: int, straigh
 def test_a_schedule_that_cannot_be_written_costs_nothing_else(
     name: str, saved: int, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def save_file(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-        if Path(path).name.startswith(name):
-            raise SafetensorError("I/O error: No space left on device (os error 28)")
-        write(tensors, path, metadata)
+    def no_room(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    write = seal.save_file
+    def save_learned(folder: MetaTrainFolder, learned: Learned, file: Path) -> None:
+        with monkeypatch.context() as patch:
+            if file.name.startswith(name):
+                patch.setattr(seal, "save_file", no_room)
+            write(folder, learned, file)
+
+    write = MetaTrainFolder.save_learned
     with monkeypatch.context() as patch:
-        patch.setattr(seal, "save_file", save_file)
+        patch.setattr(MetaTrainFolder, "save_learned", save_learned)
         expected = f"{name}.safetensors could not be written (I/O error: No space left on device (os error 28)); everything up to"
-        with pytest.raises(CheckpointError, match=re.escape(f"{expected} generation {saved} is saved")):
+        with pytest.raises(FolderError, match=re.escape(f"{expected} generation {saved} is saved")):
             meta_train(quick(), tmp_path, progress=False)
     meta_train(quick(), tmp_path, progress=False)
     ends_as(tmp_path, straight)
@@ -265,7 +294,7 @@ def test_a_full_disk_under_tensorboard_ends_the_run_instead_of_hanging_it(
 ) -> None:
     with FULL.open("wb") as full, monkeypatch.context() as patch:
         patch.setattr(tensorboardX.record_writer, "open_file", lambda _: full)
-        with pytest.raises(CheckpointError, match=r"TensorBoard's file .* could not be written \(No space left on device\)"):
+        with pytest.raises(FolderError, match=r"TensorBoard's file .* could not be written \(No space left on device\)"):
             meta_train(quick(), tmp_path, progress=False)
         full.raw.close()
     meta_train(quick(), tmp_path, progress=False)
@@ -273,49 +302,49 @@ def test_a_full_disk_under_tensorboard_ends_the_run_instead_of_hanging_it(
 
 
 @full_disk
-def test_the_command_says_in_one_line_that_the_disk_is_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_in_one_line_that_the_disk_is_full(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "run"
-    out.mkdir()
-    (out / "state-000001.safetensors.tmp").symlink_to(FULL)
-    with pytest.raises(SystemExit) as stop:
+    with no_room_for(out / "state-000001.safetensors", monkeypatch), pytest.raises(SystemExit) as stop:
         main(arguments(quick(), out))
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert said.splitlines()[-1] == (
         f"l3rs: error: {out}/state-000001.safetensors could not be written (No space left on device); everything up to generation 0 is "
-        f"saved in {out}. Make room there, or whatever it takes, and start the same run again: it goes on from there"
+        f"saved in {out}. Make room there, or whatever it takes, and give the same command again: it goes on from there"
     )
 
 
 def test_a_folder_takes_one_config_but_more_of_it(tmp_path: Path) -> None:
-    RunFolder(tmp_path, quick()).close()
+    MetaTrainFolder(tmp_path, quick()).close()
     free = {"workers": 2, "ray_address": "auto", "gpus_per_actor": 0.5, "finalists": 1, "final_tasks": 9, "cache": "elsewhere"}
-    RunFolder(tmp_path, quick(9, **free)).close()
+    MetaTrainFolder(tmp_path, quick(9, **free)).close()
     assert json.loads((tmp_path / "config.json").read_text())["generations"] == 9
     before = (tmp_path / "config.json").read_bytes()
     for changes, named in (
         ({"nes": NESConfig(population=4, sigma=0.1, lr=0.06)}, "nes"),
         ({"steps": (2, 4), "penalty": 5.0}, "steps, penalty"),
     ):
-        with pytest.raises(CheckpointError, match=f"{tmp_path} holds a run of another config: {named} differ; choose another --out"):
-            RunFolder(tmp_path, quick(**changes))
+        with pytest.raises(FolderError, match=rf"got {tmp_path}, whose run has another {named}\)"):
+            MetaTrainFolder(tmp_path, quick(**changes))
     assert (tmp_path / "config.json").read_bytes() == before
-    RunFolder(tmp_path, quick()).close()  # those refused left no lock
+    MetaTrainFolder(tmp_path, quick()).close()  # those refused left no lock
 
 
 def test_settings_that_there_were_not_yet_had_the_defaults_of_today(tmp_path: Path) -> None:
-    RunFolder(tmp_path, quick()).close()
+    MetaTrainFolder(tmp_path, quick()).close()
     file = tmp_path / "config.json"
     old = json.loads(file.read_text())
     del old["precision"], old["nes"]["sigma_half_life"]
     old["dropped_since"] = 1
     file.write_text(json.dumps(old))
-    with pytest.raises(CheckpointError, match="precision differ"):
-        RunFolder(tmp_path, quick(precision="bfloat16"))
-    with pytest.raises(CheckpointError, match="nes differ"):
-        RunFolder(tmp_path, quick(nes=NESConfig(population=4, sigma=0.1, lr=0.05, sigma_half_life=9)))
-    RunFolder(tmp_path, quick()).close()
+    with pytest.raises(FolderError, match=r"another precision\)"):
+        MetaTrainFolder(tmp_path, quick(precision="bfloat16"))
+    with pytest.raises(FolderError, match=r"another nes\)"):
+        MetaTrainFolder(tmp_path, quick(nes=NESConfig(population=4, sigma=0.1, lr=0.05, sigma_half_life=9)))
+    MetaTrainFolder(tmp_path, quick()).close()
     assert json.loads(file.read_text())["precision"] == "float32"
 
 
@@ -323,6 +352,6 @@ def test_settings_that_there_were_not_yet_had_the_defaults_of_today(tmp_path: Pa
 def test_a_config_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     for _ in range(2):  # and the lock is given back
-        with pytest.raises(CheckpointError, match=f"{tmp_path / 'config.json'} cannot be read"):
-            RunFolder(tmp_path, quick())
+        with pytest.raises(FolderError, match=f"{tmp_path / 'config.json'} cannot be read"):
+            MetaTrainFolder(tmp_path, quick())
     assert (tmp_path / "config.json").read_text() == text

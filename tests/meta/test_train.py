@@ -18,6 +18,7 @@ from l3rs.controller.config import L3RSConfig
 from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.workbench import workbench
 from l3rs.finetuning.workload import Workload
+from l3rs.meta import train
 from l3rs.meta.config import MetaTrainConfig, NESConfig
 from l3rs.meta.problem import FineTuning, fine_tune, remote_bench
 from l3rs.meta.train import generation_tasks, meta_train, start
@@ -184,3 +185,18 @@ def test_a_process_looks_at_the_images_once_and_not_for_each_candidate(monkeypat
     remote_bench.cache_clear()
     assert problem._bench() is problem._bench()
     assert len(looked) == 1
+
+
+@pytest.mark.parametrize("given", [None, "10.0.0.1:6379"])
+def test_ray_is_started_here_unless_an_address_is_given(given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where RAY_ADDRESS is set, as on the nodes of a cluster; and on no more cores than this process may use."""
+    asked: dict[str, object] = {}
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setattr(train, "cores", lambda: 3)
+    monkeypatch.setattr(train, "check_address", lambda _: None)
+    monkeypatch.setattr(train, "places", lambda _: 5)
+    monkeypatch.setattr(train.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(train.ray, "init", lambda **options: asked.update(options))
+    assert train.processes(quick(workers=0, ray_address=given)) == 5
+    assert asked["address"] == (given or "local")
+    assert asked.get("num_cpus") == (None if given else 3)

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from l3rs.cli import main
 from l3rs.finetuning.arms import Arm
 from l3rs.lightning import L3RSModule
+from l3rs.lightning.callbacks import L3RSMonitor
 from l3rs.networks.create import create
 from l3rs.own_images.classifier import describe
 from l3rs.own_images.config import COMPARED, parse_arm
@@ -161,6 +162,25 @@ def test_a_run_that_broke_off_goes_on_to_the_same_weights(
     assert (tmp_path / "o" / "curve.csv").read_text() == (run / "curve.csv").read_text()
 
 
+def test_a_run_that_was_stopped_after_its_last_checkpoint_has_all_its_pictures(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o"
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(L3RSMonitor, "draw", stop)  # which comes after the last checkpoint
+        with pytest.raises(SystemExit) as ended:
+            finetune(photos, out)
+    assert ended.value.code == 130
+    assert f"{out} holds the run; the same command goes on" in capsys.readouterr().out
+    (out / "l3rs.png").write_bytes(b"half of a picture")
+    finetune(photos, out)
+    assert imread(out / "l3rs.png").shape[1] > 500
+
+
 def test_sigterm_stops_between_two_steps_and_the_run_goes_on(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,20 +231,20 @@ def test_a_killed_process_goes_on(photos: Path, run: Path, tmp_path: Path) -> No
 def test_another_config_is_refused_by_name(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     argv = ["finetune", "--data", str(photos), *TINY, "--out", str(run)]
-    assert "holds a run with other batch_size, seed, images, network" in fails([*argv, "--batch-size", "3", "--seed", "1"], capsys)
-    assert "holds a run with other schedule" in fails([*argv, "--learned", "icons-generalist"], capsys).replace("learned, ", "")
+    assert "whose run has another batch_size, seed, images, network" in fails([*argv, "--batch-size", "3", "--seed", "1"], capsys)
+    assert "whose run has another schedule" in fails([*argv, "--learned", "icons-generalist"], capsys).replace("learned, ", "")
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
 def test_the_second_process_in_a_folder_refuses(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with FileLock(run / "lock"):
-        assert "where another process is at work" in fails(["finetune", "--data", str(photos), *TINY, "--out", str(run)], capsys)
+        assert "where no other process is at work" in fails(["finetune", "--data", str(photos), *TINY, "--out", str(run)], capsys)
 
 
 def test_a_folder_with_other_things_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     said = fails(["finetune", "--data", str(photos), *TINY, "--out", str(tmp_path)], capsys)
-    assert "holds other things, such as thesis.txt" in said
+    assert "which holds other things, such as thesis.txt" in said
     assert "inside the images' folder" in fails(["finetune", "--data", str(photos), *TINY, "--out", str(photos / "out")], capsys)
 
 
@@ -265,7 +285,7 @@ def test_bad_folders_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_an_out_that_cannot_be_written(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("x")
     said = fails(["finetune", "--data", str(photos), *TINY, "--out", str(tmp_path / "file" / "out")], capsys)
-    assert "cannot be written" in said
+    assert "must be a folder that can be written" in said
     assert (tmp_path / "file").read_text() == "x"
 
 

@@ -165,7 +165,7 @@ def test_batches_of_large_images_are_small(side: int, sizes: list[int], tmp_path
         (["IMAGES", "IMAGES"], "has no model.safetensors"),
         (["MODEL", "MODEL"], "has no images"),
         (["MODEL", "IMAGES", "--top", "0"], "--top must be at least 1 (got 0)"),
-        (["MODEL", "IMAGES", "--csv", "no/such/folder/x.csv"], "there is no folder no/such/folder"),
+        (["MODEL", "IMAGES", "--csv", "no/such/folder/x.csv"], "--csv must be a file that can be written"),
         (["MODEL"], "images"),
         (["MODEL", "x" * 300], "xxx is not there"),
         (["x" * 300, "IMAGES"], "xxx is not there; give the folder of a run"),

@@ -1,0 +1,72 @@
+"""Which network, and where its weights come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from l3rs.networks.create import check_model, create
+from l3rs.networks.pretrained import SHIPPED, from_hub, load
+
+WIDTH = 16  # of the shipped networks
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network of timm with weights that are shipped, from a file, or timm's own; or without.
+
+    Attributes:
+        model: its name in timm.
+        width: channels of the first stage, for `resnet18` and `resnet34`; None is timm's own, and that of the shipped networks for these.
+        weights: `icons` or `glyphs`, which are shipped, or a file; None is timm's own.
+        from_scratch: whether it starts at random instead.
+
+    Raises:
+        ValueError: values that are wrong, or do not go together; the message says which.
+    """
+
+    model: str
+    width: int | None = None
+    weights: str | None = None
+    from_scratch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.from_scratch and self.weights is not None:
+            raise ValueError(f"weights is {self.weights}, and from_scratch is set; choose one")
+        if self.shipped and (self.model != "resnet34" or self.width not in (None, WIDTH)):
+            other = self.model if self.width is None else f"{self.model} at width {self.width}"
+            raise ValueError(f"the shipped weights {self.weights} are of resnet34 at width {WIDTH}, and model is {other}")
+        if self.from_hub and self.width is not None:
+            raise ValueError(
+                f"width is {self.width}, and pretrained weights are of timm's own width: give weights, or from_scratch, or leave it out"
+            )
+        check_model(self.model, self.width)
+
+    @property
+    def shipped(self) -> str | None:
+        """Which of the shipped networks it is, if it is one."""
+        return self.weights if self.weights in SHIPPED else None
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the weights are timm's."""
+        return self.weights is None and not self.from_scratch
+
+    @property
+    def stage_width(self) -> int | None:
+        """As of `l3rs.networks.create.create`."""
+        return WIDTH if self.shipped else self.width
+
+    def network(self, in_chans: int, num_classes: int) -> nn.Module:
+        """The network, with a head of `num_classes` classes that is yet to be drawn.
+
+        Raises:
+            ValueError: the weights cannot be had, or do not fit.
+        """
+        if self.from_hub:
+            return from_hub(self.model, in_chans, num_classes)
+        network = create(self.model, self.stage_width, in_chans, num_classes)
+        if self.weights is not None:
+            load(network, self.weights)
+        return network

@@ -1,0 +1,47 @@
+"""The folder of a run of any kind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from l3rs.files import TEMPORARY
+from l3rs.run_folder import FolderError, RunFolder
+
+
+def test_what_a_killed_process_has_left_half_written_is_taken_away(tmp_path: Path) -> None:
+    left = TEMPORARY.replace("*", "0123")
+    (tmp_path / "arm").mkdir()
+    for path in (tmp_path / left, tmp_path / "arm" / left):
+        path.write_bytes(b"half")
+    with RunFolder(tmp_path, {}), pytest.raises(FolderError, match="no other process is at work"):
+        RunFolder(tmp_path, {})
+    assert {p.name for p in tmp_path.rglob("*")} - {"lock"} == {"arm"}
+
+
+def test_a_folder_is_of_one_run(tmp_path: Path) -> None:
+    RunFolder(tmp_path, {"a": 1, "b": {"c": (2,)}, "n": 3}, free=("n",)).close()
+    RunFolder(tmp_path, {"a": 1, "b": {"c": [2]}, "n": 4, "new": {"d": 5}}, free=("n",), defaults={"new": {"d": 5}}).close()
+    assert json.loads((tmp_path / "config.json").read_text()) == {"a": 1, "b": {"c": [2]}, "n": 4, "new": {"d": 5}}
+    for about, named in (({"a": 2, "b": {"c": [3]}}, "a, b"), ({"other": 1}, "other")):
+        with pytest.raises(FolderError, match=rf"whose run has another {named}\)"):
+            RunFolder(tmp_path, about)
+    RunFolder(tmp_path, {"a": 1}).close()  # those that were refused hold no lock
+
+
+def test_a_folder_with_other_things_is_refused_where_it_must_be_new(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(FolderError, match=r"holds other things, such as thesis\.txt"):
+        RunFolder(tmp_path, {}, alone=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"thesis.txt"}  # not even a lock
+    RunFolder(tmp_path, {}).close()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("write failed\nstack")])
+def test_what_could_not_be_written_is_one_line(error: Exception, tmp_path: Path) -> None:
+    with RunFolder(tmp_path, {}) as folder, pytest.raises(FolderError) as stop, folder.writing("x.ckpt"):
+        raise error
+    why = str(error.args[-1]).splitlines()[0]
+    assert str(stop.value).startswith(f"x.ckpt could not be written ({why}); what was done before is kept in {tmp_path}. Make room")

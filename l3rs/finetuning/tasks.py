@@ -20,7 +20,13 @@ from l3rs.data.images import ImageSet
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """The size of a task: classes, images a training batch, and images in the evaluation batch."""
+    """The size of a task.
+
+    Attributes:
+        classes: in a task.
+        batch_size: images in a training batch.
+        evaluation_size: images in the evaluation batch.
+    """
 
     classes: int = 25
     batch_size: int = 64

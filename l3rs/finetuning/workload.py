@@ -35,19 +35,19 @@ class Workload:
 
     Attributes:
         split: `icons` or `glyphs`, which are embedded; `imagenet25-0` or another shipped class split; or the JSON file of one.
-        data: for a split whose images are not embedded, their folder.
-        side: height and width, in pixels, of what the network sees; None is what timm's data config says, 224 for ResNets.
+        data: the folder of the images, unless the split is embedded.
+        side: height and width, in pixels, of the network's input; None takes timm's data config, 224 for ResNets.
         channels: 3, colour, or 1, grey.
-        augment: whether training images are cut out and mirrored at random.
-        skip_broken: whether images that cannot be decoded are left out.
+        augment: cuts out and mirrors training images at random.
+        skip_broken: leaves out images that cannot be decoded.
         cache: folder for decoded images; None is `$L3RS_CACHE`, or `~/.cache/l3rs`.
-        model: its name in timm.
-        width: channels of the first stage, for `resnet18` and `resnet34`; None is timm's own, and that of the shipped networks for these.
+        model: name of the network in timm.
+        width: channels of the first stage, for `resnet18` and `resnet34`; None is timm's own width, or the width of a shipped network.
         weights: `icons` or `glyphs`, which are shipped, or a file; None is the shipped network of an embedded split, else timm's weights.
-        from_scratch: whether the network starts at random instead, anew for each task.
+        from_scratch: starts from random weights instead, anew for each task.
 
     Raises:
-        ValueError: values that are wrong, or do not go together; the message says which.
+        ValueError: values are wrong, or do not go together; the message names them.
     """
 
     split: str = "icons"

@@ -27,7 +27,7 @@ BOTH = {
     "learned": "the schedule: auto, a name that `l3rs list` prints, or a path (default: auto)",
     "seed": "seed of everything that is drawn at random; without --data, tasks are those of seeds N, N + 1, ... (default: 0)",
     "out": "where results go (default: l3rs-out; with --data l3rs-NAME, by the name of the images' folder)",
-    "workers": "processes (default: 0, one a core); with --data those that decode images (default: by their number and the machine)",
+    "workers": "processes, 0 is one a core; with --data those that decode images (default: 0; with --data by their number and the machine)",
 }
 """Options of both, and their help."""
 
@@ -61,9 +61,9 @@ def run(args: Namespace, parser: Parser) -> None:
     other = only_of(OwnImagesConfig) if args.data is None else only_of(FinetuneConfig)
     wrong = [name for name in other if name in given]
     if wrong and args.data is None:
-        raise ValueError(f"--{_shown(wrong[0])} goes with --data: give --data FOLDER, the folder of your images, or leave it out")
+        raise ValueError(f"{_shown(wrong[0], args)} goes with --data: give --data FOLDER, the folder of your images, or leave it out")
     if wrong:
-        raise ValueError(f"--{_shown(wrong[0])} goes with the comparison on Icons: leave it out, or --data")
+        raise ValueError(f"{_shown(wrong[0], args)} goes with the comparison on Icons: leave it out, or --data")
     empty = [name for name in ("steps", "optimizers") if args[name] == ()]
     if empty:
         raise ValueError(f"--{empty[0]} must be followed by at least one value")
@@ -102,5 +102,6 @@ def on_own_images(config: OwnImagesConfig) -> None:
         sys.exit(stop.code)
 
 
-def _shown(name: str) -> str:
-    return name.replace("_", "-")
+def _shown(name: str, args: Namespace) -> str:
+    """An option as it was given."""
+    return f"--{'no-' * (args[name] is False)}{name}".replace("_", "-")

@@ -49,7 +49,7 @@ class Parser(jsonargparse.ArgumentParser):
     """
 
     def __init__(self, usage: str, about: str) -> None:
-        self._words_after, self._file = usage, ""
+        self._words_after, self._file, self._last_file = usage, "", ""
         super().__init__(description=about, formatter_class=Formatter, add_help=False, print_config="--print-config", allow_abbrev=False)
         self._negative_number_matcher = NEGATIVE
         self._positionals.title, self._optionals.title = "arguments", "options"
@@ -74,17 +74,20 @@ class Parser(jsonargparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Reads words of a command line; `--batch_size` is `--batch-size`, and `--steps 10 25` is `--steps [10,25]`."""
-        return super().parse_args(self._as_it_parses(list(args or ())), *rest, **kwargs)
+        words = list(args or ())
+        wants_help = {"-h", "--help"} & {*words}  # whatever else is not there yet, as in `--data --help`
+        return super().parse_args(["--help"] if wants_help else self._as_it_parses(words), *rest, **kwargs)
 
     def parse_path(self, path: Any, *rest: Any, **kwargs: Any) -> Namespace:
         """Reads `--config FILE`; an error names the file."""
-        self._file = f"{path}: "
+        self._file = self._last_file = f"{path}: "
         settings: Namespace = super().parse_path(path, *rest, **kwargs)
         self._file = ""
         return settings
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(self._file + in_words(" ".join(str(message).split()), self.options()))
+        file = self._last_file if "is not accepted" in message else self._file  # unknown keys are found when all is read
+        fail(file + in_words(" ".join(str(message).split()), self.options()))
 
     def _as_it_parses(self, words: Sequence[str]) -> list[str]:
         lists = {word: action for action in self._actions for word in action.option_strings if getattr(action, "several", None)}

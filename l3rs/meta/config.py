@@ -17,6 +17,7 @@ from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS, Start
 
 DISTRIBUTIONS, OBJECTIVES, CENTER_OPTIMIZERS = ("uniform", "log-uniform"), ("final", "mean", "error"), ("adam", "sgd")
+LONGEST = 200  # bytes of a name; file systems take 255 with what is added to it
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,8 @@ class MetaTrainConfig:
             raise ValueError(f"validation_steps must be one or more numbers of at least 1 (got {list(self.validation_steps)})")
         if "/" in self.name or "\\" in self.name:
             raise ValueError(f"name must have no slash, since a file is called after it (got {self.name!r})")
+        if not self.name.isprintable() or len(self.name.encode()) > LONGEST:
+            raise ValueError(f"name must be printable and at most {LONGEST} bytes, since a file is called after it (got {self.name!r})")
         LEARNERS[self.optimizer].check(self.beginning)
 
     @classmethod

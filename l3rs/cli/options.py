@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionYesNo
@@ -48,6 +49,7 @@ class Options:
         known = {f.name: f for f in fields(self.config)}
         for name in names:
             default = default_of(known[name])
+            default = str(default) if isinstance(default, Path) else default
             text = self.texts.get(name) or texts.get(name, "")
             option = f"--{self.prefix}{self.names.get(name, name)}".replace("_", "-")
             if kinds[name] is bool:
@@ -60,7 +62,7 @@ class Options:
                 text += f": {', '.join(self.choices[name])}"
             action = where.add_argument(
                 option,
-                type=kinds[name],
+                type=str if kinds[name] is Path else kinds[name],  # a name may be no text, which only a string takes
                 default=None if only_given or default is MISSING else default,
                 metavar=metavar,
                 help=text if "(default" in text else text + shown(default),
@@ -110,4 +112,6 @@ def attributes(config: type) -> dict[str, str]:
 
 def values_of(config: type, args: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a dataclass among parsed options; what is None is left to its default."""
-    return {f.name: args[f.name] for f in fields(config) if args.get(f.name) is not None}
+    kinds = get_type_hints(config)
+    given = {f.name: args[f.name] for f in fields(config) if args.get(f.name) is not None}
+    return {name: Path(value) if kinds[name] is Path else value for name, value in given.items()}

@@ -68,7 +68,10 @@ def run(args: Namespace, parser: Parser) -> None:
     if empty:
         raise ValueError(f"--{empty[0]} must be followed by at least one value")
     if args.data is None:
-        compare(FinetuneConfig(**values_of(FinetuneConfig, vars(args))))
+        values = values_of(FinetuneConfig, vars(args))
+        if "optimizers" in values:
+            values["optimizers"] = tuple(dict.fromkeys(values["optimizers"]))  # each once
+        compare(FinetuneConfig(**values))
     elif args.steps is not None and len(args.steps) != 1:
         raise ValueError(f"--steps must be one whole number with --data (got {' '.join(map(str, args.steps))})")
     else:

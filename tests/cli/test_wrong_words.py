@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from test_cli import fails
 
+import l3rs.cli.finetune
+from l3rs.cli import main
 from l3rs.cli.config_file import DEEPEST, deepest
 from l3rs.data.splits import PURPOSES
+from l3rs.finetuning.compare import FinetuneConfig
 
 LONG = "n" * 300
 
@@ -111,3 +114,10 @@ def test_names_that_no_file_has(name: str, tmp_path: Path, capsys: pytest.Captur
         line = fails([word.replace("NAME", name) for word in words], capsys)
         assert shown in line, f"{words}: {line}"
     assert sorted(os.listdir()) == ["split.json", "there"]
+
+
+def test_an_optimizer_that_is_named_twice_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[FinetuneConfig] = []
+    monkeypatch.setattr(l3rs.cli.finetune, "compare", compared.append)
+    main(["finetune", "--optimizers", "adam", "l3rs", "adam"])
+    assert compared[0].optimizers == ("adam", "l3rs")

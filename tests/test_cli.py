@@ -14,7 +14,8 @@ import pytest
 import yaml
 from conftest import random_schedule, small_network
 
-from l3rs.cli import _meta_train_parser, main
+from l3rs.cli import main, parser_of
+from l3rs.cli.meta_train import config_of
 from l3rs.evaluation.cells import plan
 from l3rs.evaluation.sources import read_cell
 from l3rs.evaluation.study import Study
@@ -73,7 +74,10 @@ def test_checkpoint_of_another_network(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no command is called 'finetun'; there are finetune, split, cache, meta-train, info" in fails(["finetun"], capsys)
+    assert (
+        "no command is called 'finetun'; did you mean finetune? (there are finetune, predict, split, cache, meta-train, info, list)"
+        in fails(["finetun"], capsys)
+    )
 
 
 def test_meta_train_names_bad_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -104,8 +108,7 @@ def test_every_config_opens_with_its_command_and_is_valid(path: Path, monkeypatc
     if kind == "meta_train":
         assert f"# l3rs meta-train --config {path.relative_to(ROOT)} " in first
         data = ["--data", "images"] if "--data" in first else []
-        parser = _meta_train_parser()
-        parser.instantiate(parser.parse_args(["--config", str(path), *data, "--out", "nowhere"]))
+        config_of(parser_of("meta-train").parse_args(["--config", str(path), *data, "--out", "nowhere"]))
     elif kind == "pretrain":
         from backbone import PretrainConfig
 

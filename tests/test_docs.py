@@ -18,9 +18,10 @@ import matplotlib.image
 import pytest
 import yaml
 
-from l3rs.cli import _cache_parser, _meta_train_parser, spelled_out
+from l3rs.cli import parser_of
+from l3rs.cli.meta_train import config_of
+from l3rs.cli.options import values_of
 from l3rs.finetuning.workload import Workload
-from l3rs.meta.config import MetaTrainConfig
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -114,12 +115,9 @@ def dry_run(command: str, tmp_path: Path) -> str:
     """Does all of a command but the work: options are read and checked against what they are for. Gives what it was."""
     words = shlex.split(command)
     if words[:2] == ["l3rs", "meta-train"]:
-        args = _meta_train_parser().parse_args(spelled_out(words[2:]))
-        settings = vars(_meta_train_parser().instantiate(args))
-        MetaTrainConfig.of(**{name: value for name, value in settings.items() if name not in ("out", "config")})
+        config_of(parser_of("meta-train").parse_args(words[2:]))
     elif words[:2] == ["l3rs", "cache"]:
-        args = vars(_cache_parser().parse_args(spelled_out(words[2:])))
-        Workload(**{name: value for name, value in args.items() if name not in ("purposes", "plan", "verify")})
+        Workload(**values_of(Workload, vars(parser_of("cache").parse_args(words[2:]))))
     elif words[:2] == ["ray", "start"]:
         from ray.scripts.scripts import start as start_node
 

@@ -37,7 +37,7 @@ class FinetuneConfig:
     Attributes:
         tasks: tasks of 25 new classes each, the same for every optimizer.
         steps: horizons; each is a run of its own.
-        optimizers: some of `OPTIMIZERS`.
+        optimizers: names of the optimizers to compare.
         learned: the schedule for `l3rs`: "auto", a shipped name, or a path.
         seed: the tasks are those of seeds seed, seed + 1, ...
         out: folder for the results.

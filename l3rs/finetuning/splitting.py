@@ -23,15 +23,15 @@ class SplitConfig:
 
     Attributes:
         folder: of the images, as `l3rs.data.trees.read_folder` takes it.
-        out: the JSON file to write.
-        name: of the split; None is the folder's.
-        seed: of the draw.
+        out: JSON file to write.
+        name: name of the split; None is the folder's.
+        seed: seed of the draw.
         shares: purpose to a share of all classes, a number of classes, or their ids.
         task: the size of the tasks to come; there must be enough classes and images for any of them.
     """
 
     folder: Path
-    out: Path
+    out: Path = Path("split.json")
     name: str | None = None
     seed: int = 0
     shares: Mapping[str, float | Sequence[str]] = field(default_factory=lambda: dict(SHARES))

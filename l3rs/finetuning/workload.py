@@ -41,7 +41,7 @@ class Workload:
         augment: cuts out and mirrors training images at random.
         skip_broken: leaves out images that cannot be decoded.
         cache: folder for decoded images; None is `$L3RS_CACHE`, or `~/.cache/l3rs`.
-        model: its name in timm.
+        model: name of the network in timm.
         width: channels of the first stage, for `resnet18` and `resnet34`; None is timm's own width, or the width of a shipped network.
         weights: `icons` or `glyphs`, which are shipped, or a file; None is the shipped network of an embedded split, else timm's weights.
         from_scratch: starts from random weights instead, anew for each task.

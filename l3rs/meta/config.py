@@ -16,6 +16,7 @@ from l3rs.finetuning.workload import Workload, flat, from_flat
 from l3rs.learners import LEARNERS, Start
 
 DISTRIBUTIONS, OBJECTIVES, CENTER_OPTIMIZERS = ("uniform", "log-uniform"), ("final", "mean", "error"), ("adam", "sgd")
+LONGEST = 200  # bytes of a name; file systems take 255 with what is added to it
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class NESConfig:
         sigma: standard deviation of the noise at generation 0 [choice].
         hidden_noise: how strong noise and learning rate are on meta-parameters that do not lead from a described unit to the output, and on
             all those of other optimizers than L3RS, see `l3rs.controller.initial.noise_scale` [choice; a power of 2 rounds nothing].
-        sigma_half_life: generations in which it halves [paper: 500, for far longer runs].
+        sigma_half_life: generations in which sigma halves [paper: 500, for far longer runs].
         lr: learning rate of the centre at generation 0 [choice].
-        lr_half_life: generations in which it halves [paper: 500].
-        optimizer: of the centre: `adam` or `sgd` [choice].
+        lr_half_life: generations in which lr halves [paper: 500].
+        optimizer: what moves the centre: `adam` or `sgd` [choice].
         seed: of the noise, of the tasks and of the first controller; at least 0 and below 2^32.
     """
 
@@ -64,13 +65,13 @@ class MetaTrainConfig:
 
     Attributes:
         workload: the network and the images, by default the shipped network on Icons.
-        name: of the schedule that comes out, and of its file; by default those of the split and of the model.
-        generations: NES updates.
-        optimizer: what is meta-trained: `l3rs`, or another learned optimizer.
-        start: files of published meta-parameters to start from, of another learned optimizer than L3RS; none is a random start.
-        lr: of another learned optimizer, see `LearnedWeights`; none is 1, and 0.03 for Celo2 [choice].
-        specialist: whether something is learned by layer name, an embedding or an MLP (a specialist), or nothing is (a generalist).
-        steps: K is drawn from this range, ends included, for each task [choice: 10 to 100].
+        name: name of the schedule and of its file; by default those of the split and of the model.
+        generations: updates of the search.
+        optimizer: what to meta-train, `l3rs` or another learned optimizer.
+        start: files of published meta-parameters of another learned optimizer, to start from; by default it starts at random.
+        lr: learning rate of another learned optimizer, see `LearnedWeights`; None is 1, and 0.03 for Celo2 [choice].
+        specialist: learns an embedding or an MLP for each layer by name, for one network; a generalist fits any.
+        steps: shortest and longest run; the length K of each task is drawn between them, ends included [choice: 10 to 100].
         steps_distribution: `uniform` [paper] or `log-uniform`, which dwells on short runs.
         meta_batch: tasks a generation; all candidates see the same ones [choice].
         objective: what is minimized: `final`, the evaluation loss after K steps [paper]; `mean`, the training loss averaged over the
@@ -78,11 +79,12 @@ class MetaTrainConfig:
         penalty: the loss that counts for a run that diverged, and the cap of every loss [choice].
         precision: of forward and backward pass, `float32` or `bfloat16` (autocast); meta-parameters and updates are float32.
         validate_every: generations between meta-validations.
+        validation_steps: lengths of the runs of a meta-validation.
         validation_tasks: tasks at each of `validation_steps`, the same ones every time.
         finalists: how many of the generations that validated best meet again at the end, to choose one.
         final_tasks: meta-validation tasks, other ones, on which they meet, at each of `validation_steps`.
         workers: processes, one thread each; 0 is one a core, of the whole cluster.
-        ray_address: of a Ray cluster to run on; none is this machine.
+        ray_address: address of a Ray cluster to run on; None is this machine.
         gpus_per_actor: share of a GPU for each process; 0 runs on CPU.
         schedule, nes, task: see there.
     """
@@ -132,6 +134,8 @@ class MetaTrainConfig:
             raise ValueError(f"validation_steps must be one or more numbers of at least 1 (got {list(self.validation_steps)})")
         if "/" in self.name or "\\" in self.name:
             raise ValueError(f"name must have no slash, since a file is called after it (got {self.name!r})")
+        if not self.name.isprintable() or len(self.name.encode()) > LONGEST:
+            raise ValueError(f"name must be printable and at most {LONGEST} bytes, since a file is called after it (got {self.name!r})")
         LEARNERS[self.optimizer].check(self.beginning)
 
     @classmethod

@@ -51,22 +51,22 @@ class OwnImagesConfig:
     """What to fine-tune on what; values are checked here, before any work.
 
     Attributes:
-        data: folder of the images, as `ImageFolderDataModule` reads it.
-        model: its name in timm.
+        data: folder of the images; without val/, a fifth of each class is for validation.
+        model: name of the network in timm.
         steps: of training.
-        weights: `icons` or `glyphs`, which are shipped, or a file of tensors; None is timm's own.
-        from_scratch: whether to start at random instead.
-        width: channels of the first stage of a `resnet18` or `resnet34`; None is timm's own, and 16 with shipped weights.
-        side: height and width of what the network sees, in pixels; None is what timm says of the model, and 32 with shipped weights.
-        channels: 3, colour; 1, grey; None is 3, and 1 with shipped weights.
+        weights: `icons` or `glyphs`, which are shipped, or a file of tensors; None takes timm's pretrained weights.
+        from_scratch: starts from random weights instead.
+        width: channels of the first stage, for `resnet18` and `resnet34`; None is timm's own width, and 16 with shipped weights.
+        side: height and width, in pixels, of the network's input; None takes timm's data config, and 32 with shipped weights.
+        channels: 3, colour, or 1, grey; None is 3, and 1 with shipped weights.
         batch_size: images a step; no more than there are training images.
-        augment: whether training images are cut out and mirrored at random; never with shipped weights, pretrained without.
+        augment: cuts out and mirrors training images at random; never with shipped weights, pretrained without.
         learned: the schedule: "auto", a shipped name, or a path.
-        compare: baselines to train on the same batches, some of `COMPARED`, or with a learning rate: `adam=3e-4`.
-        precision: Lightning's.
+        compare: baselines to train on the same batches, at tuned learning rates or given ones, as in `adam=3e-4`.
+        precision: of forward and backward pass, as Lightning calls it.
         seed: of everything that is drawn.
         out: folder of the run; None is l3rs- and the name of the images' folder.
-        workers: processes that decode; None is as of `ImageFolderDataModule`.
+        workers: processes that decode images; None is by their number and the machine.
     """
 
     data: str

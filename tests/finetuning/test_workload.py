@@ -16,7 +16,7 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 import l3rs
-from l3rs.cli import main, spelled_out
+from l3rs.cli import main
 from l3rs.data.decode import Decoder
 from l3rs.data.splits import ClassSplit
 from l3rs.finetuning.tasks import TaskConfig
@@ -280,23 +280,6 @@ def test_weights_of_ones_own_are_put_into_the_network(own: Workload, tmp_path: P
 
 
 # The command line
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--skip-broken"], ["--skip_broken", "true"]),
-        (["--skip_broken", "--out", "x-y"], ["--skip_broken", "true", "--out", "x-y"]),
-        (["--skip-broken", "false"], ["--skip_broken", "false"]),
-        (["--skip-broken", "True"], ["--skip_broken", "True"]),
-        (["--skip-broken=false"], ["--skip_broken=false"]),
-        (["--from-scratch", "--skip-broken"], ["--from_scratch", "true", "--skip_broken", "true"]),
-        (["--nes.half-life", "3", "--out=a-b"], ["--nes.half_life", "3", "--out=a-b"]),
-        (["--name", "skip-broken"], ["--name", "skip-broken"]),
-    ],
-)
-def test_options_are_spelled_with_hyphens_or_underscores(words: list[str], expected: list[str]) -> None:
-    assert spelled_out(words) == expected
 
 
 def options(workload: Workload) -> list[str]:

@@ -1,0 +1,101 @@
+"""`l3rs COMMAND ...`: finds the command, imports what it needs and no more, and ends every error in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from l3rs._version import __version__
+from l3rs.cli.errors import fail, meant, of_an_error
+from l3rs.extras import what_to_install
+from l3rs.processes import exit_code, on_sigterm, terminate
+
+if TYPE_CHECKING:
+    from l3rs.cli.parser import Parser
+
+COMMANDS = {
+    "finetune": "fine-tune on new classes, against tuned baselines; with --data, on your own images",
+    "predict": "say what is on images, with a model that finetune --data has trained",
+    "split": "divide the classes of your own images among meta-training and evaluation",
+    "cache": "decode your own images once, before meta-training",
+    "meta-train": "learn a schedule",
+    "info": "show what is installed, or what a schedule is",
+    "list": "list the schedules and networks that are here",
+}
+"""Commands, and the line about each in `l3rs --help`."""
+CLOSED_PIPE = 128 + 13  # as of a program that SIGPIPE ended
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `l3rs COMMAND ...`; wrong input ends in one line and exit code 2."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's backend, which its shell commands inherit, may not be installed here
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no reason to stop
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            with on_sigterm(terminate):
+                _run(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError as error:  # as of `l3rs list | head -1`
+        if not _stdout_is_closed():
+            fail(of_an_error(error))
+        sys.exit(CLOSED_PIPE)
+    except ModuleNotFoundError as error:
+        missing = what_to_install(f"l3rs {words[0]}", error.name or "")
+        if missing is None:
+            raise
+        fail(missing)
+    except KeyboardInterrupt:  # in a command that keeps nothing that it could go on from, or before that
+        print("\nStopped.")
+        sys.exit(exit_code())
+    except (ValueError, OSError, RecursionError) as error:
+        fail(of_an_error(error))
+
+
+def parser_of(command: str) -> Parser:
+    """The options of a command."""
+    parser: Parser = _module(command).parser()
+    parser.prog = f"l3rs {command}"
+    return parser
+
+
+def _module(command: str) -> ModuleType:
+    """Where a command is: what is heavy is imported with it."""
+    return import_module(f"l3rs.cli.{command.replace('-', '_')}")
+
+
+def _run(words: Sequence[str]) -> None:
+    if words[:1] == ["--version"]:
+        print(f"l3rs {__version__}")
+        return
+    if words[:1] in ([], ["--help"], ["-h"]):
+        width = max(map(len, COMMANDS))
+        print("usage: l3rs COMMAND [options]\n\nFine-tune with a learned schedule.\n\ncommands:")
+        print(*(f"  {name:<{width}}  {about}" for name, about in COMMANDS.items()), sep="\n")
+        print("\n`l3rs COMMAND --help` explains the options of a command, `l3rs --version` prints the version.")
+        return
+    command = words[0]
+    if command not in COMMANDS:
+        fail(f"no command is called {command!r}{meant(command, COMMANDS)} (there are {', '.join(COMMANDS)})")
+    for word in words:
+        if "\0" in word:
+            fail(f"an argument must have no NUL character (got {word!r})")
+    parser = parser_of(command)
+    _module(command).run(parser.parse_args(words[1:]), parser)
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads stdout any more; what is left for it then goes nowhere, so that Python's own last flush is quiet."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

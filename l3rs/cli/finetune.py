@@ -1,0 +1,112 @@
+"""`l3rs finetune`: the comparison on Icons, or with --data, a folder of images."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+
+from jsonargparse import Namespace
+
+from l3rs.cli.options import Options, values_of
+from l3rs.cli.parser import Parser
+from l3rs.finetuning.compare import OPTIMIZERS, FinetuneConfig, Results, finetune, schedule_for
+from l3rs.networks.pretrained import shipped_weights
+from l3rs.own_images.config import COMPARED, PRECISIONS, OwnImagesConfig
+from l3rs.processes import exit_code
+from l3rs.schedules.learned import identity
+from l3rs.schedules.seal import fingerprint
+
+USAGE = "[options]\n       l3rs finetune --data FOLDER [options]"
+ABOUT = """
+Without --data: fine-tune the shipped ResNet-34 on new classes of Icons with the learned schedule and with tuned baselines, on the
+same tasks; print a table, and write runs.csv, curves.csv and finetune.png to --out. Runs that are there already are kept.
+
+With --data: fine-tune a model of timm on your own images, FOLDER/CLASS/IMAGE or FOLDER/{train,val}/CLASS/IMAGE, with the learned
+schedule; write the best weights, the confusion matrix, the curves, and what the schedule decided to --out. It can be stopped: the
+same command goes on where it was.
+"""
+BOTH = {
+    "steps": "steps of training; without --data one or more lengths, each a run of its own (default: 10 25 50; with --data 300)",
+    "learned": "the schedule: auto, a name that `l3rs list` prints, or a path (default: auto)",
+    "seed": "seed of everything that is drawn at random; without --data, tasks are those of seeds N, N + 1, ... (default: 0)",
+    "out": "where results go (default: l3rs-out; with --data l3rs-NAME, by the name of the images' folder)",
+    "workers": "processes, 0 is one a core; with --data those that decode images (default: 0; with --data by their number and the machine)",
+}
+"""Options of both, and their help."""
+
+
+def parser() -> Parser:
+    """Options of both configs; None for what is not given, so that it can be told what goes with what."""
+    parser = Parser(USAGE, ABOUT)
+    comparison = Options(
+        FinetuneConfig, choices={"optimizers": OPTIMIZERS}, metavars={"out": "FOLDER", "optimizers": "NAME", "learned": "NAME"}, texts=BOTH
+    )
+    own = Options(
+        OwnImagesConfig,
+        choices={"compare": tuple(COMPARED), "precision": PRECISIONS},
+        metavars={"data": "FOLDER", "compare": "NAME[=LR]", "weights": "FILE", "model": "NAME"},
+        texts={"augment": "does not cut out and mirror training images at random"},
+    )
+    comparison.add(parser, *BOTH, only_given=True)
+    comparison.add(parser, *only_of(FinetuneConfig), title="the comparison (without --data)", only_given=True)
+    own.add(parser, *only_of(OwnImagesConfig), title="your own images (with --data)", only_given=True)
+    return parser
+
+
+def only_of(config: type) -> list[str]:
+    """The fields of one config that the other has not."""
+    return [f.name for f in fields(config) if f.name not in BOTH]
+
+
+def run(args: Namespace, parser: Parser) -> None:
+    """Fine-tunes on what was given."""
+    given = {name for name, value in vars(args).items() if value is not None}
+    other = only_of(OwnImagesConfig) if args.data is None else only_of(FinetuneConfig)
+    wrong = [name for name in other if name in given]
+    if wrong and args.data is None:
+        raise ValueError(f"{_shown(wrong[0], args)} goes with --data: give --data FOLDER, the folder of your images, or leave it out")
+    if wrong:
+        raise ValueError(f"{_shown(wrong[0], args)} goes with the comparison on Icons: leave it out, or --data")
+    empty = [name for name in ("steps", "optimizers") if args[name] == ()]
+    if empty:
+        raise ValueError(f"--{empty[0]} must be followed by at least one value")
+    if args.data is None:
+        values = values_of(FinetuneConfig, vars(args))
+        if "optimizers" in values:
+            values["optimizers"] = tuple(dict.fromkeys(values["optimizers"]))  # each once
+        compare(FinetuneConfig(**values))
+    elif args.steps is not None and len(args.steps) != 1:
+        raise ValueError(f"--steps must be one whole number with --data (got {' '.join(map(str, args.steps))})")
+    else:
+        on_own_images(OwnImagesConfig(**values_of(OwnImagesConfig, vars(args)) | ({} if args.steps is None else {"steps": args.steps[0]})))
+
+
+def compare(config: FinetuneConfig) -> None:
+    """The comparison on new classes of Icons."""
+    learned = schedule_for(config)
+    about = {"network": fingerprint(*(t for _, t in sorted(shipped_weights().items())))[:12]}
+    if "l3rs" in config.optimizers:
+        about["schedule"] = identity(learned)
+    with Results(config.out, about) as results:
+        try:
+            finetune(config, learned, results)
+        except KeyboardInterrupt:
+            print(f"\nStopped. {config.out} holds the runs that have ended; the same command goes on from there.")
+            sys.exit(exit_code())
+
+
+def on_own_images(config: OwnImagesConfig) -> None:
+    """The run on a folder of images."""
+    from l3rs.own_images.run import Stopped, finetune_own  # only now that the settings are right: Lightning takes seconds
+
+    try:
+        finetune_own(config)
+    except Stopped as stop:
+        where = "" if stop.step is None else f" at step {stop.step}"
+        print(f"\nStopped{where}. {config.folder} holds the run; the same command goes on from the last checkpoint.")
+        sys.exit(stop.code)
+
+
+def _shown(name: str, args: Namespace) -> str:
+    """An option as it was given."""
+    return f"--{'no-' * (args[name] is False)}{name}".replace("_", "-")

@@ -1,0 +1,45 @@
+"""`l3rs predict`: what is on images."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from jsonargparse import Namespace
+
+from l3rs.cli.options import Options
+from l3rs.cli.parser import Parser
+from l3rs.own_images.predict import predict_command
+from l3rs.text import printable
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What to say of images.
+
+    Attributes:
+        top: how many classes of each image.
+        csv: a file for the table.
+    """
+
+    top: int = 1
+    csv: str | None = None
+
+
+def parser() -> Parser:
+    """The model, the images, and how to show them."""
+    parser = Parser("RUN IMAGES [IMAGES ...] [options]", "Say what is on images, with a model that `l3rs finetune --data` has trained.")
+    parser.add_argument("run", type=str, metavar="RUN", help="folder of the run, or its model.safetensors")
+    parser.add_argument("images", type=str, nargs="+", metavar="IMAGES", help="files, or folders of them")
+    Options(PredictOptions, metavars={"csv": "FILE"}).add(parser, "top", "csv")
+    return parser
+
+
+def run(args: Namespace, parser: Parser) -> None:
+    """Predicts; exit code 1 where an image was left out."""
+    predictions = predict_command(args.run, args.images, args.top, args.csv)
+    broken = [p.error for p in predictions if p.error is not None]
+    for why in broken:
+        print(f"l3rs: left out: {printable(why)}", file=sys.stderr)
+    if broken:
+        sys.exit(1)

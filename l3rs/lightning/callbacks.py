@@ -249,8 +249,9 @@ class BatchNormMode(Callback):
         self._freeze(pl_module)
 
     def _freeze(self, pl_module: pl.LightningModule) -> None:
-        for norm in _batch_norms(pl_module) if self.mode == "frozen" else ():
-            norm.requires_grad_(False)
+        if self.mode == "frozen":
+            for norm in _batch_norms(pl_module):
+                norm.requires_grad_(False)
 
 
 def _batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:

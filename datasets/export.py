@@ -7,8 +7,6 @@ For trying on files what is meant for files, and for using the set with other so
 
 from __future__ import annotations
 
-import l3rs  # noqa: F401  isort: skip  (first: it mends `import torchvision` beside a CPU-only torch)
-
 import argparse
 from pathlib import Path
 

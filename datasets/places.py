@@ -8,8 +8,6 @@ index, pretrain; the other 215 are Places25Eval, meta-test. Nothing is drawn, so
 
 from __future__ import annotations
 
-import l3rs  # noqa: F401  isort: skip  (first: it mends `import torchvision` beside a CPU-only torch)
-
 import argparse
 from pathlib import Path
 

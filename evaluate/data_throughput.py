@@ -9,8 +9,6 @@ the same after decoding, on one thread. Tasks are drawn on Icons, and on labels 
 
 from __future__ import annotations
 
-import l3rs  # noqa: F401  isort: skip  (first: it mends `import torchvision` beside a CPU-only torch)
-
 import argparse
 import tempfile
 import time

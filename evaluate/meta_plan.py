@@ -9,8 +9,6 @@ candidates fill the processes, and no more processes help than there are candida
 
 from __future__ import annotations
 
-import l3rs  # noqa: F401  isort: skip  (first: it mends `import torchvision` beside a CPU-only torch)
-
 import argparse
 import math
 from pathlib import Path

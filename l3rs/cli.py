@@ -7,9 +7,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jsonargparse
-
 from l3rs._version import __version__
+from l3rs.extras import what_to_install
+
+
+def without_extra(command: str, error: ModuleNotFoundError) -> None:
+    """Ends in one line where a library of an extra is missing; raises any other error."""
+    missing = what_to_install(command, error.name or "")
+    if missing is None:
+        raise error
+    print(f"l3rs: error: {missing}", file=sys.stderr)
+    sys.exit(2)
+
+
+try:
+    import jsonargparse
+except ModuleNotFoundError as error:
+    without_extra("l3rs", error)
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -346,9 +360,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     make, run = COMMANDS[words[0]]
     if words[0] == "finetune" and any(word.partition("=")[0] == "--data" for word in words):
         make, run = _own_images_parser, _own_images
-    parser = make()
-    parser.prog = f"l3rs {words[0]}"
-    run(parser.parse_args(spelled_out(words[1:]) if words[0] in ("cache", "meta-train") else words[1:]), parser)
+    try:
+        parser = make()
+        parser.prog = f"l3rs {words[0]}"
+        run(parser.parse_args(spelled_out(words[1:]) if words[0] in ("cache", "meta-train") else words[1:]), parser)
+    except ModuleNotFoundError as error:
+        without_extra(f"l3rs {words[0]}", error)
 
 
 if __name__ == "__main__":

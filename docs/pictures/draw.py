@@ -9,8 +9,6 @@ log of the meta-training that made the schedule. The diagrams beside them, `step
 
 from __future__ import annotations
 
-import l3rs  # noqa: F401  isort: skip  (first: it mends `import torchvision`, which timm does, beside a CPU-only torch)
-
 import argparse
 from collections.abc import Callable
 from importlib import resources

@@ -1,5 +1,9 @@
 """Images, class splits, trees of image files and the embedded data sets."""
 
+from l3rs.extras import require
+
+require(__name__, "images")
+
 from l3rs.data.glyphs import load_glyphs
 from l3rs.data.icons import load_icons
 from l3rs.data.images import ImageSet

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from l3rs.extras import require
 from l3rs.finetuning.baselines import BASELINES, Recipe
 from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import Report, unroll
@@ -148,6 +149,7 @@ def execute_all(runs: Sequence[Run], workers: int, how: Callable[[Run], T]) -> I
 
 def execute_on_ray(runs: Sequence[Run], address: str) -> Iterator[tuple[Run, Report | Failure]]:
     """`attempt`s runs on all cores of a Ray cluster, and yields each as it ends. A run whose process or node dies is made again by Ray."""
+    require("execute_on_ray()", "ray")
     import ray
 
     def one(run: Run) -> Report | Failure:

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from l3rs.extras import require
 from l3rs.learned.accumulators import WIDTHS
 from l3rs.learned.mlp import MLP
 from l3rs.schedules.find import SHIPPED_WEIGHTS, locate
@@ -133,6 +133,8 @@ def read(shapes: Shapes, *paths: str | Path) -> Tensor:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     """Everything in one file, with the names of the JAX code."""
+    if path.suffix not in (".npz", ".safetensors"):
+        require(path.name, "msgpack")
     try:
         if path.suffix == ".npz":
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # numpy leaves a broken one open
@@ -140,6 +142,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return _from_pylo({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  (not a dict)
+        import msgpack
+
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=_array, raw=False, strict_map_key=False)
         if not isinstance(tree, dict):
             raise CheckpointError(f"there is {type(tree).__name__}, not names and arrays")
@@ -157,6 +161,8 @@ def _array(code: int, data: bytes) -> Any:
     """flax's extension types: 1 is an array, 3 a number, as (shape, dtype, bytes)."""
     if code not in (1, 3):
         raise CheckpointError(f"there is an object of type {code}; arrays (1) and numbers (3) are read")
+    import msgpack
+
     shape, dtype, buffer = msgpack.unpackb(data, raw=False)
     if dtype not in ("float32", "float64", "float16"):
         raise CheckpointError(f"there is an array of {dtype}; floating ones are read")

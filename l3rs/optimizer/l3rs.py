@@ -15,6 +15,7 @@ from torch.optim.optimizer import ParamsT
 from l3rs.controller.decide import meta_shapes, unflatten
 from l3rs.directions import DIRECTIONS, direction
 from l3rs.directions.torch_optimizer import TorchOptimizerDirection
+from l3rs.extras import require
 from l3rs.optimizer.distributed import average_over_ranks, local
 from l3rs.optimizer.layers import Layers, Schedule, finite, initial_state
 from l3rs.schedules.find import resolve
@@ -291,7 +292,9 @@ class L3RS(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: no step was taken yet, by this object, with a gradient.
+            ModuleNotFoundError: pandas is not installed; the message names the extra that brings it.
         """
+        require("L3RS.decisions()", "pandas")
         import pandas as pd
 
         decided = [batch.decided for batch in self._batches]

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.optim.optimizer import ParamsT
 
+from l3rs.extras import require
 from l3rs.optimizer.l3rs import L3RS
 
 
@@ -29,6 +30,7 @@ def register_with_timm() -> None:
         >>> l3rs.register_with_timm()
         >>> optimizer = create_optimizer_v2(model.named_parameters(), "l3rs", total_steps=1000)
     """
+    require("register_with_timm()", "timm")
     from timm.optim._optim_factory import OptimInfo, default_registry  # timm exports no function to register with
 
     if "l3rs" not in default_registry.list_optimizers():

@@ -1,1 +1,5 @@
 """Fine-tuning on a folder of one's own images: `l3rs finetune --data FOLDER`."""
+
+from l3rs.extras import require
+
+require(__name__, "images")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import re
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +14,7 @@ import huggingface_hub
 import pytest
 import torch
 from conftest import random_schedule, small_network, train
+from environments import linked, python
 from fake_hub import TOKEN, FakeHub, Repository, alone, point_to, serving
 from huggingface_hub import constants
 from safetensors.torch import save_file
@@ -341,9 +340,17 @@ def test_info_of_an_id(hub: FakeHub, schedule: LearnedSchedule, tmp_path: Path, 
     assert "there is no me/nothing, neither as a path here nor on" in capsys.readouterr().err
 
 
-def test_the_package_leaves_the_hub_alone_until_it_is_asked_for() -> None:
-    code = "import sys, l3rs; l3rs.load('icons-generalist'); print([m for m in ('huggingface_hub', 'timm', 'pandas') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+def test_what_pip_brings_without_extras_is_enough(hub: FakeHub, schedule: LearnedSchedule, tmp_path: Path) -> None:
+    schedule.write(tmp_path / "mine.safetensors")
+    code = f"""
+import l3rs, torch
+mine = l3rs.load({str(tmp_path / "mine.safetensors")!r})
+print(l3rs.push_to_hub(mine, "me/mine", token={TOKEN!r}))
+assert torch.equal(l3rs.load("me/mine").theta, mine.theta)
+"""
+    env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "*", "no_proxy": "*"}
+    done = python(linked(tmp_path / "libraries"), "-c", code, **env)
+    assert done.stdout.startswith(f"{hub.endpoint}/me/mine/commit/"), done.stderr
 
 
 # The page

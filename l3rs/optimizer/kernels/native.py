@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.machinery
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -41,13 +40,9 @@ class Library(NamedTuple):
 
 def shared_library(folder: Path, name: str) -> ctypes.CDLL | None:
     """A compiled C file of a folder; None if it was not built, or not for this machine."""
-    built = [folder / f"{name}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
-    found = next((path for path in built if path.exists()), None)
-    if found is None:
-        return None
     try:
-        return ctypes.CDLL(str(found))
-    except OSError:  # built for another machine
+        return ctypes.CDLL(str(folder / f"{name}.so"))  # so called on every system, see setup.py
+    except OSError:
         return None
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from l3rs.schedules.seal import CheckpointError
 from l3rs.text import first_line
@@ -115,6 +115,17 @@ def reachable() -> bool:
     """Whether the Hub, or the proxy to it, answers within `HF_HUB_ETAG_TIMEOUT`, 10 seconds by default."""
     from huggingface_hub import constants, get_session
 
-    seconds = constants.HF_HUB_ETAG_TIMEOUT
-    answer = _ask(seconds, lambda: get_session().head(constants.ENDPOINT, timeout=seconds))
+    seconds, session = constants.HF_HUB_ETAG_TIMEOUT, get_session()
+    hooks = session.event_hooks
+    if _only_names not in hooks["response"]:
+        session.event_hooks = {**hooks, "response": [*hooks["response"], _only_names]}
+    answer = _ask(seconds, lambda: session.head(constants.ENDPOINT, timeout=seconds))
     return answer is not None and answer.exception() is None
+
+
+def _only_names(response: Any) -> None:
+    """Refuses an answer of the Hub with a path in it: huggingface_hub calls files of its cache by what these headers say."""
+    for header in ("x-repo-commit", "x-linked-etag", "etag", "x-xet-hash"):
+        name = response.headers.get(header, "").removeprefix("W/")
+        if "x-repo-commit" in response.headers and re.search(r"[/\\]|^\W*\.", name):
+            raise ValueError(f"its header {header} must be a name (got {name!r})")

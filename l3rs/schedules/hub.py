@@ -16,8 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from safetensors import SafetensorError
+
 from l3rs._version import __version__
-from l3rs.files import replacing
+from l3rs.files import first_line, replacing
 from l3rs.schedules.card import CURVE, curve_of, generate_model_card, shareable
 from l3rs.schedules.connection import LOG_IN, endpoint, reachable, reason, usable, within
 from l3rs.schedules.learned import Learned
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 FILE, CARD = "model.safetensors", "README.md"
 SECONDS = 60.0  # of a download or an upload: a schedule is a small file
 _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\S+)?", re.ASCII)
-_REVISION = re.compile(r"(?![.-])[^\x00-\x20\x7f\\:*?\"<>|~^/]+(/(?!\.)[^\x00-\x20\x7f\\:*?\"<>|~^/]+)*")
+_REVISION = re.compile(r'(?![/-])((^|/)(?!\.)[^\x00-\x20\x7f\\:*?"<>|~^/]+)+')  # a name that git allows: no part of it is empty, . or ..
 
 
 def save_pretrained(
@@ -61,8 +63,9 @@ def save_pretrained(
             shutil.copyfile(curve, folder / CURVE)
         if not (folder / CARD).exists():
             card.save(folder / CARD)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written ({error.strerror}); choose another folder") from None
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise CheckpointError(f"{folder} cannot be written ({why}); choose another folder") from None
 
 
 def push_to_hub(

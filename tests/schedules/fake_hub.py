@@ -32,6 +32,7 @@ class Repository:
         cut: bytes that are missing at the end of what is sent.
         failing: an HTTP status to answer every download with; the token is in its message.
         pause: seconds from each byte of a file to the next.
+        etag: the name that a file has in the cache; by default its hash.
     """
 
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
@@ -39,6 +40,7 @@ class Repository:
     cut: int = 0
     failing: int = 0
     pause: float = 0.0
+    etag: str = ""
 
     def commit(self, branch: str) -> str:
         files = sorted(self.branches[branch].items())
@@ -113,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         if match[3] not in files:
             return self._answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         content = files[match[3]]
-        etag = f'"{hashlib.sha1(content).hexdigest()}"'
+        etag = repository.etag or f'"{hashlib.sha1(content).hexdigest()}"'
         sent = content[: len(content) - repository.cut]
         headers = {"Content-Length": str(len(content))} if self.command == "HEAD" else {}
         if repository.pause and self.command == "GET":

@@ -178,6 +178,19 @@ def test_a_revision_cannot_name_a_file_outside_of_the_cache(revision: str, hub: 
     assert (tmp_path / "victim").read_text() == "precious"
 
 
+@pytest.mark.parametrize("etag", ['"../../../../victim"', 'W/"/../../../../../victim"', '"a/../../../../../victim"', '".."', '"a\\\\b"'])
+def test_a_hub_cannot_name_a_file_outside_of_the_cache(etag: str, hub: FakeHub, schedule: LearnedSchedule, tmp_path: Path) -> None:
+    put(hub, schedule, tmp_path, etag=etag)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for _ in range(2):
+        message = said(partial(load, "me/mine", force_download=True))
+        assert "the download of me/mine from http" in message
+        assert "its header etag must be a name (got" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    hub.repositories["me/mine"].etag = 'W/"a-usual-one"'
+    assert load("me/mine").name == schedule.name
+
+
 @pytest.mark.parametrize("revision", ["v1.0", "feature/new-head", "release_2", "refs/pr/1", "größer", "fix#12", "a@b"])
 def test_revisions_may_have_any_name_that_git_allows(revision: str, hub: FakeHub, schedule: LearnedSchedule, tmp_path: Path) -> None:
     put(hub, schedule, tmp_path)

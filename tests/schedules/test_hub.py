@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -277,6 +278,19 @@ def test_a_folder_is_saved_and_loaded(tmp_path: Path, schedule: LearnedSchedule)
     assert same(load(str(tmp_path / "a" / "folder" / "model.safetensors")), schedule)
     (tmp_path / "file").write_text("x")
     assert "cannot be written (Not a directory); choose another folder" in said(save_pretrained, schedule, tmp_path / "file" / "folder")
+
+
+def test_a_folder_on_a_full_disk(tmp_path: Path, schedule: LearnedSchedule) -> None:
+    save_pretrained(schedule, tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # bytes of a file: a real error of the system
+    try:
+        message = said(save_pretrained, replace(schedule, name="other"), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert message.startswith(f"{tmp_path} cannot be written (")
+    assert same(load(tmp_path), schedule)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", "model.safetensors"]
 
 
 # Commands

@@ -18,7 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = {"_step": "l3rs/optimizer/kernels/step.c", "_elements": "l3rs/learned/elements.c"}
 TESTS = ("tests/optimizer/kernels/test_kernels.py", "tests/optimizer/kernels/test_gate.py", "tests/learned/test_elements.py")
-FLAGS = ("-g", "-O1", "-std=gnu11", "-fPIC", "-shared", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+FLAGS = ("-g", "-O1", "-std=gnu11", "-fPIC", "-shared", *SANITIZE)
 RUN = """
 import ctypes, sys, pytest
 from l3rs.learned import elements

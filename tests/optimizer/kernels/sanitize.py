@@ -51,7 +51,7 @@ def main() -> int:
             "PYTHONMALLOC": "malloc",  # so that reads past Python's own memory are seen too
             "PYTHONPATH": str(ROOT),
         }
-        options = ("-q", "-n", "0", "-p", "no:cacheprovider", *TESTS, *sys.argv[1:])
+        options = ("-q", "-s", "-n", "0", "-p", "no:cacheprovider", *TESTS, *sys.argv[1:])
         return subprocess.run([sys.executable, "-c", RUN, temporary, *options], env=environment, cwd=ROOT).returncode
 
 

@@ -28,9 +28,9 @@ def paths(config: L3RSConfig) -> list[tuple[str, dict[str, float], float]]:
 
     As many as there are units in the narrower hidden layer; without embeddings, the first three.
     """
-    points = torch.linspace(0, 1, config.time_points)
+    points = torch.linspace(0, 1, config.time_points, dtype=torch.float32)
     span = float(torch.tanh(config.time_slope * (1 - points)).sum())  # the sum runs from -span to span
-    shortest, tenfold = (float(torch.tanh(k / torch.tensor(config.time_scales) - 1).sum()) for k in (10.0, 100.0))
+    shortest, tenfold = (float(torch.tanh(k / torch.tensor(config.time_scales, dtype=torch.float32) - 1).sum()) for k in (10.0, 100.0))
     time, horizon = HEIGHT / span, HEIGHT / (tenfold - shortest)
     clocks = [
         ("early", {"relative_time": -time}, 0.0),
@@ -66,7 +66,7 @@ def initial_theta(config: L3RSConfig, layers: tuple[str, ...], seed: int, descri
         description: of each layer, see `l3rs.networks.describe`; None describes none.
     """
     if description is None:
-        description = torch.zeros(len(layers), len(DESCRIPTION))
+        description = torch.zeros(len(layers), len(DESCRIPTION), dtype=torch.float32)
     if config.controller == "layerwise":
         every = meta_shapes(config, layers)
         alike = replace(config, controller="shared")
@@ -76,15 +76,15 @@ def initial_theta(config: L3RSConfig, layers: tuple[str, ...], seed: int, descri
         return torch.cat([meta[name].flatten() for name in every])
     generator = torch.Generator().manual_seed(seed)
     shapes, inputs = meta_shapes(config, layers), feature_names(config)
-    meta = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    meta = {name: torch.zeros(shape, dtype=torch.float32) for name, shape in shapes.items()}
     for name in ("w1", "w2"):
-        meta[name] = torch.randn(shapes[name], generator=generator) * math.sqrt(2 / shapes[name][1])
+        meta[name] = torch.randn(shapes[name], generator=generator, dtype=torch.float32) * math.sqrt(2 / shapes[name][1])
     for unit, (_, weights, bias) in enumerate(paths(config)):
         meta["w1"][unit] = torch.tensor([weights.get(name, 0.0) + weights.get(name.partition("/")[0], 0.0) for name in inputs])
         meta["b1"][unit] = bias
         meta["w2"][unit] = torch.eye(config.hidden[0])[unit]
     if layers:
-        meta["embedding"] = torch.randn(shapes["embedding"], generator=generator)
+        meta["embedding"] = torch.randn(shapes["embedding"], generator=generator, dtype=torch.float32)
         meta["embedding"][:, : len(DESCRIPTION)] = description[:, : config.embedding]
     meta["b3"][0], meta["b3"][-1] = -config.initial_decay / 2, config.initial_mix
     starts = {

@@ -36,7 +36,7 @@ class LearnedRule(torch.optim.Optimizer):
         self.theta = theta
         self._prepare()
         super().__init__(params, {**defaults, "step": 0, "skipped": 0})
-        self._multipliers.read(self.param_groups, stacklevel=4)
+        self._multipliers.read(self.param_groups, stacklevel=4, step=False)
 
     def _prepare(self) -> None:
         self._portions = Portions(self.rule, self.hidden)

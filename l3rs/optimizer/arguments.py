@@ -41,9 +41,9 @@ def plain(groups: Iterable[dict[str, Any]]) -> None:
 
 
 class Multipliers:
-    """Reads the `lr` of all groups before a step.
+    """Reads the `lr` of all groups, as they are given and before each step.
 
-    Says once that it multiplies the learned step, if it has never been more than a hundredth. Where a scheduler warms up from there, its
+    Says once that it multiplies the learned step, if no step has had more than a hundredth. Where a scheduler warms up from there, its
     `initial_lr` is what was meant.
 
     Args:
@@ -52,26 +52,29 @@ class Multipliers:
     """
 
     def __init__(self, name: str, learned: bool = True) -> None:
-        self.name, self.learned = name, learned
-        self.largest = 0.0
+        self.name, self.told = name, not learned
+        self.largest = 0.0  # of all steps
 
-    def read(self, groups: Sequence[dict[str, Any]], stacklevel: int) -> None:
+    def read(self, groups: Sequence[dict[str, Any]], stacklevel: int, step: bool = True) -> None:
         """Raises ValueError for an lr that is no number of at least 0."""
+        largest = self.largest
         for group in groups:
             lr = group["lr"]
             if isinstance(lr, Tensor):  # was looked at when it came; to look again would wait for the device
-                self.largest = math.inf
+                largest = math.inf
                 continue
             if type(lr) is not float or not 0 <= lr < math.inf:
-                group["lr"] = multiplier(lr)
-                if math.isnan(group["lr"]):
-                    group["lr"] = lr
+                number = multiplier(lr)
+                if not isinstance(number, Tensor) and math.isnan(number):
                     raise ValueError(f"lr must be a number of at least 0 (got {lr!r})")
-            self.largest = max(self.largest, group["lr"], float(group.get("initial_lr", 0.0)))
-        if self.learned and 0 < self.largest < SMALL:
-            said = f"lr is {self.largest:g}: it multiplies the step that {self.name} has learned, and is 1 by default"
+                group["lr"] = lr = number
+            largest = max(largest, float(lr), float(group.get("initial_lr", 0.0)))
+        if step:
+            self.largest = largest
+        if 0 < largest < SMALL and not self.told:
+            self.told = True
+            said = f"lr is {largest:g}: it multiplies the step that {self.name} has learned, and is 1 by default"
             warnings.warn(said, stacklevel=stacklevel)
-            self.largest = math.inf
 
 
 def evaluate(closure: Callable[[], Any] | None, name: str) -> Any:

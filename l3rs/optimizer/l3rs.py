@@ -90,7 +90,7 @@ class L3RS(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "maximize": maximize, "total_steps": total_steps, "step": 0, "skipped": 0})
         self.learned = learned if isinstance(learned, LearnedSchedule) else resolve(learned, self._names() or [], match)
         self._prepare()
-        self._multipliers.read(self.param_groups, stacklevel=3)
+        self._multipliers.read(self.param_groups, stacklevel=3, step=False)
         if learned == "auto" and match == "name" and self._names() is None:
             self._tell_what_names_would_give()
 
@@ -157,7 +157,7 @@ class L3RS(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
         if self.learned is not None:
-            self._multipliers.read(self.param_groups, stacklevel=3)
+            self._multipliers.read(self.param_groups, stacklevel=3, step=False)
 
     @staticmethod
     def _validate(group: dict[str, Any]) -> None:

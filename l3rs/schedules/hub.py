@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, cast
 from safetensors import SafetensorError
 
 from l3rs._version import __version__
-from l3rs.files import first_line, replacing
 from l3rs.schedules.card import CURVE, curve_of, generate_model_card, shareable
 from l3rs.schedules.connection import LOG_IN, endpoint, reachable, reason, usable, within
 from l3rs.schedules.learned import Learned
 from l3rs.schedules.seal import CheckpointError
+from l3rs.text import first_line, replacing
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

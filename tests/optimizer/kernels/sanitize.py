@@ -18,16 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = {"_step": "l3rs/optimizer/kernels/step.c", "_elements": "l3rs/learned/elements.c"}
 TESTS = ("tests/optimizer/kernels/test_kernels.py", "tests/optimizer/kernels/test_gate.py", "tests/learned/test_elements.py")
-FLAGS = (
-    "-g",
-    "-O1",
-    "-std=gnu11",
-    "-fPIC",
-    "-shared",
-    "-fno-omit-frame-pointer",
-    "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=all",
-)
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+FLAGS = ("-g", "-O1", "-std=gnu11", "-fPIC", "-shared", *SANITIZE)
 RUN = """
 import ctypes, sys, pytest
 from l3rs.learned import elements
@@ -59,7 +51,7 @@ def main() -> int:
             "PYTHONMALLOC": "malloc",  # so that reads past Python's own memory are seen too
             "PYTHONPATH": str(ROOT),
         }
-        options = ("-q", "-n", "0", "-p", "no:cacheprovider", *TESTS, *sys.argv[1:])
+        options = ("-q", "-s", "-n", "0", "-p", "no:cacheprovider", *TESTS, *sys.argv[1:])
         return subprocess.run([sys.executable, "-c", RUN, temporary, *options], env=environment, cwd=ROOT).returncode
 
 

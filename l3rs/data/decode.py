@@ -101,7 +101,6 @@ def _decoded(path: str | Path, channels: int) -> Image.Image:
         _check_size(file)
         _check_density(file, path)
         file.load()
-        _check_size(file)  # an icon may hold an image of another size than it says
         _turn_upright(file)
         image: Image.Image = file
         if image.mode.startswith("I;16") or (image.mode == "I" and file.format in ("PNG", "PPM")):

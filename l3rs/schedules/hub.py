@@ -23,7 +23,7 @@ from l3rs.schedules.card import CURVE, curve_of, generate_model_card, shareable
 from l3rs.schedules.connection import LOG_IN, endpoint, reachable, reason, usable, within
 from l3rs.schedules.learned import Learned
 from l3rs.schedules.seal import CheckpointError
-from l3rs.text import first_line, replacing
+from l3rs.text import first_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -57,14 +57,13 @@ def save_pretrained(
     card, curve = generate_model_card(learned, repo_id=repo_id, **model_card_kwargs or {}), curve_of(learned)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / FILE) as temporary:
-            replace(cast(Any, learned), training=shareable(learned.training)).write(temporary)
+        replace(cast(Any, learned), training=shareable(learned.training)).write(folder / FILE)
         if curve is not None and curve != folder / CURVE:
             shutil.copyfile(curve, folder / CURVE)
         if not (folder / CARD).exists():
             card.save(folder / CARD)
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or first_line(error)
+        why = first_line(error)
         raise CheckpointError(f"{folder} cannot be written ({why}); choose another folder") from None
 
 

@@ -156,7 +156,7 @@ def test_starting_the_command_imports_nothing_that_only_some_commands_need() -> 
     code = "import sys, l3rs; before = set(sys.modules); import l3rs.cli; l3rs.cli.main(['--help']); print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     imported = done.stdout.splitlines()[-1].split()
-    assert {name for name in imported if name.startswith("l3rs.")} == {"l3rs.cli", "l3rs.cli.dispatch", "l3rs.cli.errors"}
+    assert {name for name in imported if name.startswith("l3rs.")} == {"l3rs.cli", "l3rs.cli.dispatch", "l3rs.cli.errors", "l3rs.processes"}
     assert not {"jsonargparse", "matplotlib", "pandas", "yaml"} & set(imported)
 
 

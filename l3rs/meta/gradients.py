@@ -1,0 +1,315 @@
+"""Meta-gradients: the exact gradient of the evaluation loss after K steps with respect to all meta-parameters.
+
+Reverse mode through the unroll. The run keeps the state before each step, K times the parameters and moments. On the way back the
+vector-Jacobian products of each step are taken, from the last to the first: those of the update, then one through the network's
+gradient, which is a product with its Hessian. The graph of that gradient is kept from the way there, or, where K graphs would fill the
+memory, made again (a checkpoint at every step).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from l3rs.controller.decide import meta_shapes, unflatten
+from l3rs.meta.batch_norm import batch_norm
+from l3rs.optimizer.differentiable import DifferentiableL3RS, State
+from l3rs.schedules.schedule import LearnedSchedule
+
+Batch = tuple[Tensor, Tensor]
+STATISTICS = ("running", "recent", "refreshed")
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """What one unroll gives.
+
+    Attributes:
+        theta: (n,), the gradient of the evaluation loss with respect to the meta-parameters.
+        loss, accuracy: on the evaluation batch after K steps; NaN, and a gradient of zero, where the run diverged.
+        train_losses: of each batch, before its step.
+    """
+
+    theta: Tensor
+    loss: float
+    accuracy: float
+    train_losses: list[float]
+
+
+def meta_gradient(
+    learned: LearnedSchedule,
+    network: nn.Module,
+    batches: Sequence[Batch] | Callable[[int], Batch],
+    steps: int,
+    held_out: Batch,
+    statistics: str = "running",
+    last: int = 20,
+    checkpoint: bool = False,
+) -> MetaGradient:
+    """The gradient through one run of `steps` steps from the network's present weights, which stay as they are.
+
+    Args:
+        learned: the schedule, at whose meta-parameters the gradient is taken.
+        network: on the device and in the dtype of the run; all parameters that require a gradient are trained.
+        batches: (inputs, labels) of each step, or a function that gives them; asked for twice.
+        steps: K.
+        held_out: the evaluation batch.
+        statistics: of BatchNorm at evaluation: `running`, with its momentum; `recent`, the mean over the last batches of the run, each
+            at the weights of its step; `refreshed`, the mean over the same batches at the last weights, as `unroll` refreshes them.
+        last: so many batches.
+        checkpoint: whether graphs are made again on the way back, which needs less memory and a forward-backward pass more for each step.
+
+    Raises:
+        ValueError: a value is not what it must be, or the schedule mixes a direction that has no derivative.
+    """
+    if statistics not in STATISTICS:
+        raise ValueError(f"statistics must be one of {', '.join(STATISTICS)} (got {statistics!r})")
+    if steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1 (got {steps})")
+    batch = batches if callable(batches) else batches.__getitem__
+    return _Unroll(learned, network, batch, steps, held_out, statistics, last, checkpoint).gradient()
+
+
+class _Graph(NamedTuple):
+    """The loss of a step at `theta`, (n,), its gradient, and the batch's statistics in each BatchNorm, by buffer."""
+
+    theta: Tensor
+    g: Tensor
+    loss: Tensor
+    seen: dict[str, Tensor]
+
+
+class _Unroll:
+    """One run there and back; the arguments are those of `meta_gradient`."""
+
+    def __init__(
+        self,
+        learned: LearnedSchedule,
+        network: nn.Module,
+        batch: Callable[[int], Batch],
+        steps: int,
+        held_out: Batch,
+        statistics: str,
+        last: int,
+        checkpoint: bool,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.network, self.batch, self.steps, self.held_out = network, batch, steps, held_out
+        self.refreshed, self.last = statistics == "refreshed", min(last, steps)
+        trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self.shapes = {name: p.shape for name, p in trained.items()}
+        self.last_channels = {name for name, p in trained.items() if p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last)}
+        self.sizes = [p.numel() for p in trained.values()]
+        self.first = torch.cat([self._flat(name, p.detach()) for name, p in trained.items()])
+        self.optimizer = DifferentiableL3RS(learned, list(trained), self.sizes, steps)
+        self.meta_shapes = meta_shapes(learned.config, learned.layers)
+        self.meta_theta = learned.theta.detach().to(self.first)
+        self.buffers = {name: b.detach().clone() for name, b in network.named_buffers()}
+        self.layers = _normalizations(network)
+        self.weights = self._weights(statistics)
+
+    def _weights(self, statistics: str) -> Callable[[str, int], tuple[float, float]]:
+        """How BatchNorm's statistics come about: (what is kept, share of this batch) of a layer in step k."""
+
+        def running(layer: str, k: int) -> tuple[float, float]:
+            momentum = self.layers[layer].momentum
+            share = 1 / (k + 1) if momentum is None else float(momentum)
+            return 1 - share, share
+
+        def recent(layer: str, k: int) -> tuple[float, float]:
+            first = self.steps - self.last
+            return (1.0, 0.0) if k < first else (float(k > first), 1 / self.last)
+
+        return {"running": running, "recent": recent, "refreshed": lambda layer, k: (1.0, 0.0)}[statistics]
+
+    # -- there and back ----------------------------------------------------------------------------------------------------------------
+
+    def gradient(self) -> MetaGradient:
+        nothing = MetaGradient(torch.zeros_like(self.meta_theta), math.nan, math.nan, [])
+        meta = unflatten(self.meta_theta, self.meta_shapes)
+        state, states, losses, buffers = self.optimizer.start(self.first), [], [], dict(self.buffers)
+        graphs: list[_Graph] = []
+        for k in range(self.steps):
+            states.append(state)
+            graph = self._graph(state.theta, k, keep=not self.checkpoint)
+            g, loss, seen = graph.g.detach(), graph.loss.detach(), {name: t.detach() for name, t in graph.seen.items()}
+            if not self.checkpoint:
+                graphs.append(graph)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]) or not g.isfinite().all():
+                return nothing
+            with torch.no_grad():
+                self._take_in(buffers, seen, k)
+                state = self.optimizer.step(meta, state, g, loss, k)
+        ends = state.theta.detach().requires_grad_()
+        if self.refreshed:
+            buffers |= self._mean_statistics(ends)
+        at = {name: b.detach().requires_grad_() for name, b in buffers.items() if name.endswith(("running_mean", "running_var"))}
+        with torch.enable_grad(), _Statistics(at, recording=False):
+            logits = functional_call(self.network.eval(), self._parameters(ends) | buffers | at, (self.held_out[0],))
+            loss = F.cross_entropy(logits, self.held_out[1])
+        self.network.train()
+        found = torch.autograd.grad(loss, [ends, *at.values()], allow_unused=True)
+        if not loss.isfinite():
+            return nothing
+        of_theta, of_buffers = found[0], {name: g for name, g in zip(at, found[1:], strict=True) if g is not None}
+        if self.refreshed:
+            of_theta = of_theta + self._through_mean(ends, of_buffers)
+            of_buffers = {}
+        of_meta = self._back(states, graphs, of_theta, of_buffers)
+        accuracy = (logits.argmax(1) == self.held_out[1]).double().mean().item()
+        return MetaGradient(of_meta, loss.item(), accuracy, losses)
+
+    def _back(self, states: Sequence[State], graphs: list[_Graph], of_theta: Tensor, of_buffers: dict[str, Tensor]) -> Tensor:
+        """The gradient with respect to the meta-parameters, from that with respect to the end of the run."""
+        total = torch.zeros_like(self.meta_theta)
+        of_state = State(of_theta, torch.zeros_like(states[0].averages), tuple(torch.zeros_like(m) for m in states[0].moments))
+        for k in reversed(range(self.steps)):
+            shares = {name: self.weights(name.rpartition(".")[0], k) for name in of_buffers}
+            passed = {name: share * of_buffers[name] for name, (_, share) in shares.items() if share}
+            graph = graphs.pop() if graphs else self._graph(states[k].theta, k, keep=True)
+            of_state, of_g, of_loss, of_meta = self._through_update(states[k], graph.g.detach(), graph.loss.detach(), k, of_state)
+            total += of_meta
+            outputs, weights = [graph.g, graph.loss, *(graph.seen[name] for name in passed)], [of_g, of_loss, *passed.values()]
+            (through,) = torch.autograd.grad(outputs, graph.theta, weights)
+            of_state = of_state._replace(theta=of_state.theta + through)
+            of_buffers = {name: keep * of_buffers[name] for name, (keep, _) in shares.items()}
+        return total
+
+    def _through_update(self, state: State, g: Tensor, loss: Tensor, k: int, of_state: State) -> tuple[State, Tensor, Tensor, Tensor]:
+        """The vector-Jacobian products of one update: with respect to the state before it, the gradient, the loss, the meta-parameters."""
+        inputs = [t.detach().requires_grad_() for t in (state.theta, state.averages, *state.moments, g, loss, self.meta_theta)]
+        before, (g, loss, meta_theta) = State(inputs[0], inputs[1], tuple(inputs[2:-3])), inputs[-3:]
+        with torch.enable_grad():
+            after = self.optimizer.step(unflatten(meta_theta, self.meta_shapes), before, g, loss, k)
+        outputs, weights = [after.theta, after.averages, *after.moments], [of_state.theta, of_state.averages, *of_state.moments]
+        needed = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
+        found = torch.autograd.grad([o for o, _ in needed], inputs, [w for _, w in needed], allow_unused=True)
+        of = [torch.zeros_like(t) if d is None else d for t, d in zip(inputs, found, strict=True)]
+        return State(of[0], of[1], tuple(of[2:-3])), *of[-3:]  # type: ignore[return-value]
+
+    # -- the network -------------------------------------------------------------------------------------------------------------------
+
+    def _parameters(self, theta: Tensor) -> dict[str, Tensor]:
+        """Views by name. (The derivative of `split` is one concatenation.)"""
+        views = {}
+        for (name, shape), part in zip(self.shapes.items(), theta.split(self.sizes), strict=True):
+            if name in self.last_channels:
+                out, into, height, width = shape
+                views[name] = part.view(out, height, width, into).permute(0, 3, 1, 2)
+            else:
+                views[name] = part.view(shape)
+        return views
+
+    def _flat(self, name: str, p: Tensor) -> Tensor:
+        """The elements in the order of memory, so that kernels need not be turned for each convolution."""
+        return (p.permute(0, 2, 3, 1) if name in self.last_channels else p).flatten()
+
+    def _graph(self, theta: Tensor, k: int, keep: bool) -> _Graph:
+        """The gradient of step k; `keep`: with the graph that it and the statistics are differentiated through."""
+        theta = theta.detach().requires_grad_()
+        loss, seen = self._loss(theta, self.batch(k), recording=keep)
+        (g,) = torch.autograd.grad(loss, theta, create_graph=keep)
+        return _Graph(theta, g, loss, seen)
+
+    def _loss(self, theta: Tensor, batch: Batch, recording: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss in train mode, and the batch's statistics in each BatchNorm, by the buffers that they go into.
+
+        Args:
+            recording: whether these statistics have a graph.
+        """
+        scratch = {name: b.clone() for name, b in self.buffers.items()}
+        with torch.enable_grad(), _Statistics(scratch, recording) as statistics:
+            logits = functional_call(self.network, self._parameters(theta) | scratch, (batch[0],))
+            loss = F.cross_entropy(logits, batch[1])
+        return loss, statistics.seen
+
+    def _take_in(self, buffers: dict[str, Tensor], seen: dict[str, Tensor], k: int) -> None:
+        for name, value in seen.items():
+            keep, share = self.weights(name.rpartition(".")[0], k)
+            buffers[name] = keep * buffers[name] + share * value if share else buffers[name]
+
+    def _mean_statistics(self, theta: Tensor) -> dict[str, Tensor]:
+        """The mean of the last batches' statistics at these weights."""
+        total: dict[str, Tensor] = {}
+        for batch in self._last():
+            with torch.no_grad():
+                for name, value in self._loss(theta, batch, recording=False)[1].items():
+                    total[name] = total.get(name, 0) + value.detach() / self.last
+        return total
+
+    def _through_mean(self, theta: Tensor, of_buffers: dict[str, Tensor]) -> Tensor:
+        """The vector-Jacobian product of `_mean_statistics`, batch by batch."""
+        total = torch.zeros_like(theta)
+        for batch in self._last() if of_buffers else ():
+            _, seen = self._loss(theta, batch, recording=True)
+            weights = [g / self.last for g in of_buffers.values()]
+            (through,) = torch.autograd.grad([seen[name] for name in of_buffers], theta, weights)
+            total += through
+        return total
+
+    def _last(self) -> Iterator[Batch]:
+        return (self.batch(k) for k in range(self.steps - self.last, self.steps))
+
+
+def _normalizations(network: nn.Module) -> dict[str, Any]:
+    """Layers that keep running statistics, by name."""
+    return {name: m for name, m in network.named_modules() if getattr(m, "running_mean", None) is not None}
+
+
+class _Statistics(TorchFunctionMode):
+    """Sees every `F.batch_norm` of a network, whatever module calls it.
+
+    In train mode it takes the statistics of the batch; in evaluation it lets the gradient through to the running ones, as torch does not.
+
+    Args:
+        buffers: the running statistics that the network is called with, by name.
+        recording: whether the batch's statistics have a graph, and normalization one that is cheap to differentiate twice.
+    """
+
+    def __init__(self, buffers: dict[str, Tensor], recording: bool) -> None:
+        super().__init__()
+        self.names = {id(b): name for name, b in buffers.items()}
+        self.recording, self.seen = recording, dict[str, Tensor]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.batch_norm:
+            return self._batch_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _batch_norm(
+        self,
+        x: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        known = mean is not None and var is not None and id(mean) in self.names
+        if not known:
+            return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+        assert mean is not None
+        assert var is not None
+        if not training:
+            shape = (1, -1, *[1] * (x.dim() - 2))
+            scale = (var + eps).rsqrt() * (1 if weight is None else weight)
+            shift = (0 if bias is None else bias) - mean * scale
+            return x * scale.view(shape) + shift.view(shape)
+        if self.recording:
+            y, of_mean, of_var = batch_norm(x, weight, bias, eps)
+            self.seen |= {self.names[id(mean)]: of_mean, self.names[id(var)]: of_var}
+            return y
+        y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps)  # a momentum of 1 leaves the batch's own statistics there
+        self.seen |= {self.names[id(mean)]: mean, self.names[id(var)]: var}
+        return y

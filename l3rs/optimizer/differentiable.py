@@ -1,0 +1,284 @@
+"""The step of L3RS as a differentiable function, for meta-gradients: all layers at once, on flat vectors, nothing in place.
+
+It says what `reference.py` says layer by layer, and is tested against it. Derivatives are exact, with three remarks: Lion's sign has
+none; an element whose gradient has always been zero passes none on (Adam's ratio has an infinite slope there); and a layer whose
+direction is zero has none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from l3rs.controller.decide import Meta, decide
+from l3rs.controller.features import EMA_SIGNALS
+from l3rs.schedules.schedule import LearnedSchedule
+
+
+class State(NamedTuple):
+    """What a run carries from step to step.
+
+    Attributes:
+        theta: (n,), all parameters, one layer after the other.
+        averages: (L, signals, factors), the adaptive features before their bias correction.
+        moments: of the directions, each (n,), in the order of `DifferentiableL3RS.moments`.
+    """
+
+    theta: Tensor
+    averages: Tensor
+    moments: tuple[Tensor, ...]
+
+
+KEPT: Mapping[str, tuple[str, ...]] = {"adam": ("m", "v"), "lamb": ("m", "v"), "lion": ("m",), "adamax": ("m", "u")}
+
+
+class DifferentiableL3RS:
+    """L3RS for the layers of one network, in every form of the controller, with the directions that l3rs has.
+
+    Args:
+        learned: gives the config and the layers that it knows by name.
+        names: of the layers; all of them have a gradient in every step.
+        sizes: numbers of elements of each.
+        total_steps: K.
+
+    Raises:
+        ValueError: the schedule mixes a direction that is not built in, whose derivative is not known.
+    """
+
+    def __init__(self, learned: LearnedSchedule, names: Sequence[str], sizes: Sequence[int], total_steps: int) -> None:
+        self.config, self.total_steps, self.sizes = learned.config, total_steps, list(sizes)
+        unknown = [name for name in self.config.directions if not hasattr(self, name)]
+        if unknown:
+            raise ValueError(f"directions must be built in to have a gradient (got {unknown[0]!r})")
+        self.slots = torch.tensor(learned.slots(len(names), names), dtype=torch.long)
+        self.moments = tuple(f"{name} {moment}" for name in self.config.directions for moment in KEPT.get(name, ()))
+
+    def start(self, theta: Tensor) -> State:
+        """The state before the first step."""
+        averages = theta.new_zeros(len(self.sizes), len(EMA_SIGNALS), len(self.config.ema_factors))
+        return State(theta, averages, tuple(torch.zeros_like(theta) for _ in self.moments))
+
+    # -- base directions: d of all layers, and the moments after this step ------------------------------------------------------------
+
+    def sgd(self, meta: Meta, moments: dict[str, Tensor], n: int, theta: Tensor, g: Tensor) -> Tensor:
+        return g
+
+    def weight_decay(self, meta: Meta, moments: dict[str, Tensor], n: int, theta: Tensor, g: Tensor) -> Tensor:
+        return theta
+
+    def adam(self, meta: Meta, moments: dict[str, Tensor], n: int, theta: Tensor, g: Tensor) -> Tensor:
+        return _moment_ratio("adam", above(1e-8, meta["adam/eps"]), meta, moments, n, g)
+
+    def lamb(self, meta: Meta, moments: dict[str, Tensor], n: int, theta: Tensor, g: Tensor) -> Tensor:
+        """Without its trust ratio, which normalizing takes away."""
+        ratio = _moment_ratio("lamb", above(1e-6, meta["lamb/eps"]), meta, moments, n, g)
+        return ratio + above(0.01, meta["lamb/weight_decay"]) * theta
+
+    def lion(self, meta: Meta, moments: dict[str, Tensor], n: int, theta: Tensor, g: Tensor) -> Tensor:
+        beta1, beta2 = between(0.9, meta["lion/beta1"]), between(0.99, meta["lion/beta2"])
+        m = moments["lion m"]
+        moments["lion m"] = beta2 * m + (1 - beta2) * g
+        return torch.sign(beta1 * m + (1 - beta1) * g)
+
+    def adamax(self, meta: Meta, moments: dict[str, Tensor], n: int, theta: Tensor, g: Tensor) -> Tensor:
+        beta1, beta2 = between(0.9, meta["adamax/beta1"]), between(0.999, meta["adamax/beta2"])
+        m = moments["adamax m"] = beta1 * moments["adamax m"] + (1 - beta1) * g
+        u = moments["adamax u"] = torch.maximum(beta2 * moments["adamax u"], g.abs() + above(1e-8, meta["adamax/eps"]))
+        return m / (u * (1 - beta1**n))
+
+    # -- the step ----------------------------------------------------------------------------------------------------------------------
+
+    def norms(self, x: Tensor) -> Tensor:
+        """l2 norm of each layer, (L,), of a flat vector."""
+        return cast(Tensor, _LayerNorms.apply(x, self.sizes))  # type: ignore[no-untyped-call]
+
+    def time(self, taken: int, like: Tensor) -> Tensor:
+        """tanh(a (k/K - t_i)), and tanh(K / s_i - 1)."""
+        c, k, whole = self.config, min(taken, self.total_steps), self.total_steps
+        relative = [math.tanh(c.time_slope * (k / whole - i / (c.time_points - 1))) for i in range(c.time_points)]
+        return like.new_tensor([*relative, *(math.tanh(whole / s - 1) for s in c.time_scales)])
+
+    def features(
+        self, meta: Meta, averages: Tensor, weights: Tensor, grads: Tensor, directions: Tensor, loss: Tensor, taken: int
+    ) -> tuple[Tensor, Tensor]:
+        """What the controller sees, (L, F), in the order of `feature_names`, and the averages after this step."""
+        c, number = self.config, len(self.sizes)
+        root = weights.new_tensor([math.sqrt(max(size, 1)) for size in self.sizes])
+
+        def log_size(norms: Tensor) -> Tensor:
+            return torch.log(norms / root + c.norm_floor) / c.norm_scale
+
+        factors = weights.new_tensor(c.ema_factors)
+        signals = torch.stack([log_size(weights), log_size(grads), (loss / c.loss_scale).expand(number)], dim=1)
+        averages = factors * averages + (1 - factors) * signals.unsqueeze(2)
+        corrected = averages / (1 - factors ** (taken + 1))
+        sizes = [log_size(norms) for norms in directions.unbind(dim=1)]
+        blocks = [corrected.flatten(1), self.time(taken, weights).expand(number, -1), torch.stack(sizes, dim=1)]
+        if c.embedding:
+            blocks.append(meta["embedding"][self.slots])
+        return torch.cat(blocks, dim=1), averages
+
+    def units(self, weights: Tensor) -> Tensor:
+        """The length of a step at lambda = 1, (L,)."""
+        c = self.config
+        if c.unit == "l2":
+            return torch.ones_like(weights)
+        if c.unit == "relative":
+            return c.lr0 * weights.clamp_min(c.relative_floor)
+        return c.lr0 * weights.new_tensor(self.sizes).sqrt()
+
+    def step(self, meta: Meta, state: State, g: Tensor, loss: Tensor, taken: int) -> State:
+        """update(l) = - lambda(l) * sum_p mu_p(l) * d_p(l) / ||d_p(l)||   (Eq. 2)
+
+        Args:
+            meta: the meta-parameters by name.
+            state: before the step.
+            g: (n,), the gradient at `state.theta`.
+            loss: (), of this step's batch.
+            taken: k, the number of steps before this one.
+        """
+        c, theta, moments = self.config, state.theta, dict(zip(self.moments, state.moments, strict=True))
+        d = [getattr(self, name)(meta, moments, taken + 1, theta, g) for name in c.directions]
+        weights, grads = self.norms(theta), self.norms(g)
+        norms = torch.stack([grads if x is g else weights if x is theta else self.norms(x) for x in d], dim=1)
+        shown = norms
+        if "lamb" in c.directions:  # its trust ratio gives it the weights' norm, in the features alone
+            of_lamb = torch.tensor([name == "lamb" for name in c.directions])
+            trusted = of_lamb & (norms > 0) & (weights > 0).unsqueeze(1)
+            shown = torch.where(trusted, weights.unsqueeze(1), norms)
+        features, averages = self.features(meta, state.averages, weights, grads, shown, loss, taken)
+        lam, mu = decide(self._mlp(meta), features, c.controller)
+        lengths = lam * self.units(weights)
+        there = norms > 0
+        scales = torch.where(there, lengths.unsqueeze(1) * mu / torch.where(there, norms, 1), 0)
+        for scale, x in zip(scales.unbind(dim=1), d, strict=True):
+            theta = cast(Tensor, _Moved.apply(theta, scale, x, self.sizes))  # type: ignore[no-untyped-call]
+        return State(theta, averages, tuple(moments.values()))
+
+    def _mlp(self, meta: Meta) -> Meta:
+        mlp = {name: t for name, t in meta.items() if len(name) == 2}
+        return {name: t[self.slots] for name, t in mlp.items()} if self.config.controller == "layerwise" else mlp
+
+
+def between(usual: float, raw: Tensor) -> Tensor:
+    """A hyperparameter in (0, 1): sigmoid(logit(usual) + raw)."""
+    return torch.sigmoid(math.log(usual / (1 - usual)) + raw)
+
+
+def above(usual: float, raw: Tensor) -> Tensor:
+    """A positive hyperparameter: usual * exp(raw)."""
+    return usual * raw.exp()
+
+
+def _moment_ratio(of: str, eps: Tensor, meta: Meta, moments: dict[str, Tensor], n: int, g: Tensor) -> Tensor:
+    """m_hat / (sqrt(v_hat) + eps), of Adam and of LAMB."""
+    beta1, beta2 = between(0.9, meta[f"{of}/beta1"]), between(0.999, meta[f"{of}/beta2"])
+    before = moments[f"{of} m"], moments[f"{of} v"]
+    d, moments[f"{of} m"], moments[f"{of} v"] = _MomentRatio.apply(g, *before, beta1, beta2, eps, n)  # type: ignore[no-untyped-call]
+    return cast(Tensor, d)
+
+
+# -- what is computed for every element, with its derivative written out: torch's own would be three times as many passes over memory ------
+
+TINY = 1e-30  # in the place of a root of 0, over which 0 is divided
+PIECE = 1 << 16  # elements at a time, so that what comes between stays in the cache
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(t.split(PIECE) for t in tensors), strict=True)
+
+
+def _scaled(x: Tensor, numbers: Tensor, sizes: list[int]) -> Tensor:
+    """x, (n,), times a number of each layer, (L,)."""
+    if x.device.type == "cpu":
+        scaled = torch.empty_like(x)
+        for part, number, out in zip(x.split(sizes), numbers.tolist(), scaled.split(sizes), strict=True):
+            torch.mul(part, number, out=out)
+        return scaled
+    return x * torch.repeat_interleave(numbers, torch.tensor(sizes, device=x.device), output_size=len(x))
+
+
+class _LayerNorms(torch.autograd.Function):
+    """l2 norm of each layer; the derivative at 0 is 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int]) -> Tensor:
+        norms = torch.stack(torch._foreach_norm(list(x.split(sizes))))
+        ctx.save_for_backward(x, norms)
+        ctx.sizes = sizes
+        return norms
+
+    @staticmethod
+    def backward(ctx: Any, of_norms: Tensor) -> tuple[Tensor, None]:
+        x, norms = ctx.saved_tensors
+        return _scaled(x, torch.where(norms > 0, of_norms / norms, 0), ctx.sizes), None
+
+
+class _Moved(torch.autograd.Function):
+    """theta - scale(l) * d, layer by layer."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, scale: Tensor, d: Tensor, sizes: list[int]) -> Tensor:
+        ctx.save_for_backward(scale, d)
+        ctx.sizes = sizes
+        return theta - _scaled(d, scale, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, of_moved: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        scale, d = ctx.saved_tensors
+        dots = [torch.dot(a, b) for a, b in zip(of_moved.split(ctx.sizes), d.split(ctx.sizes), strict=True)]
+        return of_moved, -torch.stack(dots), _scaled(of_moved, -scale, ctx.sizes), None
+
+
+class _MomentRatio(torch.autograd.Function):
+    """d = m_hat / (sqrt(v_hat) + eps) after m <- beta1 m + (1 - beta1) g and v <- beta2 v + (1 - beta2) g^2; gives d, m and v.
+
+    With q = d' / (1 - beta1^n) / (sqrt(v_hat) + eps), where x' is the derivative of the end with respect to x:
+    m' += q, v' -= q m / (sqrt(v_hat) + eps) / (2 sqrt(v_hat) (1 - beta2^n)), and from there to g, to the moments before and to the betas.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, g: Tensor, m: Tensor, v: Tensor, beta1: Tensor, beta2: Tensor, eps: Tensor, n: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        d, m_after, v_after = torch.empty_like(g), torch.empty_like(g), torch.empty_like(g)
+        c1, c2 = 1 - beta1**n, 1 - beta2**n
+        for g_, m_, v_, d_, m2, v2 in _pieces(g, m, v, d, m_after, v_after):
+            torch.lerp(g_, m_, beta1, out=m2)
+            torch.mul(v_, beta2, out=v2).addcmul_(g_ * (1 - beta2), g_)
+            torch.div(m2, (v2 / c2).sqrt_().add_(eps).mul_(c1), out=d_)
+        ctx.save_for_backward(g, m, v, m_after, v_after, beta1, beta2, eps)
+        ctx.n = n
+        return d, m_after, v_after
+
+    @staticmethod
+    def backward(ctx: Any, of_d: Tensor, of_m: Tensor, of_v: Tensor) -> tuple[Tensor | None, ...]:
+        g, m, v, m_after, v_after, beta1, beta2, eps = ctx.saved_tensors
+        n = ctx.n
+        c1, c2 = 1 - beta1**n, 1 - beta2**n
+        of_g, of_m_before, of_v_before = torch.empty_like(g), torch.empty_like(g), torch.empty_like(g)
+        of_beta1, of_beta2, of_eps, of_c1, of_c2 = (torch.zeros_like(eps) for _ in range(5))
+        parts = (of_d, of_m, of_v, g, m, v, m_after, v_after, of_g, of_m_before, of_v_before)
+        for d_, m_, v_, g_, m0, v0, m1, v1, to_g, to_m, to_v in _pieces(*parts):
+            root = (v1 / c2).sqrt_()
+            below = root + eps
+            q = (v1.sign() / c1).mul_(d_).div_(below)  # 0 where v is
+            of_root = (q * m1).div_(below).neg_()  # which is also that of eps
+            of_eps += of_root.sum()
+            of_c1 -= torch.dot(q, m1) / c1
+            of_vhat = of_root.div_(root.clamp_min_(TINY)).mul_(0.5)
+            of_c2 -= torch.dot(of_vhat, v1) / c2**2
+            torch.add(v_, of_vhat.div_(c2), out=to_v)
+            torch.add(m_, q, out=to_m)
+            of_beta1 += torch.dot(to_m, m0 - g_)
+            of_beta2 += torch.dot(to_v, torch.addcmul(v0, g_, g_, value=-1))
+            torch.addcmul(to_m * (1 - beta1), to_v, g_ * (2 * (1 - beta2)), out=to_g)
+            to_m.mul_(beta1)
+            to_v.mul_(beta2)
+        of_beta1 -= of_c1 * n * beta1 ** (n - 1)
+        of_beta2 -= of_c2 * n * beta2 ** (n - 1)
+        return of_g, of_m_before, of_v_before, of_beta1, of_beta2, of_eps, None

@@ -1,6 +1,7 @@
 """What meta-training costs beyond forward and backward pass, and what a second process gives.
 
     python evaluate/meta_throughput.py
+    python evaluate/meta_throughput.py --search gradient    # of meta-gradients, four tasks a generation
 
 appends to `evaluate/results/meta_throughput.csv`. The bare pass is that of the same network on the same batches, without drawing,
 features, update or evaluation. Generations are those of a meta-training run with K uniform in 10 to 100: all of an NES step is in
@@ -25,7 +26,7 @@ from tqdm import trange
 from l3rs.files import append_rows
 from l3rs.finetuning.workbench import workbench
 from l3rs.meta.config import MetaTrainConfig, NESConfig
-from l3rs.meta.nes import NES
+from l3rs.meta.descent import Search, search_for
 from l3rs.meta.problem import FineTuning
 from l3rs.meta.train import generation_tasks, processes, start
 
@@ -63,18 +64,20 @@ def bare_together(count: int, steps: int = 400) -> float:
         return sum(1 / seconds for seconds in pool.map(bare_alone, [steps] * count))
 
 
-def generation(nes: NES, problem: FineTuning, config: MetaTrainConfig, number: int) -> float:
+def generation(search: Search, problem: FineTuning, config: MetaTrainConfig, number: int) -> float:
     """Seconds of an inner step, all costs of a generation included."""
     problem.tasks = generation_tasks(config, number)
     started = time.perf_counter()
-    nes.step()
-    return (time.perf_counter() - started) / (config.nes.population * sum(steps for _, steps in problem.tasks))
+    search.step()
+    runs = config.nes.population if config.search == "nes" else 1  # of each task
+    return (time.perf_counter() - started) / (runs * sum(steps for _, steps in problem.tasks))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generations", type=int, default=7, help="measured, for each number of processes")
     parser.add_argument("--population", type=int, default=8, help="candidates a generation")
+    parser.add_argument("--search", choices=("nes", "gradient"), default="nes", help="what is timed")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes")
     parser.add_argument("--out", type=Path, default=ROOT / "evaluate" / "results" / "meta_throughput.csv", help="file for the rows")
     args = parser.parse_args()
@@ -84,17 +87,18 @@ def main() -> None:
     passes: list[float] = []
     rates: dict[int, list[float]] = {}
     for workers in args.processes:
-        config = MetaTrainConfig(workers=workers, nes=NESConfig(population=args.population))
+        meta_batch = 1 if args.search == "nes" else 4
+        config = MetaTrainConfig(workers=workers, search=args.search, meta_batch=meta_batch, nes=NESConfig(population=args.population))
         learned = start(config)
         problem = FineTuning(learned, config, processes(config))
-        nes = NES(problem, learned.theta, config.nes)
+        search = search_for(problem, learned.theta / problem.scale, config)
         bare(config, 50)
-        problem.tasks = [(0, 3)]
-        nes.step()  # the processes start, and load what they need
+        problem.tasks = [(0, 3)] * workers
+        search.step()  # the processes start, and load what they need
         rates[workers] = []
         for i in trange(args.generations, desc=f"{workers} processes"):
             passes.append(bare(config, 100))
-            rates[workers].append(generation(nes, problem, config, int(numbers[i])))
+            rates[workers].append(generation(search, problem, config, int(numbers[i])))
         problem.stop()
     once = float(np.median(passes))
     rows = [{"what": "forward and backward", "processes": 1, "inner_steps_per_second": round(1 / once, 1), "times_bare": 1.0}]
@@ -104,7 +108,8 @@ def main() -> None:
     for workers, times in rates.items():
         each = float(np.median(times))
         times_bare = round((together[workers] if workers > 1 else 1 / once) * each, 3)  # against as many processes
-        rows.append({"what": "meta-training", "processes": workers, "inner_steps_per_second": round(1 / each, 1), "times_bare": times_bare})
+        what = "meta-training" if args.search == "nes" else "meta-gradients"
+        rows.append({"what": what, "processes": workers, "inner_steps_per_second": round(1 / each, 1), "times_bare": times_bare})
     for row in rows:
         print(
             f"{row['what']}, processes: {row['processes']}: {row['inner_steps_per_second']} steps/s, {row['times_bare']} times bare a core"

@@ -18,12 +18,12 @@ from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import PRECISIONS
 from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS
-from l3rs.meta.config import CENTER_OPTIMIZERS, DISTRIBUTIONS, OBJECTIVES, MetaTrainConfig, NESConfig
+from l3rs.meta.config import CENTER_OPTIMIZERS, DISTRIBUTIONS, OBJECTIVES, SEARCHES, GradientConfig, MetaTrainConfig, NESConfig
 from l3rs.processes import exit_code
 
 ABOUT = """
-Meta-train a schedule by evolution strategies, on Icons25 or on classes of your own, and write the schedule that did best on
-meta-validation classes, its curve and its config to --out.
+Meta-train a schedule by evolution strategies or meta-gradients, on Icons25 or on classes of your own, and write the schedule that did
+best on meta-validation classes, its curve and its config to --out.
 
 Stop it when you like: the same command goes on where it was. Settings come from --config and from the options, the last of which
 counts; most runs need no more than the first group.
@@ -33,10 +33,11 @@ BASIC_SEARCH = ("optimizer", "generations", "steps", "workers")
 PARTS: Mapping[str, tuple[type, str]] = {
     "schedule": (L3RSConfig, "advanced options of the schedule (--optimizer l3rs)"),
     "nes": (NESConfig, "advanced options of the evolution strategies"),
+    "gradient": (GradientConfig, "advanced options of meta-gradients (--search gradient or both)"),
     "task": (TaskConfig, "advanced options of the tasks"),
 }
 CHOICES = {
-    "optimizer": tuple(LEARNERS), "steps_distribution": DISTRIBUTIONS, "objective": OBJECTIVES, "precision": PRECISIONS,
+    "search": SEARCHES, "optimizer": tuple(LEARNERS), "steps_distribution": DISTRIBUTIONS, "objective": OBJECTIVES, "precision": PRECISIONS,
 }  # fmt: skip
 PART_CHOICES = {"controller": CONTROLLERS, "unit": UNITS, "optimizer": CENTER_OPTIMIZERS}
 

@@ -10,11 +10,13 @@ from typing import Any
 import jsonargparse
 
 from l3rs.controller.config import L3RSConfig
+from l3rs.directions import DIRECTIONS
 from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import PRECISIONS
 from l3rs.finetuning.workload import Workload, flat, from_flat
 from l3rs.learners import LEARNERS, Start
 
+SEARCHES = ("nes", "gradient", "both")
 DISTRIBUTIONS, OBJECTIVES, CENTER_OPTIMIZERS = ("uniform", "log-uniform"), ("final", "mean", "error"), ("adam", "sgd")
 LONGEST = 200  # bytes of a name; file systems take 255 with what is added to it
 
@@ -60,6 +62,32 @@ class NESConfig:
 
 
 @dataclass(frozen=True)
+class GradientConfig:
+    """Descent along meta-gradients, by Adam [choice: all of it].
+
+    Attributes:
+        lr: learning rate at the start; it falls to 0 along a cosine.
+        clip: largest norm of a step's gradient.
+        checkpoint_from: runs of so many steps, or more, keep no graphs: each costs a forward-backward pass more a step, and less memory.
+        share: part of the generations that `both` descends before evolution strategies go on.
+    """
+
+    lr: float = 3e-3
+    clip: float = 1.0
+    checkpoint_from: int = 64
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite (got {getattr(self, name)})")
+        if self.checkpoint_from < 1:
+            raise ValueError(f"checkpoint_from must be at least 1 (got {self.checkpoint_from})")
+        if not 0 < self.share < 1:
+            raise ValueError(f"share must be above 0 and below 1 (got {self.share})")
+
+
+@dataclass(frozen=True)
 class MetaTrainConfig:
     """One meta-training run.
 
@@ -67,6 +95,7 @@ class MetaTrainConfig:
         workload: the network and the images, by default the shipped network on Icons.
         name: name of the schedule and of its file; by default those of the split and of the model.
         generations: updates of the search.
+        search: `nes`, evolution strategies [paper]; `gradient`, descent along meta-gradients; `both`, first that and then evolution.
         optimizer: what to meta-train, `l3rs` or another learned optimizer.
         start: files of published meta-parameters of another learned optimizer, to start from; by default it starts at random.
         lr: learning rate of another learned optimizer, see `LearnedWeights`; None is 1, and 0.03 for Celo2 [choice].
@@ -76,6 +105,7 @@ class MetaTrainConfig:
         meta_batch: tasks a generation; all candidates see the same ones [choice].
         objective: what is minimized: `final`, the evaluation loss after K steps [paper]; `mean`, the training loss averaged over the
             run; `error`, the share of the evaluation batch that is classified wrong after K steps.
+        refresh: gives BatchNorm the statistics of the last training batches before each evaluation, in the place of running ones [paper].
         penalty: the loss that counts for a run that diverged, and the cap of every loss [choice].
         precision: of forward and backward pass, `float32` or `bfloat16` (autocast); meta-parameters and updates are float32.
         validate_every: generations between meta-validations.
@@ -86,12 +116,13 @@ class MetaTrainConfig:
         workers: processes, one thread each; 0 is one a core, of the whole cluster.
         ray_address: address of a Ray cluster to run on; None is this machine.
         gpus_per_actor: share of a GPU for each process; 0 runs on CPU.
-        schedule, nes, task: see there.
+        schedule, nes, gradient, task: see there.
     """
 
     workload: Workload = field(default_factory=Workload)
     name: str = ""
     generations: int = 150
+    search: str = "nes"
     optimizer: str = "l3rs"
     start: tuple[str, ...] = ()
     lr: float | None = None
@@ -100,6 +131,7 @@ class MetaTrainConfig:
     steps_distribution: str = "uniform"
     meta_batch: int = 1
     objective: str = "final"
+    refresh: bool = False
     penalty: float = 20.0
     precision: str = "float32"
     validate_every: int = 10
@@ -112,13 +144,20 @@ class MetaTrainConfig:
     gpus_per_actor: float = 0.0
     schedule: L3RSConfig = field(default_factory=L3RSConfig)
     nes: NESConfig = field(default_factory=NESConfig)
+    gradient: GradientConfig = field(default_factory=GradientConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
 
     def __post_init__(self) -> None:
         low, high = self.steps
         if not 1 <= low <= high:
             raise ValueError(f"steps must be two whole numbers of at least 1, the smaller first (got {list(self.steps)})")
-        choices = {"optimizer": tuple(LEARNERS), "steps_distribution": DISTRIBUTIONS, "objective": OBJECTIVES, "precision": PRECISIONS}
+        choices = {
+            "search": SEARCHES,
+            "optimizer": tuple(LEARNERS),
+            "steps_distribution": DISTRIBUTIONS,
+            "objective": OBJECTIVES,
+            "precision": PRECISIONS,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)} (got {getattr(self, name)!r})")
@@ -137,6 +176,18 @@ class MetaTrainConfig:
         if not self.name.isprintable() or len(self.name.encode()) > LONGEST:
             raise ValueError(f"name must be printable and at most {LONGEST} bytes, since a file is called after it (got {self.name!r})")
         LEARNERS[self.optimizer].check(self.beginning)
+        if self.search != "nes":
+            self._check_gradients()
+
+    def _check_gradients(self) -> None:
+        """Raises ValueError for what has no meta-gradient."""
+        wanted = {"optimizer": "l3rs", "objective": "final", "precision": "float32"}
+        for name, value in wanted.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} must be {value} with search {self.search} (got {getattr(self, name)})")
+        unknown = [name for name in self.schedule.directions if name not in DIRECTIONS]
+        if unknown:
+            raise ValueError(f"schedule.directions must be built in with search {self.search} (got {unknown[0]!r})")
 
     @classmethod
     def of(cls, **values: Any) -> MetaTrainConfig:

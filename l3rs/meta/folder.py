@@ -16,7 +16,7 @@ from torch import Tensor
 from l3rs.files import write_atomically
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
-from l3rs.meta.nes import NES
+from l3rs.meta.descent import Search
 from l3rs.run_folder import RunFolder
 from l3rs.schedules.learned import Learned
 
@@ -39,7 +39,8 @@ class MetaTrainFolder(RunFolder):
 
     def __init__(self, path: Path, config: MetaTrainConfig) -> None:
         # Settings that there were not yet when the config was written had the defaults of today.
-        super().__init__(path, config.flat(), free=FREE, defaults=MetaTrainConfig().flat())
+        free = tuple(name for name in FREE if name != "generations" or config.search == "nes")  # the others' rates follow from their number
+        super().__init__(path, config.flat(), free=free, defaults=MetaTrainConfig().flat())
         self.config = config
 
     def kept(self) -> str:
@@ -49,30 +50,30 @@ class MetaTrainFolder(RunFolder):
         """The saved states, newest first."""
         return sorted(self.path.glob("state-*.safetensors"), reverse=True)
 
-    def save_state(self, nes: NES) -> None:
+    def save_state(self, search: Search) -> None:
         """Saves the state, and removes all but the last few."""
-        tensors = {k: torch.as_tensor(v).clone().contiguous() for k, v in nes.state_dict().items()}
-        file = self.path / f"state-{nes.generation:06d}.safetensors"
+        tensors = {k: torch.as_tensor(v).clone().contiguous() for k, v in search.state_dict().items()}
+        file = self.path / f"state-{search.generation:06d}.safetensors"
         with self.writing(file):
             write_atomically(file, save(tensors))
             for old in self.states()[KEPT:]:
                 old.unlink()
 
-    def load_state(self, nes: NES) -> None:
+    def load_state(self, search: Search) -> None:
         """Takes up the newest state that can be read, if there is one, and forgets rows of generations that it had not seen.
 
         States that cannot be read are put aside, so that they are not taken for the newest.
         """
         for file in self.states():
             try:
-                nes.load_state_dict(load(file.read_bytes()))
+                search.load_state_dict(load(file.read_bytes()))
                 break
             except (SafetensorError, KeyError, ValueError, OSError) as error:
                 warnings.warn(f"{file} cannot be read ({error}); going on from the state before it", stacklevel=3)
                 with self.writing(file):
                     file.rename(f"{file}.unreadable")
         if (self.path / "curve.csv").exists():
-            self._write_curve(row for row in self.curve() if int(row["generation"]) <= nes.generation)
+            self._write_curve(row for row in self.curve() if int(row["generation"]) <= search.generation)
 
     def curve(self) -> list[dict[str, str]]:
         """The rows of `curve.csv` so far; one that was cut off is none."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import ray
 import torch
@@ -14,13 +15,15 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 from torch import Tensor
 
 from l3rs.finetuning.tasks import TaskConfig
-from l3rs.finetuning.unroll import Report, unroll
+from l3rs.finetuning.unroll import REFRESH, Report, unroll
 from l3rs.finetuning.workbench import Workbench, workbench
 from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
+from l3rs.meta.gradients import meta_gradient
 from l3rs.meta.nes import Problem
 from l3rs.schedules.learned import Learned
+from l3rs.schedules.schedule import LearnedSchedule
 
 REPLACEMENTS = 3  # times in a row that dead processes are replaced before the run is given up
 PATIENCE = 60.0  # seconds without a further process having started, after which those that have not are done without; five times that
@@ -34,13 +37,39 @@ class MetaTrainingError(RuntimeError):
     """Meta-training cannot go on: most candidates failed, or its processes die or find no place. What was done before is saved."""
 
 
-def fine_tune(learned: Learned, theta: Tensor, bench: Workbench, purpose: str, seed: int, steps: int, precision: str = "float32") -> Report:
+def fine_tune(
+    learned: Learned,
+    theta: Tensor,
+    bench: Workbench,
+    purpose: str,
+    seed: int,
+    steps: int,
+    precision: str = "float32",
+    refresh: bool = False,
+) -> Report:
     """One run of the schedule that `theta` defines, on the task of this seed over the classes of this purpose."""
     tasks = bench.tasks(purpose)
     task = tasks.draw(seed, steps)
     network = bench.network_for(task.head_seed)
     optimizer = LEARNERS[learned.kind].build(learned, theta, network.named_parameters(), steps)
-    return unroll(network, optimizer, tasks.images, task, precision=precision)
+    return unroll(network, optimizer, tasks.images, task, precision=precision, refresh=refresh)
+
+
+class TaskGradient(NamedTuple):
+    """The meta-gradient of one task, (n,), with its evaluation loss; of one that diverged or met an error zeros, and the penalty."""
+
+    theta: Tensor
+    loss: float
+    diverged: bool
+    error: str = ""
+
+
+def shares(tasks: Tasks, processes: int) -> list[list[int]]:
+    """Which tasks each process takes, by their places: the longest first, always to the one that has least to do."""
+    taken: list[list[int]] = [[] for _ in range(processes)]
+    for i in sorted(range(len(tasks)), key=lambda i: -tasks[i][1]):
+        min(taken, key=lambda mine: sum(tasks[j][1] for j in mine)).append(i)
+    return taken
 
 
 @lru_cache(maxsize=1)
@@ -109,7 +138,7 @@ class FineTuning(Problem):
         bench, c = self._bench(), self.config
         losses = []
         for seed, steps in self.tasks:
-            report = fine_tune(self.learned, theta, bench, "meta-train", seed, steps, c.precision)
+            report = fine_tune(self.learned, theta, bench, "meta-train", seed, steps, c.precision, c.refresh)
             loss = {
                 "final": report.loss[steps],
                 "mean": sum(report.train_losses) / len(report.train_losses),
@@ -156,8 +185,50 @@ class FineTuning(Problem):
         """What `runs` gives, of the tasks that fall to this one of so many processes."""
         bench, c = self._bench(), self.config
         mine = tasks[self.actor_index or 0 :: processes]
-        reports = [(steps, fine_tune(self.learned, theta, bench, purpose, seed, steps, c.precision)) for seed, steps in mine]
+        reports = [(steps, fine_tune(self.learned, theta, bench, purpose, seed, steps, c.precision, c.refresh)) for seed, steps in mine]
         return [(r.accuracy[steps], r.loss[steps]) for steps, r in reports]
+
+    def gradients(self, theta: Tensor) -> list[TaskGradient]:
+        """The meta-gradient of each of this step's tasks at `theta`, (n,), in their order, made on all processes."""
+        self.met = ""
+        if not self._num_actors:
+            return [self._gradient(theta, *task) for task in self.tasks]
+        number = int(self._num_actors)
+        parts: list[list[tuple[int, TaskGradient]]] = self._surviving(
+            lambda: self.all_remote_problems()._share_of_gradients(theta, list(self.tasks), number)
+        )
+        found = dict(pair for part in parts for pair in part)
+        self.met = next((task.error for task in found.values() if task.error), "")
+        return [found[i] for i in range(len(self.tasks))]
+
+    def _share_of_gradients(self, theta: Tensor, tasks: Tasks, processes: int) -> list[tuple[int, TaskGradient]]:
+        """What `gradients` gives, of the tasks that fall to this one of so many processes, with their places."""
+        return [(i, self._gradient(theta, *tasks[i])) for i in shares(tasks, processes)[self.actor_index or 0]]
+
+    def _gradient(self, theta: Tensor, seed: int, steps: int) -> TaskGradient:
+        c = self.config
+        try:
+            bench = self._bench()
+            tasks = bench.tasks("meta-train")
+            task = tasks.draw(seed, steps)
+            network = bench.network_for(task.head_seed).train()
+            device = next(network.parameters()).device
+            learned = replace(cast(LearnedSchedule, self.learned), theta=theta)
+            found = meta_gradient(
+                learned,
+                network,
+                lambda k: tuple(t.to(device) for t in task.batch(tasks.images, k)),  # type: ignore[arg-type, return-value]
+                steps,
+                tuple(t.to(device) for t in task.held_out(tasks.images)),  # type: ignore[arg-type]
+                "refreshed" if c.refresh else "running",
+                REFRESH,
+                checkpoint=steps >= c.gradient.checkpoint_from,
+            )
+        except Exception as error:  # what one task meets must not end the run; many failures do, see `meta_train`
+            self.met = f"{type(error).__name__}: {error}"
+            return TaskGradient(torch.zeros_like(theta), c.penalty, False, self.met)
+        diverged = not math.isfinite(found.loss)
+        return TaskGradient(found.theta.cpu(), c.penalty if diverged else min(found.loss, c.penalty), diverged)
 
     def _surviving(self, work: Callable[[], T], replacements: int = REPLACEMENTS) -> T:
         try:

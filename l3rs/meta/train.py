@@ -24,8 +24,8 @@ from l3rs.finetuning.tasks import task_seed
 from l3rs.finetuning.workbench import workbench
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
+from l3rs.meta.descent import Search, search_for
 from l3rs.meta.folder import MetaTrainFolder
-from l3rs.meta.nes import NES
 from l3rs.meta.problem import FineTuning, MetaTrainingError, places
 from l3rs.meta.progress import Progress
 from l3rs.plots import plot_curve
@@ -129,23 +129,23 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
 
 def run(folder: MetaTrainFolder, problem: FineTuning, learned: Learned, config: MetaTrainConfig, progress: bool) -> None:
     """The generations that are missing; each is written before the next begins."""
-    nes = NES(problem, learned.theta / problem.scale, config.nes)
-    folder.load_state(nes)
+    search = search_for(problem, learned.theta / problem.scale, config)
+    folder.load_state(search)
     with folder.writing(folder.path / "tensorboard"):
-        shown = Progress(folder.path, learned.name, nes.generation, config.generations, progress)
+        shown = Progress(folder.path, learned.name, search.generation, config.generations, progress)
     try:
-        if nes.generation == 0 and not folder.curve():
-            row: dict[str, float | int | str] = {"generation": 0, **validated(folder, problem, learned, nes, config), "seconds": 0}
+        if search.generation == 0 and not folder.curve():
+            row: dict[str, float | int | str] = {"generation": 0, **validated(folder, problem, learned, search, config), "seconds": 0}
             folder.append(row)
             show(folder, shown, row)
-        while nes.generation < config.generations:
+        while search.generation < config.generations:
             started = time.perf_counter()
-            row = one_generation(problem, nes, config)
-            if nes.generation % config.validate_every == 0 or nes.generation == config.generations:
-                row |= validated(folder, problem, learned, nes, config)
+            row = one_generation(problem, search, config)
+            if search.generation % config.validate_every == 0 or search.generation == config.generations:
+                row |= validated(folder, problem, learned, search, config)
             row["seconds"] = round(time.perf_counter() - started, 2)
             folder.append(row)
-            folder.save_state(nes)
+            folder.save_state(search)
             show(folder, shown, row)
     finally:
         shown.close()
@@ -157,44 +157,46 @@ def show(folder: MetaTrainFolder, shown: Progress, row: dict[str, float | int | 
         shown.generation(row)
 
 
-def one_generation(problem: FineTuning, nes: NES, config: MetaTrainConfig) -> dict[str, float | int | str]:
-    """One NES update, and its row of the curve."""
+def one_generation(problem: FineTuning, search: Search, config: MetaTrainConfig) -> dict[str, float | int | str]:
+    """One update of the search, and its row of the curve."""
     started = time.perf_counter()
-    problem.tasks = generation_tasks(config, nes.generation)
+    problem.tasks = generation_tasks(config, search.generation)
     inner = sum(steps for _, steps in problem.tasks)
-    row: dict[str, float | int | str] = {"sigma": nes.sigma, "lr": nes.lr, "steps": round(inner / len(problem.tasks))}
-    nes.step()
-    diverged, failed = (int(column.sum()) for column in nes.evaluations[:, 1:].T)
-    if 2 * (diverged + failed) > config.nes.population:
-        raise MetaTrainingError(explain(problem, nes, diverged, failed))
+    row: dict[str, float | int | str] = {"sigma": search.sigma, "lr": search.lr, "steps": round(inner / len(problem.tasks))}
+    runs = config.nes.population if search.sigma else 1  # of each task
+    search.step()
+    diverged, failed = (int(column.sum()) for column in search.evaluations[:, 1:].T)
+    if 2 * (diverged + failed) > len(search.evaluations):
+        raise MetaTrainingError(explain(problem, search, diverged, failed))
     seconds = time.perf_counter() - started
-    row |= {name: nes.status[name] for name in ("mean_loss", "best_loss", "spread")}
+    row |= {name: search.status[name] for name in ("mean_loss", "best_loss", "spread")}
     return row | {
-        "generation": nes.generation,
+        "generation": search.generation,
         "diverged": diverged,
         "failed": failed,
-        "inner_steps_per_second": round(config.nes.population * inner / seconds, 1),
+        "inner_steps_per_second": round(runs * inner / seconds, 1),
     }
 
 
-def explain(problem: FineTuning, nes: NES, diverged: int, failed: int) -> str:
+def explain(problem: FineTuning, search: Search, diverged: int, failed: int) -> str:
     """What is said where most candidates of a generation failed."""
-    generation = nes.generation - 1
+    generation = search.generation - 1
+    what = "candidates" if search.sigma else "tasks"
     tasks = ", ".join(f"{seed} of {steps} steps" for seed, steps in problem.tasks)
-    said = f"in generation {generation}, {diverged} of {len(nes.candidates)} candidates diverged and {failed} met an error"
+    said = f"in generation {generation}, {diverged} of {len(search.evaluations)} {what} diverged and {failed} met an error"
     if error := problem.error():
         said += f", such as {error}"
     return (
-        f"{said}; nothing was learned from it. To see it again: nes.seed {nes.config.seed}, tasks {tasks}. A smaller "
+        f"{said}; nothing was learned from it. To see it again: nes.seed {problem.config.nes.seed}, tasks {tasks}. A smaller "
         "nes.sigma or schedule.lr0 makes runs tamer"
     )
 
 
-def validated(folder: MetaTrainFolder, problem: FineTuning, learned: Learned, nes: NES, config: MetaTrainConfig) -> dict[str, float]:
+def validated(folder: MetaTrainFolder, problem: FineTuning, learned: Learned, search: Search, config: MetaTrainConfig) -> dict[str, float]:
     """Validates the centre and keeps it as a schedule; gives its columns of the curve."""
-    theta = nes.center * problem.scale
+    theta = search.center * problem.scale
     accuracy, loss = meta_validate(problem, theta, range(config.validation_tasks))
-    folder.save_learned(replace(cast(Any, learned), theta=theta), folder.theta_file(nes.generation))
+    folder.save_learned(replace(cast(Any, learned), theta=theta), folder.theta_file(search.generation))
     return {"validation_accuracy": round(accuracy, 6), "validation_loss": round(loss, 6)}
 
 

@@ -76,9 +76,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> None:
-    """Adds rows to a CSV file, with a header if it is new: all of them, or, where that fails, none."""
-    with path.open("ab", buffering=0) as file:
-        before = os.fstat(file.fileno()).st_size
+    """Adds rows to a CSV file, with a header if it is new: all of them, or, where that fails, none. A last row that was cut off goes."""
+    with path.open("a+b", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        if before and (file.seek(before - 1), file.read(1))[1] != b"\n":
+            before = len(whole_rows(path))
+            os.ftruncate(file.fileno(), before)
         text = io.StringIO()
         writer = csv.DictWriter(text, fields, lineterminator="\n")
         if not before:

@@ -122,3 +122,11 @@ def test_rows_are_added_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_row_that_was_cut_off_is_none(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes(b"a,b\n1,x\n2,")
     assert whole_rows(tmp_path / "rows.csv") == b"a,b\n1,x\n"
+
+
+def test_rows_are_not_added_to_a_row_that_was_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    for before in (b"a,b\n1,x\n2,", b"a,b\n1,x\n", b"a,b", b""):
+        file.write_bytes(before)
+        append_rows(file, [{"a": 3, "b": "z"}], FIELDS)
+        assert file.read_bytes() == (b"a,b\n1,x\n3,z\n" if b"1" in before else b"a,b\n3,z\n")

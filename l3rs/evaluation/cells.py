@@ -6,6 +6,7 @@ one folder; those that are there, in any file, are not made again.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import platform
@@ -21,7 +22,7 @@ import pandas as pd
 import torch
 
 from l3rs._version import __version__
-from l3rs.files import append_rows
+from l3rs.files import append_rows, whole_rows
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import CELL_FIELDS, Failure, Run, row
 from l3rs.finetuning.tasks import TaskConfig
@@ -168,6 +169,12 @@ def rows_of(planned: Planned, found: Report | Failure) -> Iterator[dict[str, Any
         yield made
 
 
+def read_rows(file: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A table that rows are added to, but for a last one that was cut off; none if there is no such file yet."""
+    whole = whole_rows(file) if file.exists() else b""
+    return pd.read_csv(io.BytesIO(whole)) if whole else pd.DataFrame(columns=list(columns))
+
+
 class Rows:
     """The rows in some folders: `*.csv`, and `*.parquet`, which they are compacted to.
 
@@ -185,7 +192,7 @@ class Rows:
         tables = [pd.DataFrame(columns=list(CELL_FIELDS))]
         for folder in filter(None, (self.committed, self.folder)):
             tables += [pd.read_parquet(file) for file in sorted(folder.glob("*.parquet"))]
-            tables += [pd.read_csv(file) for file in sorted(folder.glob("*.csv"))]
+            tables += [read_rows(file, CELL_FIELDS) for file in sorted(folder.glob("*.csv"))]
         whole = pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)
         whole["learned"] = whole["learned"].astype(object).where(whole["learned"].notna(), "")  # an empty cell is read as NaN
         return whole.drop_duplicates([*KEY, "steps"], keep="first", ignore_index=True)

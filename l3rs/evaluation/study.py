@@ -14,6 +14,7 @@ import yaml
 from tqdm import tqdm
 
 from l3rs.directions import TorchOptimizerDirection, register
+from l3rs.evaluation.cells import read_rows
 from l3rs.evaluation.decisions import record
 from l3rs.files import append_rows
 from l3rs.finetuning.tasks import task_seed
@@ -103,8 +104,7 @@ class Study:
 
     def measured(self, root: Path) -> pd.DataFrame:
         """The rows in a checkout, none if there is no such file yet."""
-        file = root / self.rows
-        return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=list(COLUMNS))
+        return read_rows(root / self.rows, COLUMNS)
 
     def command(self, lacking: Collection[str]) -> str:
         """What makes the rows of these settings."""
@@ -138,7 +138,7 @@ def measure(config: MetaTrainConfig, setting: str, runs: Path, tasks: int, purpo
         out: CSV file with `COLUMNS`.
     """
     seed = config.nes.seed
-    rows = pd.read_csv(out) if out.exists() else pd.DataFrame(columns=list(COLUMNS))
+    rows = read_rows(out, COLUMNS)
     there = rows[(rows.setting == setting) & (rows.meta_seed == seed)]
     done = set(zip(there.generation, there.steps, there.task, strict=True))
     wanted = [(g, s, t) for g in (0, config.generations) for t in range(tasks) for s in config.validation_steps]

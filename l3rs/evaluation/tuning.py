@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from l3rs.evaluation.cells import CONSTANT, EvaluationConfig
+from l3rs.evaluation.cells import CONSTANT, EvaluationConfig, read_rows
 from l3rs.files import append_rows
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import FIELDS, Run, execute, execute_all, row
@@ -52,7 +52,7 @@ class Tuning:
 
     def __init__(self, path: Path, tasks: int, workers: int, horizons: Sequence[int], model: Run) -> None:
         self.path, self.tasks, self.workers, self.horizons, self.model = path, tasks, workers, horizons, model
-        self.rows = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=list(FIELDS))
+        self.rows = read_rows(path, FIELDS)
 
     def found(self, arm: Arm, lr: float, steps: int) -> pd.Series[float]:
         """The accuracy of each run on the tasks, by their seeds; a diverged run counts as 0 right."""

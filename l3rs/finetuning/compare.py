@@ -227,7 +227,7 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
     print(
         f"Fine-tuning ResNet-34 (width 16, pretrained on 200 icon classes) on {config.tasks} tasks of 25 new classes,\n"
         f"{len(config.optimizers)} optimizers, {' '.join(map(str, sorted(set(config.steps))))} steps. "
-        f"l3rs uses the schedule {learned.name} ({len(learned.theta)} meta-parameters);\n"
+        f"l3rs uses the schedule {text.printable(learned.name)} ({len(learned.theta)} meta-parameters);\n"
         f"the baselines' learning rates were tuned on other classes. {len(missing)} runs on {workers} processes"
         + (f"; {len(runs) - len(missing)} are in {results.runs_file} already." if len(missing) < len(runs) else "."),
         flush=True,

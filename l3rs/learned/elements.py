@@ -223,7 +223,7 @@ def refused(p: Tensor, state: State, by_matrix: bool, g: Tensor | None = None) -
         return True
     if by_matrix and math.prod(p.shape[2:]) > BLOCK:  # a block holds every spatial position
         return True
-    if g is not None and (g.shape != p.shape or g.dtype != p.dtype or g.device != p.device):
+    if g is not None and (g.shape != p.shape or g.dtype != p.dtype or g.device != p.device or g.is_neg() or g._is_zerotensor()):
         return True
     shapes = plan(tuple(p.shape)).state
     return not all(

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim import Optimizer
 
 from l3rs.learned import theta as meta
 from l3rs.learned.base import LearnedRule
@@ -42,10 +42,14 @@ class Kind(NamedTuple):
 
 
 def _celo2(named: Named, theta: Tensor, steps: int, lr: float, **options: Any) -> LearnedRule:
-    """Celo2 with a learning rate of lr / sqrt(K) that falls along a cosine, advanced by each step."""
+    """Celo2 with a learning rate of lr / sqrt(K) that falls along a cosine, by the clock that is saved and that added groups share."""
+
+    def fall(optimizer: Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * (1 + math.cos(math.pi * group["step"] / steps)) / 2
+
     optimizer = Celo2(named, theta, lr / math.sqrt(steps), **options)
-    cosine = CosineAnnealingLR(optimizer, T_max=steps)
-    optimizer.register_step_post_hook(lambda *_: cosine.step())
+    optimizer.register_step_post_hook(fall)
     return optimizer
 
 

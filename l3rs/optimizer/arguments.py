@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LONGEST = 2**63  # no run has as many steps, and no checkpoint or table of torch holds more
 SMALL = 0.01  # a multiplier below this was meant as a learning rate
 
 
@@ -26,7 +27,7 @@ def whole(value: Any) -> int:
 def multiplier(lr: Any) -> float | Tensor:
     """A number of any library as Python's own, or a tensor as it is; NaN for what is no number, is negative or not finite."""
     try:
-        number = math.nan if isinstance(lr, str | bytes) else float(lr)  # a tensor of two elements has none
+        number = math.nan if isinstance(lr, str | bytes) else float(lr)  # a tensor of two elements has none, nor has a complex one
     except (TypeError, ValueError, RuntimeError, OverflowError):
         number = math.nan
     if not 0 <= number < math.inf:
@@ -60,7 +61,7 @@ class Multipliers:
         largest = self.largest
         for group in groups:
             lr = group["lr"]
-            if isinstance(lr, Tensor):  # was looked at when it came; to look again would wait for the device
+            if isinstance(lr, Tensor) and lr.numel() == 1 and lr.device.type != "cpu":  # was looked at when it came: to look waits for it
                 largest = math.inf
                 continue
             if type(lr) is not float or not 0 <= lr < math.inf:
@@ -68,7 +69,7 @@ class Multipliers:
                 if not isinstance(number, Tensor) and math.isnan(number):
                     raise ValueError(f"lr must be a number of at least 0 (got {lr!r})")
                 group["lr"] = lr = number
-            largest = max(largest, float(lr), float(group.get("initial_lr", 0.0)))
+            largest = math.inf if isinstance(lr, Tensor) else max(largest, lr, float(group.get("initial_lr", 0.0)))
         if step:
             self.largest = largest
         if 0 < largest < SMALL and not self.told:
@@ -93,11 +94,13 @@ def one_number(loss: Any) -> Tensor:
         if isinstance(loss, str | bytes):
             raise TypeError
         seen = (loss if isinstance(loss, Tensor) else torch.as_tensor(loss, dtype=torch.float32)).detach()
-    except (TypeError, ValueError, RuntimeError):
+        if seen.layout != torch.strided or seen.is_complex():
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(f"the loss must be one number, which a closure returns alone (got {type(loss).__name__})") from None
     if seen.numel() != 1:
         raise ValueError(f"the loss must be one number, its mean over the batch (got shape {tuple(seen.shape)})")
     return seen.reshape(())
 
 
-__all__ = ["Multipliers", "evaluate", "multiplier", "one_number", "plain", "whole"]
+__all__ = ["LONGEST", "Multipliers", "evaluate", "multiplier", "one_number", "plain", "whole"]

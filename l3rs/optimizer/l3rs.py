@@ -16,7 +16,7 @@ from l3rs.controller.decide import meta_shapes, unflatten
 from l3rs.directions import DIRECTIONS, direction
 from l3rs.directions.torch_optimizer import TorchOptimizerDirection
 from l3rs.extras import require
-from l3rs.optimizer.arguments import Multipliers, evaluate, multiplier, one_number, plain, whole
+from l3rs.optimizer.arguments import LONGEST, Multipliers, evaluate, multiplier, one_number, plain, whole
 from l3rs.optimizer.distributed import average_over_ranks, local
 from l3rs.optimizer.layers import Controller, expected_states, finite
 from l3rs.optimizer.states import check_names, differences, name_of
@@ -162,7 +162,7 @@ class L3RS(torch.optim.Optimizer):
     @staticmethod
     def _validate(group: dict[str, Any]) -> None:
         steps, lr = group["total_steps"], group["lr"]
-        if whole(steps) < 1:
+        if not 1 <= whole(steps) < LONGEST:
             raise ValueError(f"total_steps must be a whole number of at least 1, the steps of the whole run (got {steps!r})")
         number = multiplier(lr)
         if not isinstance(number, Tensor) and math.isnan(number):

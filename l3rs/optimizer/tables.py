@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from itertools import chain
+from itertools import chain, compress
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ from l3rs.optimizer.distributed import local
 from l3rs.optimizer.layers import Controller, Layers, initial_state
 
 States = MutableMapping[Tensor, dict[str, Any]]
-_dtype, _device = attrgetter("dtype"), attrgetter("device")
+_dtype, _device, _grad, _learns = map(attrgetter, ("dtype", "device", "grad", "requires_grad"))
+ALIKE = (Tensor.numel, _dtype, Tensor.get_device)  # of gradients and their parameters; -1 is the CPU
 
 
 class Active(NamedTuple):
@@ -62,12 +63,13 @@ class Tables:
         grads: list[Tensor] = []
         owners: list[int] = []
         for g, group in enumerate(groups):
-            for p in group["params"]:
-                grad = p.grad
-                if grad is not None and p.requires_grad:
-                    params.append(p)
-                    grads.append(-grad if group["maximize"] else grad)
-                    owners.append(g)
+            every = group["params"]
+            found = list(map(_grad, every))
+            moved = [grad is not None and learns for grad, learns in zip(found, map(_learns, every), strict=True)]
+            mine = list(compress(found, moved))
+            params += compress(every, moved)
+            grads += [-grad for grad in mine] if group["maximize"] else mine
+            owners += [g] * len(mine)
         if self.sharded:
             here, grads = [local(p) for p in params], [local(g) for g in grads]
         else:
@@ -79,7 +81,7 @@ class Tables:
         if key != self._key:
             grads = [_fitted(g, p) for g, p in zip(grads, here, strict=True)]
             self._make(params, owners, groups, states)
-            self._like = [list(map(f, here)) for f in (Tensor.numel, _dtype, _device)]
+            self._like = [list(map(f, here)) for f in ALIKE]
             self._key = (*key[:-1], self._addresses(states))  # some states are views of the tables now
         else:
             grads = self._fitting(grads, here, dense, strides)
@@ -122,7 +124,8 @@ class Tables:
         try:
             if (
                 list(map(Tensor.is_contiguous, grads)) == dense
-                and [list(map(f, grads)) for f in (Tensor.numel, _dtype, _device)] == self._like
+                and [list(map(f, grads)) for f in ALIKE] == self._like
+                and not any(map(Tensor.is_neg, grads))
                 and [g.stride() for g, contiguous in zip(grads, dense, strict=True) if not contiguous] == strides
             ):
                 return grads
@@ -144,7 +147,7 @@ def _fitted(grad: Tensor, p: Tensor) -> Tensor:
         raise ValueError(f"a gradient of shape {tuple(grad.shape)} is {grad.layout}; L3RS takes dense ones")
     if grad.shape != p.shape:
         raise ValueError(f"the gradient of a parameter of shape {tuple(p.shape)} must have that shape (got {tuple(grad.shape)})")
-    if grad.dtype == p.dtype and grad.device == p.device and grad.stride() == p.stride():
+    if grad.dtype == p.dtype and grad.device == p.device and grad.stride() == p.stride() and not grad.is_neg():
         return grad
     dtype = torch.float32 if p.dtype in HALF else p.dtype  # in which halves are computed with: a wider gradient loses nothing
     return torch.empty_like(p, dtype=dtype).copy_(grad)

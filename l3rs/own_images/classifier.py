@@ -78,7 +78,7 @@ def describe(path: str | Path) -> Classifier:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError, RuntimeError) as error:  # a sparse file may be of any size
         raise ClassifierError(f"{path} cannot be read as safetensors ({error}); it may be truncated") from None
     try:
         about = json.loads(metadata["l3rs"])

@@ -8,7 +8,6 @@ So these are functions: a schedule is a value, which knows no network.
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from safetensors import SafetensorError
 
 from l3rs._version import __version__
+from l3rs.files import write_atomically
 from l3rs.schedules.card import CURVE, curve_of, generate_model_card, shareable
 from l3rs.schedules.connection import LOG_IN, endpoint, reachable, reason, usable, within
 from l3rs.schedules.learned import Learned
@@ -59,7 +59,7 @@ def save_pretrained(
         folder.mkdir(parents=True, exist_ok=True)
         replace(cast(Any, learned), training=shareable(learned.training)).write(folder / FILE)
         if curve is not None and curve != folder / CURVE:
-            shutil.copyfile(curve, folder / CURVE)
+            write_atomically(folder / CURVE, curve.read_bytes())
         if not (folder / CARD).exists():
             card.save(folder / CARD)
     except (OSError, SafetensorError) as error:

@@ -152,6 +152,18 @@ def test_what_is_there_is_not_made_again_whichever_file_it_is_in(tmp_path: Path)
     assert missing(plan(other), both.read()) == plan(other)
 
 
+def test_a_row_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
+    planned, rows = plan(cell(ADAM)), Rows(tmp_path)
+    for p in planned:
+        rows.append(fake(p))
+    whole = rows.read()
+    rows.shard.write_bytes(rows.shard.read_bytes()[:-9])
+    assert rows.read().equals(whole[:-1])
+    (tmp_path / "empty.csv").write_bytes(b"cell,ar")
+    assert rows.read().equals(whole[:-1])
+    assert missing(planned, rows.read()) == planned[-1:]
+
+
 def test_rows_survive_compaction(tmp_path: Path) -> None:
     rows, planned = Rows(tmp_path / "csv"), plan(cell(ADAM, COSINE))
     for p in planned:

@@ -92,3 +92,23 @@ def test_every_kind_has_a_start() -> None:
         start = starting_weights(kind, None, "x", 0)
         assert start.theta.shape == (meta.count(of.shapes),)
         assert start.lr == (0.03 if kind.startswith("celo2") else 1.0)
+
+
+def test_celo2s_cosine_is_that_of_the_run_also_resumed_and_for_layers_that_are_added(base: LearnedWeights) -> None:
+    def rates(p: torch.nn.Parameter, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+        seen = []
+        for _ in range(steps):
+            p.grad = torch.ones_like(p)
+            seen.append([group["lr"] for group in optimizer.param_groups][-1])
+            optimizer.step()
+        return seen
+
+    p = torch.nn.Parameter(torch.ones(4, 4))
+    whole = rates(p, learners.build(base, [("p", p)], 8), 8)
+    assert whole == sorted(whole, reverse=True)
+    started, resumed = learners.build(base, [("p", p)], 8), learners.build(base, [("p", p)], 8)
+    assert rates(p, started, 3) == whole[:3]
+    resumed.load_state_dict(started.state_dict())
+    group = {k: v for k, v in started.param_groups[0].items() if not k.startswith("param")}
+    started.add_param_group({**group, "params": [("q", torch.nn.Parameter(torch.ones(2)))]})
+    assert rates(p, started, 5) == rates(p, resumed, 5) == whole[3:]

@@ -30,7 +30,7 @@ def test_numbers_of_any_library_are_kept_as_pythons(total_steps: Any, lr: Any) -
         assert [(type(group[key]), group[key]) for key in ("total_steps", "lr")] == [(int, 20), (float, 0.5)]
 
 
-@pytest.mark.parametrize("total_steps", [True, np.bool_(True), 10.0, np.float64(10), "10", None, np.array([10, 20])])
+@pytest.mark.parametrize("total_steps", [True, np.bool_(True), 10.0, np.float64(10), "10", None, np.array([10, 20]), 10**400])
 def test_what_is_no_whole_number_is_refused(total_steps: Any) -> None:
     with pytest.raises(ValueError, match="total_steps"):
         L3RS(small_network().named_parameters(), total_steps, "icons-generalist")
@@ -50,18 +50,19 @@ def test_a_checkpoint_has_no_number_of_numpy(make: Make, tmp_path: Path) -> None
 
 
 @every_optimizer
-@pytest.mark.parametrize("lr", [torch.tensor(float("nan")), torch.tensor(-1.0), torch.tensor([1.0, 1.0]), "1", -1.0, float("inf"), None])
+@pytest.mark.parametrize(
+    "lr", [torch.tensor(float("nan")), torch.tensor(-1.0), torch.tensor([1.0, 1.0]), torch.tensor(1j), "1", -1.0, float("inf"), None]
+)
 def test_an_lr_that_is_no_number_of_at_least_0_is_refused(make: Make, lr: Any) -> None:
     network = small_network()
     with pytest.raises(ValueError, match="lr"):
         make([{"params": list(network.parameters()), "lr": lr}])
-    if not isinstance(lr, torch.Tensor):  # that is looked at when it is given, since to look waits for the device
-        optimizer = make(network.parameters())
-        loss = backward(network, 0)
-        optimizer.param_groups[0]["lr"] = lr
-        with pytest.raises(ValueError, match="lr must be a number of at least 0"):
-            optimizer.step(loss=loss)  # type: ignore[call-arg]
-        assert optimizer.param_groups[0]["step"] == 0
+    optimizer = make(network.parameters())
+    loss = backward(network, 0)
+    optimizer.param_groups[0]["lr"] = lr
+    with pytest.raises(ValueError, match="lr must be a number of at least 0"):
+        optimizer.step(loss=loss)  # type: ignore[call-arg]
+    assert optimizer.param_groups[0]["step"] == 0
 
 
 @every_optimizer
@@ -84,6 +85,17 @@ def test_a_closure_that_returns_more_than_the_loss_is_told_what_it_returns(name:
     for call in (lambda: optimizer.step(lambda: returned), lambda: optimizer.step(loss=returned)):  # type: ignore[call-arg]
         with pytest.raises(ValueError, match=rf"the loss must be one number, which a closure returns alone \(got {wrong}\)"):
             call()
+    assert optimizer.param_groups[0]["step"] == 0
+
+
+@pytest.mark.parametrize("name", ["L3RS", "VeLO"])
+@pytest.mark.parametrize("wrong", [10**400, torch.tensor(1 + 1j), torch.ones(1).to_sparse()], ids=["of 400 digits", "complex", "sparse"])
+def test_a_loss_that_is_no_number_that_float32_may_hold_is_refused(name: str, wrong: Any) -> None:
+    network = small_network()
+    optimizer = OPTIMIZERS[name](network.named_parameters())
+    backward(network, 0)
+    with pytest.raises(ValueError, match="the loss must be one number"):
+        optimizer.step(loss=wrong)  # type: ignore[call-arg]
     assert optimizer.param_groups[0]["step"] == 0
 
 

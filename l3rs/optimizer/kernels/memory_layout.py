@@ -44,7 +44,10 @@ def addresses(tensors: Sequence[Tensor | None], params: Sequence[Tensor]) -> lis
         if t is not None and (t.shape, t.dtype, t.device, t.stride()) != (p.shape, p.dtype, p.device, p.stride()):
             like = f"a parameter of shape {tuple(p.shape)}, {p.dtype} on {p.device}"
             raise ValueError(f"a moment of {like} must be alike in memory (got {tuple(t.shape)}, {t.dtype} on {t.device})")
-    return [0 if t is None else t.data_ptr() for t in tensors]
+    found = [0 if t is None else t.data_ptr() for t in tensors]
+    if any(not where and t is not None and t.numel() for where, t in zip(found, tensors, strict=True)):
+        raise ValueError("a tensor that a kernel is given has no memory, which was freed, or which it never had")
+    return found
 
 
 def held(tensors: Iterable[Tensor | None]) -> list[Tensor]:

@@ -105,12 +105,13 @@ class NativeKernel:
         self.scales = torch.zeros(len(params), len(ORDER), dtype=torch.float32)
         self.sums = torch.zeros(len(params), len(SUMS), dtype=torch.float64)
         self.grads = torch.zeros(len(params), dtype=torch.int64)
+        self.pointers = self.grads.numpy()
         self.step = _Step(sum(1 << column for column in self.columns), len(params), len(where))
         self.kept = {
             "chunk_layer": torch.tensor([chunk[0] for chunk in where], dtype=torch.int64),
             "chunk_from": torch.tensor([chunk[1] for chunk in where], dtype=torch.int64),
             "chunk_to": torch.tensor([chunk[2] for chunk in where], dtype=torch.int64),
-            "p": torch.tensor([p.data_ptr() for p in params], dtype=torch.int64),
+            "p": torch.tensor(addresses(params, params), dtype=torch.int64),
             "g": self.grads,
             "moments": torch.tensor(moments, dtype=torch.int64),
             "constants": table,
@@ -146,8 +147,12 @@ class NativeKernel:
 
     def _point(self, grads: Sequence[Tensor]) -> None:
         """Tells the kernel where the gradients are."""
+        found = list(map(Tensor.data_ptr, grads))
+        if 0 in found:  # of no elements; or, from forward differentiation, zeros that take no memory
+            grads = [torch.zeros_like(p) if g._is_zerotensor() else g for g, p in zip(grads, self.params, strict=True)]
+            found = list(map(Tensor.data_ptr, grads))
         self.kept_grads = grads
-        self.grads.copy_(torch.tensor(list(map(Tensor.data_ptr, grads)), dtype=torch.int64))
+        self.pointers[:] = found
 
     def _sums(self) -> Tensor:
         return self.sums.clone() if self.reduce is None else self.reduce(self.sums.clone())

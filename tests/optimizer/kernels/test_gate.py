@@ -174,3 +174,27 @@ def test_no_address_is_taken_of_what_is_not_alike(wrong: Tensor) -> None:
     assert addresses([p, None], [p, p]) == [p.data_ptr(), 0]
     with pytest.raises(ValueError, match=r"a moment of a parameter of shape \(5, 3\), torch.float32 on cpu must be alike"):
         addresses([wrong], [p])
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("shown", ["zeros without memory", "negated view"])
+def test_a_gradient_that_is_not_what_lies_in_memory_is_taken_by_its_values(name: str, shown: str) -> None:
+    ends = []
+    for plain in (False, True):
+        run = MAKERS[name]([(5, 7), (6,)], native=True)
+        assert step(run, 0, "alike") == ""
+        for p in run[0]:
+            p.grad = torch._efficientzerotensor(p.shape) if shown.startswith("zeros") else torch._neg_view(torch.ones_like(p))
+            if plain:
+                p.grad = p.grad.clone() if shown.startswith("zeros") else torch.full_like(p, -1.0)
+        run[1].step(**({"loss": 1.0} if name == "L3RS" else {}))
+        ends.append([p.detach().clone() for p in run[0]])
+    assert all(torch.equal(p, q) and p.isfinite().all() for p, q in zip(*ends, strict=True))
+
+
+def test_no_address_is_taken_of_what_has_no_memory() -> None:
+    p = torch.zeros(5, 3)
+    p.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="has no memory"):
+        addresses([p], [p])
+    assert addresses([torch.zeros(0, 3)], [torch.zeros(0, 3)]) == [0]

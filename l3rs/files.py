@@ -105,6 +105,8 @@ def whole_rows(path: Path) -> bytes:
 def read_json(file: Path) -> dict[str, Any]:
     """An object. Raises ValueError."""
     try:
+        if is_endless(file):
+            raise ValueError("it is no file, but a named pipe, a socket or a device")
         read = json.loads(file.read_text())
         if not isinstance(read, dict):
             raise ValueError("it is no object")

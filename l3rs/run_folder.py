@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from l3rs.files import TEMPORARY, read_json, write_atomically
-from l3rs.text import first_line
+from l3rs.text import first_line, printable
 
 Self = TypeVar("Self", bound="RunFolder")
 
@@ -53,8 +53,10 @@ class RunFolder:
         except Timeout:
             message = f"--out must be a folder where no other process is at work (got {path}); choose another, or wait for it"
             raise FolderError(message) from None
-        except OSError as error:
-            raise FolderError(f"--out must be a folder that can be written (got {path}: {first_line(error)})") from None
+        except FolderError:
+            raise
+        except (OSError, ValueError) as error:  # a zero byte or half a character is a ValueError
+            raise FolderError(f"--out must be a folder that can be written (got {printable(str(path))}: {first_line(error)})") from None
         try:
             self._take(described, json.loads(json.dumps(about)), free, defaults or {})
         except BaseException:

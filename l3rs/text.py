@@ -50,7 +50,7 @@ def printable(text: str) -> str:
 
 def csv_cell(text: str) -> str:
     """A text as a spreadsheet takes it for text: one that it would compute, such as =1+1, begins with an apostrophe then."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else text
+    return f"'{text}" if text.startswith((*"=+-@\t\r\n'", *"＝＋－＠")) else text  # noqa: RUF001  (wide ones are computed too)
 
 
 def csv_table(table: Any) -> Any:

@@ -30,8 +30,9 @@ def test_what_controls_a_terminal_is_spelled_out(text: str, shown: str | None) -
     assert printable(text) == (text if shown is None else shown)
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'quoted"])
-def test_spreadsheets_compute_no_text(text: str) -> None:
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20", "'"])
+def test_spreadsheets_compute_no_text(sign: str) -> None:
+    text = f"{sign}1+1"
     assert csv_cell(text) == f"'{text}"
     assert from_csv_cell(csv_cell(text)) == text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,18 @@ def test_a_folder_with_other_things_is_refused_where_it_must_be_new(tmp_path: Pa
         RunFolder(tmp_path, {}, alone=True)
     assert {p.name for p in tmp_path.iterdir()} == {"thesis.txt"}  # not even a lock
     RunFolder(tmp_path, {}).close()
+
+
+def test_a_named_pipe_that_says_what_the_run_is_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(FolderError, match="it is no file, but a named pipe"):
+        RunFolder(tmp_path, {})
+
+
+@pytest.mark.parametrize(("name", "shown"), [("a\0b", r"a\\x00b: .*null byte"), ("a\ud800", r"a\\ud800: .*not allowed")])
+def test_a_name_that_no_folder_can_have_is_told(name: str, shown: str, tmp_path: Path) -> None:
+    with pytest.raises(FolderError, match=rf"--out must be a folder that can be written \(got .*{shown}"):
+        RunFolder(tmp_path / name, {})
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("write failed\nstack")])

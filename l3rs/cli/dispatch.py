@@ -33,7 +33,10 @@ CLOSED_PIPE = 128 + 13  # as of a program that SIGPIPE ended
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `l3rs COMMAND ...`; wrong input ends in one line and exit code 2."""
     os.environ["MPLBACKEND"] = "agg"  # a notebook's backend, which its shell commands inherit, may not be installed here
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as with `>&-` and by some that start services
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (as long as the process)
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no reason to stop
     words = list(sys.argv[1:] if argv is None else argv)

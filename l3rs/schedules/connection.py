@@ -97,7 +97,7 @@ def reason(error: BaseException, token: str | bool | None = None) -> str:
     text = first_line(error)
     if isinstance(token, str):
         text = text.replace(token, "***")
-    return re.sub(r"Bearer\s+\S+", "***", re.sub(r"hf_\w{20,}", "***", _without_password(text)))
+    return re.sub(r"(?i)bearer\s+\S+", "***", re.sub(r"hf_\w{20,}", "***", _without_password(text)))
 
 
 def endpoint() -> str:

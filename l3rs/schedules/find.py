@@ -10,6 +10,7 @@ from l3rs.schedules.hub import FILE, download, is_id
 from l3rs.schedules.learned import Learned
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.schedules.seal import CheckpointError
+from l3rs.text import printable
 
 SPECIALISTS, GENERALIST = ("icons-resnet34",), "icons-generalist"  # what `auto` chooses from
 SHIPPED = (*SPECIALISTS, GENERALIST, "icons-resnet34-seed1", "icons-resnet34-seed2", "icons-resnet34-six")
@@ -44,7 +45,7 @@ def locate(given: str | Path, **hub: Any) -> Path:
     if not file and isinstance(given, str) and is_id(given):
         return download(given, **hub)
     if not file:
-        raise CheckpointError(f"{given} is not a file; {FORMS}")
+        raise CheckpointError(f"{printable(str(given))} is not a file; {FORMS}")
     return path
 
 

@@ -37,6 +37,12 @@ def test_a_pipe_that_is_closed_elsewhere_is_an_error(monkeypatch: pytest.MonkeyP
     assert "Broken pipe" in capsys.readouterr().err
 
 
+def test_a_command_without_stdout_and_stderr_ends_as_any_other() -> None:
+    for words, code in (("list", 0), ("no-such-command", 2)):
+        shell = f"exec {' '.join(COMMAND)} {words} >&- 2>&-"
+        assert subprocess.run(["bash", "-c", shell], check=False).returncode == code
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_characters_that_the_terminal_lacks_are_escaped(encoding: str, tmp_path: Path) -> None:
     for name in ("猫", "犬"):

@@ -266,3 +266,13 @@ def test_other_files_are_told_apart(model: Path, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "nan.safetensors", metadata={"l3rs": json.dumps(about(model))})
     with pytest.raises(ClassifierError, match="not finite"):
         load(tmp_path / "nan.safetensors")
+
+
+def test_a_file_that_memory_has_no_room_to_map_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError("Cannot allocate memory (os error 12)")
+
+    monkeypatch.setattr("l3rs.own_images.classifier.safe_open", full)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ClassifierError, match=r"cannot be read as safetensors \(Cannot allocate memory"):
+        describe(tmp_path)

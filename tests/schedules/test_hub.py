@@ -293,6 +293,23 @@ def test_a_folder_on_a_full_disk(tmp_path: Path, schedule: LearnedSchedule) -> N
     assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", "model.safetensors"]
 
 
+def test_a_curve_that_does_not_fit_leaves_the_old_one(tmp_path: Path, schedule: LearnedSchedule) -> None:
+    curve = tmp_path / "run" / "curve.png"
+    curve.parent.mkdir()
+    curve.write_bytes(b"old")
+    schedule.write(curve.with_name("model.safetensors"))
+    learned, folder = load(curve.parent), tmp_path / "folder"
+    save_pretrained(learned, folder)
+    curve.write_bytes(bytes(10**6))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5 * 10**5, before[1]))
+    try:
+        assert "cannot be written (File too large)" in said(save_pretrained, learned, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (folder / "curve.png").read_bytes() == b"old"
+
+
 # Commands
 
 

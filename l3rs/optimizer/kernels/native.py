@@ -93,8 +93,8 @@ class NativeKernel:
         align_moments(params, states)
         self.moments = [[state.get(key) for state in states] for key in MOMENTS]
         self.held = held([*params, *chain(*self.moments)])
-        self.columns = [ORDER.index(name) for name in directions]
-        self.sums_of = [SUMS.index(COLUMN[name]) for name in directions]
+        columns = [ORDER.index(name) for name in directions]
+        self.columns, self.sums_of = torch.tensor(columns), torch.tensor([SUMS.index(COLUMN[name]) for name in directions])
         self.versions: list[int] = []
 
         where = chunks(params, CHUNK)
@@ -106,7 +106,7 @@ class NativeKernel:
         self.sums = torch.zeros(len(params), len(SUMS), dtype=torch.float64)
         self.grads = torch.zeros(len(params), dtype=torch.int64)
         self.pointers = self.grads.numpy()
-        self.step = _Step(sum(1 << column for column in self.columns), len(params), len(where))
+        self.step = _Step(sum(1 << column for column in columns), len(params), len(where))
         self.kept = {
             "chunk_layer": torch.tensor([chunk[0] for chunk in where], dtype=torch.int64),
             "chunk_from": torch.tensor([chunk[1] for chunk in where], dtype=torch.int64),
@@ -137,10 +137,10 @@ class NativeKernel:
             self._run("norms")
             sums = self._sums()
         norms = sums.sqrt_().float()
-        return Norms(norms[:, 0], norms[:, 1], norms[:, self.sums_of], ok)
+        return Norms(norms[:, 0], norms[:, 1], norms.index_select(1, self.sums_of), ok)
 
     def apply(self, scales: Tensor) -> None:
-        self.scales[:, self.columns] = scales
+        self.scales.index_copy_(1, self.columns, scales)
         self._run("apply")
         torch.autograd.graph.increment_version(self.params)
         self.versions = list(map(_version, self.params))

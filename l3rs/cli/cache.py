@@ -47,7 +47,7 @@ def parser() -> Parser:
     return parser
 
 
-def run(args: Namespace, parser: Parser) -> None:
+def run(args: Namespace) -> None:
     """Decodes what is not decoded yet."""
     unknown = [p for p in args.purposes if p not in PURPOSES]
     if unknown:

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "finetune": "fine-tune on new classes, against tuned baselines; with --data, on your own images",
-    "predict": "say what is on images, with a model that finetune --data has trained",
+    "predict": "classify images with a model that finetune --data has trained",
     "split": "divide the classes of your own images among meta-training and evaluation",
     "cache": "decode your own images once, before meta-training",
-    "meta-train": "learn a schedule",
-    "info": "show what is installed, or what a schedule is",
-    "list": "list the schedules and networks that are here",
+    "meta-train": "meta-train a schedule by evolution strategies",
+    "info": "show this installation, or one schedule",
+    "list": "list the schedules and networks on this machine",
 }
 """Commands, and the line about each in `l3rs --help`."""
 CLOSED_PIPE = 128 + 13  # as of a program that SIGPIPE ended
@@ -67,7 +67,7 @@ def parser_of(command: str) -> Parser:
 
 
 def _module(command: str) -> ModuleType:
-    """Where a command is: what is heavy is imported with it."""
+    """The file of a command, which imports the libraries that it needs."""
     return import_module(f"l3rs.cli.{command.replace('-', '_')}")
 
 
@@ -87,8 +87,7 @@ def _run(words: Sequence[str]) -> None:
     for word in words:
         if "\0" in word:
             fail(f"an argument must have no NUL character (got {word!r})")
-    parser = parser_of(command)
-    _module(command).run(parser.parse_args(words[1:]), parser)
+    _module(command).run(parser_of(command).parse_args(words[1:]))
 
 
 def _stdout_is_closed() -> bool:

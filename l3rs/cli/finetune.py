@@ -58,7 +58,7 @@ def only_of(config: type) -> list[str]:
     return [f.name for f in fields(config) if f.name not in BOTH]
 
 
-def run(args: Namespace, parser: Parser) -> None:
+def run(args: Namespace) -> None:
     """Fine-tunes on what was given."""
     given = {name for name, value in vars(args).items() if value is not None}
     other = only_of(OwnImagesConfig) if args.data is None else only_of(FinetuneConfig)

@@ -70,7 +70,7 @@ def config_of(args: Namespace) -> MetaTrainConfig:
     return MetaTrainConfig.of(**values_of(Workload, given), **own, **parts)
 
 
-def run(args: Namespace, parser: Parser) -> None:
+def run(args: Namespace) -> None:
     """Meta-trains, or goes on."""
     config = config_of(args)
     from l3rs.meta.folder import last_generation  # only now that the settings are right: EvoTorch takes seconds

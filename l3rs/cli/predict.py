@@ -35,7 +35,7 @@ def parser() -> Parser:
     return parser
 
 
-def run(args: Namespace, parser: Parser) -> None:
+def run(args: Namespace) -> None:
     """Predicts; exit code 1 where an image was left out."""
     predictions = predict_command(args.run, args.images, args.top, args.csv)
     broken = [p.error for p in predictions if p.error is not None]

@@ -37,7 +37,7 @@ def parser() -> Parser:
     return parser
 
 
-def run(args: Namespace, parser: Parser) -> None:
+def run(args: Namespace) -> None:
     """Draws the split, writes it, and prints it."""
     shares = {purpose: wanted(purpose, args[purpose.replace("-", "_")]) for purpose in PURPOSES}
     task = TaskConfig(args.classes_per_task, args.batch_size, args.evaluation_size)

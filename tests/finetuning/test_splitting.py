@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import write_tree
-from test_cli import fails
+from conftest import fails, write_tree
 
 from l3rs.cli import main
 from l3rs.data.splits import PURPOSES, ClassSplit

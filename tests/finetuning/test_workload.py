@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import noise, write_tree
-from test_cli import fails
+from conftest import fails, fails_at_last, noise, write_tree
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_pretrained_cfg
 from torch import nn
@@ -299,14 +298,6 @@ def test_meta_training_on_images_of_ones_own(own: Workload, tmp_path: Path, caps
     assert list(learned.layers) == [name for name, _ in create("resnet18", 2, 3, 3).named_parameters()]
     assert learned.training["config"]["split"] == own.split
     assert (tmp_path / "run" / "curve.csv").read_text().count("\n") == 4
-
-
-def fails_at_last(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The last line of a command that must fail with exit code 2; progress bars may come before it."""
-    with pytest.raises(SystemExit) as stop:
-        main(argv)
-    assert stop.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_meta_training_that_cannot_be_is_one_line(own: Workload, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_schedule, small_network, write_tree
+from conftest import fails, random_schedule, small_network, write_tree
 from filelock import FileLock
 from matplotlib.image import imread
 from PIL import Image
@@ -61,14 +61,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def same(a: Path, b: Path) -> bool:
     first, second = weights(a), weights(b)
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main(argv)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return line
 
 
 @pytest.fixture(scope="module")

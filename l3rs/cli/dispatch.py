@@ -1,4 +1,4 @@
-"""`l3rs COMMAND ...`: finds the command, imports what it needs and no more, and ends every error in one line."""
+"""`l3rs COMMAND ...`: finds the command, imports only its libraries, and ends every error in one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMMANDS = {
     "list": "list the schedules and networks on this machine",
 }
 """Commands, and the line about each in `l3rs --help`."""
-CLOSED_PIPE = 128 + 13  # as of a program that SIGPIPE ended
+CLOSED_PIPE = 128 + 13  # as after SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ["MPLBACKEND"] = "agg"  # a notebook's backend, which its shell commands inherit, may not be installed here
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no reason to stop
+            stream.reconfigure(errors="backslashreplace")  # so that no name stops the command
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if missing is None:
             raise
         fail(missing)
-    except KeyboardInterrupt:  # in a command that keeps nothing that it could go on from, or before that
+    except KeyboardInterrupt:  # the command has saved nothing to resume from
         print("\nStopped.")
         sys.exit(exit_code())
     except (ValueError, OSError, RecursionError) as error:
@@ -91,7 +91,7 @@ def _run(words: Sequence[str]) -> None:
 
 
 def _stdout_is_closed() -> bool:
-    """Whether nobody reads stdout any more; what is left for it then goes nowhere, so that Python's own last flush is quiet."""
+    """Whether nobody reads stdout any more. If so, it discards the rest, so that Python's own last flush is quiet."""
     try:
         print(flush=True)
     except BrokenPipeError:

@@ -139,7 +139,7 @@ def test_a_comparison_that_was_killed_between_its_two_files_has_no_row_twice(tmp
 
 def test_a_comparison_does_not_touch_the_files_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "runs.csv").write_text("my,own\n1,2\n")
-    assert "runs.csv is not of l3rs finetune" in fails_at_last(["finetune", "--out", str(tmp_path)], capsys)
+    assert "runs.csv is no file of l3rs finetune" in fails_at_last(["finetune", "--out", str(tmp_path)], capsys)
     assert (tmp_path / "runs.csv").read_text() == "my,own\n1,2\n"
     (tmp_path / "runs.csv").unlink()
     (tmp_path / "about.json").write_text("[]")

@@ -237,7 +237,9 @@ def test_a_folder_with_other_things_is_refused(photos: Path, tmp_path: Path, cap
     (tmp_path / "thesis.txt").write_text("years of work")
     said = fails(["finetune", "--data", str(photos), *TINY, "--out", str(tmp_path)], capsys)
     assert "which holds other things, such as thesis.txt" in said
-    assert "inside the images' folder" in fails(["finetune", "--data", str(photos), *TINY, "--out", str(photos / "out")], capsys)
+    assert "must be outside of the images' folder" in fails(
+        ["finetune", "--data", str(photos), *TINY, "--out", str(photos / "out")], capsys
+    )
 
 
 # Bad input

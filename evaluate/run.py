@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from l3rs.evaluation.cells import EvaluationConfig, Rows, fingerprint, missing, plan, rows_of
+from l3rs.evaluation.cells import EvaluationConfig, Rows, identity_of, missing, plan, rows_of
 from l3rs.evaluation.sources import read_cell
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import attempt, execute_all, execute_on_ray
@@ -32,7 +32,7 @@ RESULTS = ROOT / "evaluate" / "results"
 def is_there(config: EvaluationConfig, arm: Arm) -> bool:
     """Whether what the arm has learned is there, or its learning rate was tuned; says so where it is not."""
     try:
-        fingerprint(arm.optimizer, arm.learned)
+        identity_of(arm.optimizer, arm.learned)
         config.rate(arm, 1)
     except ValueError as error:
         print(f"left out: {arm.name} ({error})")

@@ -1,5 +1,5 @@
-"""Files that are replaced as a whole: whenever this process is killed, the old one or the new one is there; tables that rows are added
-to, all or none; JSON that may be anything; and what a file may be called and be."""
+"""Files: replaced as a whole, so that a killed process leaves the old one or the new one; tables, to which it adds all rows or none; JSON
+that may be anything; and the names that a file can have."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from typing import Any
 
 from l3rs.text import printable
 
-TEMPORARY = ".l3rs-*.tmp"  # what files are called until they are whole
+TEMPORARY = ".l3rs-*.tmp"  # names of files until they are whole
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a file to write in place of `path`: whatever happens on the way, the old one or the new one is there, whole.
+    """Yields a file to write in place of `path`. Whatever happens, the old one or the new one is there, whole.
 
-    A link stays, and the file that it leads to is replaced. The new file has the old one's mode, or what the umask says. What is no
-    regular file, such as a pipe or /dev/stdout, is written to.
+    It replaces the target of a link, and keeps the link. The new file has the old one's mode, or the umask's. It writes into anything but a
+    regular file, such as a pipe or /dev/stdout.
     """
     if _is_special(path):
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder, "whole")
-            with path.open("ab") as special:  # not cut to nothing: /dev/stdout may be a file, and hold what was printed before
+            with path.open("ab") as special:  # appends: /dev/stdout may be a file that holds earlier output
                 special.write(Path(folder, "whole").read_bytes())
         return
     path = Path(os.path.realpath(path))
@@ -41,14 +41,14 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
-        temporary.chmod(mode)  # safetensors, for one, makes files that only their owner reads
+        temporary.chmod(mode)  # safetensors makes files that only their owner can read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:
-    """Raises OSError where `replacing` could not write; asked before the work whose results are to be there."""
+    """Raises OSError if `replacing` could not write; call it before the work."""
     if not _is_special(path):
         _beside(Path(os.path.realpath(path))).unlink()
     elif not os.access(path, os.W_OK):
@@ -56,16 +56,16 @@ def check_writable(path: Path) -> None:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether it is no file that can be replaced. Raises OSError for a folder."""
+    """Whether it is a pipe, a device or another file that nothing can replace. Raises OSError for a folder."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     return str(path.absolute()).startswith(("/dev/std", "/dev/fd/", "/proc/")) or (path.exists() and not path.is_file())
 
 
 def _beside(path: Path) -> Path:
-    """A new empty file in the same folder, under a name that nobody can have put a link at."""
+    """Makes an empty file in the same folder, under a name that nobody can guess and link."""
     temporary = path.with_name(TEMPORARY.replace("*", secrets.token_hex(8)))
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the umask takes
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less the umask
     return temporary
 
 
@@ -97,21 +97,21 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[
 
 
 def whole_rows(path: Path) -> bytes:
-    """What a table has but for a last row that was cut off as its process was killed, or as the machine lost its power."""
+    """Reads a table without a last row that was cut off when its process was killed."""
     data = path.read_bytes()
     return data[: data.rfind(b"\n") + 1]
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """An object. Raises ValueError."""
+    """Reads a JSON object. Raises ValueError."""
     try:
         if is_endless(file):
             raise ValueError("it is no file, but a named pipe, a socket or a device")
         read = json.loads(file.read_text())
         if not isinstance(read, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it holds no object")
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read ({error}), and nothing else tells which run is there") from None
+        raise ValueError(f"{file} cannot be read ({error}), and only it tells which run is there") from None
     return read
 
 
@@ -119,7 +119,7 @@ LONGEST_NAME = 255  # bytes, of a file or a folder
 
 
 def check_name(name: str, what: str) -> None:
-    """Raises ValueError where no file can have a name. `what` it is, for the message."""
+    """Raises ValueError if no file can have this name; the message calls it `what`."""
     try:
         length = len(name.encode(errors="surrogateescape"))  # such surrogates stand for bytes that are not UTF-8
     except UnicodeEncodeError:
@@ -131,6 +131,6 @@ def check_name(name: str, what: str) -> None:
 
 
 def is_endless(path: str | Path) -> bool:
-    """Whether something is a named pipe, a socket or a device, which may keep its reader waiting for ever. Raises OSError."""
+    """Whether a path is a named pipe, a socket or a device, whose reader may wait for ever. Raises OSError."""
     mode = os.stat(path).st_mode
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

@@ -1,7 +1,7 @@
-"""The one registry of what can be meta-trained: L3RS, and the other learned optimizers.
+"""The one registry of the optimizers that can be meta-trained: L3RS, and the other learned optimizers.
 
-Whatever differs between them is here: how meta-training starts, how an optimizer is built from meta-parameters, how these are found and
-read, and how strong the noise of meta-training is on each. What was meta-trained is what is deployed: the very same optimizer class.
+A learner holds all that differs between them: how it starts, builds an optimizer from meta-parameters, finds and reads them, and scales
+the noise of meta-training. Meta-training and deployment use the very same optimizer class.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Named = Iterable[tuple[str, nn.Parameter]]
 
 @dataclass(frozen=True)
 class Start:
-    """Where meta-training starts.
+    """The settings of the start of meta-training.
 
     Attributes:
-        schedule: of L3RS: everything that is not learned.
-        specialist: of L3RS: whether something is learned by layer name, an embedding or an MLP, or nothing is (a generalist).
-        files: of published meta-parameters of another learned optimizer; none is a random start.
-        lr: of another learned optimizer, see `LearnedWeights`; None is its usual one.
-        seed: of what is drawn.
+        schedule: the config of L3RS.
+        specialist: for L3RS, learns an embedding or an MLP by layer name; a generalist does not.
+        files: published meta-parameters of another learned optimizer; none starts at random.
+        lr: learning rate of another learned optimizer, see `LearnedWeights`; None takes its usual one.
+        seed: of every random draw.
     """
 
     schedule: L3RSConfig = field(default_factory=L3RSConfig)
@@ -50,27 +50,31 @@ class Start:
 
 
 class Learner(ABC):
-    """One optimizer that can be meta-trained: a flat vector theta of meta-parameters, and an optimizer for every vector.
+    """An optimizer that can be meta-trained: every flat vector theta of meta-parameters defines one.
 
     Attributes:
         name: in configs and rows.
-        tuned: whether its learning rate wants tuning; else it is a multiplier, 1 by default.
+        tuned: whether its learning rate needs tuning; if not, it is a multiplier, 1 by default.
     """
 
     name: str
     tuned: bool = False
 
+    def called_after(self, model: str) -> str:
+        """The last part of a schedule's default name: the optimizer."""
+        return self.name
+
     @abstractmethod
     def check(self, start: Start) -> None:
-        """Raises ValueError where the settings are those of another learned optimizer, or do not go together."""
+        """Raises ValueError if settings belong to another learned optimizer, or contradict each other."""
 
     @abstractmethod
     def start(self, start: Start, name: str, network: Callable[[], nn.Module]) -> Learned:
-        """The meta-parameters that meta-training starts from.
+        """Makes the first meta-parameters of a meta-training run.
 
         Args:
-            name: what comes out is called.
-            network: makes the network, for those that are for its layers.
+            name: of the schedule to come.
+            network: makes the network, for a specialist.
 
         Raises:
             CheckpointError: a file of published meta-parameters cannot be used.
@@ -78,20 +82,20 @@ class Learner(ABC):
 
     @abstractmethod
     def build(self, learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None) -> torch.optim.Optimizer:
-        """The optimizer that the meta-parameters `theta`, (n,), define in the place of those of `learned`.
+        """Builds the optimizer that `learned` defines with other meta-parameters, `theta`, (n,).
 
         Args:
             named: parameters with their names.
             total_steps: K, the length of the run.
-            lr: None is what belongs to `learned`.
+            lr: None takes the one that belongs to `learned`.
         """
 
     @abstractmethod
     def load(self, given: str | Path, names: Iterable[str] = ()) -> Learned:
-        """What was learned for it: shipped, from a path, or from the Hub. `names` are those of the parameters, for `auto`.
+        """Loads meta-parameters: shipped ones, from a path, or from the Hub. `auto` chooses by the `names` of the parameters.
 
         Raises:
-            CheckpointError: there is none, or it cannot be used.
+            CheckpointError: there are none, or they cannot be used.
         """
 
     @abstractmethod
@@ -100,19 +104,23 @@ class Learner(ABC):
 
     @abstractmethod
     def noise_scale(self, learned: Learned, hidden: float) -> Tensor:
-        """How strong the noise of meta-training is on each meta-parameter, (n,); `hidden` is that of most of them."""
+        """Gives the strength of the noise on each meta-parameter, (n,); most of them have the strength `hidden`."""
 
 
 class _L3RS(Learner):
-    name = "l3rs"
+    name = LearnedSchedule.kind
+
+    def called_after(self, model: str) -> str:
+        """The model."""
+        return model
 
     def check(self, start: Start) -> None:
         if start.files or start.lr is not None:
-            raise ValueError("start and lr are of another optimizer than l3rs, whose start is `schedule`, and which has no learning rate")
+            raise ValueError("start and lr are settings of other optimizers: l3rs starts from `schedule`, and has no learning rate")
         if start.schedule.by_layer != start.specialist:
             raise ValueError(
                 f"specialist is {start.specialist}, with schedule.embedding {start.schedule.embedding} and schedule.controller "
-                f"{start.schedule.controller}: a specialist has an embedding or is layerwise, and nothing else does"
+                f"{start.schedule.controller}: a specialist needs an embedding or a layerwise controller, and a generalist neither"
             )
 
     def start(self, start: Start, name: str, network: Callable[[], nn.Module]) -> LearnedSchedule:
@@ -171,11 +179,11 @@ LEARNERS: Mapping[str, Learner] = MappingProxyType({learner.name: learner for le
 
 
 def load(given: str | Path, **hub: Any) -> Learned:
-    """A schedule of L3RS, or the weights of another learned optimizer: shipped, from a path, or from the Hub.
+    """Loads a schedule of L3RS, or the weights of another learned optimizer: shipped, from a path, or from the Hub.
 
     Args:
-        given: as of `l3rs.schedules.find.locate`.
-        hub: `token`, `revision` and so on, as of `l3rs.load`.
+        given: a name, path or Hub id, see `l3rs.schedules.find.locate`.
+        hub: `token`, `revision` and other arguments of `l3rs.load`.
 
     Raises:
         CheckpointError: there is none, or it is neither; the message says what to do.
@@ -191,7 +199,7 @@ def load(given: str | Path, **hub: Any) -> Learned:
 
 
 def build(learned: Learned, named: Named, total_steps: int, lr: float | None = None) -> torch.optim.Optimizer:
-    """The optimizer of what was learned, whichever it is, for a run of `total_steps` steps."""
+    """Builds the optimizer of a schedule or of other weights, for a run of `total_steps` steps."""
     return LEARNERS[learned.kind].build(learned, learned.theta, named, total_steps, lr)
 
 

@@ -42,12 +42,12 @@ STYLES: Mapping[str, tuple[str, str, str]] = {  # colour, marker and dash, by op
 
 
 def look(colour: str, marker: str, dash: str) -> dict[str, Any]:
-    """How a line is drawn; black ones are of L3RS, and thick."""
+    """Style of a line; L3RS has thick black ones."""
     return {"color": colour, "marker": marker, "linestyle": dash, "markersize": 5, "linewidth": 2.4 if colour == BLACK else 1.3}
 
 
 def colours(optimizers: Sequence[str]) -> list[str]:
-    """One for each, its own; of those that have the same one the later get others, as long as there are any."""
+    """Gives each optimizer its own colour; if two share one, the later gets a free one, as long as there are any."""
     given: list[str] = []
     for optimizer in optimizers:
         own = STYLES[optimizer][0]
@@ -57,13 +57,13 @@ def colours(optimizers: Sequence[str]) -> list[str]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure that was made without pyplot, cut to what is drawn."""
+    """Writes a figure that was made without pyplot, without its margins."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
 def png(figure: Figure, colours: int = 255) -> bytes:
-    """The picture as a small PNG file, the same bytes for the same figure; of so many colours, which is a third of the size of all."""
+    """Makes a small PNG file, the same bytes for the same figure; few colours make it a third of the size."""
     FigureCanvasAgg(figure)
     drawn, small = BytesIO(), BytesIO()
     figure.savefig(drawn, format="png", dpi=150, bbox_inches="tight")
@@ -72,7 +72,7 @@ def png(figure: Figure, colours: int = 255) -> bytes:
 
 
 def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
-    """Evaluation accuracy against the step: left along the longest runs, right at the end of each run, by its length."""
+    """Plots evaluation accuracy: left along the longest runs, right at the end of each run, by its length."""
     figure = Figure(figsize=(9.5, 4.2))
     left, right = figure.subplots(1, 2)
     horizon = int(table.steps.max())
@@ -106,15 +106,15 @@ def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None
 
 
 def plot_curve(curve: pd.DataFrame, path: Path, title: str) -> None:
-    """`curve_figure`, as a file."""
+    """Writes `curve_figure` to a file."""
     save(curve_figure(curve, title), path)
 
 
 def curve_figure(curve: pd.DataFrame, title: str, stacked: bool = False) -> Figure:
-    """A meta-training curve: accuracy and loss on meta-validation, and the mean loss of each generation's candidates.
+    """Plots a meta-training curve: accuracy and loss on meta-validation, and the mean loss of each generation's candidates.
 
     Args:
-        stacked: whether the two are one above the other, for narrow pages.
+        stacked: one plot above the other, for narrow pages.
     """
     figure = Figure(figsize=(5.6, 6.4) if stacked else (9.5, 3.6))
     left, right = figure.subplots(*((2, 1) if stacked else (1, 2)))
@@ -138,7 +138,7 @@ def curve_figure(curve: pd.DataFrame, title: str, stacked: bool = False) -> Figu
 
 
 def plot_decisions(rows: pd.DataFrame, path: Path) -> None:
-    """What a schedule decides along a run: lambda and mu against the step, a column for each kind of layer, a colour for each depth.
+    """Plots a schedule's decisions along a run: lambda and mu against the step, a column for each kind of layer, a colour for each depth.
 
     Args:
         rows: columns `step`, `depth`, `kind`, `lambda` and `mu_NAME` of each direction; depths come in the order of the network.

@@ -1,4 +1,4 @@
-"""Processes: how many cores they may use, and how they end when the system or a person says so."""
+"""Processes: their cores, and their end on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Handler: TypeAlias = "Callable[[int, FrameType | None], Any] | int | signal.Hand
 
 
 def cores(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
-    """How many cores this process may use: those that it is bound to (taskset, Slurm), and no more than a container's quota.
+    """Counts the cores that this process may use: those it is bound to (taskset, Slurm), up to a container's quota.
 
     Args:
-        cgroups: where control groups are mounted.
-        own: which of them this process is in.
+        cgroups: mount point of control groups.
+        own: lists the groups of this process.
     """
     try:
         bound = len(os.sched_getaffinity(0))
@@ -31,7 +31,7 @@ def cores(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int
 
 
 def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
-    """Cores' worth of time that this process's control groups are given, from its own up to the root; of version 2 and of version 1."""
+    """Yields the quotas of this process's control groups in cores, from its own up to the root; of versions 2 and 1."""
     try:
         groups = [line.split(":", 2)[1:] for line in own.read_text().splitlines()]
     except OSError:  # not Linux
@@ -56,9 +56,9 @@ _terminated = threading.Event()
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
-    """A handler of SIGTERM, from a person, a batch system or `timeout`: the process ends as it does on Ctrl-C.
+    """Handles SIGTERM, from a person, a batch system or `timeout`, like Ctrl-C.
 
-    Only at the first of them: `timeout`, for one, sends two.
+    It heeds only the first: `timeout`, for one, sends two.
     """
     _terminated.set()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -66,14 +66,14 @@ def terminate(number: int, frame: FrameType | None) -> None:
 
 
 def exit_code() -> int:
-    """What a process that met KeyboardInterrupt exits with, as a shell has it: by Ctrl-C, or by SIGTERM."""
+    """The exit code after a KeyboardInterrupt, as in a shell: of Ctrl-C, or of SIGTERM."""
     return 128 + (signal.SIGTERM if _terminated.is_set() else signal.SIGINT)
 
 
 @contextmanager
 def on_sigterm(handler: Handler) -> Iterator[None]:
-    """Within it SIGTERM does this; after it again what it did before, whatever handler a library has put there meanwhile."""
-    if threading.current_thread() is not threading.main_thread():  # others may not handle signals
+    """Handles SIGTERM with `handler`, and restores the old handler afterwards, even if a library has set another."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield
         return
     if handler is terminate:
@@ -87,9 +87,9 @@ def on_sigterm(handler: Handler) -> Iterator[None]:
 
 @contextmanager
 def unseen(*signals: signal.Signals) -> Iterator[None]:
-    """Processes and threads that are started within it never see these signals, which a terminal or a batch system sends to a whole group.
+    """Hides these signals from processes and threads that start within it; a terminal or a batch system sends them to a whole group.
 
-    Only the one that starts them does, once they have started, and ends them in good order: half of them, nobody could.
+    Only their parent sees the signals, once all have started, and ends them in good order.
     """
     came: list[int] = []
     main = threading.current_thread() is threading.main_thread()
@@ -101,12 +101,12 @@ def unseen(*signals: signal.Signals) -> Iterator[None]:
         for which, handler in handlers.items():
             signal.signal(which, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number in came:  # which another thread has taken: the mask is of this one
+        for number in came:  # another thread took it: the mask is this thread's
             signal.raise_signal(number)
 
 
 def heed_parent(_: int = 0) -> None:
-    """In a process that was started where SIGTERM is unseen: ends it when that comes from its parent, which then waits for it."""
+    """Ends this process, started within `unseen(SIGTERM)`, when its parent sends SIGTERM."""
 
     def listen() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():

@@ -1,4 +1,4 @@
-"""The folder of a run of any kind: one process's at a time, of one run for good, and such that the run goes on after any end."""
+"""The folder of a run of any kind: one process at a time, one run for good, and resumable after any end."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ Self = TypeVar("Self", bound="RunFolder")
 
 
 class FolderError(ValueError):
-    """A folder that cannot be that of the run, or be written; the message says why and what to do."""
+    """The folder holds something else, is in use, or cannot be written; the message says why, and names the cure."""
 
 
 class RunFolder:
-    """The folder of a run, locked while it is open; a context manager that gives the lock back.
+    """The folder of a run, locked while it is open; leaving the context releases the lock.
 
-    What the run is stands in a file of it. A folder where that differs is refused and stays as it is; else the run goes on.
+    A JSON file in it describes the run. If the descriptions agree, the run resumes. If they differ, the folder is refused, and stays as it
+    is.
 
     Args:
         path: made if needed.
-        about: what the run is, as JSON has it.
-        file: the name of the file that says so.
-        free: keys that may change from one process to the next.
-        defaults: what holds for keys that the file lacks, such as those of a version that did not know them.
-        alone: whether a folder is refused that holds other things and no such file.
+        about: describes the run, as JSON has it.
+        file: name of the file with the description.
+        free: keys that may change when the run resumes.
+        defaults: values for keys that the file lacks, as one of an older version does.
+        alone: refuses a folder that holds other things and no description.
 
     Raises:
         FolderError: it holds another run, or other things; another process is at work in it; or it cannot be written.
@@ -48,7 +49,7 @@ class RunFolder:
             if others and not described.exists():
                 raise FolderError(f"--out must be a new folder (got {path}, which holds other things, such as {others[0]})")
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(path / "lock")  # given back with this object, or with the process
+            self._lock = FileLock(path / "lock")  # released with this object, or with the process
             self._lock.acquire(timeout=0)
         except Timeout:
             message = f"--out must be a folder where no other process is at work (got {path}); choose another, or wait for it"
@@ -64,7 +65,7 @@ class RunFolder:
             raise
 
     def _take(self, file: Path, about: dict[str, Any], free: tuple[str, ...], defaults: Mapping[str, Any]) -> None:
-        """Compares what the run is with that which is here, if one is, and writes it."""
+        """Compares the run with the one in the folder, if there is one, and writes its description."""
         written: dict[str, Any] = {}
         if file.exists():
             try:
@@ -75,10 +76,10 @@ class RunFolder:
             different = [k for k in about if k not in free and before.get(k) != about[k]]
             if different:
                 other = ", ".join(different)
-                raise FolderError(f"--out must be a new folder, or that of the same run (got {self.path}, whose run has another {other})")
+                raise FolderError(f"--out must be a new folder, or the folder of this run (got {self.path}, whose run has another {other})")
         with self.writing(file):
             for pattern in (TEMPORARY, f"*/{TEMPORARY}"):
-                for left in self.path.glob(pattern):  # by a process that was killed: no other is here
+                for left in self.path.glob(pattern):  # of a killed process: no other is here
                     left.unlink()
             if written != written | about:
                 write_atomically(file, (json.dumps(written | about, indent=1) + "\n").encode())
@@ -90,26 +91,26 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Lets others in."""
+        """Releases the lock."""
         self._lock.release()
 
     @contextmanager
     def writing(self, what: object) -> Iterator[None]:
-        """Says what could not be written, what is kept, and what to do. Torch and safetensors have errors of their own for that."""
+        """Turns errors of writing, also torch's and safetensors' own, into one that says what is kept, and what to do."""
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
             raise FolderError(
-                f"{what} could not be written ({first_line(error)}); {self.kept()}. Make room there, or whatever it takes, and give the "
-                "same command again: it goes on from there"
+                f"{what} could not be written ({first_line(error)}); {self.kept()}. Make room, or remove the "
+                "cause, and give the same command again: it resumes"
             ) from error
 
     def kept(self) -> str:
-        """What is not lost where something cannot be written."""
-        return f"what was done before is kept in {self.path}"
+        """Says what is saved, for the error."""
+        return f"all earlier work is kept in {self.path}"
 
 
 def _filled(before: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A description with what it lacks, in tables within it too."""
+    """Adds the defaults to a description, also in nested tables."""
     nested = {k: _filled(v, defaults[k]) for k, v in before.items() if isinstance(v, dict) and isinstance(defaults.get(k), dict)}
     return {**defaults, **before, **nested}

@@ -1,4 +1,4 @@
-"""The few statistics that a comparison over tasks needs."""
+"""Statistics of comparisons over tasks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def interquartile_mean(values: Sequence[float] | np.ndarray) -> float:
 
 
 def bootstrap_interval(values: Sequence[float] | np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """The bootstrap percentile interval of the mean, from 9,999 resamples: (low, high). NaN for one value or where one is not finite."""
+    """The bootstrap percentile interval of the mean, from 9,999 resamples: (low, high). NaN for one value, or if one is not finite."""
     x = np.asarray(values, dtype=float)
     if len(x) < 2 or not np.isfinite(x).all():
         return math.nan, math.nan
@@ -37,15 +37,15 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray, level: float = 0.95
 
 
 def probability_of_improvement(differences: Sequence[float] | np.ndarray) -> float:
-    """The share of paired differences above 0; those of 0 count half."""
+    """The share of paired differences above 0; ties count half."""
     x = np.asarray(differences, dtype=float)
     return float(((x > 0) + 0.5 * (x == 0)).mean())
 
 
 def crossing(log_steps: Sequence[float], accuracies: Sequence[float], target: float) -> float:
-    """The steps at which a rising curve first reaches `target`, linear between points in log steps.
+    """Finds the steps at which a rising curve first reaches `target`, linear in log steps.
 
-    At or above the first point, that point's steps; infinite when the target is never reached.
+    It is the first point's steps if that reaches the target, and infinite if none does.
     """
     if accuracies[0] >= target:
         return math.exp(log_steps[0])
@@ -56,21 +56,21 @@ def crossing(log_steps: Sequence[float], accuracies: Sequence[float], target: fl
 
 
 def speedup(steps: int, log_steps: Sequence[float], behind: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-    """How many times as many steps another arm needs to be as good as a reference is after `steps`, with a bootstrap percentile interval.
+    """Divides the steps that another arm needs to match a reference after `steps` by `steps`; with a bootstrap percentile interval.
 
     Args:
         log_steps: logs of the lengths of the other arm's runs, rising.
-        behind: (tasks, lengths), the other arm at each length minus the reference, task by task, higher being better; NaN where one of the
-            two did not run. A length that a resample has no task at is passed over.
+        behind: (tasks, lengths), the other arm at each length minus the reference, paired by task, higher is better; NaN if one of the two
+            did not run. A resample without a task at a length skips it.
 
     Returns:
-        (speedup, low, high); infinite where the other arm never gets there. Bounds are NaN for one task.
+        (speedup, low, high); infinite if the other arm never gets there. Bounds are NaN for one task.
     """
     x = np.asarray(log_steps, dtype=float)
     there = ~np.isnan(behind)
     filled = np.where(there, behind, 0.0)
 
-    def share(tasks: np.ndarray, axis: int = -1) -> np.ndarray:  # steps over those that the other needs; never is 0, and so it is finite
+    def share(tasks: np.ndarray, axis: int = -1) -> np.ndarray:  # steps over the other's steps; 0 for never, so that it is finite
         number = there[tasks].sum(axis=-2)
         with np.errstate(invalid="ignore", divide="ignore"):
             gaps = np.where(number > 0, filled[tasks].sum(axis=-2) / number, np.nan)
@@ -97,7 +97,7 @@ def performance_profile(values: Sequence[float] | np.ndarray, thresholds: Sequen
 
 
 def runs_to_break_even(invested: float, saved: float) -> float:
-    """After how many runs that save `saved` each an investment has paid for itself: 0 if there was none, infinite if they save nothing."""
+    """Counts the runs, each saving `saved`, that pay back an investment: 0 without one, infinite if they save nothing."""
     if invested <= 0:
         return 0.0
     return max(1.0, math.ceil(invested / saved)) if saved > 0 else math.inf

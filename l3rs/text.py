@@ -1,4 +1,4 @@
-"""Text for people: tables whose columns align, errors in one line, and names that may be anything, on the terminal and in CSV files."""
+"""Text for people: aligned tables, errors in one line, and safe names on the terminal and in CSV files."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 
 def first_line(error: BaseException) -> str:
-    """Why it failed: the system's word for it, or the first line of the error's text, or else its kind."""
+    """The reason of an error: the system's word for it, the first line of its text, or its type."""
     why = error.strerror if isinstance(error, OSError) else None
     return (why or str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def width(text: str) -> int:
-    """Columns of a terminal that a text takes: two for a wide character, none for an accent that combines with the one before."""
+    """Counts a text's columns on a terminal: two for a wide character, none for a combining accent."""
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
 def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,), line: bool = False) -> list[str]:
-    """Lines of a table whose columns align, two spaces apart.
+    """Aligns a table's columns, two spaces apart, and returns its lines.
 
     Args:
-        rows: of cells, each as many as the others; the first is the header.
-        left: columns that are aligned to the left, by number; the others are numbers, aligned to the right.
-        line: whether one is drawn below the header.
+        rows: of equally many cells; the first is the header.
+        left: numbers of the columns to align left; the others align right.
+        line: draws a line below the header.
     """
     widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(padded(cell, n, i in left) for i, (cell, n) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
@@ -32,7 +32,7 @@ def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,), line: boo
 
 
 def padded(text: str, columns: int, left: bool = True) -> str:
-    """A text in so many columns of a terminal, to the left or to the right in them."""
+    """Pads a text to this many columns of a terminal, aligned left or right."""
     space = " " * (columns - width(text))
     return text + space if left else space + text
 
@@ -41,7 +41,7 @@ DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they ma
 
 
 def printable(text: str) -> str:
-    """A text that is safe on a terminal: what controls one, breaks lines, turns text around, or is no character, is spelled out."""
+    """Makes a text safe for a terminal: spells out control characters, line breaks, changes of direction and half characters."""
     if text.isprintable():
         return text
     odd = (c for c in set(text) if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in DIRECTIONS)
@@ -54,7 +54,7 @@ def csv_cell(text: str) -> str:
 
 
 def csv_table(table: Any) -> Any:
-    """A table of pandas with all its texts, the names of its rows and columns among them, as `csv_cell` gives them."""
+    """Applies `csv_cell` to all texts of a pandas table, also to the names of rows and columns."""
 
     def safe(cell: Any) -> Any:
         return csv_cell(cell) if isinstance(cell, str) else cell
@@ -63,5 +63,5 @@ def csv_table(table: Any) -> Any:
 
 
 def from_csv_cell(text: str) -> str:
-    """What `csv_cell` was given."""
+    """Undoes `csv_cell`."""
     return text.removeprefix("'")

@@ -1,5 +1,5 @@
-"""Fixtures: one thread, a fixed seed, a small network with convolution, BatchNorm and dense layers, a random schedule for it, and
-folders of image files."""
+"""Fixtures: one thread, a fixed seed, a small network with convolution, BatchNorm and dense layers, a random schedule for it, folders
+of image files, and commands that must fail."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
+from l3rs.cli import main
 from l3rs.controller.config import L3RSConfig
 from l3rs.controller.initial import initial_theta
 from l3rs.data.images import ImageSet
@@ -105,3 +106,22 @@ def weights(network: nn.Module) -> list[torch.Tensor]:
 
 def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def fails_at_last(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line on stderr of a command that must fail; progress bars may come before it."""
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return err.strip().splitlines()[-1]
+
+
+def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr of a command that must fail."""
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line

@@ -1,4 +1,4 @@
-"""Files that are replaced: what is there keeps its kind, its mode and its links; rows are added all or none."""
+"""Files that are replaced: what is there keeps its kind, its mode and its links; rows are added all or none; names that no file has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import save_file
 
 from l3rs import files
-from l3rs.files import TEMPORARY, append_rows, check_writable, replacing, whole_rows, write_atomically
+from l3rs.files import TEMPORARY, append_rows, check_name, check_writable, is_endless, replacing, whole_rows, write_atomically
 from l3rs.schedules.seal import write_sealed
 
 FIELDS = ("a", "b")
@@ -122,6 +122,23 @@ def test_rows_are_added_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_row_that_was_cut_off_is_none(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes(b"a,b\n1,x\n2,")
     assert whole_rows(tmp_path / "rows.csv") == b"a,b\n1,x\n"
+
+
+def test_names_that_no_file_can_have_are_refused() -> None:
+    for name in ("cat", "x" * 255, os.fsdecode(b"\xe9" * 255), "狐" * 85):
+        check_name(name, "a class")
+    for name in ("", "a\0b", "\ud83d"):
+        with pytest.raises(ValueError, match="a class must be a name that a file can have"):
+            check_name(name, "a class")
+    for name in ("x" * 256, "狐" * 86):
+        with pytest.raises(ValueError, match="a class must have at most 255 bytes"):
+            check_name(name, "a class")
+
+
+def test_pipes_and_devices_are_told_from_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    assert [is_endless(p) for p in (tmp_path / "pipe", "/dev/zero", tmp_path / "file", tmp_path)] == [True, True, False, False]
 
 
 def test_rows_are_not_added_to_a_row_that_was_cut_off(tmp_path: Path) -> None:

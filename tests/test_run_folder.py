@@ -57,4 +57,4 @@ def test_what_could_not_be_written_is_one_line(error: Exception, tmp_path: Path)
     with RunFolder(tmp_path, {}) as folder, pytest.raises(FolderError) as stop, folder.writing("x.ckpt"):
         raise error
     why = str(error.args[-1]).splitlines()[0]
-    assert str(stop.value).startswith(f"x.ckpt could not be written ({why}); what was done before is kept in {tmp_path}. Make room")
+    assert str(stop.value).startswith(f"x.ckpt could not be written ({why}); all earlier work is kept in {tmp_path}. Make room")

@@ -1,4 +1,4 @@
-"""`l3rs cache`: decoded images, made beforehand."""
+"""`l3rs cache`: decodes images beforehand."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from jsonargparse import Namespace
 
 from l3rs.cli.options import Options, values_of
 from l3rs.cli.parser import Parser
-from l3rs.data.cache import in_words, open_cache, size_in_bytes
+from l3rs.data.cache import open_cache, size_in_bytes, size_in_words
 from l3rs.data.splits import PURPOSES
 from l3rs.finetuning.workload import Workload
 
 ABOUT = """
-Decode the images of a split once, so that training on them decodes nothing; meta-training does this by itself. A build that was
-stopped goes on where it was. With the same options, meta-training finds the cache.
+Decode the images of a split once, so that training decodes nothing. Meta-training with the same options finds the cache, and makes
+it if there is none. If the command stops, give it again: it resumes.
 """
 WORKLOAD = Options(
     Workload,
     metavars={"split": "NAME", "data": "FOLDER", "weights": "FILE", "cache": "FOLDER", "model": "NAME"},
-    texts={"augment": "does not cut out and mirror training images at random"},
+    texts={"augment": "does not crop and mirror training images at random"},
 )
-"""How the fields of a workload are shown, here and in `l3rs meta-train`."""
+"""The options of a workload, here and in `l3rs meta-train`."""
 
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """What to decode.
+    """The choice of images to decode.
 
     Attributes:
-        purposes: the classes whose images to decode, by what they serve.
-        plan: only says how many images there are, and how much disk they take.
+        purposes: purposes of the classes to decode.
+        plan: only prints the number of images and the disk space that they need.
         verify: reads all pixels of finished caches again, and compares their SHA-256.
     """
 
@@ -40,29 +40,29 @@ class CacheOptions:
 
 
 def parser() -> Parser:
-    """What to decode, and the workload that it is for."""
+    """The images to decode, and their workload."""
     parser = Parser("[options]", ABOUT)
     Options(CacheOptions, choices={"purposes": PURPOSES}, metavars={"purposes": "NAME"}).add(parser, "purposes", "plan", "verify")
-    WORKLOAD.add(parser, *(f.name for f in fields(Workload)), title="the images and the network, as of meta-train")
+    WORKLOAD.add(parser, *(f.name for f in fields(Workload)), title="the images and the network, as in meta-train")
     return parser
 
 
-def run(args: Namespace, parser: Parser) -> None:
-    """Decodes what is not decoded yet."""
+def run(args: Namespace) -> None:
+    """Decodes the images that are not decoded yet."""
     unknown = [p for p in args.purposes if p not in PURPOSES]
     if unknown:
         raise ValueError(f"--purposes must be one or more of {', '.join(PURPOSES)} (got {unknown[0]!r})")
     workload = Workload(**values_of(Workload, vars(args)))
     if workload.embedded:
-        raise ValueError(f"the images of {workload.split} are embedded; there is nothing to decode")
+        raise ValueError(f"the images of {workload.split} are embedded: there is nothing to decode")
     purposes = [p for p in args.purposes if workload.class_split.classes[p]]
     for purpose in purposes:
         tree, folder = workload.tree(purpose), workload.cache_folder(purpose)
-        size = in_words(size_in_bytes(len(tree.files), workload.decoder))
+        size = size_in_words(size_in_bytes(len(tree.files), workload.decoder))
         print(f"{purpose}: {len(tree.classes)} classes, {len(tree.files)} images of {workload.decoder.side} px, {size} in {folder}")
     if not args.plan:
         workload.prepare(purposes)
     if args.verify:
         for purpose in purposes:
             open_cache(workload.cache_folder(purpose), workload.class_split.classes[purpose], verify=True)
-        print("All pixels are as they were decoded.")
+        print("All pixels match their SHA-256.")

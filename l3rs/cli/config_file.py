@@ -1,4 +1,4 @@
-"""`--config FILE`: a YAML file of settings, looked at before its values are taken."""
+"""`--config FILE`: checks a YAML file of settings before jsonargparse reads it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ DEEPEST = 50  # settings are nested twice; a reader of YAML calls itself once a 
 
 
 def check(given: str) -> None:
-    """Looks whether a file holds settings, or the words themselves do, as `{generations: 2}`.
+    """Checks that a file holds settings, or that the word itself does, as `{generations: 2}`.
 
     Raises:
-        ValueError: there is no such file, or it holds something else; the message names it.
+        ValueError: there is no such file, or it holds no settings; the message names it.
     """
     inline = given.lstrip().startswith("{")
     name = "--config" if inline else given
@@ -40,7 +40,7 @@ def check(given: str) -> None:
 
 
 def deepest(text: str) -> int:
-    """How deep YAML is nested; found without a call a level."""
+    """Measures how deep YAML is nested, without recursion."""
     depth = most = 0
     for event in yaml.parse(text, Loader=yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -51,7 +51,7 @@ def deepest(text: str) -> int:
 
 
 def strings(values: Iterable[Any]) -> Iterable[str]:
-    """All strings among values, also in lists and mappings."""
+    """Yields all strings among values, also in lists and mappings."""
     for value in values:
         if isinstance(value, str):
             yield value

@@ -1,4 +1,4 @@
-"""`l3rs COMMAND ...`: finds the command, imports what it needs and no more, and ends every error in one line."""
+"""`l3rs COMMAND ...`: finds the command, imports only its libraries, and ends every error in one line."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "finetune": "fine-tune on new classes, against tuned baselines; with --data, on your own images",
-    "predict": "say what is on images, with a model that finetune --data has trained",
+    "predict": "classify images with a model that finetune --data has trained",
     "split": "divide the classes of your own images among meta-training and evaluation",
     "cache": "decode your own images once, before meta-training",
-    "meta-train": "learn a schedule",
-    "info": "show what is installed, or what a schedule is",
-    "list": "list the schedules and networks that are here",
+    "meta-train": "meta-train a schedule by evolution strategies",
+    "info": "show this installation, or one schedule",
+    "list": "list the schedules and networks on this machine",
 }
 """Commands, and the line about each in `l3rs --help`."""
-CLOSED_PIPE = 128 + 13  # as of a program that SIGPIPE ended
+CLOSED_PIPE = 128 + 13  # as after SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (as long as the process)
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no reason to stop
+            stream.reconfigure(errors="backslashreplace")  # so that no name stops the command
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if missing is None:
             raise
         fail(missing)
-    except KeyboardInterrupt:  # in a command that keeps nothing that it could go on from, or before that
+    except KeyboardInterrupt:  # the command has saved nothing to resume from
         print("\nStopped.")
         sys.exit(exit_code())
     except (ValueError, OSError, RecursionError) as error:
@@ -70,7 +70,7 @@ def parser_of(command: str) -> Parser:
 
 
 def _module(command: str) -> ModuleType:
-    """Where a command is: what is heavy is imported with it."""
+    """The file of a command, which imports the libraries that it needs."""
     return import_module(f"l3rs.cli.{command.replace('-', '_')}")
 
 
@@ -90,12 +90,11 @@ def _run(words: Sequence[str]) -> None:
     for word in words:
         if "\0" in word:
             fail(f"an argument must have no NUL character (got {word!r})")
-    parser = parser_of(command)
-    _module(command).run(parser.parse_args(words[1:]), parser)
+    _module(command).run(parser_of(command).parse_args(words[1:]))
 
 
 def _stdout_is_closed() -> bool:
-    """Whether nobody reads stdout any more; what is left for it then goes nowhere, so that Python's own last flush is quiet."""
+    """Whether nobody reads stdout any more. If so, it discards the rest, so that Python's own last flush is quiet."""
     try:
         print(flush=True)
     except BrokenPipeError:

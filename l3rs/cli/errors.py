@@ -1,4 +1,4 @@
-"""How the command says what is wrong: in one line, in words, with what was meant."""
+"""Error messages of the command: in one line, in plain words, with a guess at the right word."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def fail(message: str) -> NoReturn:
 
 
 def of_an_error(error: Exception) -> str:
-    """What an error says, and the file that it is about."""
+    """Words an error, and names its file."""
     if isinstance(error, UnicodeEncodeError):
         near = error.object[max(0, error.start - AROUND) : error.end + AROUND]
         return f"{near!r} has a character that cannot be written as {error.encoding}; give another name"
@@ -33,13 +33,13 @@ def of_an_error(error: Exception) -> str:
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """A question after the name that is most like an unknown one; nothing where none is."""
+    """Asks for the known name most like an unknown one; empty if none is."""
     close = get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def in_words(message: str, options: Iterable[str]) -> str:
-    """What argparse and jsonargparse say, in our words; any other message as it is."""
+def reworded(message: str, options: Iterable[str]) -> str:
+    """Rewords the messages of argparse and jsonargparse; leaves others as they are."""
     if found := re.match(r"""Parser key "(\S+?)"(?: element \d+)?: .*?Expected a <class '(\w+)'>.*?(?:Got|Given) value: (.*)""", message):
         if found[2] in KINDS:
             return f"{_option(found[1])} must be {KINDS[found[2]]} (got {found[3]})"

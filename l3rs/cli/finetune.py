@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 
 from l3rs.cli.options import Options, values_of
 from l3rs.cli.parser import Parser
+from l3rs.finetuning.arms import OURS
 from l3rs.finetuning.compare import OPTIMIZERS, FinetuneConfig, Results, finetune, schedule_for
 from l3rs.networks.pretrained import shipped_weights
 from l3rs.own_images.config import COMPARED, PRECISIONS, OwnImagesConfig
@@ -19,24 +20,24 @@ from l3rs.schedules.seal import fingerprint
 USAGE = "[options]\n       l3rs finetune --data FOLDER [options]"
 ABOUT = """
 Without --data: fine-tune the shipped ResNet-34 on new classes of Icons with the learned schedule and with tuned baselines, on the
-same tasks; print a table, and write runs.csv, curves.csv and finetune.png to --out. Runs that are there already are kept.
+same tasks; print a table, and write runs.csv, curves.csv and finetune.png to --out. Finished runs are kept.
 
 With --data: fine-tune a model of timm on your own images, FOLDER/CLASS/IMAGE or FOLDER/{train,val}/CLASS/IMAGE, with the learned
-schedule; write the best weights, the confusion matrix, the curves, and what the schedule decided to --out. It can be stopped: the
-same command goes on where it was.
+schedule; write the best weights, the confusion matrix, the curves, and the schedule's decisions to --out. If it stops, the same
+command resumes it.
 """
 BOTH = {
     "steps": "steps of training; without --data one or more lengths, each a run of its own (default: 10 25 50; with --data 300)",
     "learned": "the schedule: auto, a name that `l3rs list` prints, or a path (default: auto)",
-    "seed": "seed of everything that is drawn at random; without --data, tasks are those of seeds N, N + 1, ... (default: 0)",
-    "out": "where results go (default: l3rs-out; with --data l3rs-NAME, by the name of the images' folder)",
-    "workers": "processes, 0 is one a core; with --data those that decode images (default: 0; with --data by their number and the machine)",
+    "seed": "seed of every random draw; without --data, tasks come from the seeds N, N + 1, ... (default: 0)",
+    "out": "folder of the results (default: l3rs-out; with --data l3rs-NAME, after the images' folder)",
+    "workers": "processes, 0 takes one for each core; with --data, they decode images (by default 0, or with --data a fit number)",
 }
 """Options of both, and their help."""
 
 
 def parser() -> Parser:
-    """Options of both configs; None for what is not given, so that it can be told what goes with what."""
+    """Options of both configs; None marks those that are not given."""
     parser = Parser(USAGE, ABOUT)
     comparison = Options(
         FinetuneConfig, choices={"optimizers": OPTIMIZERS}, metavars={"out": "FOLDER", "optimizers": "NAME", "learned": "NAME"}, texts=BOTH
@@ -45,7 +46,7 @@ def parser() -> Parser:
         OwnImagesConfig,
         choices={"compare": tuple(COMPARED), "precision": PRECISIONS},
         metavars={"data": "FOLDER", "compare": "NAME[=LR]", "weights": "FILE", "model": "NAME"},
-        texts={"augment": "does not cut out and mirror training images at random"},
+        texts={"augment": "does not crop and mirror training images at random"},
     )
     comparison.add(parser, *BOTH, only_given=True)
     comparison.add(parser, *only_of(FinetuneConfig), title="the comparison (without --data)", only_given=True)
@@ -54,12 +55,12 @@ def parser() -> Parser:
 
 
 def only_of(config: type) -> list[str]:
-    """The fields of one config that the other has not."""
+    """Lists the fields of one config that the other lacks."""
     return [f.name for f in fields(config) if f.name not in BOTH]
 
 
-def run(args: Namespace, parser: Parser) -> None:
-    """Fine-tunes on what was given."""
+def run(args: Namespace) -> None:
+    """Fine-tunes on Icons, or on your own images."""
     given = {name for name, value in vars(args).items() if value is not None}
     other = only_of(OwnImagesConfig) if args.data is None else only_of(FinetuneConfig)
     wrong = [name for name in other if name in given]
@@ -85,13 +86,13 @@ def compare(config: FinetuneConfig) -> None:
     """The comparison on new classes of Icons."""
     learned = schedule_for(config)
     about = {"network": fingerprint(*(t for _, t in sorted(shipped_weights().items())))[:12]}
-    if "l3rs" in config.optimizers:
+    if OURS in config.optimizers:
         about["schedule"] = identity(learned)
     with Results(config.out, about) as results:
         try:
             finetune(config, learned, results)
         except KeyboardInterrupt:
-            print(f"\nStopped. {config.out} holds the runs that have ended; the same command goes on from there.")
+            print(f"\nStopped. {config.out} holds the finished runs; the same command resumes it.")
             sys.exit(exit_code())
 
 
@@ -103,10 +104,10 @@ def on_own_images(config: OwnImagesConfig) -> None:
         finetune_own(config)
     except Stopped as stop:
         where = "" if stop.step is None else f" at step {stop.step}"
-        print(f"\nStopped{where}. {config.folder} holds the run; the same command goes on from the last checkpoint.")
+        print(f"\nStopped{where}. {config.folder} holds the run; the same command resumes it from the last checkpoint.")
         sys.exit(stop.code)
 
 
 def _shown(name: str, args: Namespace) -> str:
-    """An option as it was given."""
+    """Spells an option as it was given."""
     return f"--{'no-' * (args[name] is False)}{name}".replace("_", "-")

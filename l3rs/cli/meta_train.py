@@ -1,4 +1,4 @@
-"""`l3rs meta-train`: a schedule, from a search over its meta-parameters."""
+"""`l3rs meta-train`: searches the meta-parameters of a schedule."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ABOUT = """
 Meta-train a schedule by evolution strategies or meta-gradients, on Icons25 or on classes of your own, and write the schedule that did
 best on meta-validation classes, its curve and its config to --out.
 
-Stop it when you like: the same command goes on where it was. Settings come from --config and from the options, the last of which
-counts; most runs need no more than the first group.
+Stop it when you like: the same command resumes it. Settings come from --config and from the options; the last one counts. Most runs
+need no more than the first group.
 """
 BASIC_IMAGES = ("split", "data", "model", "weights", "from_scratch")
 BASIC_SEARCH = ("optimizer", "generations", "steps", "workers")
@@ -43,7 +43,7 @@ PART_CHOICES = {"controller": CONTROLLERS, "unit": UNITS, "optimizer": CENTER_OP
 
 
 def parser() -> Parser:
-    """What most runs need, and then the advanced groups: every field of the config is an option."""
+    """Every field of the config as an option: first the basic ones, then the advanced groups."""
     parser = Parser("--out FOLDER [--config FILE] [options]", ABOUT)
     parser.add_config_file("a YAML file of settings, such as those in configs/meta_train; may be given again")
     parser.add_argument("--out", type=str, required=True, metavar="FOLDER", help="folder of the run (required)")
@@ -64,15 +64,15 @@ def parser() -> Parser:
 
 
 def config_of(args: Namespace) -> MetaTrainConfig:
-    """The config of parsed options."""
+    """Makes the config from parsed options."""
     given: dict[str, Any] = vars(args)
     parts = {name: part(**values_of(part, vars(given[name]))) for name, (part, _) in PARTS.items()}
     own = {name: value for name, value in values_of(MetaTrainConfig, given).items() if name not in PARTS}
     return MetaTrainConfig.of(**values_of(Workload, given), **own, **parts)
 
 
-def run(args: Namespace, parser: Parser) -> None:
-    """Meta-trains, or goes on."""
+def run(args: Namespace) -> None:
+    """Meta-trains, or resumes."""
     config = config_of(args)
     from l3rs.meta.folder import last_generation  # only now that the settings are right: EvoTorch takes seconds
     from l3rs.meta.problem import MetaTrainingError
@@ -84,7 +84,7 @@ def run(args: Namespace, parser: Parser) -> None:
     except MetaTrainingError as error:
         raise ValueError(str(error)) from error
     except KeyboardInterrupt:
-        print(f"\nStopped. {args.out} holds the run up to generation {last_generation(out)}; the same command goes on from there.")
+        print(f"\nStopped. {args.out} holds the run up to generation {last_generation(out)}; the same command resumes it.")
         sys.exit(exit_code())
     accuracy = chosen.training["validation_accuracy"]
     print(f"Wrote {out / chosen.name}.safetensors: generation {chosen.training['generation']}, {accuracy:.3f} on meta-validation.")

@@ -1,4 +1,4 @@
-"""From a dataclass to options, and back: its fields are the options, its docstring is their help, its defaults are theirs."""
+"""From a dataclass to options and back: fields become options, the docstring their help, and defaults their defaults."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ NOT_IN_HELP = re.compile(r" \[(?:choice|paper)[^\]]*\]")  # where a value comes 
 
 @dataclass(frozen=True)
 class Options:
-    """How the fields of a dataclass are shown as options.
+    """Shows the fields of a dataclass as options.
 
     Attributes:
         config: the dataclass.
         prefix: before the names, as in `schedule.`.
-        choices: by field, the names that its value is one of, or its values are among.
-        names: by field, what the option is called, if not like the field.
-        metavars: by field, what stands for a value; by default N, X, or the name.
-        texts: by field, a help that is not the docstring's: of `--no-x`, whose docstring says what x does.
+        choices: by field, the names to choose from.
+        names: by field, another name of the option.
+        metavars: by field, the word for a value; by default N, X, or the name.
+        texts: by field, a help to replace the docstring's, as for `--no-x`, whose docstring tells of x.
     """
 
     config: type
@@ -41,8 +41,8 @@ class Options:
         """Adds options for fields, in this order.
 
         Args:
-            title: of the group that they stand in, if they have one of their own.
-            only_given: leaves None for what is not on the command line, so that it can be told from what is.
+            title: of their group, if they have one of their own.
+            only_given: leaves None for options that are not on the command line.
         """
         where = parser if title is None else parser.add_argument_group(title)
         kinds, texts = get_type_hints(self.config), attributes(self.config)
@@ -62,7 +62,7 @@ class Options:
                 text += f": {', '.join(self.choices[name])}"
             action = where.add_argument(
                 option,
-                type=str if kinds[name] is Path else kinds[name],  # a name may be no text, which only a string takes
+                type=str if kinds[name] is Path else kinds[name],  # a name of a file may be no text, and only str takes that
                 default=None if only_given or default is MISSING else default,
                 metavar=metavar,
                 help=text if "(default" in text else text + shown(default),
@@ -81,7 +81,7 @@ class Options:
 
 
 def element(kind: Any) -> type | None:
-    """The type of the elements of a tuple; None for what is no tuple."""
+    """The type of a tuple's elements; None for other types."""
     return get_args(kind)[0] if get_origin(kind) is tuple else None
 
 
@@ -91,7 +91,7 @@ def default_of(known: Any) -> Any:
 
 
 def shown(default: Any) -> str:
-    """A default as it stands after the help of an option; nothing where the text itself says what happens by default."""
+    """Formats a default for the help of an option; empty if the text tells of it."""
     if default is MISSING or default in (None, "", ()):
         return ""
     values = default if isinstance(default, tuple) else (default,)
@@ -99,7 +99,7 @@ def shown(default: Any) -> str:
 
 
 def attributes(config: type) -> dict[str, str]:
-    """What the docstring of a dataclass says of its fields, as help says it."""
+    """Reads the help of each field from the docstring of a dataclass."""
     _, _, section = inspect.cleandoc(config.__doc__ or "").partition("\nAttributes:\n")
     section = section.partition("\n\n")[0]
     said: dict[str, str] = {}
@@ -111,7 +111,7 @@ def attributes(config: type) -> dict[str, str]:
 
 
 def values_of(config: type, args: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass among parsed options; what is None is left to its default."""
+    """Picks the fields of a dataclass from parsed options, without those that are None."""
     kinds = get_type_hints(config)
     given = {f.name: args[f.name] for f in fields(config) if args.get(f.name) is not None}
     return {name: Path(value) if kinds[name] is Path else value for name, value in given.items()}

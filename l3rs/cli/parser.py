@@ -13,13 +13,13 @@ import jsonargparse
 from jsonargparse import ActionYesNo, Namespace
 
 from l3rs.cli.config_file import check
-from l3rs.cli.errors import fail, in_words
+from l3rs.cli.errors import fail, reworded
 
 NEGATIVE = re.compile(r"-\.?(\d|inf|nan)", re.IGNORECASE)  # what begins so is a number: -1e-3, -.5, -.inf
 
 
 class Formatter(argparse.HelpFormatter):
-    """Help texts as they are written; booleans by the word that changes them; paragraphs are kept."""
+    """Shows help texts as they are written, booleans by the word that changes them, and paragraphs."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
@@ -44,7 +44,7 @@ class Parser(jsonargparse.ArgumentParser):
     """The options of a command.
 
     Args:
-        usage: what comes after the command's name.
+        usage: the words after the command's name.
         about: paragraphs above the options.
     """
 
@@ -62,20 +62,20 @@ class Parser(jsonargparse.ArgumentParser):
         shown.help, shown.metavar = "print all settings as YAML, for a file, and exit", ""
 
     def format_usage(self) -> str:
-        return f"usage: {self.prog} {self._words_after}\n"
+        return f"usage: {self.prog} {self._words_after}".rstrip() + "\n"
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
-        self.usage = f"{self.prog} {self._words_after}"
+        self.usage = f"{self.prog} {self._words_after}".rstrip()
         return super().format_help(*args, **kwargs)
 
     def options(self) -> list[str]:
-        """All words that begin an option, as they are shown."""
+        """All options, by their names."""
         return [word for action in self._actions for word in action.option_strings]
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Reads words of a command line; `--batch_size` is `--batch-size`, and `--steps 10 25` is `--steps [10,25]`."""
         words = list(args or ())
-        wants_help = {"-h", "--help"} & {*words}  # whatever else is not there yet, as in `--data --help`
+        wants_help = {"-h", "--help"} & {*words}  # before any error, as in `--data --help`
         return super().parse_args(["--help"] if wants_help else self._as_it_parses(words), *rest, **kwargs)
 
     def parse_path(self, path: Any, *rest: Any, **kwargs: Any) -> Namespace:
@@ -86,8 +86,8 @@ class Parser(jsonargparse.ArgumentParser):
         return settings
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        file = self._last_file if "is not accepted" in message else self._file  # unknown keys are found when all is read
-        fail(file + in_words(" ".join(str(message).split()), self.options()))
+        file = self._last_file if "is not accepted" in message else self._file  # unknown keys come up after the file is read
+        fail(file + reworded(" ".join(str(message).split()), self.options()))
 
     def _as_it_parses(self, words: Sequence[str]) -> list[str]:
         lists = {word: action for action in self._actions for word in action.option_strings if getattr(action, "several", None)}
@@ -113,7 +113,7 @@ class Parser(jsonargparse.ArgumentParser):
 
 
 def as_list(values: Sequence[str], texts: bool) -> str:
-    """Words as jsonargparse reads a list; one word may be a list already."""
+    """Writes words as jsonargparse reads a list; one word may be a list already."""
     if len(values) == 1 and values[0].startswith("["):
         return values[0]
     return json.dumps(values) if texts else f"[{','.join(values)}]"

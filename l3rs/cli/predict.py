@@ -1,4 +1,4 @@
-"""`l3rs predict`: what is on images."""
+"""`l3rs predict`: classifies images."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from l3rs.text import printable
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What to say of images.
+    """The output of a prediction.
 
     Attributes:
-        top: how many classes of each image.
-        csv: a file for the table.
+        top: classes to show for each image, the most probable first.
+        csv: file to write the table to.
     """
 
     top: int = 1
@@ -27,16 +27,16 @@ class PredictOptions:
 
 
 def parser() -> Parser:
-    """The model, the images, and how to show them."""
-    parser = Parser("RUN IMAGES [IMAGES ...] [options]", "Say what is on images, with a model that `l3rs finetune --data` has trained.")
+    """The model, the images, and the output."""
+    parser = Parser("RUN IMAGES [IMAGES ...] [options]", "Classify images with a model that `l3rs finetune --data` has trained.")
     parser.add_argument("run", type=str, metavar="RUN", help="folder of the run, or its model.safetensors")
     parser.add_argument("images", type=str, nargs="+", metavar="IMAGES", help="files, or folders of them")
     Options(PredictOptions, metavars={"csv": "FILE"}).add(parser, "top", "csv")
     return parser
 
 
-def run(args: Namespace, parser: Parser) -> None:
-    """Predicts; exit code 1 where an image was left out."""
+def run(args: Namespace) -> None:
+    """Predicts; exit code 1 if an image was left out."""
     predictions = predict_command(args.run, args.images, args.top, args.csv)
     broken = [p.error for p in predictions if p.error is not None]
     for why in broken:

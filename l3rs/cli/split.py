@@ -1,4 +1,4 @@
-"""`l3rs split`: who serves for what."""
+"""`l3rs split`: divides classes among purposes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ABOUT = """
 Divide the classes of a folder of images, FOLDER/CLASS/IMAGE or FOLDER/{train,val}/CLASS/IMAGE, among four purposes, and write the
 class split that `l3rs meta-train --split` takes.
 
-A purpose asks for a share of all classes (0.5), a number of them (40), their names, or @FILE with a name a line. Names are served
-first, and the others drawn at random.
+A purpose asks for a share of all classes (0.5), a number of them (40), their names, or @FILE with a name a line. Names come first;
+the other classes are drawn at random.
 """
 
 
 def parser() -> Parser:
-    """The folder, what each purpose asks for, and the size of the tasks to come."""
+    """The folder, the wish of each purpose, and the size of the tasks to come."""
     parser = Parser("FOLDER [options]", ABOUT)
     parser.add_argument(
         "folder", type=str, metavar="FOLDER", help="folder of the images; without val/, a fifth of each class is for validation"
@@ -33,11 +33,17 @@ def parser() -> Parser:
         parser.add_argument(f"--{purpose}", type=str, nargs="+", default=[shown], metavar="WANTED", help=text)
     Options(SplitConfig, metavars={"out": "FILE"}).add(parser, "seed", "name", "out")
     size = Options(TaskConfig, names={"classes": "classes-per-task"}, texts={"classes": "classes of a task"})
-    size.add(parser, "classes", "batch_size", "evaluation_size", title="the tasks to come, for which there must be enough of both")
+    size.add(
+        parser,
+        "classes",
+        "batch_size",
+        "evaluation_size",
+        title="the tasks to come, which need enough classes and images",
+    )
     return parser
 
 
-def run(args: Namespace, parser: Parser) -> None:
+def run(args: Namespace) -> None:
     """Draws the split, writes it, and prints it."""
     shares = {purpose: wanted(purpose, args[purpose.replace("-", "_")]) for purpose in PURPOSES}
     task = TaskConfig(args.classes_per_task, args.batch_size, args.evaluation_size)

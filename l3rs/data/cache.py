@@ -1,8 +1,12 @@
 """Decoded images on disk: decoded once, then mapped into memory, so that a task's batches cost no JPEG decoding.
 
-A cache is a folder. `pixels.u8` holds all images one after the other; `plan.json` says what they were decoded from, and how; `chunks.txt`
-has a line for each finished chunk of images, with the SHA-256 of its pixels, so that a stopped build goes on after the last one;
-`index.csv` lists the images, and `done.json`, written last, its SHA-256 and that of `chunks.txt`.
+A cache is a folder:
+
+- `plan.json` names the images and the decoder;
+- `pixels.u8` holds all images one after the other;
+- `chunks.txt` has a line for each finished chunk of images, with the SHA-256 of its pixels: a stopped build resumes after the last one;
+- `index.csv` lists the images;
+- `done.json`, written last, holds the SHA-256 of `index.csv` and of `chunks.txt`.
 """
 
 from __future__ import annotations
@@ -34,29 +38,29 @@ from l3rs.files import write_atomically
 from l3rs.processes import cores, unseen
 from l3rs.text import csv_cell, from_csv_cell, printable
 
-CHUNK = 256  # images; a build that is killed loses the chunk that it was at
+CHUNK = 256  # images; a build that is killed loses its last chunk
 START_UP = 16  # chunks that one process decodes in the time that others take to start
-FORMAT = 2  # 1 had images as they are stored, not as their EXIF orientation says
+FORMAT = 2  # 1 did not heed EXIF orientations
 
 
 class CacheError(ValueError):
-    """A cache that cannot be made or used; the message says why and what to do."""
+    """A cache cannot be made or used; the message says why, and names the cure."""
 
 
 def size_in_bytes(images: int, decoder: Decoder) -> int:
-    """How much disk the pixels of so many images take."""
+    """The disk space of this many images."""
     return images * decoder.channels * decoder.side**2
 
 
 def build(tree: ImageTree, decoder: Decoder, folder: Path, skip_broken: bool = False, workers: int = 0, progress: bool = True) -> None:
-    """Decodes all images of `tree` into `folder`, or goes on with a build that was stopped, or finds that all is done.
+    """Decodes all images of `tree` into `folder`; it resumes a stopped build, and leaves a finished one alone.
 
     Args:
-        tree: what to decode.
-        decoder: how.
+        tree: the images.
+        decoder: for all of them.
         folder: of the cache; made if needed. Builds of two processes take turns.
-        skip_broken: whether images that cannot be decoded are left out and counted; else they are an error, once all have been tried.
-        workers: processes that decode; 0 is one a core.
+        skip_broken: leaves out and counts broken images; without it they are an error, once all have been tried.
+        workers: processes that decode; 0 takes one for each core.
         progress: whether to show a progress bar.
 
     Raises:
@@ -84,8 +88,8 @@ def _build(tree: ImageTree, decoder: Decoder, folder: Path, skip_broken: bool, w
         free = shutil.disk_usage(folder).free
         if needed - there > free:
             raise CacheError(
-                f"decoding {len(tree.files)} images to {decoder.side} px takes {in_words(needed - there)} of disk, and {folder} has "
-                f"{in_words(free)} left; give fewer pixels, or a folder on a larger disk"
+                f"decoding {len(tree.files)} images to {decoder.side} px takes {size_in_words(needed - there)} of disk, and {folder} has "
+                f"{size_in_words(free)} left; give fewer pixels, or a folder on a larger disk"
             )
         write_atomically(folder / "plan.json", _as_json(plan))
         broken = _decode_all(tree, decoder, folder, workers, progress)
@@ -105,7 +109,7 @@ def _build(tree: ImageTree, decoder: Decoder, folder: Path, skip_broken: bool, w
 
 
 def _check_plan(folder: Path, plan: dict[str, object], progress: bool) -> None:
-    """Raises CacheError where the folder has a cache of something else. One of an earlier version is removed, to be made anew."""
+    """Raises CacheError if the folder holds another cache. It removes a cache of an earlier version, to be made anew."""
     file = folder / "plan.json"
     if file.exists():
         before = json.loads(file.read_text())
@@ -121,10 +125,10 @@ def _check_plan(folder: Path, plan: dict[str, object], progress: bool) -> None:
 
 
 def _decode_all(tree: ImageTree, decoder: Decoder, folder: Path, workers: int, progress: bool) -> dict[int, str]:
-    """Decodes the chunks that are missing; gives what is wrong with each broken image, by its place."""
+    """Decodes the missing chunks; returns the error of each broken image, by its place."""
     chunks = [range(a, min(a + CHUNK, len(tree.files))) for a in range(0, len(tree.files), CHUNK)]
     log = folder / "chunks.txt"
-    done = log.read_text().split("\n")[:-1] if log.exists() else []  # what follows the last line's end is of a line that was cut
+    done = log.read_text().split("\n")[:-1] if log.exists() else []  # drops a last line that was cut off
     log.write_text("".join(f"{line}\n" for line in done))
     file = folder / "pixels.u8"
     file.touch()
@@ -147,13 +151,14 @@ def _decode_all(tree: ImageTree, decoder: Decoder, folder: Path, workers: int, p
 
 
 def _decoded(tree: ImageTree, decoder: Decoder, chunks: list[range], workers: int) -> Iterator[tuple[bytes, list[tuple[int, str]]]]:
-    """The chunks in order, each as its pixels and what is wrong in it."""
+    """Yields the chunks in order: their pixels, and the errors of broken images."""
     jobs = [(tree.root, [tree.files[i] for i in chunk], chunk.start, decoder) for chunk in chunks]
     if workers == 1 or len(jobs) <= START_UP:
         yield from map(_decode_chunk, jobs)
         return
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
-        # So few in flight that decoded chunks do not pile up in memory where the disk is the slower one.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), spawn, torch.set_num_threads, (1,)) as pool:
+        # Few in flight, so that decoded chunks do not pile up in memory if the disk is slow.
         with unseen(signal.SIGINT):
             ahead = [pool.submit(_decode_chunk, job) for job in jobs[: 2 * workers]]
         for i in range(len(jobs)):
@@ -172,10 +177,6 @@ def _decode_chunk(job: tuple[Path, list[str], int, Decoder]) -> tuple[bytes, lis
         except BrokenImage as error:
             wrong.append((start + i, str(error)))
     return block.tobytes(), wrong
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def _write_index(tree: ImageTree, broken: dict[int, str], folder: Path) -> None:
@@ -205,18 +206,18 @@ def _sum_of(path: Path) -> str:
 
 
 def open_cache(folder: Path, classes: tuple[str, ...], verify: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """A finished cache, mapped into memory.
+    """Maps a finished cache into memory.
 
     Args:
         folder: of the cache.
-        classes: which class is which number.
-        verify: whether to read everything and compare the SHA-256 of each chunk.
+        classes: in the order of their numbers.
+        verify: reads everything, and compares the SHA-256 of each chunk.
 
     Returns:
         Pixels, uint8 (N, channels, side, side); labels, int64 (N,), -1 for broken images; validation, bool (N,).
 
     Raises:
-        CacheError: it is not finished, a file has not the size or the hash that it was made with, or it has other classes.
+        CacheError: it is not finished, a file has another size or hash, or it has other classes.
     """
     if not (folder / "done.json").exists():
         raise CacheError(f"{folder} is no finished cache; build it first")
@@ -237,7 +238,7 @@ def open_cache(folder: Path, classes: tuple[str, ...], verify: bool = False) -> 
 
 
 def _check_files(folder: Path, verify: bool = False) -> None:
-    """Raises CacheError unless the files of a finished cache are as they were made; only `verify` reads all pixels."""
+    """Raises CacheError if a file of a finished cache has changed; only `verify` reads all pixels."""
     wrong = _wrong_file(folder, verify)
     if wrong is not None:
         raise CacheError(f"{folder / wrong} is not as it was made; remove {folder} to make it again")
@@ -263,19 +264,19 @@ def _wrong_file(folder: Path, verify: bool) -> str | None:
 
 
 def fingerprint(tree: ImageTree) -> str:
-    """SHA-256 of the files' names, sizes, classes and sides: another one where an image was added, removed or replaced."""
+    """SHA-256 of the files' names, sizes, classes and sides, which tells if an image was added, removed or replaced."""
     sha = hashlib.sha256()
     for file, label, side in zip(tree.files, tree.labels.tolist(), tree.validation.tolist(), strict=True):
         try:
             size = (tree.root / file).stat().st_size
-        except (OSError, ValueError):  # it is not there, or may not be seen, or be called so: decoding will say which
+        except (OSError, ValueError):  # missing, unreadable, or an impossible name: decoding will say which
             size = -1
         sha.update(f"{file}\0{tree.classes[label]}\0{int(side)}\0{size}\n".encode(errors="surrogateescape"))
     return sha.hexdigest()
 
 
-def in_words(size: float) -> str:
-    """A number of bytes as people read it."""
+def size_in_words(size: float) -> str:
+    """Formats a number of bytes for people."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Loading images in processes that end in good order, and that do not outgrow the shared memory they hand batches over in."""
+"""Loads images in processes that end in good order, and that fit the shared memory through which they hand over batches."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from l3rs.processes import heed_parent, unseen
 
 SHARED = Path("/dev/shm")
-AHEAD = 2  # batches that each process makes ahead, as torch has it
+AHEAD = 2  # batches that each process makes ahead, torch's default
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader whose processes leave Ctrl-C and SIGTERM to the one that started them."""
+    """A DataLoader whose processes leave Ctrl-C and SIGTERM to their parent."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.worker_init_fn = self.worker_init_fn or heed_parent
@@ -27,15 +27,15 @@ class Loader(DataLoader[Any]):
 
 
 def workers_that_fit(workers: int, batch: int, loaders: int = 1, shared: Path = SHARED) -> int:
-    """As many of these processes as there is shared memory for, where containers may have next to none; says so where it is fewer.
+    """Limits the processes of a loader to the shared memory, which containers may lack, and says so on stderr.
 
-    A process that writes beyond it is killed, and torch then waits for it for ever.
+    A process that writes beyond it is killed, and torch would wait for it for ever.
 
     Args:
-        workers: processes that are wanted for each loader.
-        batch: bytes of one.
-        loaders: how many there are at a time.
-        shared: where shared memory is.
+        workers: processes wanted for each loader.
+        batch: bytes of a batch.
+        loaders: number of loaders at a time.
+        shared: folder of the shared memory.
     """
     try:
         free = os.statvfs(shared)

@@ -1,4 +1,4 @@
-"""From an image file to what a network sees: as timm's data config of the model says, or as the shipped networks were pretrained."""
+"""From an image file to a network's input: by timm's data config of the model, or as the shipped networks were pretrained."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from l3rs.data.decode import Decoder, open_image
+from l3rs.data.decode import Decoder, check_channels, open_image
 from l3rs.data.embedded import SIDE, load_embedded
 
-SCALE = (0.35, 1.0)  # of an image's area that a training crop has; timm's 0.08 is for hundreds of epochs
+SCALE = (0.35, 1.0)  # share of an image's area in a training crop; timm's 0.08 is for hundreds of epochs
 LARGEST = 4096  # pixels a side
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
 @dataclass(frozen=True)
 class Transform:
-    """How images are made for a network; plain values, which a file can hold.
+    """The recipe of a network's inputs: plain values, which a file can hold.
 
     Attributes:
-        side: height and width of what the network sees, in pixels.
-        resize: length, in pixels, that the shorter side is resized to before the middle is cut out; at least `side`.
+        side: height and width of the network's input, in pixels.
+        resize: length of the shorter side, in pixels, before the middle is cut out; at least `side`.
         channels: 3, RGB; or 1, grey.
-        interpolation: how it is resized, by Pillow's name.
-        mean, std: what pixels over 255 are normalized with, a number for each channel.
-        invert: whether dark and bright are swapped first; the shipped networks know ink as bright.
+        interpolation: of resizing, by Pillow's name.
+        mean, std: normalize pixels over 255, a number for each channel.
+        invert: swaps dark and bright first; the shipped networks know ink as bright.
 
     Raises:
-        ValueError: a value is not what it should be; the message names it.
+        ValueError: a value is wrong; the message names it.
     """
 
     side: int
@@ -54,8 +54,7 @@ class Transform:
                 raise ValueError(f"{name} must be a whole number (got {value!r})")
         if not 1 <= self.side <= self.resize <= LARGEST:
             raise ValueError(f"side and resize must satisfy 1 <= side <= resize <= {LARGEST} pixels (got {self.side} and {self.resize})")
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 (grey) or 3 (RGB) (got {self.channels})")
+        check_channels(self.channels)
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)} (got {self.interpolation!r})")
         for name in ("mean", "std"):
@@ -70,7 +69,7 @@ class Transform:
 
     @classmethod
     def of(cls, model: str, side: int | None = None, channels: int = 3) -> Transform:
-        """What timm's data config says of a model; for another `side`, the same share of the image is cut out."""
+        """Reads timm's data config of a model; with another `side` it cuts out the same share of the image."""
         known = get_pretrained_cfg(model)
         config = resolve_data_config(pretrained_cfg=known.to_dict() if known else {"input_size": (3, 224, 224)})
         seen = side or int(config["input_size"][-1])
@@ -79,7 +78,7 @@ class Transform:
 
     @classmethod
     def of_shipped(cls, name: str, side: int | None = None) -> Transform:
-        """What the shipped network of an embedded set was pretrained on: grey, 32 px, nothing cut off. Images are dark on bright."""
+        """Makes inputs like those that a shipped network was pretrained on: grey, 32 px, nothing cut off. Images are dark on bright."""
         images = load_embedded(name)
         seen = side or SIDE
         return cls(seen, seen, 1, "bilinear", images.mean, images.std, invert=True)
@@ -94,13 +93,13 @@ class Transform:
         return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
     def evaluation(self, path: str | Path) -> Tensor:
-        """The middle of an image, float32 (channels, side, side). Raises `l3rs.data.decode.BrokenImage`."""
+        """Reads the middle of an image, float32 (channels, side, side). Raises `l3rs.data.decode.BrokenImage`."""
         top = (self.resize - self.side) // 2
         pixels = self._decoder(path)[:, top : top + self.side, top : top + self.side]
         return self._normalized(torch.from_numpy(np.ascontiguousarray(pixels)))
 
     def training(self, path: str | Path, seed: int) -> Tensor:
-        """A part of an image, mirrored or not, as `seed` alone decides; else as `evaluation`."""
+        """Reads a part of an image, mirrored or not; `seed` alone decides. Otherwise like `evaluation`."""
         image = open_image(path, self.channels)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would seed GPUs too

@@ -29,7 +29,7 @@ DEEPEST = 100  # folders within folders of a class
 
 
 class TreeError(ValueError):
-    """A folder that holds no images in a layout that is known; the message says what was looked for."""
+    """A folder holds no images in a known layout; the message says which layout it should have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,8 @@ class ImageTree:
         files: relative paths, with `/` on every system.
         labels: int64 (N,), indices into `classes`.
         validation: bool (N,); True on the validation side.
-        divided: whether the validation images were drawn from those of each class.
-        passed_over: how many files are no images, or in no class, by extension.
+        divided: whether the validation images were drawn from each class.
+        passed_over: number of files that are no images, or in no class, by extension.
     """
 
     root: Path
@@ -62,25 +62,25 @@ class ImageTree:
 
 
 def read_tree(dataset: str, root: str | Path, seed: int = 0, classes: Collection[str] | None = None) -> ImageTree:
-    """The image files below `root`.
+    """Finds the image files below `root`.
 
     Args:
-        dataset: `places365` is read by `read_places`, all others by `read_folder`.
-        seed: draws the validation images where there is no validation folder.
+        dataset: `read_places` reads `places365`, and `read_folder` all others.
+        seed: draws the validation images if there is no validation folder.
         classes: only these; None is all.
     """
     return read_places(root, classes) if dataset == "places365" else read_folder(root, seed, classes)
 
 
 def read_folder(root: str | Path, seed: int = 0, classes: Collection[str] | None = None, validation_share: float = 0.2) -> ImageTree:
-    """Folders of classes, as torchvision's ImageFolder and ImageNet have them.
+    """Reads folders of classes, as torchvision's ImageFolder and ImageNet have them.
 
     Either `root/train/<class>/*` and `root/val/<class>/*`, or `root/<class>/*`: then `validation_share` of each class's images, drawn
-    from (seed, class), is the validation side. Class folders may have folders of their own. Files that are not called like images
-    are passed over and counted; those that are hidden, or a system's own, are passed over.
+    from (seed, class), is the validation side. Class folders may have folders of their own. It counts files without an extension of
+    images, and passes over hidden files and a system's own.
 
-    The two sides may be called otherwise (`sides`). Names of classes are in Unicode's composed form: folders that differ in form alone
-    are one class.
+    The two sides may have other names (`sides`). Names of classes are in Unicode's composed form: folders that differ in form alone are
+    one class.
 
     Raises:
         TreeError: there is no such folder, no class in it, one side alone, or a class in the validation folder that the train folder lacks.
@@ -93,7 +93,7 @@ def read_folder(root: str | Path, seed: int = 0, classes: Collection[str] | None
     train, held_out = (_class_folders(side) for side in found)
     strange = sorted(set(held_out) - set(train))
     if strange:
-        raise TreeError(f"{found[1]} has class {strange[0]!r}, which {found[0]} lacks; both have the same classes")
+        raise TreeError(f"{found[1]} has class {strange[0]!r}, which {found[0]} lacks; both must have the same classes")
     kept, passed_over = [c for c in train if wanted is None or c in wanted], _loose(*found)
     rows = [
         (f"{side.relative_to(root).as_posix()}/{file}", i, folders is held_out)
@@ -105,14 +105,14 @@ def read_folder(root: str | Path, seed: int = 0, classes: Collection[str] | None
 
 
 def sides(root: Path) -> tuple[Path, Path] | None:
-    """The folders of the train and the validation side; None where `root` has classes instead.
+    """Finds the folders of the train and the validation side; None if `root` has classes instead.
 
-    They are called `train` or `training`, and `val`, `validation`, `valid`, or where there is none of these `test` or `testing`, in
-    capitals or not; or like that in part (`seg_train`, `test_set`), if both have folders. A folder of the same name within, such as
-    `seg_train/seg_train`, is that side.
+    The train side is called `train` or `training`; the validation side `val`, `validation` or `valid`, or else `test` or `testing`, in
+    capitals or not. Names may hold these words (`seg_train`, `test_set`), if both have folders. In `seg_train/seg_train` the inner folder
+    is the side.
 
     Raises:
-        TreeError: there is one side alone, or two folders for one side, or all folders are called like sides and have folders.
+        TreeError: there is one side alone, or two folders for one side, or nothing but folders named like sides.
     """
     folders = _folders(root)
     named = {name: side for name in folders if (side := side_of(name)) is not None}
@@ -123,7 +123,7 @@ def sides(root: Path) -> tuple[Path, Path] | None:
         held_out = validation or test
         for several in (train, held_out):
             if len(several) > 1 and train and held_out:
-                raise TreeError(f"{root} has both {several[0]} and {several[1]}; one folder is for each side, train and validation")
+                raise TreeError(f"{root} has both {several[0]} and {several[1]}; each side, train and validation, must have one folder")
         if train and held_out:
             return _inner(root / train[0]), _inner(root / held_out[0])
     lone = sorted(plain & nested) or (sorted(nested) if nested and nested == set(folders) else [])
@@ -135,7 +135,7 @@ def sides(root: Path) -> tuple[Path, Path] | None:
 
 
 def _inner(side: Path) -> Path:
-    """The folder in which the classes of a side are."""
+    """Finds the folder that holds the classes of a side."""
     while _folders(side) == [side.name]:
         side = side / side.name
     return side
@@ -154,12 +154,12 @@ def _divided(root: Path, seed: int, classes: Collection[str] | None, share: floa
 
 
 def read_places(root: str | Path, classes: Collection[str] | None = None) -> ImageTree:
-    """Places365-standard as torchvision lays it out, with small images (256 px) or, where these are not there, large ones.
+    """Reads Places365-standard as torchvision lays it out, with small images (256 px) or else large ones.
 
-    Class ids are those of `categories_places365.txt`, such as `/a/airfield`, in the order of their numbers there.
+    Class ids come from `categories_places365.txt`, such as `/a/airfield`, in the order of their numbers.
 
     Raises:
-        TreeError: a list or an image folder is not there, or a list cannot be read; the message names it.
+        TreeError: a list or an image folder is missing, or a list cannot be read; the message names it.
     """
     root = _existing(root)
     size = next((s for s in ("256", "large") if (root / f"data_{s}_standard").is_dir()), None)
@@ -184,7 +184,7 @@ def read_places(root: str | Path, classes: Collection[str] | None = None) -> Ima
 
 
 def read_list(path: Path) -> Iterator[tuple[str, int]]:
-    """The lines of one of Places' lists: a path, or a class id, and a class number. Raises `TreeError`."""
+    """Reads one of Places' lists: a path or class id, and a class number, in each line. Raises `TreeError`."""
     if not path.is_file():
         raise TreeError(f"{path} is not there; it comes with filelist_places365-standard.tar")
     for n, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), start=1):
@@ -254,7 +254,7 @@ def image_files(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
         folders[:] = sorted(f for f in folders if not is_passed_over(f))
         parts = Path(path).relative_to(folder).parts
         if len(parts) > DEEPEST:
-            raise TreeError(f"{folder} has folders within folders, more than {DEEPEST} deep: {path}")
+            raise TreeError(f"{folder} has folders nested more than {DEEPEST} deep: {path}")
         at = "".join(f"{part}/" for part in parts)
         for file in files:
             extension = extension_of(file)
@@ -267,7 +267,7 @@ def image_files(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
 
 
 def tell_passed_over(where: str | Path, passed_over: Mapping[str, int]) -> None:
-    """One line on stderr that says what was left out as no image, if anything was."""
+    """Prints one line on stderr about files that are no images, if there are any."""
     if passed_over:
         print(f"{printable(str(where))}: passed over {in_words(passed_over)}", file=sys.stderr)
 

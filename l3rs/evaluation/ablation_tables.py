@@ -1,7 +1,7 @@
-"""From the rows of `l3rs.evaluation.study` to tables: settings of meta-training, and what the difference between them is worth.
+"""From the rows of `l3rs.evaluation.study` to tables: settings of meta-training, and their differences.
 
-A difference between two meta-trainings has two noises: the tasks that both were measured on, and the luck of each meta-training, which only
-other seeds show. A difference that both together explain is called noise.
+A difference between two meta-trainings has two noises: the tasks, and the luck of each meta-training, which only other seeds show. A
+difference that both together explain is called noise.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ START = "the start"
 
 
 def with_start(rows: pd.DataFrame, setting: str) -> pd.DataFrame:
-    """The rows, and what a setting is before any generation as one more setting, `START`: one seed, as luck has no part in it."""
+    """Adds a setting before any generation as one more setting, `START`, of one seed: luck has no part in it."""
     before = rows[(rows.setting == setting) & (rows.generation == 0)]
     whole: pd.DataFrame = pd.concat([rows, before[before.meta_seed == before.meta_seed.min()].assign(setting=START)], ignore_index=True)
     return whole
 
 
 def at_the_end(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """The rows after meta-training, with a column `value`; a run that diverged has the worst."""
+    """Picks the rows after meta-training, with a column `value`; a run that diverged has the worst."""
     ends = rows[(rows.generation > 0) | (rows.setting == START)]
     return ends.assign(value=ends[measure].fillna(WORST[measure]))
 
 
 def ablation(rows: pd.DataFrame, variants: Mapping[str, str], horizons: Sequence[int], measure: str) -> pd.DataFrame:
-    """A line a variant: mean and standard deviation over tasks at the end of its meta-training, its seeds averaged task by task.
+    """Makes a line for each variant: mean and standard deviation over tasks after meta-training, seeds averaged by task.
 
     Args:
         rows: of a study.
-        variants: what their rows call them, by what the table does.
+        variants: names in the rows, by names in the table.
     """
     values = at_the_end(rows, measure)
 
@@ -55,7 +55,7 @@ def ablation(rows: pd.DataFrame, variants: Mapping[str, str], horizons: Sequence
 
 
 class Contrast(NamedTuple):
-    """How much better a setting is than the reference, in points of accuracy or in loss, with a 95% interval; NaN where it has none."""
+    """The lead of a setting over the reference, in points of accuracy or in loss, with a 95% interval; NaN if it has none."""
 
     mean: float
     low: float
@@ -63,9 +63,9 @@ class Contrast(NamedTuple):
 
 
 def seed_variance(values: pd.DataFrame) -> tuple[float, int]:
-    """The variance between the means of meta-training seeds, pooled over the settings that have several, and its degrees of freedom.
+    """Pools the variance between the means of meta-training seeds over settings with several; returns it and its degrees of freedom.
 
-    A seed of which a run has an infinite loss is left out.
+    It drops a seed with an infinite loss.
     """
     means = values.groupby(["setting", "meta_seed"]).value.mean()
     by_setting = means[np.isfinite(means)].groupby("setting")
@@ -74,12 +74,12 @@ def seed_variance(values: pd.DataFrame) -> tuple[float, int]:
 
 
 def contrasts(rows: pd.DataFrame, reference: str, measure: str) -> dict[tuple[str, int], Contrast]:
-    """Every setting against the reference by (setting, horizon), better being positive.
+    """Compares every setting with the reference, by (setting, horizon); positive is better.
 
-    The mean is that of the differences on the tasks that both have, the seeds of each averaged task by task. Its variance is theirs over
-    their number, and the variance between meta-training seeds, pooled over all settings that have several, once for each side and over
-    its number of seeds; the interval is Student's, with the degrees of freedom of Welch and Satterthwaite (Satterthwaite 1946, doi
-    10.2307/3002019). Where no setting has two seeds, or a run has diverged, there is no interval.
+    The mean is over the differences on common tasks, after averaging the seeds of each side. Its variance has three parts: the variance of
+    the differences over their number, and, for each side, the pooled variance between seeds over its number of seeds. The interval is
+    Student's, with the degrees of freedom of Welch and Satterthwaite (Satterthwaite 1946, doi 10.2307/3002019). There is no interval if no
+    setting has two seeds, or a run diverged.
 
     Args:
         rows: with the columns of `l3rs.evaluation.study`.
@@ -109,14 +109,14 @@ def contrasts(rows: pd.DataFrame, reference: str, measure: str) -> dict[tuple[st
 
 
 def _half_width(*parts: tuple[float, int]) -> float:
-    """Of the 95% interval, from variances that add and the degrees of freedom that each was estimated with."""
+    """Half the width of the 95% interval, from variances that add up and their degrees of freedom."""
     total = sum(variance for variance, _ in parts)
     freedom = total**2 / sum(variance**2 / n for variance, n in parts) if total else 1.0
     return float(student.ppf(0.975, freedom) * math.sqrt(total))
 
 
 def contrast_table(found: Mapping[tuple[str, int], Contrast], variants: Mapping[str, str], measure: str) -> pd.DataFrame:
-    """A line a variant of what `contrasts` found: the differences with their intervals, and what they say."""
+    """Makes a line for each variant of `contrasts`: the differences with their intervals, and a verdict."""
     digits = 1 if measure == "accuracy" else 3
     horizons = sorted({horizon for _, horizon in found})
 

@@ -37,14 +37,14 @@ MARKERS = {"1e-3": "s", "1e-4": "^", "1e-5": "D"}  # of the paper's fixed learni
 
 
 def style(cell: Cell, name: str) -> dict[str, Any]:
-    """How an arm is drawn, the same in every figure."""
+    """The style of an arm, the same in every figure."""
     optimizer = next(arm.optimizer for arm in cell.config.arms if arm.name == name)
     colour, marker, dash = next((known for begin, known in VARIANTS.items() if name.startswith(begin)), STYLES[optimizer])
     return look(colour, next((m for rate, m in MARKERS.items() if rate in name), marker), dash)
 
 
 def panels(rows: int, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of one column of panels, each so many inches high."""
+    """Makes a figure of one column of panels, each this many inches high."""
     figure = Figure(figsize=(WIDTH, rows * height), layout="constrained")
     axes = list(np.atleast_1d(figure.subplots(rows, 1, **options)).flat)
     for one in axes:
@@ -59,7 +59,7 @@ def tidy(axes: Axes) -> None:
 
 
 def legend(axes: Axes, ncols: int = 2) -> None:
-    """Below the panel, in columns."""
+    """Draws the legend below the panel, in columns."""
     axes.legend(frameon=False, fontsize=8, ncols=ncols, loc="upper center", bbox_to_anchor=(0.5, -0.2), handlelength=3.4)
 
 
@@ -72,12 +72,12 @@ def step_axis(axes: Axes, horizons: Sequence[int]) -> None:
 
 
 def empty(table: pd.DataFrame | pd.Series[float]) -> bool:
-    """Whether nothing is in it."""
+    """Whether it is empty."""
     return not table.notna().to_numpy().any()
 
 
 def grouped(cell: Cell, table: pd.DataFrame, but: str = "") -> list[list[str]]:
-    """The names of arms that ran, in a group for each panel: the paper's rows, and what has a tuned learning rate; L3RS is in both."""
+    """Groups the names of arms that ran by panel: the paper's rows, and the tuned ones; L3RS is in both."""
     arms = [arm for arm in unique(cell.config.arms) if not empty(table[arm.name]) and arm.name != but]
     groups = [[arm for arm in arms if arm.ours or arm.tuned == tuned] for tuned in (False, True)]
     shown = [group for group in groups if not all(arm.ours for arm in group)] or groups[:1]
@@ -118,13 +118,13 @@ def progress(cell: Cell, name: str, measure: str) -> Picture:
 
 
 def finite(values: pd.Series[float]) -> np.ndarray:
-    """Those that are there; without infinite ones, where any is, which no axis has room for."""
+    """Drops missing values, and infinite ones, for which an axis has no room."""
     x = values.dropna().to_numpy(dtype=float)
     return x if np.isfinite(x).all() else x[:0]
 
 
 def speedups(cell: Cell, name: str, measure: str) -> Picture:
-    """How many times as many steps each arm needs to be as good as the cell's reference (Figures 3F and 10F)."""
+    """Draws the speedup of the reference: how many times as many steps each arm needs to match it (Figures 3F and 10F)."""
     reference = cell.reference or ""
     caption = (
         f"{cell.about}: how many times as many steps each optimizer needs to reach the {measure} that {reference} has after a run of the "
@@ -232,7 +232,7 @@ def meta_training(name: str, schedule: str, curve: pd.DataFrame | None, commands
 
 
 def ahead(cells: Mapping[str, Cell], name: str, caption: str, commands: tuple[str, ...]) -> Picture:
-    """How far each arm of L3RS is ahead of the best other optimizer, cell by cell, at the lengths of meta-training."""
+    """Draws the lead of each arm of L3RS over the best other optimizer, by cell, at the lengths of meta-training."""
     found = {
         (f"{cell}, {s.arm}", s.horizon): Contrast(*(100 * x for x in s.ahead[:3]))
         for cell, rows in cells.items()
@@ -260,7 +260,7 @@ def forest(
     commands: tuple[str, ...] = (),
     reference: str = "the reference",
 ) -> Picture:
-    """Differences of settings to a reference, with their intervals, a line a setting and a marker a horizon.
+    """Draws differences of settings to a reference, with their intervals, a line a setting and a marker a horizon.
 
     Args:
         found: of `l3rs.evaluation.ablation_tables.contrasts`.

@@ -10,19 +10,19 @@ import numpy as np
 import pandas as pd
 
 from l3rs import stats
-from l3rs.evaluation.cells import EvaluationConfig, fingerprint
+from l3rs.evaluation.cells import EvaluationConfig, identity_of
 from l3rs.evaluation.pages import MISSING
 from l3rs.finetuning.arms import Arm
 
 MEASURES = ("accuracy", "loss")
-WORST = {"accuracy": 0.0, "loss": math.inf}  # what a run that diverged counts as; in the rows it stays NaN
+WORST = {"accuracy": 0.0, "loss": math.inf}  # of a run that diverged; in the rows it stays NaN
 
 
 def outcomes(rows: pd.DataFrame, config: EvaluationConfig, measure: str) -> pd.DataFrame:
-    """What came out at the end of each run of a cell: tasks by (arm, horizon); NaN where there is no row, or the run failed.
+    """Reads the outcome of each run of a cell: tasks by (arm, horizon); NaN if there is no row, or the run failed.
 
-    The meta-training seeds of an arm are averaged, task by task. Rows of another learning rate than the arm has now, or of other learned
-    weights than are there under its name, or than the newest rows where none are there, are left out.
+    It averages the meta-training seeds of an arm, task by task. It drops rows of another learning rate than the arm has now, and of other
+    weights than its file holds now, or, without that file, than the newest rows have.
 
     Args:
         measure: `accuracy` or `loss`.
@@ -40,15 +40,15 @@ def outcomes(rows: pd.DataFrame, config: EvaluationConfig, measure: str) -> pd.D
 
 
 def learned_now(arm: Arm) -> str | None:
-    """The fingerprint of what an arm has learned; None where it is not there, as the weights of others are not in a fresh clone."""
+    """The identity of an arm's schedule; None if its file is missing, like others' weights in a fresh clone."""
     try:
-        return fingerprint(arm.optimizer, arm.learned)
+        return identity_of(arm.optimizer, arm.learned)
     except ValueError:
         return None
 
 
 def learned_shown(arm: Arm, config: EvaluationConfig, rows: pd.DataFrame) -> str | None:
-    """The fingerprint of what an arm's rows are to be of: what it has learned or, where that is not there, what its newest rows are of."""
+    """The identity of the schedule whose rows to show: the arm's own, or, without its file, the one of the newest rows."""
     now = learned_now(arm)
     if now is not None:
         return now
@@ -57,7 +57,7 @@ def learned_shown(arm: Arm, config: EvaluationConfig, rows: pd.DataFrame) -> str
 
 
 def rate_now(config: EvaluationConfig, arm: Arm, horizon: int) -> float | None:
-    """Its learning rate; None where that has not been tuned yet."""
+    """Its learning rate; None if it was not tuned yet."""
     try:
         return config.rate(arm, horizon)
     except ValueError:
@@ -70,12 +70,12 @@ def unique(arms: Sequence[Arm]) -> list[Arm]:
 
 
 def columns(table: pd.DataFrame) -> list[tuple[str, int]]:
-    """Its (arm, horizon)s."""
+    """Lists the (arm, horizon) of each column."""
     return [(str(key[0]), int(key[1])) for key in table.columns.to_flat_index()]
 
 
 class Entry(NamedTuple):
-    """One cell of a table: mean, standard deviation and interquartile mean over so many tasks."""
+    """One entry of a table: mean, standard deviation and interquartile mean over `tasks` tasks."""
 
     mean: float
     std: float
@@ -84,7 +84,7 @@ class Entry(NamedTuple):
 
 
 def summarize(table: pd.DataFrame) -> dict[tuple[str, int], Entry]:
-    """An entry for each arm and horizon that has a run."""
+    """Makes an entry for each arm and horizon with a run."""
     found: dict[tuple[str, int], Entry] = {}
     for key in columns(table):
         x = table[key].dropna().to_numpy(dtype=float)
@@ -95,7 +95,7 @@ def summarize(table: pd.DataFrame) -> dict[tuple[str, int], Entry]:
 
 
 class Difference(NamedTuple):
-    """How much better an arm is than another on the tasks that both ran: mean, bootstrap 95% interval, probability of improvement."""
+    """The lead of an arm over another on common tasks: mean, bootstrap 95% interval, probability of improvement."""
 
     mean: float
     low: float
@@ -105,7 +105,7 @@ class Difference(NamedTuple):
 
 
 def differences(table: pd.DataFrame, measure: str, reference: str) -> dict[tuple[str, int], Difference]:
-    """`reference` minus every other arm, task by task, at each horizon; for losses the other way round: above 0 the reference is better."""
+    """Subtracts every other arm from `reference`, task by task; losses the other way round, so that above 0 the reference is better."""
     found: dict[tuple[str, int], Difference] = {}
     for arm, horizon in columns(table):
         if arm == reference or (reference, horizon) not in table.columns:
@@ -120,7 +120,7 @@ def differences(table: pd.DataFrame, measure: str, reference: str) -> dict[tuple
 
 
 def missing_arms(config: EvaluationConfig, table: pd.DataFrame) -> list[str]:
-    """Names of arms that lack runs."""
+    """Names the arms that lack runs."""
     return [
         arm.name
         for arm in unique(config.arms)
@@ -129,12 +129,12 @@ def missing_arms(config: EvaluationConfig, table: pd.DataFrame) -> list[str]:
 
 
 def of_a_seed(arm: Arm) -> bool:
-    """Whether an arm is there to show the spread between meta-training seeds."""
+    """Whether an arm shows another meta-training seed."""
     return ", seed " in arm.name
 
 
 class Cell(NamedTuple):
-    """A cell of the comparison: the config, the file that it is from, all rows, and what it is, in a few words."""
+    """A cell of the comparison: its config, the config's file, all rows, and a few words about it."""
 
     config: EvaluationConfig
     file: str
@@ -143,24 +143,24 @@ class Cell(NamedTuple):
 
     @property
     def reference(self) -> str | None:
-        """The name of the arm that the others are compared with: the first, if it is one of L3RS."""
+        """The name of the reference: the first arm, if it is L3RS."""
         first = self.config.arms[0] if self.config.arms else None
         return first.name if first is not None and first.ours else None
 
     def outcomes(self, measure: str) -> pd.DataFrame:
-        """Of its runs."""
+        """The outcomes of its runs."""
         return outcomes(self.rows, self.config, measure)
 
     def part(self, arms: Sequence[Arm], horizons: Sequence[int] = ()) -> Cell:
-        """Some of its arms, and those of some lengths that it has, or all. An arm that has none of these is left out."""
+        """Picks some arms and lengths of a run, or all lengths. It drops an arm without these lengths."""
         return self._replace(config=self.config.part(arms, [h for h in horizons if h in self.config.horizons]))
 
     def without_seeds(self) -> Cell:
-        """Without the arms that are there to show the spread between seeds; a table of its own does."""
+        """Drops the arms of other seeds, which have a table of their own."""
         return self.part([arm for arm in self.config.arms if not of_a_seed(arm)])
 
     def commands(self) -> tuple[str, ...]:
-        """What makes the runs that are missing, and the files of others' weights that it needs; nothing if none are."""
+        """Lists the commands that make the missing runs, and the files that they need; empty if none are missing."""
         lacking = missing_arms(self.config, self.outcomes("accuracy"))
         if not lacking:
             return ()
@@ -169,14 +169,14 @@ class Cell(NamedTuple):
         files = [f"# {arm.name} needs the file {file}: see docs/{pages[file]}.md" for file, arm in needed.items()]
         untuned = [arm.optimizer for arm in unique(self.config.arms) if rate_now(self.config, arm, min(self.config.horizons)) is None]
         if not self.config.workload.class_split.classes["meta-train"]:
-            untuned = []  # their learning rates are those of another cell
+            untuned = []  # another cell tunes their learning rates
         where = f" --config {self.file}" if self.config.rates else ""
         tune = [f"python evaluate/tune.py{where} --names {' '.join(dict.fromkeys(untuned))}"] if untuned else []
         return (*files, *tune, f"python evaluate/run.py --config {self.file}")
 
 
 def by_horizon(config: EvaluationConfig, text: Callable[[Arm, int], str | None], arms: Sequence[Arm] | None = None) -> pd.DataFrame:
-    """A table of text, an arm a line, a horizon a column. Where `text` gives None it says `missing`, or nothing where no run is planned."""
+    """Makes a table of text, an arm a line, a horizon a column. None becomes `missing`, or stays empty if no run is planned."""
 
     def entry(arm: Arm, horizon: int) -> str:
         planned = not arm.horizons or horizon in arm.horizons
@@ -189,12 +189,12 @@ def by_horizon(config: EvaluationConfig, text: Callable[[Arm, int], str | None],
 
 
 def tasks_note(config: EvaluationConfig, horizon: int, tasks: int) -> str:
-    """How many tasks there are, where these are fewer than planned."""
+    """The number of tasks, if fewer than planned."""
     return f", n={tasks}" if tasks < config.horizons[horizon] else ""
 
 
 def means(config: EvaluationConfig, table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation as the paper has them; in brackets tuned learning rates and, where tasks are missing, their number."""
+    """Mean and standard deviation as in the paper; in brackets tuned learning rates and, if tasks are missing, their number."""
     entries = summarize(table)
 
     def text(arm: Arm, horizon: int) -> str | None:
@@ -210,7 +210,7 @@ def means(config: EvaluationConfig, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def number(x: float) -> str:
-    """To three digits; a mean that a diverged run makes infinite is `diverged`."""
+    """Formats to three digits; an infinite mean is `diverged`."""
     return f"{x:.3f}" if math.isfinite(x) else "diverged"
 
 
@@ -226,9 +226,9 @@ def interquartile_means(config: EvaluationConfig, table: pd.DataFrame) -> pd.Dat
 
 
 def paired(config: EvaluationConfig, table: pd.DataFrame, measure: str, reference: str) -> pd.DataFrame:
-    """Paired differences to the reference with their 95% intervals, the probability of improvement, and the number of tasks that both have.
+    """Paired differences to the reference with their 95% intervals, the probability of improvement, and the number of common tasks.
 
-    Accuracies are in points. A difference of which one run diverged has no interval.
+    Accuracies are in points. If one run diverged, there is no interval.
     """
     found = differences(table, measure, reference)
     scale, digits = (100, 1) if measure == "accuracy" else (1, 3)
@@ -247,7 +247,7 @@ def paired(config: EvaluationConfig, table: pd.DataFrame, measure: str, referenc
 
 
 class Standing(NamedTuple):
-    """An arm of L3RS at a horizon: its mean, the best other optimizer and its mean, and the difference; None where rows are missing."""
+    """An arm of L3RS at a horizon: its mean, the best other optimizer and its mean, and the difference; None if rows are missing."""
 
     arm: str
     horizon: int
@@ -258,7 +258,7 @@ class Standing(NamedTuple):
 
 
 def standings(cell: Cell) -> list[Standing]:
-    """Accuracy of each arm of L3RS at each horizon against the best other optimizer, among those that ran most of the arm's tasks.
+    """Compares each arm of L3RS at each horizon with the best other optimizer among those that ran most of its tasks.
 
     The best is the one least behind, chosen on these same tasks, in its favour.
     """
@@ -282,7 +282,7 @@ def standings(cell: Cell) -> list[Standing]:
 
 
 def against_best(cells: Mapping[str, Cell]) -> pd.DataFrame:
-    """`standings` as a table, a line a cell, horizon and arm of L3RS, the cells by what the lines are called."""
+    """Makes a table of `standings`, a line a cell, horizon and arm of L3RS; `cells` are by their names in the lines."""
     columns = ["accuracy", "of the best other", "which", "points ahead", "better on", "tasks"]
 
     def texts(s: Standing) -> list[str]:
@@ -304,10 +304,10 @@ def against_best(cells: Mapping[str, Cell]) -> pd.DataFrame:
 
 
 def over_seeds(config: EvaluationConfig, table: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
-    """A column a horizon: accuracy of arms that differ in their meta-training seed alone, and of their mean, task by task, over the seeds.
+    """Compares arms that differ only in their meta-training seed, a column a horizon: their accuracies, and the mean over seeds by task.
 
-    Below, in points, how far the seeds are apart, as the standard deviation of their means, and how far their mean is ahead of the best of
-    another optimizer, as in `standings`. Tasks that one of the arms lacks are left out, and horizons that are not planned for all.
+    Below, in points: the standard deviation of the seeds' means, and the lead of their mean over the best other optimizer, as in
+    `standings`. It takes only tasks and horizons that all of these arms have.
     """
     others = [arm.name for arm in unique(config.arms) if not arm.ours]
     ahead = "mean minus the best other, points"
@@ -333,5 +333,5 @@ def over_seeds(config: EvaluationConfig, table: pd.DataFrame, arms: Sequence[str
 
 
 def nothing(lines: Sequence[str], columns: Sequence[str], name: str) -> pd.DataFrame:
-    """A table of which everything is missing."""
+    """Makes a table in which everything is missing."""
     return pd.DataFrame(MISSING, pd.Index(lines, name=name), list(columns), dtype=object)

@@ -1,7 +1,7 @@
 """Meta-evaluation: every arm of a cell on the same tasks, as rows; nothing is averaged here.
 
-A row is one evaluation of one run. Rows are appended to a CSV file as runs end, one file for each invocation, so that several may write to
-one folder; those that are there, in any file, are not made again.
+A row is one evaluation of one run. Each invocation appends rows to a CSV file of its own as runs end, so that several may share a folder.
+A run with a row, in any file, is not repeated.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class EvaluationConfig:
         cell: its name.
         workload: network and images.
         arms: the optimizers.
-        horizons: how many tasks there are at each length of a run, `{10: 100, 250: 10}`.
-        curve: steps at which every run that is as long is evaluated on its way.
+        horizons: number of tasks at each length of a run, `{10: 100, 250: 10}`.
+        curve: steps at which every longer run is evaluated on its way.
         purpose: of the classes in the split.
         task: the size of the tasks.
-        rates: the file of the tuned learning rates, which `evaluate/tune.py` writes; None is those of Icons25, which are shipped.
+        rates: file of tuned learning rates, by `evaluate/tune.py`; None takes the shipped ones, tuned on Icons25.
     """
 
     cell: str
@@ -76,7 +76,7 @@ class EvaluationConfig:
             seen |= runs
 
     def part(self, arms: Iterable[Arm], horizons: Collection[int] = (), tasks: int | None = None) -> EvaluationConfig:
-        """Some of the arms at some lengths of a run, or all, on at most so many tasks. An arm that has none of these is left out.
+        """Picks some arms and lengths of a run, or all, with at most `tasks` tasks. It drops an arm without these lengths.
 
         Raises:
             ValueError: there is no such length.
@@ -89,36 +89,36 @@ class EvaluationConfig:
         return replace(self, horizons=kept, arms=tuple(replace(arm, horizons=mine) for arm, mine in there if mine))
 
     def prepare(self, purpose: str) -> None:
-        """Decodes the images of a purpose, unless they are there, and finds the weights. Raises ValueError where all runs would fail."""
+        """Decodes the images of a purpose, if needed, and finds the weights. Raises ValueError if all runs would fail."""
         if not self.workload.embedded:
             self.workload.prepare((purpose,), self.task)
         self.workload.network(self.task.classes)
 
     def rate(self, arm: Arm, horizon: int) -> float:
-        """The learning rate of an arm at a horizon. Raises ValueError where it is a tuned one and has not been tuned."""
+        """The learning rate of an arm at a horizon. Raises ValueError if it was not tuned."""
         return arm.rate(horizon, self.rates)
 
 
 @lru_cache(maxsize=64)
-def fingerprint(optimizer: str, learned: str) -> str:
-    """Name and digest of what a learned optimizer has learned; empty for a baseline. Raises CheckpointError."""
+def identity_of(optimizer: str, learned: str) -> str:
+    """Name and fingerprint of a learned optimizer's meta-parameters; empty for a baseline. Raises CheckpointError."""
     if optimizer not in LEARNERS:
         return ""
     if learned == "auto":
-        raise CheckpointError("learned is 'auto'; name the schedule, so that its rows are known as its own")
+        raise CheckpointError("learned must name a schedule, which its rows then name (got 'auto')")
     return identity(LEARNERS[optimizer].load(learned))
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run, and where its rows come from: evaluations at `finals` end runs of that length, the others lie on the way to `horizon`."""
+    """A run and its rows: an evaluation at one of `finals` ends a run of that length, and the others lie on the way."""
 
     run: Run
     finals: tuple[int, ...]
 
 
 def plan(config: EvaluationConfig) -> list[Planned]:
-    """All runs of a cell, the longest first. An arm whose steps do not depend on K makes its shorter runs as parts of the longest."""
+    """Plans all runs of a cell, the longest first. If an arm's steps do not depend on K, its longest run contains the shorter ones."""
     planned = []
     for arm in config.arms:
         horizons = sorted(arm.horizons or config.horizons, reverse=True)
@@ -136,22 +136,22 @@ def plan(config: EvaluationConfig) -> list[Planned]:
 
 
 def missing(planned: Iterable[Planned], rows: pd.DataFrame) -> list[Planned]:
-    """Those that have no row yet; a run that failed has one."""
+    """Lists the runs without a row; a failed run has one."""
     done = set(rows[KEY].itertuples(index=False, name=None))
     return [p for p in planned if any(key(p.run, horizon) not in done for horizon in p.finals)]
 
 
 def key(run: Run, horizon: int) -> tuple[Any, ...]:
-    """What a run, or its beginning of that length, is known by among the rows."""
+    """The key among the rows of a run, or of its beginning of that length."""
     arm = run.arm
-    return (run.cell, arm.name, run.lr, fingerprint(arm.optimizer, arm.learned), arm.meta_seed, horizon, run.task_seed)
+    return (run.cell, arm.name, run.lr, identity_of(arm.optimizer, arm.learned), arm.meta_seed, horizon, run.task_seed)
 
 
 def rows_of(planned: Planned, found: Report | Failure) -> Iterator[dict[str, Any]]:
-    """The rows of a run: of every evaluation, or, where it failed, of its ends, with the error."""
+    """Makes the rows of a run: every evaluation, or, if it failed, its ends with the error."""
     run, arm = planned.run, planned.run.arm
     about = {
-        "arm": arm.name, "learned": fingerprint(arm.optimizer, arm.learned), "meta_seed": arm.meta_seed, "head_only": arm.head_only,
+        "arm": arm.name, "learned": identity_of(arm.optimizer, arm.learned), "meta_seed": arm.meta_seed, "head_only": arm.head_only,
         "torch": torch.__version__, "l3rs": __version__, "date": date.today().isoformat(),
         "device": platform.processor() or platform.machine() if run.device == "cpu" else torch.cuda.get_device_name(),
     }  # fmt: skip
@@ -165,7 +165,7 @@ def rows_of(planned: Planned, found: Report | Failure) -> Iterator[dict[str, Any
     for horizon, steps, report, more in ends:
         made = row(run, report, steps) | about | {"horizon": horizon} | more
         if "peak_mib" not in more:
-            del made["seconds"]  # as memory, they are of the whole run
+            del made["seconds"]  # like memory, they belong to the whole run
         yield made
 
 
@@ -176,11 +176,11 @@ def read_rows(file: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 class Rows:
-    """The rows in some folders: `*.csv`, and `*.parquet`, which they are compacted to.
+    """The rows in two folders: `*.csv`, and compacted `*.parquet`.
 
     Args:
-        folder: which new rows are written to.
-        committed: another one, which is only read.
+        folder: for new rows.
+        committed: another one, only to read.
     """
 
     def __init__(self, folder: Path, committed: Path | None = None) -> None:
@@ -188,7 +188,7 @@ class Rows:
         self.shard = folder / f"{date.today().isoformat()}-{os.getpid()}-{uuid.uuid4().hex[:6]}.csv"
 
     def read(self) -> pd.DataFrame:
-        """All of them, without repetitions."""
+        """Reads all rows, each once."""
         tables = [pd.DataFrame(columns=list(CELL_FIELDS))]
         for folder in filter(None, (self.committed, self.folder)):
             tables += [pd.read_parquet(file) for file in sorted(folder.glob("*.parquet"))]
@@ -203,7 +203,7 @@ class Rows:
         append_rows(self.shard, rows, CELL_FIELDS)
 
     def compact(self, file: Path) -> int:
-        """Writes all rows to one Parquet file, in a fixed order; gives their number."""
+        """Writes all rows to one Parquet file, in a fixed order; returns their number."""
         rows = self.read().sort_values([*KEY, "steps"], kind="stable", ignore_index=True)
         rows.to_parquet(file, index=False, compression="zstd")
         return len(rows)

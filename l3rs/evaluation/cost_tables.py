@@ -1,4 +1,4 @@
-"""What L3RS costs, as tables: memory and time of a step, and what meta-training costs against what it saves."""
+"""Tables of costs: memory and time of a step, and the break-even of meta-training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from l3rs.finetuning.arms import OURS
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.stats import runs_to_break_even
 
-STEP_ARMS = {  # names in the rows of evaluate/step_cost.py, and as tables say them
+STEP_ARMS = {  # names in the rows of evaluate/step_cost.py, and in tables
     "sgd-fused": "SGD, fused",
     "adam-fused": "Adam, fused",
     "adam-default": "Adam, as it comes",
-    "l3rs": "L3RS",
+    OURS: "L3RS",
     "l3rs-foreach": "L3RS in torch operations",
     "velo": "VeLO",
     "celo": "Celo",
@@ -30,10 +30,10 @@ COMMANDS = ("python evaluate/step_cost.py", "python evaluate/step_cost.py --lear
 
 
 def step_tables(rows: pd.DataFrame, share: pd.DataFrame) -> Iterator[Table]:
-    """Table 1, measured: state, and time of a step, for both networks; and the step's part in a training step.
+    """Table 1, measured: state and time of a step, for both networks; and its share of a training step.
 
     Args:
-        rows: of `step_cost.csv` and `learned_cost.csv`; of several measurements of an arm with the most threads the newest counts.
+        rows: of `step_cost.csv` and `learned_cost.csv`; the newest measurement of an arm at the most threads counts.
         share: of `step_share.csv`.
     """
     columns = ["state (words a parameter)", "beside it, at most", "a step (ms)", "quartiles (ms)", "times fused Adam"]
@@ -56,10 +56,10 @@ def step_tables(rows: pd.DataFrame, share: pd.DataFrame) -> Iterator[Table]:
             about = f", {first.parameters / 1e6:.1f} M parameters, on {first.device}, {first.threads} threads"
         caption = (
             f"Memory and compute overhead on the {called}{about}: float32 words of state per parameter, the most that a step needs beside "
-            "it where that was measured, and the median time of a step alone. The paper promises Adam's two moments and a few numbers more."
+            "it if that was measured, and the median time of a step alone. The paper promises Adam's two moments and a few numbers more."
         )
         yield Table(f"Table 1, {called}", caption, frame, COMMANDS if MISSING in frame.to_numpy() else ())
-    caption = "The optimizer's part in a whole training step, forward and backward pass included, batches of 64."
+    caption = "The optimizer's share of a whole training step, forward and backward pass included, at batches of 64."
     heads = [f"{STEP_ARMS.get(a, a)}: {n}, {p} px" for a, n, p in zip(share.arm, share.network, share.pixels, strict=True)]
     frame = pd.DataFrame(
         {
@@ -72,32 +72,31 @@ def step_tables(rows: pd.DataFrame, share: pd.DataFrame) -> Iterator[Table]:
 
 
 def meta_training_seconds(learned: LearnedSchedule) -> float:
-    """Core-seconds that its meta-training took, wall time times processes; NaN if the checkpoint does not say."""
+    """The core-seconds of its meta-training, wall time times processes; NaN if the checkpoint does not say."""
     about: dict[str, Any] = {**learned.training.get("config", {}), **learned.training}
     return float(about.get("seconds", math.nan)) * float(about.get("workers") or math.nan)
 
 
 class Tuning(NamedTuple):
-    """What tuning a baseline took: core-seconds, and how many learning rates at the horizon that is looked at."""
+    """The cost of tuning a baseline: core-seconds, and the number of learning rates at a horizon."""
 
     seconds: float
     rates: int
 
 
 def tuning_cost(rows: pd.DataFrame, optimizer: str, horizon: int) -> Tuning:
-    """From the rows of `tuning.csv`. Rows that are evaluations along one run share its seconds, which count once."""
+    """Sums the rows of `tuning.csv`. Evaluations along one run share its seconds, which count once."""
     mine = rows[rows.optimizer == optimizer]
     runs = mine.drop_duplicates(["lr", "task_seed"]) if optimizer in CONSTANT else mine  # one run for all horizons
     return Tuning(float(runs.seconds.sum()), mine[mine.steps == horizon].lr.nunique())
 
 
 BREAK_EVEN = (
-    "An optimizer with one-off cost T and cost c of a fine-tuning run of {horizon} steps, run m times for each fine-tuning, against a "
-    "schedule with one-off cost M and cost c0, run once: meta-training has paid for itself after N = (M - T) / (m c - c0) fine-tunings, "
-    "rounded up; 0 where M is at most T, never where m c is at most c0. Either the learning rate is tuned for every fine-tuning (T = 0, m "
-    "the number of learning rates that tuning tried), or it is tuned once (T as measured) and m is the speedup at equal accuracy of Figure "
-    "3F, infinite where the baseline never gets there. M is {hours:.2f} core-hours, wall time times processes; c are medians of the rows "
-    "of cell A, on the machine that made them."
+    "A baseline costs T once and c for a fine-tuning run of {horizon} steps, with m runs for each fine-tuning. The schedule costs M once "
+    "and c0 for its one run. Meta-training pays off after N = (M - T) / (m c - c0) fine-tunings, rounded up: at once if M is at most T, "
+    "never if m c is at most c0. Tuned each time, T is 0 and m the number of learning rates tried. Tuned once, T is as measured and m is "
+    "the speedup at equal accuracy of Figure 3F, infinite if the baseline never gets there. M is {hours:.2f} core-hours, wall time times "
+    "processes; c are medians of the rows of cell A, on the machine that made them."
 )
 
 
@@ -110,14 +109,14 @@ def break_even(
     horizon: int,
     commands: tuple[str, ...] = (),
 ) -> Table:
-    """After how many fine-tunings meta-training has paid for itself.
+    """Makes the table of fine-tunings after which meta-training pays off.
 
     Args:
         tuning: rows of `evaluate/tune.py`.
-        seconds: of a run of `horizon` steps, median, by optimizer; `l3rs` is the schedule.
+        seconds: median of a run of `horizon` steps, by optimizer; `l3rs` is the schedule.
         speedups: steps that a baseline needs for the schedule's accuracy, in units of `horizon`, by optimizer.
         names: of the baselines, by optimizer.
-        commands: what makes rows that are missing.
+        commands: make missing rows.
     """
     invested = meta_training_seconds(learned)
     columns = ["tuning (core-hours)", "learning rates tried", "a run (core-seconds)", "speedup m", "N, tuned each time", "N, tuned once"]
@@ -141,5 +140,5 @@ def break_even(
 
 
 def runs(n: float) -> str:
-    """A number of runs."""
+    """Formats a number of runs."""
     return f"{n:,.0f}" if math.isfinite(n) else "never"

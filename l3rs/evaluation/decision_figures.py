@@ -1,4 +1,4 @@
-"""Figures 4, 5, 8 and 9: what a schedule decides along a run, from rows of decisions; and how far it trusts other optimizers."""
+"""Figures 4, 5, 8 and 9: a schedule's decisions along a run, from rows; and how far it trusts other optimizers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMMAND = "python evaluate/decisions.py"
 
 
 def decision_pictures(rows: pd.DataFrame | None, times: pd.DataFrame | None) -> Iterator[Picture]:
-    """All of them; without rows only what they would show, and how to make these."""
+    """Yields all of them; without rows only their captions, and the command that makes them."""
     for name, about, draw, of in (
         ("Figure 4", "lambda against mu along a run, a line a layer, averaged over tasks; colour is the step", phase, rows),
         ("Figure 5", "lambda and mu against the step, averaged over layers of a kind and over tasks; bands hold the middle 80% of layers",
@@ -39,7 +39,7 @@ def decision_pictures(rows: pd.DataFrame | None, times: pd.DataFrame | None) -> 
         ("Figure 8", "the time features that the controller sees: above relative time, below absolute time, whose values depend on the "
          "length of the run only", time_features, times),
         ("Figure 9", "lambda and mu of every layer against the step, averaged over tasks; a line a layer, a row a kind of layer, colour is "
-         "the stage of the network that it is in", by_layer, rows),
+         "its stage of the network", by_layer, rows),
     ):  # fmt: skip
         if of is None or not len(of):
             yield Picture(name, f"{about[0].upper()}{about[1:]}.", "", None, (COMMAND,))
@@ -51,10 +51,10 @@ def decision_pictures(rows: pd.DataFrame | None, times: pd.DataFrame | None) -> 
 
 
 def trust(name: str, rows: pd.DataFrame | None, commands: tuple[str, ...]) -> Picture:
-    """The shares of other optimizers in the mix, a panel each, from the rows of `l3rs.evaluation.study.mix`."""
+    """Draws the shares of other optimizers in the mix, a panel each, from the rows of `l3rs.evaluation.study.mix`."""
     caption = (
         "Other optimizers as a third direction beside SGD and Adam: their share of the mix, mu, against the step, a line a kind of layer, "
-        "averaged over its layers, tasks and meta-training seeds; thin, the seeds. A third is where all are alike."
+        "averaged over its layers, tasks and meta-training seeds; thin lines are the seeds. At a third all shares are equal."
     )
     if rows is None or rows.empty:
         return Picture(name, caption, "", None, commands)
@@ -81,20 +81,20 @@ def trust(name: str, rows: pd.DataFrame | None, commands: tuple[str, ...]) -> Pi
 
 
 def mean_over_tasks(rows: pd.DataFrame) -> pd.DataFrame:
-    """Lambda and mu of each layer and step, over tasks: the first geometrically, as it is set on a log scale."""
+    """Averages lambda and mu of each layer and step over tasks; lambda geometrically."""
     values = rows.assign(**{"lambda": np.log(rows["lambda"])})
     mean = values.groupby(["layer", "kind", "depth", "step"], sort=False).mean(numeric_only=True).reset_index()
     return mean.assign(**{"lambda": np.exp(mean["lambda"])})
 
 
 def shares(rows: pd.DataFrame) -> list[str]:
-    """Columns of mu. Of two, which sum to 1, the second says all."""
+    """Lists the columns of mu; of two, which sum to 1, only the second."""
     found = [c for c in rows if str(c).startswith("mu_")]
     return [str(c) for c in (found[1:] if len(found) == 2 else found)]
 
 
 def trajectory(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Steps by layers."""
+    """A table of steps by layers."""
     return rows.pivot(index="step", columns="layer", values=column)[rows.layer.unique()]
 
 

@@ -1,4 +1,4 @@
-"""What a schedule decides along runs, as rows: lambda and mu of every layer at every step, and the time features."""
+"""Records a schedule's decisions along runs as rows: lambda and mu of every layer at every step, and the time features."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from l3rs.schedules.schedule import LearnedSchedule
 
 KINDS = ("convolution", "scale", "shift", "head")  # of the layers of ResNets
 KEY = ["schedule", "horizon", "task_seed", "step", "layer"]
-DIGITS = 4  # significant ones, that are kept of lambda, length and mu: enough for pictures, and a third of the file's size
+DIGITS = 4  # significant ones of lambda, length and mu: enough for pictures, and a third of the file's size
 
 
 def record(
     learned: LearnedSchedule, steps: int, task_seed: int, purpose: str = "meta-test", workload: Workload | None = None
 ) -> pd.DataFrame:
-    """The decisions of one fine-tuning run: a row a step and layer.
+    """Records the decisions of one fine-tuning run: a row a step and layer.
 
     Args:
         learned: the schedule.
@@ -50,7 +50,7 @@ def record(
 
 
 def time_features(learned: LearnedSchedule, horizons: Sequence[int]) -> pd.DataFrame:
-    """The time features before every step of runs of these lengths: `schedule`, `horizon`, `step`, `feature`, `value`."""
+    """Computes the time features before every step of runs of these lengths: `schedule`, `horizon`, `step`, `feature`, `value`."""
 
     def of(total: int) -> Iterator[pd.DataFrame]:
         features = TimeFeatures([total], learned.config, torch.device("cpu"))

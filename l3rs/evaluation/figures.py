@@ -1,7 +1,7 @@
 """The figures of the evaluation: the paper's, and performance profiles, from rows; nothing is run here.
 
-Figures 3 and 10 are of the rows of cells, Figures 4, 5, 8 and 9 of those of decisions, Figure 6 of the curves that are shipped beside the
-checkpoints. A figure without rows has the command that makes them.
+Figures 3 and 10 show the rows of cells, Figures 4, 5, 8 and 9 the decisions, and Figure 6 the curves beside the shipped checkpoints. A
+figure without rows names the command that makes them.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from l3rs.evaluation.tables import (
 )
 from l3rs.schedules.find import CHECKPOINTS, SHIPPED, SHIPPED_WEIGHTS
 
-OTHERS = {"Celo (ft)": "celo", "VeLO from random weights": "velo"}  # meta-trainings whose outcome is not in the library
+OTHERS = {"Celo (ft)": "celo", "VeLO from random weights": "velo"}  # meta-trainings that are not shipped
 OVERVIEW = "A"  # the cell of the overview, and its lines: L3RS, the best baselines, and the usual one
 IN_SHORT = ("L3RS", "Schedule-free AdamW tuned", "AdamW layer decay tuned", "Adam cosine head x10 tuned", "Adam cosine tuned")
 
 
 def summary(sources: Sources) -> Iterator[tuple[str, Picture]]:
-    """The table of that name as a picture, at the lengths of meta-training."""
+    """Draws the summary, at the lengths of meta-training."""
     cells = compared_cells(sources)
     if not cells:
         return
     caption = (
-        "By how many points of accuracy each schedule of L3RS is ahead of the best other optimizer of its cell, tuned baselines included. "
-        "That one is chosen for each length of a run, on the same tasks. Bars are bootstrap 95% intervals over tasks. "
+        "The lead of each schedule of L3RS over the best other optimizer of its cell, in points of accuracy, tuned baselines included. The "
+        "best is chosen for each length of a run, on the same tasks. Bars are bootstrap 95% intervals over tasks. "
         f"{REFRESHED} " + "; ".join(heading(name, cell) for name, cell in cells.items()) + "."
     )
     yield "In short", ahead(cells, "Ahead", caption, every_command(cells))
 
 
 def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
-    """Figures 3 and 10 and performance profiles of each cell, without what shows the spread between seeds; before them an overview."""
+    """An overview; then Figures 3 and 10 and performance profiles of each cell, without the arms of other seeds."""
     for name in PAPER:
         if name not in sources.cells:
             continue
@@ -67,7 +67,7 @@ def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
 
 
 def beyond(sources: Sources) -> Iterator[tuple[str, Picture]]:
-    """Figure 3F of the cells that the paper has not."""
+    """Figure 3F of the cells beyond the paper."""
     for name, (section, _) in BEYOND.items():
         if cell := sources.cells.get(name):
             yield section, speedups(cell, f"{name.capitalize()}, steps", "accuracy")
@@ -93,7 +93,7 @@ def curves(sources: Sources) -> Iterator[tuple[str, Picture]]:
 
 
 def differences(sources: Sources) -> Iterator[tuple[str, Picture]]:
-    """The settings of meta-training, and ablations, against what each set is compared with."""
+    """The settings of meta-training, and the ablations, each against its reference."""
     if not sources.of_icons:
         return
     made, rows, called = studied(sources)
@@ -104,16 +104,14 @@ def differences(sources: Sources) -> Iterator[tuple[str, Picture]]:
     for section, title, what, reference, made, rows, called in sets:
         found = contrasts(rows, reference, "accuracy")
         others = {name: setting for name, setting in called.items() if setting != reference}
-        caption = (
-            f"{what[0].upper()}{what[1:]}: by how much each is better than {reference!r}. Bars are 95% intervals, of tasks and of seeds."
-        )
+        caption = f"{what[0].upper()}{what[1:]}: each one's lead over {reference!r}. Bars are 95% intervals, of tasks and of seeds."
         lacking = [setting for setting in others.values() if setting not in {setting for setting, _ in found}]
         commands = (made.command(made.names if rows.empty else lacking),) if lacking else ()
         yield section, forest(f"{title}, differences", caption, found, others, "points of accuracy", commands)
 
 
 def trusted(sources: Sources) -> Iterator[tuple[str, Picture]]:
-    """How far other optimizers are trusted."""
+    """The shares of other optimizers in the mix."""
     if sources.of_icons:
         made = sources.study("ablations")
         file = sources.root / str(made.mixes)

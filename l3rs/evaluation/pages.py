@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from l3rs.plots import png
 
-MISSING = "missing"  # in place of a number that no row gives
-LACKING = "What is missing in this section is made by"
+MISSING = "missing"  # in place of a number without rows
+LACKING = "These commands make the missing rows of this section:"
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Table:
 
     Attributes:
         name: such as `Table 5`; unique.
-        caption: what it is, and how its numbers are meant.
-        frame: text; the index heads the lines, and its name the first column.
-        commands: what makes the rows that are missing.
+        caption: its subject, and how to read its numbers.
+        frame: text; its index heads the lines, and its name the first column.
+        commands: make the missing rows.
     """
 
     name: str
@@ -42,10 +42,10 @@ class Picture:
 
     Attributes:
         name: such as `Figure 3A`; unique.
-        caption: what it is.
-        alt: what is seen in it, in words and numbers, for those who do not see it.
-        figure: None where there are no rows for it.
-        commands: what makes the rows that are missing.
+        caption: its subject.
+        alt: its content in words and numbers, for those who do not see it.
+        figure: None without rows.
+        commands: make the missing rows.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Picture:
 
     @cached_property
     def png(self) -> bytes:
-        """Its file."""
+        """The bytes of its file."""
         assert self.figure is not None
         return png(self.figure)
 
@@ -66,11 +66,11 @@ class Picture:
         return f"{slug(self.name)}.png"
 
 
-Section = tuple[str, Sequence[Table | Picture]]  # with its heading
+Section = tuple[str, Sequence[Table | Picture]]  # heading and items
 
 
 def slug(name: str) -> str:
-    """A name for files and anchors."""
+    """Makes a name for files and anchors."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -82,7 +82,7 @@ def table_markdown(table: pd.DataFrame) -> str:
 
 
 def commands_of(items: Iterable[Table | Picture]) -> str:
-    """What makes all that is missing of some items, each command once, a line each."""
+    """Joins the commands that make the missing rows of items, each once, a line each."""
     return "\n".join(dict.fromkeys(command for item in items for command in item.commands))
 
 
@@ -103,7 +103,7 @@ def item_markdown(item: Table | Picture, pictures: str) -> str:
 
 
 def as_markdown(title: str, lead: str, sections: Sequence[Section], pictures: str = "figures") -> str:
-    """The page as Markdown; pictures are files in the folder `pictures`. What makes all that a section lacks is at its end."""
+    """Writes the page as Markdown; pictures are files in the folder `pictures`. A section ends with commands for its missing rows."""
     parts = [f"# {title}", lead]
     for heading, items in sections:
         parts += [f"## {heading}", *(item_markdown(item, pictures) for item in items)]
@@ -113,7 +113,7 @@ def as_markdown(title: str, lead: str, sections: Sequence[Section], pictures: st
 
 
 def table_html(table: Table) -> str:
-    """A table with its caption; every cell has its headers by `scope`. On narrow screens it scrolls on its own."""
+    """Writes a table with its caption; every cell has its headers by `scope`. On narrow screens it scrolls."""
     frame, anchor = table.frame, slug(table.name)
     head = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in (frame.index.name or "", *frame.columns))
     body = "\n".join(
@@ -132,7 +132,7 @@ def _cell(text: str) -> str:
 
 
 def picture_html(picture: Picture) -> str:
-    """A picture, within the page, with its caption and what is seen in it."""
+    """Writes a picture into the page, with its caption and its content in words."""
     caption = f'<figcaption id="{slug(picture.name)}"><strong>{escape(picture.name)}.</strong> {escape(picture.caption)}</figcaption>'
     if picture.figure is None:
         return f'<figure>{caption}<p class="missing">There are no rows for this figure yet.</p></figure>'
@@ -146,7 +146,7 @@ def item_html(item: Table | Picture) -> str:
 
 
 def section_html(heading: str, items: Sequence[Table | Picture]) -> str:
-    """A section, and at its end what makes all that it lacks."""
+    """Writes a section, with the commands for its missing rows at the end."""
     parts = [f'<section aria-labelledby="{slug(heading)}">', f'<h2 id="{slug(heading)}">{escape(heading)}</h2>', *map(item_html, items)]
     if commands := commands_of(items):
         parts.append(f'<p>{LACKING}</p>\n<pre tabindex="0"><code>{escape(commands)}</code></pre>')
@@ -185,7 +185,7 @@ pre { overflow-x: auto; background: var(--soft); padding: .7rem; font-size: .8re
 
 
 def as_html(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The page as one file: no scripts, nothing from elsewhere, pictures within. `lead` is plain text, a paragraph a blank line."""
+    """Writes the page as one file: no scripts, no other files. `lead` is plain text; blank lines part paragraphs."""
     contents = "\n".join(f'<li><a href="#{slug(heading)}">{escape(heading)}</a></li>' for heading, _ in sections)
     paragraphs = "\n".join(f"<p>{escape(p)}</p>" for p in lead.split("\n\n"))
     body = "\n".join(section_html(heading, items) for heading, items in sections)

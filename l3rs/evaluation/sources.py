@@ -1,4 +1,4 @@
-"""What tables and figures are made of: the configs of a checkout, its committed rows, and rows beside these."""
+"""The sources of tables and figures: the configs of a checkout, its committed rows, and further rows."""
 
 from __future__ import annotations
 
@@ -20,29 +20,28 @@ from l3rs.evaluation.pages import Section
 from l3rs.evaluation.study import Study
 from l3rs.schedules.find import SPECIALISTS
 
-PAPER = {"A": 5, "A-head": 7, "B": 9, "C": 11, "D": 13, "E": 15}  # cell: the first of the paper's two tables of it
-STATISTICS = "before evaluation BatchNorm gets the mean statistics of the last 20 training batches, for the running ones"
-BEYOND = {  # cell: the section that it is in, and what it is
+PAPER = {"A": 5, "A-head": 7, "B": 9, "C": 11, "D": 13, "E": 15}  # cell: the first of its two tables in the paper
+STATISTICS = "before an evaluation, the mean statistics of the last 20 training batches replace BatchNorm's running ones"
+BEYOND = {  # cell: its section and caption
     "averaged": (
         "What adaptivity adds",
         "What adaptivity adds: L3RS against a schedule with its learned lambda and mu averaged over time and layers.",
     ),
     "refreshed": (
         "BatchNorm refreshed",
-        f"All with what schedule-free has: {STATISTICS}. Accuracy, as in Table 5.",
+        f"All arms like schedule-free: {STATISTICS}. Accuracy, as in Table 5.",
     ),
 }
 
 
 class Sources:
-    """All rows that tables and figures are made of.
+    """All rows of the tables and figures.
 
     Args:
         root: the checkout.
-        rows: folder of rows that are not committed, beside `evaluate/results`.
-        only: cells to show, any of the folder; where it is given, what goes beyond the paper is left out.
-        configs: folder of the cells' configs, `configs/evaluate` by default. What is not of cells is of Icons alone, and is left out for
-            another one.
+        rows: folder of rows that are not committed.
+        only: cells of the folder to show; None shows the paper's and those beyond it.
+        configs: folder of the cells' configs, `configs/evaluate` by default. Another folder has cells alone: all else is of Icons.
 
     Raises:
         ValueError: there is no such cell.
@@ -51,7 +50,7 @@ class Sources:
     def __init__(self, root: Path, rows: Path, only: list[str] | None = None, configs: Path | None = None) -> None:
         ours = root / "configs" / "evaluate"
         self.root, self.rows, self.only, self.configs = root, rows, only, (configs or ours).resolve()
-        self.of_icons = self.configs == ours.resolve()  # whether the cells are those of the shipped images
+        self.of_icons = self.configs == ours.resolve()  # whether the cells use the shipped images
         there = sorted(file.stem for file in self.configs.glob("*.yaml"))
         unknown = [name for name in only or () if name not in there]
         if unknown or not there:
@@ -66,7 +65,7 @@ class Sources:
 
     @cached_property
     def cells(self) -> Mapping[str, Cell]:
-        """Those that have a config, by name."""
+        """The cells with a config, by name."""
         found = {}
         stress = sorted(file.stem for file in self.configs.glob("stress-*.yaml"))
         for name in self.only or (*PAPER, *stress, *BEYOND):
@@ -90,14 +89,14 @@ class Sources:
         return pd.concat([pd.read_csv(self.results / f"{name}.csv") for name in names], ignore_index=True)
 
     def decisions(self, schedule: str = SPECIALISTS[0]) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
-        """What a schedule decided, and its time features."""
+        """Reads the decisions of a schedule, and its time features."""
         files = [self.results / "decisions" / f"{schedule}{suffix}.parquet" for suffix in ("", "-time")]
         decided, times = (pd.read_parquet(file) if file.exists() else None for file in files)
         return decided, times
 
 
 def read_cell(file: Path, data: str | None = None) -> EvaluationConfig:
-    """A cell from its YAML file, its images from another folder if one is given.
+    """Reads a cell from its YAML file; `data` replaces the folder of its images.
 
     Raises:
         ValueError: the file is no cell; the message is one line.
@@ -114,14 +113,14 @@ def read_cell(file: Path, data: str | None = None) -> EvaluationConfig:
 
 
 def about(file: Path) -> str:
-    """What a config says in the brackets of its first comment that it is."""
+    """Reads the description of a config, in the brackets of its first comment."""
     comment = " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), file.read_text().splitlines()))
     text = comment[comment.index("(") + 1 : comment.rindex(")")].split(": ", 1)[-1]
     return f"{text[0].upper()}{text[1:]}"
 
 
 def collect(sources: Sources, makers: tuple[Callable[[Sources], Iterator[tuple[str, Any]]], ...]) -> list[Section]:
-    """What they make, section by section, in the order in which sections first come."""
+    """Collects the items of all makers by section, in the order in which sections first come."""
     found: dict[str, list[Any]] = {}
     for maker in makers:
         for section, item in maker(sources):
@@ -130,7 +129,7 @@ def collect(sources: Sources, makers: tuple[Callable[[Sources], Iterator[tuple[s
 
 
 def arguments(doc: str) -> argparse.ArgumentParser:
-    """Options of the scripts that make tables and figures, for `of`."""
+    """Makes the options of the scripts of tables and figures."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", type=Path, help="folder of the cells' configs (default: configs/evaluate)")
     parser.add_argument("--cells", nargs="+", help="some of them, such as A E (default: all)")

@@ -1,4 +1,4 @@
-"""A study: settings of meta-training compared at equal cost. Each is meta-trained, its start and its end run on the same tasks, as rows."""
+"""A study compares settings of meta-training at equal cost. It meta-trains each, and runs its start and its end on the same tasks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def with_overrides(config: Any, overrides: dict[str, Any]) -> Any:
     """A copy of a config dataclass with the fields at these dotted names replaced.
 
     Raises:
-        ValueError: there is no such field; the message names those there are.
+        ValueError: there is no such field; the message lists the fields.
     """
     known = [f.name for f in fields(config)]
     changes: dict[str, Any] = {}
@@ -49,12 +49,12 @@ def with_overrides(config: Any, overrides: dict[str, Any]) -> Any:
             changes[first] = tuple(value) if isinstance(value, list) else value
     for first, theirs in inner.items():
         changes[first] = with_overrides(changes.get(first, getattr(config, first)), theirs)
-    return replace(config, **changes)  # at once: fields are checked together
+    return replace(config, **changes)  # at once, since fields are checked together
 
 
 @dataclass(frozen=True)
 class Study:
-    """Settings of meta-training and the tasks that all are measured on: a YAML file such as `configs/ablations.yaml`.
+    """Settings of meta-training and their common tasks: a YAML file such as `configs/ablations.yaml`.
 
     Attributes:
         file: the YAML file.
@@ -62,11 +62,11 @@ class Study:
         purpose: of the tasks' classes.
         tasks: at each horizon, the same for all settings. The horizons are `validation_steps` of a setting.
         seeds: of meta-training.
-        base: what all settings have in common, by the dotted names of fields of `MetaTrainConfig`.
-        settings: what is different in each, in the same way.
-        variants: whether those of the paper, `l3rs.schedules.variants`, are settings too.
-        workers: processes of a meta-training; 0 is one a core.
-        mixes: CSV file for the mean of mu along two runs, of `settings` whose last direction is to be looked at; none is none.
+        base: common to all settings, by the dotted names of fields of `MetaTrainConfig`.
+        settings: the differences of each, likewise.
+        variants: adds the paper's variants, `l3rs.schedules.variants`.
+        workers: processes of a meta-training; 0 takes one for each core.
+        mixes: CSV file for the mean of mu along two runs of each of `settings`; None writes none.
     """
 
     file: Path
@@ -82,22 +82,22 @@ class Study:
 
     @classmethod
     def read(cls, file: Path) -> Study:
-        """From its YAML file."""
+        """Reads a YAML file."""
         return cls(file, **yaml.safe_load(file.read_text()))
 
     @cached_property
     def overrides(self) -> Mapping[str, Mapping[str, Any]]:
-        """What is different in each setting, the paper's variants among them if they are to be."""
+        """The differences of each setting, with the paper's variants if asked for."""
         paper = {name: {"schedule": config, "specialist": config.by_layer} for config, name in NAMES.items()}
         return {**paper, **self.settings} if self.variants else self.settings
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all settings."""
+        """The names of all settings."""
         return tuple(self.overrides)
 
     def config(self, setting: str, seed: int) -> MetaTrainConfig:
-        """Of a setting and a seed of meta-training."""
+        """The config of a setting and a seed of meta-training."""
         changes = {**self.base, "workers": self.workers, **self.overrides[setting], "nes.seed": seed}
         config: MetaTrainConfig = with_overrides(MetaTrainConfig(), changes)
         return config
@@ -107,14 +107,14 @@ class Study:
         return read_rows(root / self.rows, COLUMNS)
 
     def command(self, lacking: Collection[str]) -> str:
-        """What makes the rows of these settings."""
+        """The command that makes the rows of these settings."""
         only = "" if set(lacking) >= set(self.names) else f" --only {' '.join(map(shlex.quote, lacking))}"
         return f"python evaluate/study.py --config configs/{self.file.name}{only}"
 
 
 @lru_cache(maxsize=1)
 def register_celo2() -> None:
-    """Lets settings name the shipped Celo2-base as a direction, in this process alone, by the name of that optimizer."""
+    """Registers the shipped Celo2-base as a direction, in this process alone."""
     theta = weights.load("icons-celo2-base", "celo2-base").theta
     register("celo2-base", TorchOptimizerDirection(Celo2, theta=theta, orthogonalize=False, vectors="learned"))
 
@@ -131,8 +131,8 @@ def measure(config: MetaTrainConfig, setting: str, runs: Path, tasks: int, purpo
 
     Args:
         config: its `validation_steps` are the horizons of the rows.
-        setting: what the rows call it.
-        runs: the folder for its folder.
+        setting: its name in the rows.
+        runs: the parent of its folder.
         tasks: at each horizon, the same for all settings.
         purpose: of the tasks' classes.
         out: CSV file with `COLUMNS`.
@@ -157,7 +157,7 @@ def measure(config: MetaTrainConfig, setting: str, runs: Path, tasks: int, purpo
 
 
 def mix(config: MetaTrainConfig, setting: str, runs: Path, out: Path) -> None:
-    """Appends to `out`, unless it is there, the mean of mu by kind of layer and step along two runs; `mu_other` is the last direction's."""
+    """Appends the mean of mu along two runs to `out`, by kind of layer and step, once; `mu_other` is the last direction's."""
     seed = config.nes.seed
     if out.exists() and ((rows := pd.read_csv(out)).setting.eq(setting) & rows.meta_seed.eq(seed)).any():
         return

@@ -1,7 +1,7 @@
 """The tables of the evaluation: the paper's Tables 1 to 16 and what goes beyond them, from rows; nothing is run here.
 
-Where there is no row a table says `missing`, and its section ends with the command that makes it. A run that diverged counts as 0
-accuracy, and as an infinite loss.
+A table says `missing` for a number without rows, and its section ends with the command that makes them. A run that diverged counts as
+accuracy 0, and as an infinite loss.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ ABLATIONS = {
     "Table 3": ("adaptive features", TABLE_3),
     "Table 4": ("sets of base directions", TABLE_4),
 }
-ABLATED_FROM = NAMES[L3RSConfig()]  # what ablations are compared with
+ABLATED_FROM = NAMES[L3RSConfig()]  # the reference of ablations
 STUDY, STUDIED_FROM = "What matters in meta-training", "base"
 INTERVALS = (
-    "In brackets the 95% interval, for the noise of tasks and for that between meta-training seeds, whose variance is pooled over the "
-    "settings that have several; a difference whose interval holds 0 is called noise. One in twenty that is noise is not called so."
+    "Brackets: the 95% interval, for the noise of tasks and of meta-training seeds; the variance between seeds is pooled over the settings "
+    "with several. A difference whose interval holds 0 is called noise. One in twenty pure-noise differences will look real."
 )
-REFRESHED = f"What is called refreshed is evaluated as schedule-free is: {STATISTICS}."
+REFRESHED = f"Refreshed arms are evaluated like schedule-free: {STATISTICS}."
 
 
 def heading(name: str, cell: Cell) -> str:
-    """Of a cell's section."""
+    """The heading of a cell's section."""
     return f"{name}: {cell.about}"
 
 
 def on_refreshed(cell: Cell) -> str:
-    """What is said of a cell that has arms with BatchNorm refreshed; nothing of another."""
+    """The note on a cell with refreshed arms; empty for another."""
     return f" {REFRESHED}" if any(arm.refresh for arm in cell.config.arms) else ""
 
 
 def every_command(cells: Mapping[str, Cell]) -> tuple[str, ...]:
-    """What makes all that is missing of some cells, each command once."""
+    """Lists the commands that make the missing rows of cells, each once."""
     return tuple(dict.fromkeys(command for cell in cells.values() for command in cell.commands()))
 
 
 def compared_cells(sources: Sources) -> dict[str, Cell]:
-    """The paper's cells in which L3RS is compared with others, without what shows the spread between seeds."""
+    """Picks the paper's cells that compare L3RS with others, without the arms of other seeds."""
     return {name: cell.without_seeds() for name, cell in sources.cells.items() if name in PAPER and cell.reference}
 
 
@@ -65,20 +65,19 @@ def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
         return
     frame = against_best(cells).rename_axis("cell")
     caption = (
-        "Accuracy of L3RS, of the best other optimizer (the one least behind L3RS on the same tasks, tuned baselines included), the paired "
-        "difference in points with its bootstrap 95% interval over tasks, and the share of tasks on which L3RS is better, ties counting "
-        "half. Accuracies are over the tasks that each has, differences over those that both have. L3RS is one meta-training seed. "
-        + REFRESHED
+        "Accuracy of L3RS and of the best other optimizer: the one least behind L3RS on the same tasks, tuned baselines included. Then "
+        "L3RS's lead in points, paired by task, with its bootstrap 95% interval, and the share of tasks on which L3RS is better; ties "
+        "count half. Accuracies are over each arm's own tasks, differences over common ones. L3RS is one meta-training seed. " + REFRESHED
     )
     yield "In short", Table("Summary", caption, frame, every_command(cells))
 
 
 def seeds(sources: Sources) -> Iterator[tuple[str, Table]]:
-    """The spread between meta-trainings that differ in their seed alone."""
+    """The spread between meta-trainings that differ only in their seed."""
     for cell in (cell for name, cell in sources.cells.items() if name in PAPER):
         arms = [name for arm in cell.config.arms if (name := arm.name) == cell.reference or of_a_seed(arm)]
         if len(arms) > 1:
-            caption = f"{cell.about}: accuracy of {cell.reference}, which is shipped, and of schedules of other meta-training seeds."
+            caption = f"{cell.about}: accuracy of the shipped {cell.reference}, and of schedules of other meta-training seeds."
             yield (
                 "In short",
                 Table("Meta-training seeds", caption, over_seeds(cell.config, cell.outcomes("accuracy"), arms), cell.commands()),
@@ -105,8 +104,8 @@ def cell_tables(sources: Sources) -> Iterator[tuple[str, Table]]:
             if not cell.reference:
                 continue
             caption = (
-                f"{about}: by how much L3RS is better, in {unit}, paired over the n tasks that both have, with the bootstrap 95% interval "
-                "of the mean; after the semicolon the probability of improvement. A diverged run counts as a loss."
+                f"{about}: L3RS's lead in {unit}, paired over the n common tasks, with its bootstrap 95% interval; after the semicolon the "
+                "probability of improvement. A diverged run counts as a loss."
             )
             name_ = f"Table {first if measure == 'accuracy' else first + 1}, paired"
             yield heading(name, cell), Table(name_, caption, paired(config, cell.outcomes(measure), measure, cell.reference))
@@ -138,14 +137,14 @@ def costs(sources: Sources) -> Iterator[tuple[str, Table]]:
 
 
 def ablated(study: Study) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Title of each table of ablations, what it compares, and what the rows call its variants; what two tables share has one name."""
+    """Yields each table of ablations: its title, its subject, and its variants' names in the rows, one for all tables."""
     for title, (what, variants) in ABLATIONS.items():
         yield title, what, {name: NAMES[config] for name, config in variants.items()}
     yield "Table 4, beyond the paper", "other optimizers as base directions", {name: name for name in (ABLATED_FROM, *study.settings)}
 
 
 def lacking(frame: pd.DataFrame, called: Mapping[str, str], study: Study, rows: pd.DataFrame) -> tuple[str, ...]:
-    """What makes the rows that a table of settings lacks; nothing if it lacks none."""
+    """Finds the command that makes a table's missing rows; empty if none are."""
     names = [name for name, line in zip(called.values(), (frame == MISSING).any(axis=1), strict=True) if line and name != START]
     return (study.command(study.names if rows.empty else names),) if names else ()
 
@@ -166,11 +165,11 @@ def ablations(sources: Sources) -> Iterator[tuple[str, Table]]:
 
 
 def study(sources: Sources) -> Iterator[tuple[str, Table]]:
-    """What matters most in meta-training."""
+    """The settings that matter most in meta-training."""
     made, rows, called = studied(sources)
     for measure in MEASURES:
         caption = (
-            f"Settings of meta-training at equal cost, each differing from the base in what its name says: evaluation {measure} on "
+            f"Settings of meta-training at equal cost; each is named after its difference from the base. Evaluation {measure} on "
             "meta-validation tasks, mean ± standard deviation over tasks, seeds averaged."
         )
         frame = ablation(rows, called, sorted(rows.steps.unique()) or [10, 25, 50], measure)
@@ -179,24 +178,24 @@ def study(sources: Sources) -> Iterator[tuple[str, Table]]:
 
 
 def studied(sources: Sources) -> tuple[Study, pd.DataFrame, dict[str, str]]:
-    """The study, its rows, and its settings with the start."""
+    """Returns the study, its rows, and its settings with the start."""
     made = sources.study("meta_study")
     return made, with_start(sources.measured(made), STUDIED_FROM), {name: name for name in (START, *made.names)}
 
 
 def compared(section: str, title: str, rows: pd.DataFrame, reference: str, called: Mapping[str, str]) -> Iterator[tuple[str, Table]]:
-    """Differences to a reference and what they are worth, where there are rows of both."""
+    """The differences to a reference and their intervals, if both have rows."""
     others = {name: setting for name, setting in called.items() if setting != reference}
     for measure, unit in (("accuracy", "points of accuracy"), ("loss", "loss")):
         found = {key: c for key, c in contrasts(rows, reference, measure).items() if key[0] in others.values()}
         if found:
-            caption = f"By how much each is better than {reference!r}, in {unit}. {INTERVALS}"
+            caption = f"Each one's lead over {reference!r}, in {unit}. {INTERVALS}"
             name = f"{title}, paired{'' if measure == 'accuracy' else ', loss'}"
             yield section, Table(name, caption, contrast_table(found, others, measure))
 
 
 def others(sources: Sources) -> Iterator[tuple[str, Table]]:
-    """Cells off the conditions of meta-training, and other cells that are asked for by name."""
+    """Cells off the conditions of meta-training, and other cells that `--cells` names."""
     stress = {name.removeprefix("stress-"): cell for name, cell in sources.cells.items() if name.startswith("stress-")}
     rest = {name: cell for name, cell in sources.cells.items() if not (name in PAPER or name in BEYOND or name.startswith("stress-"))}
     for section, heads, about, cells in (
@@ -212,7 +211,7 @@ def others(sources: Sources) -> Iterator[tuple[str, Table]]:
 
 
 def beyond(sources: Sources) -> Iterator[tuple[str, Table]]:
-    """What the paper has no table for."""
+    """Tables that the paper does not have."""
     for name, (section, caption) in BEYOND.items():
         if cell := sources.cells.get(name):
             yield section, Table(name.capitalize(), caption, means(cell.config, cell.outcomes("accuracy")), cell.commands())
@@ -221,7 +220,7 @@ def beyond(sources: Sources) -> Iterator[tuple[str, Table]]:
 
 
 def of_icons(sources: Sources) -> Iterator[tuple[str, Table]]:
-    """What there is no config of a cell for."""
+    """Tables without a cell."""
     if sources.of_icons:
         yield from costs(sources)
         yield from study(sources)

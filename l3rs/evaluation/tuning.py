@@ -1,4 +1,4 @@
-"""Tuning a learning rate: a search on a grid that goes on until the best is not at its edge, from rows that are kept."""
+"""Tunes a learning rate: searches a grid until the best is not at its edge, and keeps all rows."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ START = {
     "celo2": -1.5,
     "celo2-base": -1.5,
 }  # log10 of the first guess
-MOST = 20  # half decades from 1 that a learning rate may be away
+MOST = 20  # half decades from 1, at most
 
 
 def on_grid(half_decades: int) -> float:
-    """The grid: 1 and 3 times every power of ten, by their number of half decades from 1."""
+    """The learning rate at this place of the grid: 1 or 3 times a power of ten; 0 is 1."""
     decade, half = divmod(half_decades, 2)
     return float(f"{3 if half else 1}e{decade}")
 
 
 class Tuning:
-    """The rows so far, and the means that they give.
+    """The rows so far, and their means.
 
     Args:
         path: file of the rows.
-        tasks: how many each value is tried on.
+        tasks: number of tasks for each value.
         workers: processes of one thread each.
-        horizons: all that are tuned.
-        model: what the runs have in common; their arm is another.
+        horizons: to tune at.
+        model: a run like those to make, except for its arm.
     """
 
     def __init__(self, path: Path, tasks: int, workers: int, horizons: Sequence[int], model: Run) -> None:
@@ -55,7 +55,7 @@ class Tuning:
         self.rows = read_rows(path, FIELDS)
 
     def found(self, arm: Arm, lr: float, steps: int) -> pd.Series[float]:
-        """The accuracy of each run on the tasks, by their seeds; a diverged run counts as 0 right."""
+        """The accuracy of each run by its task's seed; a diverged run counts as 0."""
         r = self.rows
         mine = (r.optimizer == arm.optimizer) & (r.lr == lr) & (r.steps == steps) & (r.task_seed < self.tasks)
         return r[mine].set_index("task_seed").accuracy.fillna(0)
@@ -65,7 +65,7 @@ class Tuning:
         return float(self.found(arm, lr, steps).mean())
 
     def measure(self, arm: Arm, rates: list[float], steps: int) -> None:
-        """Runs what is missing. A constant schedule does not depend on K: its shorter runs are the beginnings of the longest."""
+        """Makes the missing runs. A constant learning rate does not depend on K: its longest run contains the shorter ones."""
         ends = tuple(self.horizons) if arm.optimizer in CONSTANT else (steps,)
         runs = [
             replace(self.model, arm=replace(arm, lr=lr), steps=max(ends), task_seed=seed, evaluate_at=ends)
@@ -81,7 +81,7 @@ class Tuning:
                 self.rows = new if self.rows.empty else pd.concat([self.rows, new], ignore_index=True)
 
     def best(self, arm: Arm, steps: int, guess: int) -> int:
-        """The best point of the grid, in half decades: never at the edge of what was tried; among equals, the nearest to the guess.
+        """Finds the best point of the grid, in half decades: never at the edge; among equals, the nearest to the guess.
 
         Raises:
             RuntimeError: there is none within reach.
@@ -98,7 +98,7 @@ class Tuning:
             low, high = min(low, best - 1), max(high, best + 1)
 
     def tune(self, arms: Sequence[Arm], file: Path, lead: str) -> None:
-        """Tunes each at every horizon, the guess being what was best at the last, and writes to `file` what was chosen, below `lead`."""
+        """Tunes each arm at every horizon, and writes the choices to `file`, below `lead`. A horizon starts at the last one's best."""
         chosen: dict[str, dict[int, float]] = yaml.safe_load(file.read_text()) if file.exists() else {}
         for arm in arms:
             guess = round(2 * START[arm.optimizer])
@@ -111,7 +111,7 @@ class Tuning:
 
 
 def tuned_arms(cell: EvaluationConfig) -> list[Arm]:
-    """The arms of a cell whose learning rate is a tuned one, one of each optimizer.
+    """Picks the arms of a cell with a tuned learning rate, one for each optimizer.
 
     Raises:
         ValueError: they cannot be tuned on the cell; the message says why.

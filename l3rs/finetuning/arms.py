@@ -21,16 +21,16 @@ class Arm:
     """An optimizer in a comparison.
 
     Attributes:
-        name: what rows and tables call it.
+        name: in rows and tables.
         optimizer: `l3rs`, a baseline, or another learned optimizer.
-        lr: the learning rate; none is the one tuned for each horizon of a baseline or of Celo2, and 1 for other learned optimizers.
-        learned: of a learned optimizer: a shipped schedule's name, or a file.
-        meta_seed: of the meta-training that made it, where several seeds are arms of one name.
-        head_only: whether all but the head is frozen.
-        horizons: some of a cell's; none is all.
-        total_steps: the length of the run that the optimizer is told, as a multiple of the true one.
-        refresh: whether BatchNorm's statistics are refreshed before evaluations, as they always are for a schedule-free optimizer.
-        source: where the learning rate is from, in words.
+        lr: the learning rate; None takes the tuned one of each horizon for a baseline or Celo2, and 1 for other learned optimizers.
+        learned: a shipped schedule's name, or a file, for a learned optimizer.
+        meta_seed: seed of its meta-training, if arms of several seeds share a name.
+        head_only: freezes everything but the head.
+        horizons: some of the cell's; empty is all.
+        total_steps: the announced length of the run, as a multiple of the true one.
+        refresh: refreshes BatchNorm's statistics before evaluations; a schedule-free optimizer always does.
+        source: the origin of the learning rate, in words.
     """
 
     name: str
@@ -56,12 +56,12 @@ class Arm:
             )
         if self.optimizer in KINDS and self.learned == "auto":
             there = [name for name, kind in SHIPPED_WEIGHTS.items() if kind == self.optimizer]
-            shipped = f"{', '.join(there)} is shipped" if there else f"{self.optimizer} has none that are shipped"
-            raise ValueError(f"arm {self.name!r} needs learned, the file of its weights: {shipped}")
+            shipped = f"{', '.join(there)} is shipped" if there else f"none is shipped for {self.optimizer}"
+            raise ValueError(f"arm {self.name!r} needs learned, a file of weights: {shipped}")
 
     @property
     def ours(self) -> bool:
-        """Whether it is L3RS, which the others are compared with."""
+        """Whether it is L3RS, the reference of every comparison."""
         return self.optimizer == OURS
 
     @property
@@ -70,18 +70,18 @@ class Arm:
         return self.lr is None and (self.optimizer in RECIPES or LEARNERS[self.optimizer].tuned)
 
     def rate(self, steps: int, file: str | None = None) -> float:
-        """The learning rate of a run of so many steps.
+        """The learning rate of a run of this many steps.
 
         Args:
-            file: of tuned learning rates; None is those of Icons25, which are shipped.
+            file: of tuned learning rates; None takes the shipped ones, tuned on Icons25.
 
         Raises:
-            ValueError: it is a tuned one and has not been tuned.
+            ValueError: it was not tuned.
         """
         if self.lr is not None:
             return self.lr
         return tuned_learning_rate(self.optimizer, steps, file) if self.tuned else 1.0
 
     def make(self, network: nn.Module, steps: int) -> Recipe:
-        """A baseline for a network, for a run of so many steps."""
+        """Makes the baseline for a network, for a run of this many steps."""
         return RECIPES[self.optimizer](network, self.rate(steps), steps)

@@ -1,4 +1,4 @@
-"""The hand-designed optimizers that L3RS is compared with, and their tuned learning rates."""
+"""The baselines: hand-designed optimizers, and their tuned learning rates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from l3rs.networks.create import head_of
 
 
 class Recipe(NamedTuple):
-    """An optimizer and the schedule that goes with it, advanced once a step."""
+    """An optimizer, and the scheduler of its learning rate, advanced once a step."""
 
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler | None
@@ -31,7 +31,7 @@ def _cosine(optimizer: torch.optim.Optimizer, steps: int) -> Recipe:
 
 
 def _head10(network: nn.Module, lr: float) -> list[dict[str, Any]]:
-    """Two groups, the body and the head, which has ten times the learning rate."""
+    """Makes two groups: the body, and the head at ten times the learning rate."""
     head = list(head_of(network).parameters())
     body = [p for p in network.parameters() if all(p is not h for h in head)]
     return [{"params": body, "lr": lr}, {"params": head, "lr": 10 * lr}]
@@ -41,7 +41,7 @@ def _library(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"this baseline is that of {name}, which is not installed: pip install {name}") from error
+        raise ModuleNotFoundError(f"this baseline needs {name}: pip install {name}") from error
 
 
 def adam(network: nn.Module, lr: float, steps: int) -> Recipe:
@@ -50,7 +50,7 @@ def adam(network: nn.Module, lr: float, steps: int) -> Recipe:
 
 
 def adam_cosine(network: nn.Module, lr: float, steps: int) -> Recipe:
-    """Adam, its learning rate falling to 0 along a cosine."""
+    """Adam with a cosine: the learning rate falls to 0."""
     return _cosine(torch.optim.Adam(network.parameters(), lr=lr, fused=True), steps)
 
 
@@ -60,7 +60,7 @@ def adam_cosine_head10(network: nn.Module, lr: float, steps: int) -> Recipe:
 
 
 def sgd_cosine(network: nn.Module, lr: float, steps: int) -> Recipe:
-    """SGD with momentum 0.9, its learning rate falling to 0 along a cosine."""
+    """SGD with momentum 0.9 and a cosine."""
     return _cosine(torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, fused=True), steps)
 
 
@@ -75,23 +75,23 @@ def adamw_cosine_head10(network: nn.Module, lr: float, steps: int) -> Recipe:
 
 
 def adamw_layer_decay(network: nn.Module, lr: float, steps: int) -> Recipe:
-    """AdamW with cosine; each block of layers has 0.75 times the learning rate of the next, weights decay by 0.05 (timm's defaults)."""
+    """AdamW with a cosine, 0.75 times the learning rate of the next block of layers, and weight decay 0.05 (timm's defaults)."""
     groups = param_groups_layer_decay(network)
     return _cosine(torch.optim.AdamW([{**g, "lr": lr * g["lr_scale"]} for g in groups], fused=True), steps)  # AdamW itself ignores lr_scale
 
 
 def schedule_free(network: nn.Module, lr: float, steps: int) -> Recipe:
-    """Schedule-free AdamW (Defazio et al. 2024) of `schedulefree`, its defaults, warmed up for a tenth of the run; see `unroll`."""
+    """Schedule-free AdamW (Defazio et al. 2024) from `schedulefree` at its defaults, with a warm-up over 10% of the run; see `unroll`."""
     optimizer = _library("schedulefree").AdamWScheduleFree(network.parameters(), lr=lr, warmup_steps=steps // 10)
     optimizer.train()
     return Recipe(optimizer, None)
 
 
 class Muon(torch.optim.Optimizer):
-    """torch's Muon for kernels, as matrices of output channels by everything else, and torch's AdamW for the other parameters.
+    """torch's Muon for kernels, flattened to matrices of output channels by the rest, and torch's AdamW for the other parameters.
 
-    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that both have one learning rate and one
-    weight decay. Its state is not part of `state_dict`.
+    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that both share a learning rate and a weight
+    decay. `state_dict` does not hold its state.
     """
 
     def __init__(self, kernels: Iterable[Tensor], others: Iterable[Tensor], lr: float, weight_decay: float = 0.01) -> None:
@@ -129,7 +129,7 @@ def muon_cosine(network: nn.Module, lr: float, steps: int) -> Recipe:
 
 
 def soap_cosine(network: nn.Module, lr: float, steps: int) -> Recipe:
-    """SOAP (Vyas et al. 2024) of `pytorch_optimizer`, its defaults (a new basis every 10 steps, weight decay 0.01), with cosine."""
+    """SOAP (Vyas et al. 2024) from `pytorch_optimizer` at its defaults (a new basis every 10 steps, weight decay 0.01), with a cosine."""
     return _cosine(_library("pytorch_optimizer").SOAP(network.parameters(), lr=lr), steps)
 
 
@@ -146,10 +146,10 @@ BASELINES: MappingProxyType[str, Callable[[nn.Module, float, int], Recipe]] = Ma
         "soap-cosine": soap_cosine,
     }
 )
-"""Those that have a tuned learning rate."""
+"""The baselines with a tuned learning rate."""
 
 RECIPES: MappingProxyType[str, Callable[[nn.Module, float, int], Recipe]] = MappingProxyType({**BASELINES, "adamw": adamw})
-"""All of them."""
+"""All baselines."""
 
 
 @lru_cache(maxsize=8)
@@ -157,7 +157,7 @@ def tuned_learning_rates(file: str | None = None) -> dict[str, dict[int, float]]
     """Reads the learning rates that `evaluate/tune.py` found on meta-train tasks, by baseline (or Celo2) and horizon.
 
     Args:
-        file: which `evaluate/tune.py` wrote; None is the shipped one, of Icons25.
+        file: of `evaluate/tune.py`; None is the shipped one, tuned on Icons25.
 
     Raises:
         ValueError: there is no such file.
@@ -165,12 +165,12 @@ def tuned_learning_rates(file: str | None = None) -> dict[str, dict[int, float]]
     try:
         raw = yaml.safe_load((Path(file) if file else resources.files("l3rs.finetuning") / "baselines.yaml").read_text())
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}; evaluate/tune.py writes it") from None
+        raise ValueError(f"{file} cannot be read ({error.strerror}); evaluate/tune.py writes it") from None
     return {name: {int(steps): float(lr) for steps, lr in chosen.items()} for name, chosen in raw.items()}
 
 
 def tuned_learning_rate(name: str, steps: int, file: str | None = None) -> float:
-    """Gives the tuned learning rate of a baseline at the tuned horizon nearest to `steps`, in log steps.
+    """Returns the tuned learning rate of a baseline at the tuned horizon nearest to `steps`, in log steps.
 
     Raises:
         ValueError: it was not tuned; the message names the tuned ones.
@@ -182,5 +182,5 @@ def tuned_learning_rate(name: str, steps: int, file: str | None = None) -> float
 
 
 def nearest_horizon(name: str, steps: int, file: str | None = None) -> int:
-    """The horizon nearest to `steps`, in log steps, at which a baseline was tuned."""
+    """Finds the tuned horizon of a baseline nearest to `steps`, in log steps."""
     return min(tuned_learning_rates(file)[name], key=lambda k: (abs(math.log(k / steps)), k))

@@ -1,4 +1,4 @@
-"""The main job: fine-tune the shipped network on new classes with L3RS and with tuned baselines, and compare."""
+"""The main job: fine-tunes the shipped network on new classes with L3RS and with tuned baselines, and compares them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from l3rs import stats, text
 from l3rs.files import append_rows, whole_rows, write_atomically
-from l3rs.finetuning.arms import Arm
+from l3rs.finetuning.arms import OURS, Arm
 from l3rs.finetuning.baselines import BASELINES, tuned_learning_rate
 from l3rs.finetuning.runs import FIELDS, Run, execute, execute_all, row
 from l3rs.finetuning.unroll import Report
@@ -25,28 +25,28 @@ from l3rs.run_folder import FolderError, RunFolder
 from l3rs.schedules.find import load, resolve
 from l3rs.schedules.schedule import LearnedSchedule
 
-OPTIMIZERS = ("l3rs", *BASELINES)
+OPTIMIZERS = (OURS, *BASELINES)
 CELL, PURPOSE = "icons25eval", "meta-test"
 CURVE_FIELDS = (*FIELDS, "horizon")
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """What to compare; every value is checked here, before any work.
+    """The settings of a comparison; it checks every value before any work.
 
     Attributes:
         tasks: tasks of 25 new classes each, the same for every optimizer.
-        steps: horizons; each is a run of its own.
+        steps: lengths of runs; each is a run of its own.
         optimizers: names of the optimizers to compare.
         learned: the schedule for `l3rs`: "auto", a shipped name, or a path.
-        seed: the tasks are those of seeds seed, seed + 1, ...
+        seed: tasks come from the seeds seed, seed + 1, ...
         out: folder for the results.
-        workers: processes of one thread each; 0 is one a core.
+        workers: processes of one thread each; 0 takes one for each core.
     """
 
     tasks: int = 8
     steps: tuple[int, ...] = (10, 25, 50)
-    optimizers: tuple[str, ...] = ("l3rs", "adam", "adam-cosine", "adam-cosine-head10", "sgd-cosine")
+    optimizers: tuple[str, ...] = (OURS, "adam", "adam-cosine", "adam-cosine-head10", "sgd-cosine")
     learned: str = "auto"
     seed: int = 0
     out: Path = Path("l3rs-out")
@@ -70,7 +70,7 @@ class FinetuneConfig:
 class Results(RunFolder):
     """The rows of a comparison in a folder: `runs.csv`, one a run, `curves.csv`, evaluations along the longest runs, and `about.json`.
 
-    Rows that are there already are kept and not made again, so that a comparison can be stopped, continued and extended.
+    Rows that are there already are kept. So a comparison can be stopped, resumed and extended.
 
     Raises:
         FolderError: the folder cannot be written, another process is at work in it, or it holds runs of another learned schedule or on
@@ -99,7 +99,7 @@ class Results(RunFolder):
         return pd.read_csv(self.curves_file) if self.curves_file.exists() else pd.DataFrame(columns=list(CURVE_FIELDS))
 
     def append(self, run: Run, report: Report, meta_seed: int | str) -> None:
-        """Adds what a run found out. Its curve comes first: a run is made when its row is there."""
+        """Adds the report of a run. The curve comes first, since the row marks the run as done."""
         with self.writing(self.path):
             if run.evaluate_at:
                 curve = [row(run, report, steps, meta_seed) | {"horizon": run.steps} for steps in sorted(report.loss)]
@@ -107,7 +107,7 @@ class Results(RunFolder):
             append_rows(self.runs_file, [row(run, report, run.steps, meta_seed)], FIELDS)
 
     def missing(self, runs: Sequence[Run]) -> list[Run]:
-        """Those of `runs` that have no row yet."""
+        """Returns the runs that have no row yet."""
         done = self._done()
         return [run for run in runs if (run.optimizer, run.lr, run.steps, run.task_seed) not in done]
 
@@ -116,20 +116,20 @@ class Results(RunFolder):
         return set(zip(r.optimizer, r.lr, r.steps, r.task_seed, strict=True))
 
     def _mend(self, file: Path, fields: Sequence[str]) -> None:
-        """Takes away a last row that was cut off. Raises FolderError where a file is none of these columns."""
+        """Removes a last row that was cut off. Raises FolderError if a file has other columns."""
         if not file.exists():
             return
         whole = whole_rows(file)
         if not whole:
             file.unlink()
         elif whole.splitlines()[0] != ",".join(fields).encode():
-            raise FolderError(f"{file} is not of l3rs finetune: its columns are not {', '.join(fields)}; give another --out")
+            raise FolderError(f"{file} is no file of l3rs finetune: its columns must be {', '.join(fields)}; give another --out")
         elif whole != file.read_bytes():
             with self.writing(file):
                 write_atomically(file, whole)
 
     def _forget_curves_without_a_run(self) -> None:
-        """Of runs that were stopped between their two files, and are made again: their rows would be there twice."""
+        """Drops the curves of runs that were stopped between their two files; the runs are repeated, and so would be their rows."""
         curves, done = self.curves, self._done()
         keys = zip(curves.optimizer, curves.lr, curves.horizon, curves.task_seed, strict=True)
         kept = [True, *(key in done for key in keys)]  # with the header
@@ -139,12 +139,12 @@ class Results(RunFolder):
 
 
 def along(horizon: int) -> tuple[int, ...]:
-    """Steps at which a curve is drawn: 0, and about eight more, equally spaced."""
+    """Spaces the points of a curve: 0, and about eight more."""
     return tuple(sorted({round(horizon * i / 8) for i in range(9)}))
 
 
 def planned_runs(config: FinetuneConfig) -> list[Run]:
-    """Every run of the comparison, longest first so that the cores end together."""
+    """Lists every run of the comparison, longest first, so that the cores end together."""
     longest = max(config.steps)
     return [
         Run(CELL, Arm(name, name, learned=config.learned), steps, config.seed + i, PURPOSE, along(steps) if steps == longest else ())
@@ -155,7 +155,7 @@ def planned_runs(config: FinetuneConfig) -> list[Run]:
 
 
 def schedule_for(config: FinetuneConfig) -> LearnedSchedule:
-    """The learned schedule that the comparison uses. Raises ValueError if it does not fit the shipped network."""
+    """Loads the schedule of the comparison. Raises ValueError if it does not fit the shipped network."""
     names = [name for name, _ in workbench().network.named_parameters()]
     learned = resolve("auto", names) if config.learned == "auto" else load(config.learned)
     learned.slots(len(names), names)
@@ -163,9 +163,9 @@ def schedule_for(config: FinetuneConfig) -> LearnedSchedule:
 
 
 def summary(results: Results, config: FinetuneConfig) -> pd.DataFrame:
-    """One line an optimizer and horizon: accuracy with its 95% interval over tasks, loss, and the paired difference to L3RS.
+    """Makes one line for each optimizer and horizon: accuracy with its 95% interval over tasks, loss, and the paired difference to L3RS.
 
-    A diverged run counts as 0 right, and as an infinite loss.
+    A diverged run counts as accuracy 0, and as an infinite loss.
     """
     planned = {(r.optimizer, r.lr, r.steps, r.task_seed) for r in planned_runs(config)}
     r = results.runs
@@ -178,23 +178,21 @@ def summary(results: Results, config: FinetuneConfig) -> pd.DataFrame:
             mine = accuracy[steps, name].to_numpy()
             mean, low, high = stats.mean_interval(mine)
             line = {"steps": steps, "optimizer": name, "accuracy": mean, "low": low, "high": high, "loss": loss[steps, name]}
-            line["lr"] = 1.0 if name == "l3rs" else tuned_learning_rate(name, steps)
-            if name != "l3rs" and "l3rs" in config.optimizers:
-                line["difference"], line["difference_low"], line["difference_high"] = stats.mean_interval(
-                    mine - accuracy[steps, "l3rs"].to_numpy()
-                )
+            line["lr"] = Arm(name, name).rate(steps)
+            if name != OURS and OURS in config.optimizers:
+                gaps = stats.mean_interval(mine - accuracy[steps, OURS].to_numpy())
+                line["difference"], line["difference_low"], line["difference_high"] = gaps
             lines.append(line)
     return pd.DataFrame(lines)
 
 
 def baseline_steps(results: Results, config: FinetuneConfig, accuracy: float) -> float:
-    """How many steps the best tuned baseline needs to reach `accuracy` on the tasks of `config`.
+    """Finds the steps that the best tuned baseline needs to reach `accuracy` on the tasks of `config`.
 
-    Read off the upper envelope of the baselines over all horizons that `results` holds them for, interpolated linearly in log
-    steps; infinite if none gets there.
+    It reads them off the upper envelope of all baselines and horizons in `results`, linear in log steps; infinite if none gets there.
     """
     r = results.runs
-    r = r[(r.optimizer != "l3rs") & r.task_seed.between(config.seed, config.seed + config.tasks - 1)]
+    r = r[(r.optimizer != OURS) & r.task_seed.between(config.seed, config.seed + config.tasks - 1)]
     r = r[[lr == tuned_learning_rate(name, steps) for name, steps, lr in zip(r.optimizer, r.steps, r.lr, strict=True)]]
     means = r.assign(accuracy=r.accuracy.fillna(0)).groupby(["steps", "optimizer"]).accuracy.agg(["mean", "size"])
     envelope = means[means["size"] == config.tasks]["mean"].groupby("steps").max().cummax()
@@ -205,10 +203,10 @@ HEADER = ("optimizer", "steps", "lr", "accuracy", "95% interval", "loss", "to l3
 
 
 def as_text(summary: pd.DataFrame) -> str:
-    """The summary as people read it."""
+    """Formats the summary for the terminal."""
     rows = [HEADER]
     for t in summary.to_dict("records"):
-        rate = "learned" if t["optimizer"] == "l3rs" else f"{t['lr']:g}"
+        rate = "learned" if t["optimizer"] == OURS else f"{t['lr']:g}"
         row = (t["optimizer"], str(t["steps"]), rate, f"{t['accuracy']:.3f}", f"{t['low']:.3f} .. {t['high']:.3f}", f"{t['loss']:.3f}")
         if math.isnan(t.get("difference", math.nan)):
             rows.append((*row, "", ""))
@@ -218,7 +216,7 @@ def as_text(summary: pd.DataFrame) -> str:
 
 
 def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results) -> pd.DataFrame:
-    """Makes the runs that are missing, then the table and the picture; returns the table."""
+    """Makes the missing runs, the table and the picture; returns the table."""
     from l3rs.plots import plot_finetune
 
     runs = planned_runs(config)
@@ -236,7 +234,7 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
     bar = tqdm(total=sum(r.steps for r in missing), unit="step", desc="fine-tuning", disable=not missing)
     try:
         meta_seed = learned.training["config"]["nes"]["seed"]
-    except (KeyError, TypeError):  # how it was trained is free-form
+    except (KeyError, TypeError):  # the record of its training is free-form
         meta_seed = ""
     with bar, closing(execute_all(missing, workers, execute)) as ended:
         for run, report in ended:
@@ -244,16 +242,16 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
             bar.update(run.steps)
 
     table = summary(results, config)
-    print(f"\n{as_text(table)}\n\nto l3rs: accuracy minus that of l3rs, task by task.")
-    if "l3rs" in config.optimizers and len(config.optimizers) > 1:
-        for line in table[table.optimizer == "l3rs"].to_dict("records"):
+    print(f"\n{as_text(table)}\n\nto l3rs: accuracy minus the accuracy of l3rs, paired by task.")
+    if OURS in config.optimizers and len(config.optimizers) > 1:
+        for line in table[table.optimizer == OURS].to_dict("records"):
             needed = baseline_steps(results, config, line["accuracy"])
             said = (
                 f"{needed:.0f}, {needed / line['steps']:.1f} times as many"
                 if math.isfinite(needed)
                 else f"more than {int(results.runs.steps.max())}"
             )
-            print(f"For the accuracy of l3rs after {line['steps']} steps the best tuned baseline needs {said}.")
+            print(f"To match l3rs after {line['steps']} steps, the best tuned baseline needs {said}.")
     picture = results.path / "finetune.png"
     with results.writing(picture):
         plot_finetune(results.curves, table, picture)

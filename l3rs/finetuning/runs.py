@@ -43,15 +43,15 @@ class Run:
     """One run to make.
 
     Attributes:
-        cell: which comparison it belongs to.
-        arm: the optimizer; where it has no learning rate, that tuned on Icons25 for so many steps is taken.
+        cell: name of its comparison.
+        arm: the optimizer; without a learning rate, it takes the one tuned on Icons25.
         steps: K.
         task_seed: of the task.
-        purpose: of the classes in the split.
+        purpose: of the classes, in the split.
         evaluate_at: steps at which to evaluate besides the end.
         workload: the network and the images; None is the shipped network on Icons.
         task: the size of the task.
-        device: where it runs.
+        device: to run on.
     """
 
     cell: str
@@ -66,22 +66,22 @@ class Run:
 
     @property
     def optimizer(self) -> str:
-        """Of the arm."""
+        """The arm's optimizer."""
         return self.arm.optimizer
 
     @property
     def lr(self) -> float:
-        """The learning rate: a baseline's, the multiplier of a learned optimizer, and of Celo2 lr as of `LearnedWeights`."""
+        """The learning rate of a baseline or of Celo2, or the multiplier of another learned optimizer."""
         return self.arm.rate(self.steps)
 
     @property
     def total_steps(self) -> int:
-        """What the optimizer is told of the length of the run."""
+        """The length of the run that the optimizer is told."""
         return max(1, round(self.arm.total_steps * self.steps))
 
 
 def execute(run: Run) -> Report:
-    """Fine-tunes the network as `run` says, in this process."""
+    """Fine-tunes the network in this process."""
     arm = run.arm
     bench = workbench(run.workload, run.task, run.device)
     tasks = bench.tasks(run.purpose)
@@ -100,30 +100,30 @@ def execute(run: Run) -> Report:
     try:
         return unroll(network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at, refresh=arm.refresh)
     finally:
-        network.requires_grad_(True)  # it is used again
+        network.requires_grad_(True)  # the workbench uses it again
 
 
 def row(run: Run, report: Report, steps: int, meta_seed: int | str = "") -> dict[str, Any]:
-    """The row of a run's evaluation after `steps` steps: `FIELDS`; only of a learned optimizer `meta_seed`."""
+    """Makes the row, of `FIELDS`, of a run's evaluation after `steps` steps; only a learned optimizer has a `meta_seed`."""
     values = (run.cell, run.optimizer, run.lr, steps, run.task_seed, meta_seed if run.optimizer in LEARNERS else "")
     measured = (round(report.accuracy[steps], 6), round(report.loss[steps], 6), round(report.seconds, 3))
     return dict(zip(FIELDS, (*values, *measured), strict=True))
 
 
 class Failure(NamedTuple):
-    """What a run met instead of a report."""
+    """The error of a run, in place of its report."""
 
     message: str
 
 
 def attempt(run: Run) -> Report | Failure:
-    """`execute`, with the memory that it needs; an error is what comes back of a run that meets one."""
+    """Executes a run, and measures its memory; returns the error of a run that fails."""
     try:
         start_peak(torch.device(run.device))
         report = execute(run)
         report.peak_mib = peak(torch.device(run.device))
         return report
-    except Exception as error:  # one run of thousands must not end the others
+    except Exception as error:  # one of thousands must not end the others
         return Failure(f"{type(error).__name__}: {error}"[:200])
 
 
@@ -132,7 +132,7 @@ def _one_thread() -> None:
 
 
 def _start_worker(line: Connection) -> None:
-    """Of one thread, and that ends when the other end of the line is closed, as it also is when that process ends, however it ends."""
+    """Starts a worker of one thread, which ends when the other end of `line` closes: also when that process is killed."""
 
     def follow() -> None:
         with suppress(EOFError, OSError):
@@ -144,9 +144,9 @@ def _start_worker(line: Connection) -> None:
 
 
 def execute_all(runs: Sequence[Run], workers: int, how: Callable[[Run], T]) -> Generator[tuple[Run, T], None, None]:
-    """Executes runs on `workers` processes of one thread each, and yields each as it ends, with what `how` makes of it.
+    """Executes runs on `workers` processes of one thread each, and yields each as it ends, with the result of `how`.
 
-    Where it is closed before its end, as by `contextlib.closing`, the processes end at once.
+    If it is closed early, as by `contextlib.closing`, the processes end at once.
     """
     if not runs:
         return
@@ -159,14 +159,14 @@ def execute_all(runs: Sequence[Run], workers: int, how: Callable[[Run], T]) -> G
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
-            ours.close()  # nobody waits for what they are at
+            ours.close()  # ends the workers at once
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def execute_on_ray(runs: Sequence[Run], address: str) -> Generator[tuple[Run, Report | Failure], None, None]:
-    """`attempt`s runs on all cores of a Ray cluster, and yields each as it ends. A run whose process or node dies is made again by Ray."""
+    """Attempts runs on all cores of a Ray cluster, and yields each as it ends. Ray repeats a run whose process or node dies."""
     require("execute_on_ray()", "ray")
     import ray
 
@@ -193,20 +193,20 @@ def _mib(name: str) -> float:
 
 
 def start_peak(device: torch.device) -> float:
-    """Starts to watch; gives what is in use now, in MiB: allocated on a GPU, or resident of this process. NaN on CPU but on Linux."""
+    """Starts to watch memory; returns the use now, in MiB: allocated on a GPU, or resident on CPU. NaN on CPU without Linux."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device) / 2**20
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # gives back what was freed before
-        _RESET.write_text("5")  # sets the peak, VmHWM, to what there is now
+        ctypes.CDLL(None).malloc_trim(0)  # returns freed memory to the system
+        _RESET.write_text("5")  # sets the peak, VmHWM, to the use now
         return _mib("VmRSS")
     except (OSError, AttributeError):
         return math.nan
 
 
 def peak(device: torch.device) -> float:
-    """The most that was in use since `start_peak`, in MiB."""
+    """Returns the most memory in use since `start_peak`, in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:

@@ -22,12 +22,12 @@ class SplitConfig:
     """How to divide the classes of a folder.
 
     Attributes:
-        folder: of the images, as `l3rs.data.trees.read_folder` takes it.
+        folder: of the images, see `l3rs.data.trees.read_folder`.
         out: JSON file to write.
-        name: name of the split; None is the folder's.
+        name: name of the split; None takes the folder's.
         seed: seed of the draw.
         shares: purpose to a share of all classes, a number of classes, or their ids.
-        task: the size of the tasks to come; there must be enough classes and images for any of them.
+        task: the size of the tasks to come; every one needs enough classes and images.
     """
 
     folder: Path
@@ -43,17 +43,17 @@ class SplitConfig:
 
 
 def wanted(purpose: str, words: Sequence[str]) -> float | tuple[str, ...]:
-    """What a purpose asks for on the command line: a share or a number of classes, class ids, or `@FILE` with one id a line.
+    """Reads the words of a purpose on the command line: a share or a number of classes, class ids, or `@FILE` with one id a line.
 
     Raises:
-        ValueError: the file cannot be read, or holds what cannot be a class's name.
+        ValueError: the file cannot be read, or a line cannot be a class's name.
     """
     if len(words) == 1 and words[0].startswith("@"):
         try:
             lines = Path(words[0][1:]).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise ValueError(f"--{purpose} is {words[0]}, and that file cannot be read ({why})") from None
+            raise ValueError(f"--{purpose} must name a file that can be read (got {words[0]}: {why})") from None
         names = {n: line.strip() for n, line in enumerate(lines, start=1) if line.strip()}
         for n, name in names.items():
             check_name(name, f"{words[0][1:]}, line {n}: a class")

@@ -1,7 +1,7 @@
 """Tasks: short fine-tuning problems, drawn as pure functions of a seed.
 
-A task is data only: class ids, indices of images, and a seed for the head. It depends on nothing but its arguments, so it is
-the same on any worker, and batches come first to last: the task of 25 steps is the beginning of the task of 100.
+A task is data only: class ids, indices of images, and a seed for the head. It depends on its arguments alone, so it is the same on any
+worker. The task of 25 steps is the beginning of the task of 100.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class TaskConfig:
     """The size of a task.
 
     Attributes:
-        classes: in a task.
+        classes: classes of a task.
         batch_size: images in a training batch.
         evaluation_size: images in the evaluation batch.
     """
@@ -39,14 +39,14 @@ class TaskConfig:
 
 
 def check_sizes(counts: Mapping[str, tuple[int, int]], task: TaskConfig, what: str) -> None:
-    """Checks that every task of this size can be drawn from these classes: even the smallest together fill a batch, and none is empty.
+    """Checks that every task of this size can be drawn: even the smallest classes together fill a batch, and none is empty.
 
     Args:
-        counts: class to its numbers of train and of validation images; none is no error.
-        what: names the classes in the message.
+        counts: class to its numbers of train and of validation images; no classes at all pass.
+        what: name of the classes in the message.
 
     Raises:
-        ValueError: some task could not be drawn.
+        ValueError: some task cannot be drawn.
     """
     if counts and len(counts) < task.classes:
         raise ValueError(f"{what} has {len(counts)} classes, and a task has {task.classes}: give it more, or draw tasks of fewer classes")
@@ -70,9 +70,9 @@ class Task:
         classes: int64 (C,), class ids of the image set; a class's label in the task is its place here.
         batches: int64 (K, B), image indices of the K training batches, from the train side.
         evaluation: int64 (E,), image indices of the evaluation batch, from the validation side.
-        crops: int64 (K, B, 3), the top and left edge of each training image's crop, and whether it is mirrored; None if the set is not
-            augmented.
-        head_seed: draws the fresh head.
+        crops: int64 (K, B, 3), the top and left edge of each training image's crop, and whether it is mirrored; None without
+            augmentation.
+        head_seed: seed of the fresh head.
         seed: of the task itself.
     """
 
@@ -94,7 +94,7 @@ class Task:
 
     def labels(self, images: ImageSet, indices: Tensor) -> Tensor:
         """Labels in this task of the images at `indices`, int64; -1 for images of other classes."""
-        place = torch.full((len(images.classes) + 1,), -1)  # the last is that of images of no class, whose label is -1
+        place = torch.full((len(images.classes) + 1,), -1)  # the last place is for images of no class, labelled -1
         place[self.classes] = torch.arange(len(self.classes))
         return place[images.labels[indices]]
 
@@ -105,7 +105,7 @@ class TaskDistribution:
 
     Attributes:
         images: the set.
-        classes: names of the classes that tasks draw from, such as a split's meta-train classes.
+        classes: names of the classes to draw from, such as a split's meta-train classes.
         config: the size of a task.
 
     Raises:
@@ -124,13 +124,12 @@ class TaskDistribution:
             raise ValueError(f"a task needs {self.config.classes} classes; there are {len(self.classes)}")
 
     def draw(self, seed: int, steps: int) -> Task:
-        """The task of this seed with `steps` training batches.
+        """Draws the task of this seed with `steps` training batches.
 
-        Training images are used without replacement, reshuffled when fewer than a batch are left; evaluation images are
-        drawn without replacement.
+        It draws images without replacement, and reshuffles training images when fewer than a batch are left.
 
         Raises:
-            ValueError: `steps` is below 1, or the classes drawn have fewer images than a batch.
+            ValueError: `steps` is below 1, or the drawn classes have fewer images than a batch.
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1 (got {steps})")
@@ -155,7 +154,7 @@ class TaskDistribution:
 
     @cached_property
     def _content(self) -> int:
-        """The classes, not their purpose's name, are part of the seed: splits of one data set never share a stream."""
+        """Makes the classes part of the seed, so that splits of one data set never share a stream."""
         return zlib.crc32("\n".join((self.images.name, *sorted(self.classes))).encode(errors="surrogateescape"))
 
     @cached_property
@@ -165,7 +164,7 @@ class TaskDistribution:
         return [number[name] for name in sorted(self.classes)]
 
     def _crops(self, stream: np.random.Generator, steps: int) -> Tensor:
-        """Top, left, mirrored of each training image; a longer task begins with those of a shorter one."""
+        """Draws top, left and mirrored of each training image; a longer task begins like a shorter one."""
         choices = np.array([self.images.margin[0] + 1, self.images.margin[1] + 1, 1 + self.images.mirror])
         return torch.from_numpy((stream.random((steps, self.config.batch_size, 3)) * choices).astype(np.int64))
 

@@ -1,4 +1,4 @@
-"""Fine-tune a network on a task with any optimizer, and report. Meta-training and evaluation both go through here."""
+"""Fine-tunes a network on a task with any optimizer, and reports. Meta-training and evaluation both use it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Report:
 
 
 def evaluate(network: nn.Module, inputs: Tensor, labels: Tensor, precision: str = "float32") -> tuple[float, float]:
-    """Accuracy and cross entropy with BatchNorm's running statistics; the network is left in train mode."""
+    """Measures accuracy and cross entropy with BatchNorm's running statistics; leaves the network in train mode."""
     network.eval()
     with torch.no_grad(), _autocast(inputs.device, precision):
         logits = network(inputs).float()
@@ -55,7 +55,7 @@ def _autocast(device: torch.device, precision: str) -> torch.autocast:
 
 @runtime_checkable
 class ScheduleFree(Protocol):
-    """An optimizer that trains at one point, and is evaluated at another: an average of its weights."""
+    """An optimizer that trains at one point, and evaluates at another: an average of its weights."""
 
     def train(self) -> None:
         """Moves the weights to the point of training."""
@@ -68,10 +68,10 @@ class ScheduleFree(Protocol):
 def where_evaluated(
     network: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Tensor], refresh: bool = False
 ) -> Iterator[None]:
-    """Puts the network into its state for evaluation; afterwards it is as before, to the bit.
+    """Puts the network into its state for evaluation, and restores it afterwards, to the bit.
 
-    A schedule-free optimizer is evaluated at the average of its weights. There, or with `refresh`, BatchNorm has the mean statistics of
-    `batches`, inputs, instead of running ones, which lag behind the weights.
+    A schedule-free optimizer evaluates at the average of its weights. There, or with `refresh`, BatchNorm gets the mean statistics of
+    `batches`, inputs: its running ones lag behind the weights.
     """
     average = isinstance(optimizer, ScheduleFree) and bool(optimizer.state)  # before the first step there is none
     if not (average or refresh):
@@ -99,19 +99,19 @@ def unroll(
 ) -> Report:
     """Fine-tunes `network`, in place and on its device, on all batches of `task`, with BatchNorm in train mode.
 
-    The optimizer gets the loss through a closure, as any optimizer may. If the loss is not finite, the run stops there, and later
-    evaluations are NaN. A schedule-free optimizer is evaluated at the average of its weights, with the BatchNorm statistics of
-    the last `REFRESH` training batches there; the network stays at the point of training.
+    The optimizer gets the loss through a closure. If the loss is not finite, the run stops, and later evaluations are NaN. A schedule-free
+    optimizer evaluates at the average of its weights, with BatchNorm statistics of the last `REFRESH` training batches; the network stays
+    at the point of training.
 
     Args:
         network: to fine-tune.
         optimizer: of the network's parameters.
         images: of the task.
         task: gives the batches, and the evaluation batch.
-        scheduler: of the optimizer's learning rate, advanced once a step.
-        evaluate_at: numbers of steps to evaluate after, besides the end. 0 is before the first step.
-        precision: of forward and backward pass: `float32`, or `bfloat16` by autocast.
-        refresh: gives BatchNorm those statistics before each evaluation, with any optimizer; the run itself is the same.
+        scheduler: of the learning rate, advanced once a step.
+        evaluate_at: steps to evaluate after, besides the end; 0 is before the first step.
+        precision: of the forward and backward pass: `float32`, or `bfloat16` by autocast.
+        refresh: gives any optimizer those BatchNorm statistics in evaluations; training does not change.
     """
     started = time.perf_counter()
     report = Report()

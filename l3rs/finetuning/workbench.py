@@ -1,4 +1,4 @@
-"""A workload loaded in one process: its tasks, and its network, put back to its start for each of them."""
+"""A workload, loaded in one process: its tasks, and its network, reset for each task."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from l3rs.networks.create import draw_head, initialize
 
 
 class Workbench:
-    """A workload, loaded. Putting its network back to its start is cheaper than building it anew.
+    """A loaded workload. It resets its network for each task, which is cheaper than building it anew.
 
     Args:
         workload: what to load.
         task: the size of its tasks, and so of the head.
-        device: where the network is.
+        device: of the network.
     """
 
     def __init__(self, workload: Workload, task: TaskConfig, device: str = "cpu") -> None:
@@ -32,7 +32,7 @@ class Workbench:
         self._tasks: dict[str, TaskDistribution] = {}
 
     def network_for(self, head_seed: int) -> nn.Module:
-        """The network as pretrained, buffers included, with the head of this seed. It is the same object every time."""
+        """Resets the network, buffers included, and draws its head from this seed. It is the same object every time."""
         self.network.load_state_dict(self._start)
         self.network.zero_grad()
         if self.workload.from_scratch:

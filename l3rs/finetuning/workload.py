@@ -1,4 +1,4 @@
-"""A workload: a network, and the images that it is fine-tuned on."""
+"""A workload: a network, and images to fine-tune it on."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from l3rs.networks.create import initialize
 from l3rs.networks.source import WIDTH, Source
 
 EMBEDDED = ("icons", "glyphs")
-CROP = 224 / 256  # what a network sees of a stored image's side, unless timm's data config of the model says otherwise
+CROP = 224 / 256  # share of a stored image's side that a network sees, unless timm's data config says otherwise
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A pretrained network, and the classes that it is fine-tuned on.
+    """A pretrained network, and classes to fine-tune it on.
 
     Attributes:
         split: `icons` or `glyphs`, which are embedded; `imagenet25-0` or another shipped class split; or the JSON file of one.
@@ -47,7 +47,7 @@ class Workload:
         from_scratch: starts from random weights instead, anew for each task.
 
     Raises:
-        ValueError: values are wrong, or do not go together; the message names them.
+        ValueError: a value is wrong, or two contradict each other; the message names them.
     """
 
     split: str = "icons"
@@ -69,7 +69,7 @@ class Workload:
             raise ValueError(f"side is {self.side}, and the images of {self.split} have 32 pixels; leave it out")
         if not self.embedded and self.data is None:
             raise ValueError(f"the split {self.split} needs data, the folder of its images; embedded splits are {', '.join(EMBEDDED)}")
-        self.source()  # checks what it is made of
+        self.source()  # checks model, width and weights
         if self.side is not None and self.side < 1:
             raise ValueError(f"side must be at least 1 pixel (got {self.side})")
         check_channels(self.channels)
@@ -80,42 +80,42 @@ class Workload:
         return self.split in EMBEDDED
 
     def source(self) -> Source:
-        """The network, and where its weights come from."""
+        """The network and the source of its weights."""
         shipped = self.embedded and not self.from_scratch and self.model == "resnet34" and self.width in (None, WIDTH)
         weights = self.split if shipped and self.weights is None else self.weights
         return Source(self.model, self.width, weights, self.from_scratch)
 
     @property
     def in_chans(self) -> int:
-        """Channels of what the network sees."""
+        """Channels of the network's input."""
         return 1 if self.embedded else self.channels
 
     @cached_property
     def _data_config(self) -> dict[str, object]:
-        """How timm says that images are made for the model."""
+        """timm's data config of the model."""
         known = get_pretrained_cfg(self.model)
         config: dict[str, object] = resolve_data_config(pretrained_cfg=known.to_dict() if known else {"input_size": (3, 224, 224)})
         return config if self.source().from_hub else config | {"crop_pct": CROP, "interpolation": "bilinear"}
 
     @cached_property
     def _seen(self) -> int:
-        """Height and width of what the network sees."""
+        """Height and width of the network's input."""
         size = self._data_config["input_size"]
         return self.side or int(size[-1])  # type: ignore[index]
 
     @cached_property
     def decoder(self) -> Decoder:
-        """How image files are decoded: with a margin around what the network sees, if training images are augmented."""
+        """Decodes image files, with a margin around the network's input if training images are augmented."""
         share = float(self._data_config["crop_pct"]) if self.augment else 1.0  # type: ignore[arg-type]
         return Decoder(round(self._seen / share), self.channels, str(self._data_config["interpolation"]))
 
     @cached_property
     def class_split(self) -> ClassSplit:
-        """The classes by purpose. Raises ValueError where the file is no class split."""
+        """The classes by purpose. Raises ValueError if the file is no class split."""
         return read_split(self.split) if self.embedded else ClassSplit.find(self.split)
 
     def tree(self, purpose: str) -> ImageTree:
-        """The image files of a purpose's classes.
+        """Finds the image files of a purpose's classes.
 
         Raises:
             ValueError: the folder holds no images in a known layout, or lacks classes of the split.
@@ -126,7 +126,7 @@ class Workload:
         return tree
 
     def cache_folder(self, purpose: str) -> Path:
-        """Where the decoded images of a purpose are: a function of the folder they are from, their classes, and how they are decoded."""
+        """Names the folder of a purpose's decoded images, by their folder, their classes and the decoder."""
         split = self.class_split
         made_of = (str(Path(str(self.data)).resolve()), split.classes[purpose], split.dataset, split.seed, asdict(self.decoder))
         key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8]
@@ -134,13 +134,13 @@ class Workload:
         return root / f"{split.name}-{purpose}-{self.decoder.side}px-{key}"
 
     def prepare(self, purposes: Collection[str], task: TaskConfig | None = None, progress: bool = True) -> None:
-        """Decodes the images of these purposes, unless that is done or they are embedded.
+        """Decodes the images of these purposes, unless they are decoded or embedded.
 
         Args:
-            task: the size of tasks that must be possible; None asks for nothing.
+            task: the size of tasks that must be possible; None checks nothing.
 
         Raises:
-            ValueError: what `tree`, `check_sizes` and `l3rs.data.cache.build` raise.
+            ValueError: as `tree`, `check_sizes` and `l3rs.data.cache.build`.
         """
         split = self.class_split
         empty = [p for p in purposes if task is not None and not split.classes[p]]
@@ -160,7 +160,7 @@ class Workload:
                 check_sizes(counts, task, f"{purpose} of {split.name}" + (", without broken images," if self.skip_broken else ""))
 
     def images(self, purpose: str) -> ImageSet:
-        """The decoded images of a purpose's classes, or more; `prepare` has been there before, for images of your own."""
+        """Opens the decoded images of a purpose's classes, or more; call `prepare` before, for images of your own."""
         if self.embedded:
             return load_embedded(self.split)
         classes = self.class_split.classes[purpose]
@@ -171,21 +171,21 @@ class Workload:
 
     @cached_property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel: timm's for its own weights, else ImageNet's; for grey their average."""
+        """Mean and standard deviation of each channel: timm's for its own weights, or else ImageNet's; their average for grey."""
         timms, config = self.source().from_hub, self._data_config
         values = (config["mean"], config["std"]) if timms else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         mean, std = (tuple(v) if self.channels == 3 else (sum(v) / len(v),) for v in values)  # type: ignore[arg-type]
         return mean, std
 
     def network(self, num_classes: int) -> nn.Module:
-        """The network as pretrained, with a head of `num_classes` classes that is yet to be drawn.
+        """Makes the pretrained network, with a head of `num_classes` classes to be drawn.
 
         Raises:
-            ValueError: the weights cannot be had, or do not fit, or there is a layer that is not known to start from scratch.
+            ValueError: the weights are missing or do not fit, or l3rs cannot initialize a layer from scratch.
         """
         network = self.source().network(self.in_chans, num_classes)
         if self.from_scratch:
-            initialize(network, 0)  # each task draws its own; this one tells whether that is known of all layers
+            initialize(network, 0)  # each task draws its own; this one checks that all layers can
         return network
 
 
@@ -193,13 +193,13 @@ C = TypeVar("C")
 
 
 def from_flat(config: Callable[..., C], **values: Any) -> C:
-    """A config that holds a workload, from flat values, as of a command line or a YAML file."""
+    """Makes a config that holds a workload from flat values, as on a command line or in a YAML file."""
     own = {f.name: values.pop(f.name) for f in fields(Workload) if f.name in values}
     return config(workload=Workload(**own), **values)
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """The flat values of a config that holds a workload, as JSON has them."""
+    """Gives the flat values of a config that holds a workload, as JSON has them."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     workload: dict[str, Any] = values.pop("workload")
     return workload | values

@@ -1,4 +1,4 @@
-"""The settings of meta-training; what the paper does not give is a choice of ours."""
+"""The settings of meta-training. [paper] marks the paper's values, [choice] ours."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class NESConfig:
     Attributes:
         population: candidates a generation, in antithetic pairs [choice].
         sigma: standard deviation of the noise at generation 0 [choice].
-        hidden_noise: how strong noise and learning rate are on meta-parameters that do not lead from a described unit to the output, and on
-            all those of other optimizers than L3RS, see `l3rs.controller.initial.noise_scale` [choice; a power of 2 rounds nothing].
+        hidden_noise: factor of noise and learning rate on meta-parameters that lead from no described unit to the output, and on all
+            meta-parameters of other optimizers, see `l3rs.controller.initial.noise_scale` [choice; a power of 2 rounds nothing].
         sigma_half_life: generations in which sigma halves [paper: 500, for far longer runs].
         lr: learning rate of the centre at generation 0 [choice].
         lr_half_life: generations in which lr halves [paper: 500].
-        optimizer: what moves the centre: `adam` or `sgd` [choice].
-        seed: of the noise, of the tasks and of the first controller; at least 0 and below 2^32.
+        optimizer: optimizer of the centre, `adam` or `sgd` [choice].
+        seed: seed of the noise, the tasks and the first controller; at least 0 and below 2^32.
     """
 
     population: int = 16
@@ -93,13 +93,13 @@ class MetaTrainConfig:
 
     Attributes:
         workload: the network and the images, by default the shipped network on Icons.
-        name: name of the schedule and of its file; by default those of the split and of the model.
+        name: name of the schedule and its file; by default the split and the model.
         generations: updates of the search.
         search: `nes`, evolution strategies [paper]; `gradient`, descent along meta-gradients; `both`, first that and then evolution.
         optimizer: what to meta-train, `l3rs` or another learned optimizer.
         start: files of published meta-parameters of another learned optimizer, to start from; by default it starts at random.
         lr: learning rate of another learned optimizer, see `LearnedWeights`; None is 1, and 0.03 for Celo2 [choice].
-        specialist: learns an embedding or an MLP for each layer by name, for one network; a generalist fits any.
+        specialist: learns an embedding or an MLP for each layer by name, for one network; a generalist fits any network.
         steps: shortest and longest run; the length K of each task is drawn between them, ends included [choice: 10 to 100].
         steps_distribution: `uniform` [paper] or `log-uniform`, which dwells on short runs.
         meta_batch: tasks a generation; all candidates see the same ones [choice].
@@ -110,10 +110,10 @@ class MetaTrainConfig:
         precision: of forward and backward pass, `float32` or `bfloat16` (autocast); meta-parameters and updates are float32.
         validate_every: generations between meta-validations.
         validation_steps: lengths of the runs of a meta-validation.
-        validation_tasks: tasks at each of `validation_steps`, the same ones every time.
-        finalists: how many of the generations that validated best meet again at the end, to choose one.
-        final_tasks: meta-validation tasks, other ones, on which they meet, at each of `validation_steps`.
-        workers: processes, one thread each; 0 is one a core, of the whole cluster.
+        validation_tasks: tasks at each of `validation_steps`, the same every time.
+        finalists: best-validated generations to compare again at the end.
+        final_tasks: further meta-validation tasks to compare them on, at each of `validation_steps`.
+        workers: processes, one thread each; 0 takes one for each core, of the whole cluster.
         ray_address: address of a Ray cluster to run on; None is this machine.
         gpus_per_actor: share of a GPU for each process; 0 runs on CPU.
         schedule, nes, gradient, task: see there.
@@ -191,27 +191,27 @@ class MetaTrainConfig:
 
     @classmethod
     def of(cls, **values: Any) -> MetaTrainConfig:
-        """From flat values, as of a command line or a YAML file: the fields of the workload are beside the others."""
+        """Makes a config from flat values, as on a command line or in a YAML file: the workload's fields stand beside the others."""
         return from_flat(cls, **values)
 
     def flat(self) -> dict[str, Any]:
-        """Flat values again, as JSON has them."""
+        """Gives the flat values back, as JSON has them."""
         return flat(self)
 
     @property
     def beginning(self) -> Start:
-        """Where it starts."""
+        """The settings of the start."""
         return Start(self.schedule, self.specialist, self.start, self.lr, self.nes.seed)
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
-    """Adds the settings of a run, those of its workload among them, for `MetaTrainConfig.of`."""
+    """Adds all settings of a run, with its workload, for `MetaTrainConfig.of`."""
     parser.add_class_arguments(Workload, as_group=False)
     parser.add_class_arguments(MetaTrainConfig, as_group=False, skip={"workload"})
 
 
 def read_config(path: str | Path, **values: Any) -> MetaTrainConfig:
-    """The config in a YAML file, such as those of `configs/meta_train`, with these values in the place of its own."""
+    """Reads a YAML file, as in `configs/meta_train`; `values` replace its own."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     add_arguments(parser)
     return MetaTrainConfig.of(**{**vars(parser.instantiate(parser.parse_path(str(path)))), **values})

@@ -1,4 +1,4 @@
-"""The folder of a meta-training run: what is written so that nothing is ever lost."""
+"""The folder of a meta-training run, which loses nothing that it has saved."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ CURVE = (
     "validation_loss", "inner_steps_per_second", "seconds",
 )  # fmt: skip
 KEPT = 3  # states
-# How long a run goes on, on which processes, and how one schedule is chosen in the end change nothing of what it did before; and images
-# stay what they are wherever they lie.
+# These may change when a run resumes: its length, its processes, the choice at the end, and the place of the images.
 FREE = ("generations", "workers", "ray_address", "gpus_per_actor", "finalists", "final_tasks", "data", "cache")
 
 
@@ -62,7 +61,7 @@ class MetaTrainFolder(RunFolder):
     def load_state(self, search: Search) -> None:
         """Takes up the newest state that can be read, if there is one, and forgets rows of generations that it had not seen.
 
-        States that cannot be read are put aside, so that they are not taken for the newest.
+        It renames states that cannot be read, so that they do not count as the newest.
         """
         for file in self.states():
             try:
@@ -76,7 +75,7 @@ class MetaTrainFolder(RunFolder):
             self._write_curve(row for row in self.curve() if int(row["generation"]) <= search.generation)
 
     def curve(self) -> list[dict[str, str]]:
-        """The rows of `curve.csv` so far; one that was cut off is none."""
+        """Reads the rows of `curve.csv`, without one that was cut off."""
         file = self.path / "curve.csv"
         if not file.exists():
             return []
@@ -105,10 +104,10 @@ class MetaTrainFolder(RunFolder):
         return LEARNERS[self.config.optimizer].read(self.theta_file(generation)).theta
 
     def theta_file(self, generation: int) -> Path:
-        """Where the schedule of a validated generation is kept."""
+        """The file of a validated generation's schedule."""
         return self.path / f"theta-{generation:05d}.safetensors"
 
 
 def last_generation(path: Path) -> int:
-    """The last generation that was saved in a folder; 0 if there is none."""
+    """Finds the last saved generation in a folder; 0 if there is none."""
     return max((int(file.stem.removeprefix("state-")) for file in path.glob("state-*.safetensors")), default=0)

@@ -1,7 +1,7 @@
 """Natural evolution strategies as in Salimans et al. 2017 (arXiv 1703.03864), on EvoTorch's functional PGPE.
 
-Antithetic pairs, centred ranks, isotropic Gaussian noise of which only the mean is learned, and a learning rate and a noise
-standard deviation that halve every so many generations: x_g = x_0 * 0.5^(g / half_life).
+It draws antithetic pairs of isotropic Gaussian noise, ranks their losses (centred), and learns the mean alone. The learning rate and the
+standard deviation of the noise halve every so many generations: x_g = x_0 * 0.5^(g / half_life).
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ __all__ = ["NES", "Problem", "pgpe", "pgpe_ask", "pgpe_tell"]
 class NES(SearchAlgorithm):
     """Minimizes a problem's objective from a starting point.
 
-    One `step()` samples, evaluates and updates. Noise is a function of (seed, generation), and the whole state is a few
-    tensors, so that a run resumed from `state_dict()` goes on bit by bit as it would have.
+    One `step()` samples, evaluates and updates. Noise is a function of (seed, generation), and the whole state is a few tensors. So a run
+    resumed from `state_dict()` gives the same bits.
 
     Attributes:
-        candidates, evaluations: of the last generation: (population, n), and (population, 1 + what else the problem says of each).
+        candidates: (population, n), of the last generation.
+        evaluations: (population, 1 + eval_data_length), of the last generation: the loss, and the problem's further data.
 
     Args:
         problem: to minimize, of sense "min": with "max" EvoTorch ranks a NaN best.
-        center: (n,), where to start.
-        config: population, sigma, learning rate, half-life, seed.
+        center: (n,), the start.
+        config: population, sigma, learning rate, half-lives, seed.
     """
 
     def __init__(self, problem: Problem, center: Tensor, config: NESConfig) -> None:
@@ -97,19 +98,19 @@ class NES(SearchAlgorithm):
 
     @property
     def _kept(self) -> tuple[str, ...]:
-        """What of the centre's optimizer changes from step to step, beside the learning rate, which is a function of the generation."""
+        """The fields of the centre's optimizer to save; its learning rate follows from the generation."""
         return {"adam": ("center", "m", "v", "t"), "sgd": ("center", "velocity")}[self.config.optimizer]
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers from which `load_state_dict` goes on."""
+        """Returns the tensors and numbers that `load_state_dict` takes."""
         return {"generation": self.generation, **{name: getattr(self._search.optimizer_state, name) for name in self._kept}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up a saved state. Raises KeyError or ValueError, and changes nothing, where it is not one of this search."""
+        """Loads a saved state. Raises KeyError or ValueError, and changes nothing, if it belongs to another search."""
         s = self._search.optimizer_state
         fields = {name: torch.as_tensor(state[name], dtype=getattr(s, name).dtype) for name in self._kept}
         wrong = [name for name, value in fields.items() if value.shape != getattr(s, name).shape]
         if wrong:
             raise ValueError(f"{wrong[0]} has the shape {tuple(fields[wrong[0]].shape)}, not {tuple(getattr(s, wrong[0]).shape)}")
-        generation = int(state["generation"])  # all is there; only now is anything changed
+        generation = int(state["generation"])  # all is well: only now change anything
         self.generation, self._search = generation, self._search._replace(optimizer_state=s._replace(**fields))

@@ -34,7 +34,7 @@ Tasks = Sequence[tuple[int, int]]  # (seed, steps) of each
 
 
 class MetaTrainingError(RuntimeError):
-    """Meta-training cannot go on: most candidates failed, or its processes die or find no place. What was done before is saved."""
+    """Meta-training cannot go on: most candidates failed, or its processes die or find no place. All earlier work is saved."""
 
 
 def fine_tune(
@@ -74,25 +74,25 @@ def shares(tasks: Tasks, processes: int) -> list[list[int]]:
 
 @lru_cache(maxsize=1)
 def remote_bench(workload: Workload, task: TaskConfig, device: str) -> Workbench:
-    """`workbench` in a process that evaluates candidates: made ready once, not for each of them, as every image file is looked at."""
+    """Makes the workbench of a process that evaluates candidates, once: preparing it looks at every image file."""
     torch.set_num_threads(1)
-    workload.prepare(("meta-train", "meta-validation"), progress=False)  # on a node of its own, decodes the images
+    workload.prepare(("meta-train", "meta-validation"), progress=False)  # on another node, decodes the images
     return workbench(workload, task, device)
 
 
 class FineTuning(Problem):
-    """EvoTorch's view of it: minimize the mean loss over this generation's tasks.
+    """The problem that EvoTorch solves: minimize the mean loss over this generation's tasks.
 
-    Its solutions are meta-parameters divided by `scale`: noise that is alike on all of them is stronger on some meta-parameters.
+    Solutions are meta-parameters divided by `scale`. So equal noise on all solutions is stronger on some meta-parameters.
 
-    Beside its loss a candidate is given whether a run of it diverged, and whether one raised an error; both count as the penalty.
-    Processes that die are replaced, and their candidates evaluated again: a candidate's loss is a function of it and the tasks, so
-    the result is the same.
+    A candidate's evaluation is its loss, whether a run diverged, and whether one raised an error; both count as the penalty. The problem
+    replaces processes that die, and evaluates their candidates again. A loss depends on the candidate and the tasks alone, so the result
+    is the same.
 
     Args:
-        learned: what is meta-trained.
+        learned: the schedule to meta-train.
         config: workload, tasks, objective and penalty.
-        workers: processes to evaluate in; 1 is this one.
+        workers: processes to evaluate in; 1 is this process.
     """
 
     def __init__(self, learned: Learned, config: MetaTrainConfig, workers: int = 1) -> None:
@@ -115,7 +115,7 @@ class FineTuning(Problem):
             store_solution_stats=False,
         )
 
-    # Common tasks reach the workers with each evaluation, and so do no seeds of theirs: which worker gets which candidate varies.
+    # Tasks reach the workers with each evaluation. Workers have no seeds of their own: which of them gets a candidate varies.
     def _make_sync_data_for_actors(self) -> dict[str, Any]:
         return {"tasks": list(self.tasks)}
 
@@ -124,7 +124,7 @@ class FineTuning(Problem):
 
     @property
     def processes(self) -> int:
-        """How many evaluate candidates."""
+        """The number of processes that evaluate candidates."""
         return max(1, self._num_actors)
 
     def _bench(self) -> Workbench:
@@ -132,7 +132,7 @@ class FineTuning(Problem):
         return (remote_bench if self.is_remote else workbench)(c.workload, c.task, "cuda" if c.gpus_per_actor else "cpu")
 
     def loss(self, theta: Tensor) -> tuple[float, bool]:
-        """The objective of one candidate, and whether a run of it diverged."""
+        """Returns the objective of one candidate, and whether a run diverged."""
         if not self.tasks:
             raise RuntimeError("no tasks were set for this generation")
         bench, c = self._bench(), self.config
@@ -154,7 +154,7 @@ class FineTuning(Problem):
             try:
                 loss, diverged = self.loss(theta.clone() * self.scale)
                 rows.append((loss, float(diverged), 0.0))
-            except Exception as error:  # what one candidate meets must not end the run; many failures do, see `meta_train`
+            except Exception as error:  # one candidate's error must not end the run; many do, see `meta_train`
                 self.met = f"{type(error).__name__}: {error}"
                 rows.append((self.config.penalty, 0.0, 1.0))
         found = torch.tensor(rows)
@@ -166,14 +166,14 @@ class FineTuning(Problem):
         self._surviving(lambda: super(FineTuning, self).evaluate(x))
 
     def error(self) -> str:
-        """An error that a candidate of this generation met, on any process; empty if none did."""
+        """Returns an error of a candidate of this generation, from any process; empty if there was none."""
         if self._actors is None:
             return self.met
         met: list[str] = self._surviving(lambda: self.all_remote_problems().error())
         return next(filter(None, met), "")
 
     def runs(self, theta: Tensor, purpose: str, tasks: Tasks) -> list[tuple[float, float]]:
-        """(accuracy, loss) of one candidate on each of `tasks`, NaN where it diverged, made on all processes."""
+        """Evaluates one candidate on each of `tasks`, on all processes: (accuracy, loss), NaN if it diverged."""
         if not self._num_actors:
             return self._share(theta, purpose, tasks, 1)
         parts: list[list[tuple[float, float]]] = self._surviving(
@@ -182,7 +182,7 @@ class FineTuning(Problem):
         return [parts[i % len(parts)][i // len(parts)] for i in range(len(tasks))]
 
     def _share(self, theta: Tensor, purpose: str, tasks: Tasks, processes: int) -> list[tuple[float, float]]:
-        """What `runs` gives, of the tasks that fall to this one of so many processes."""
+        """The part of `runs` that falls to this process."""
         bench, c = self._bench(), self.config
         mine = tasks[self.actor_index or 0 :: processes]
         reports = [(steps, fine_tune(self.learned, theta, bench, purpose, seed, steps, c.precision, c.refresh)) for seed, steps in mine]
@@ -237,8 +237,8 @@ class FineTuning(Problem):
             self.stop()
             if not replacements:
                 raise MetaTrainingError(
-                    f"processes died {REPLACEMENTS + 1} times in a row, at last with {type(error).__name__}: {error}. What was done before "
-                    "is saved. If memory is short, fewer workers need less of it"
+                    f"processes died {REPLACEMENTS + 1} times in a row, at last with {type(error).__name__}: {error}. All earlier work is "
+                    "saved. If memory is short, give fewer workers"
                 ) from error
             self.replaced += 1
             # A node that is gone has taken its cores along.
@@ -246,7 +246,7 @@ class FineTuning(Problem):
         return self._surviving(work, replacements - 1)
 
     def _parallelize(self) -> None:
-        """Starts the processes, unless they run. Those that find no core in time are done without, instead of waiting for ever."""
+        """Starts the processes, unless they run. It goes on without those that find no core in time."""
         while self.is_main and self._num_actors and self._actors is None:
             super()._parallelize()
             actors: list[Any] = self.actors
@@ -271,7 +271,7 @@ class FineTuning(Problem):
 
 
 def places(gpus_per_actor: float) -> int:
-    """How many processes the Ray cluster that this one has joined has room for: cores, or shares of its GPUs where these are fewer."""
+    """Counts the processes that fit the Ray cluster: its cores, or shares of its GPUs if these are fewer."""
     found = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cores = int(found.get("CPU", 1))
     return min(cores, int(found.get("GPU", 0) / gpus_per_actor + 1e-6)) if gpus_per_actor else cores

@@ -24,8 +24,8 @@ class Progress:
     Args:
         folder: of the run; TensorBoard's files go into `tensorboard/`, the picture is `curve.png`.
         name: of the schedule.
-        generation, generations: where the run is, and where it ends.
-        shown: whether the bar is.
+        generation, generations: the last generation so far, and of the run.
+        shown: whether to show the bar.
     """
 
     def __init__(self, folder: Path, name: str, generation: int, generations: int, shown: bool) -> None:
@@ -35,7 +35,7 @@ class Progress:
         # Not tensorboardX's SummaryWriter: where its thread cannot write, as on a full disk, the run waits for it for ever.
         # It names its file by the second: two runs in one process and one second would share one.
         self.board = EventsWriter(str(folder / "tensorboard" / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
-        self._event(generation + 1, session_log=SessionLog(status=SessionLog.START))  # hides what a run that was stopped said of later ones
+        self._event(generation + 1, session_log=SessionLog(status=SessionLog.START))  # hides later ones of a run that was stopped
         self.validation: dict[str, str] = {}
 
     def generation(self, row: Mapping[str, float | int | str]) -> None:
@@ -66,5 +66,5 @@ class Progress:
     def close(self) -> None:
         """Ends the bar and flushes TensorBoard's files."""
         self.bar.close()
-        with suppress(OSError):  # all was flushed, or has been said
+        with suppress(OSError):  # all is flushed, or an error has told of it
             self.board.close()

@@ -34,17 +34,17 @@ from l3rs.schedules.learned import Learned
 
 
 def start(config: MetaTrainConfig) -> Learned:
-    """What meta-training starts from. Raises CheckpointError where a file of published meta-parameters cannot be used."""
-    default = config.workload.model if config.optimizer == "l3rs" else config.optimizer
-    name = config.name or f"{config.workload.class_split.name}-{default}"
-    return LEARNERS[config.optimizer].start(config.beginning, name, lambda: workbench(config.workload, config.task).network)
+    """Makes the schedule that meta-training starts from. Raises CheckpointError if a file of meta-parameters cannot be used."""
+    learner = LEARNERS[config.optimizer]
+    name = config.name or f"{config.workload.class_split.name}-{learner.called_after(config.workload.model)}"
+    return learner.start(config.beginning, name, lambda: workbench(config.workload, config.task).network)
 
 
 def generation_tasks(config: MetaTrainConfig, generation: int) -> list[tuple[int, int]]:
-    """(seed, steps) of a generation's tasks, a function of (config seed, generation).
+    """Draws (seed, steps) of a generation's tasks, as a function of (config seed, generation).
 
-    Each task has a K of its own. They are stratified: of n tasks, the i-th has its K in the i-th of n equally likely parts of the range,
-    so that a generation sees short runs and long ones.
+    Each task has its own K. Of n tasks, the i-th draws K from the i-th of n equally likely parts of the range. So every generation sees
+    short and long runs.
     """
     low, high = config.steps
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([config.nes.seed, generation])))
@@ -58,9 +58,9 @@ def generation_tasks(config: MetaTrainConfig, generation: int) -> list[tuple[int
 
 
 def meta_validate(problem: FineTuning, theta: Tensor, numbers: range) -> tuple[float, float]:
-    """Mean evaluation accuracy and loss on the meta-validation tasks of these numbers, over all horizons of the config.
+    """Averages evaluation accuracy and loss over these meta-validation tasks and all horizons of the config.
 
-    A run that diverged has NaN for both, and so has the mean.
+    Both are NaN if a run diverged.
     """
     # The longest first, so that the processes end together.
     tasks = [(task_seed(number), steps) for steps in sorted(problem.config.validation_steps, reverse=True) for number in numbers]
@@ -69,48 +69,47 @@ def meta_validate(problem: FineTuning, theta: Tensor, numbers: range) -> tuple[f
 
 
 def processes(config: MetaTrainConfig) -> int:
-    """How many processes evaluate candidates; joins the Ray cluster, if there is to be more than this one."""
+    """Counts the processes that evaluate candidates; if there are several, it joins or starts a Ray cluster."""
     mine = cores()
     if (config.workers or mine) == 1 and not config.ray_address and not config.gpus_per_actor:
         return 1
     if not ray.is_initialized():
         check_address(config.ray_address)
-        # Started here, also where RAY_ADDRESS is set or a cluster runs on this machine, which has a number of cores of its own.
+        # Started here even if RAY_ADDRESS is set or a cluster runs on this machine: that one counts its own cores.
         here: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": max(config.workers, mine)}
         with on_sigterm(signal.getsignal(signal.SIGTERM)):  # Ray's own handler ends the process with code 15
             ray.init(logging_level=logging.ERROR, **({"address": config.ray_address} if config.ray_address else here))
     room = places(config.gpus_per_actor)
     if not room:
-        raise ValueError(f"gpus_per_actor is {config.gpus_per_actor}, and there is no such GPU; 0 runs on CPU")
+        raise ValueError(f"gpus_per_actor must be a share of a GPU that there is, or 0 for CPU (got {config.gpus_per_actor})")
     return config.workers or room
 
 
 def check_address(address: str | None) -> None:
-    """Raises ValueError if nothing answers at HOST:PORT; Ray itself would try for half a minute, and then end the process."""
+    """Raises ValueError if nothing answers at HOST:PORT; Ray would try for half a minute, and then end the process."""
     where = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or "")
     if where is None:
         return
     try:
         socket.create_connection((where[1], int(where[2])), timeout=5).close()
     except (OSError, OverflowError) as error:
-        raise ValueError(f"ray_address is {address}, where nothing answers ({error}); `ray start --head` prints the right one") from None
+        raise ValueError(f"ray_address must be an address that answers (got {address}: {error}); `ray start --head` prints it") from None
 
 
 def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) -> Learned:
-    """Meta-trains a schedule, or goes on with a run that was stopped, and writes it to `out`.
+    """Meta-trains a schedule and writes it to `out`; a run that was stopped resumes.
 
-    The generations that validated best meet again on more meta-validation tasks, and the one with the lowest loss there is
-    kept: see `choose`.
+    At the end, `choose` compares the generations that validated best on more tasks, and keeps one.
 
     Args:
-        config: of the run. A folder takes one config; more `generations` or other `workers` continue it.
+        config: of the run. A folder takes one config, but `generations` and `workers` may change.
         out: folder of the run; made if needed.
         progress: whether to show a progress bar.
 
     Raises:
         FolderError: `out` holds a run of another config, another process is at work in it, or it cannot be written.
-        MetaTrainingError: more than half of a generation's candidates diverged or met an error, or processes keep dying. All generations
-            before are saved.
+        MetaTrainingError: more than half of a generation's candidates diverged or met an error, or processes keep dying. All earlier
+            generations are saved.
         ValueError: the images, the class split or the weights cannot be used.
     """
     learned = start(config)  # finds the weights, or fails, before images are decoded
@@ -201,11 +200,11 @@ def validated(folder: MetaTrainFolder, problem: FineTuning, learned: Learned, se
 
 
 def choose(folder: MetaTrainFolder, problem: FineTuning, learned: Learned, config: MetaTrainConfig, progress: bool) -> Learned:
-    """The schedule to keep, written as `<name>.safetensors` with how it was made, and `curve.png`.
+    """Chooses the schedule to keep, and writes it as `<name>.safetensors`, with the record of its training, and `curve.png`.
 
-    The best of many noisy validations is mostly lucky. So the `finalists` that validated most accurately, the newest first among
-    equals, are validated again on `final_tasks` other meta-validation tasks, and the one with the lowest loss there is kept: the
-    loss is what was meta-trained, and the steadier of the two. One that diverged in validation is kept only where all others did.
+    The best of many noisy validations is mostly lucky. So the most accurate `finalists`, the newest first among equals, are validated
+    again on `final_tasks` other tasks. The lowest loss there wins: meta-training minimizes the loss, and it is steadier than accuracy. A
+    generation that diverged wins only if all did.
     """
     rows = folder.curve()
     validated = [r for r in rows if r["validation_accuracy"]]

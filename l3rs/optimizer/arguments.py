@@ -1,4 +1,4 @@
-"""What users give to learned optimizers, L3RS and the others: numbers of groups, and the loss."""
+"""Checks the arguments of learned optimizers, L3RS and the others: the numbers of groups, and the loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALL = 0.01  # a multiplier below this was meant as a learning rate
 
 
 def whole(value: Any) -> int:
-    """A whole number of any library, numpy's too, as Python's own; 0 for what is none."""
+    """Converts a whole number of any library, such as numpy, to Python's int; 0 if it is none."""
     try:
         return 0 if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
@@ -25,7 +25,7 @@ def whole(value: Any) -> int:
 
 
 def multiplier(lr: Any) -> float | Tensor:
-    """A number of any library as Python's own, or a tensor as it is; NaN for what is no number, is negative or not finite."""
+    """Converts a number of any library to Python's float, and keeps a tensor; NaN if it is no number, negative or not finite."""
     try:
         number = math.nan if isinstance(lr, str | bytes) else float(lr)  # a tensor of two elements has none, nor has a complex one
     except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -36,20 +36,20 @@ def multiplier(lr: Any) -> float | Tensor:
 
 
 def plain(groups: Iterable[dict[str, Any]]) -> None:
-    """Turns what schedulers and users have put into the groups as numpy's numbers into Python's: files are read without numpy."""
+    """Replaces numpy's numbers in the groups by Python's, so that checkpoints load with `weights_only=True`."""
     for group in groups:
         group.update({key: value.item() for key, value in group.items() if isinstance(value, np.generic)})
 
 
 class Multipliers:
-    """Reads the `lr` of all groups, as they are given and before each step.
+    """Reads the `lr` of all groups, at the start and before each step.
 
-    Says once that it multiplies the learned step, if no step has had more than a hundredth. Where a scheduler warms up from there, its
-    `initial_lr` is what was meant.
+    It warns once if `lr` looks like a learning rate: if no step so far had more than 0.01. A scheduler that warms up counts by its
+    `initial_lr`.
 
     Args:
         name: of the optimizer.
-        learned: whether `lr` is such a multiplier; else it is a learning rate, of which nothing is said.
+        learned: whether `lr` multiplies a learned step; if not, it is a learning rate, and nothing warns.
     """
 
     def __init__(self, name: str, learned: bool = True) -> None:
@@ -57,7 +57,7 @@ class Multipliers:
         self.largest = 0.0  # of all steps
 
     def read(self, groups: Sequence[dict[str, Any]], stacklevel: int, step: bool = True) -> None:
-        """Raises ValueError for an lr that is no number of at least 0."""
+        """Raises ValueError if an lr is no number of at least 0."""
         largest = self.largest
         for group in groups:
             lr = group["lr"]
@@ -79,17 +79,17 @@ class Multipliers:
 
 
 def evaluate(closure: Callable[[], Any] | None, name: str) -> Any:
-    """What the closure of `step` returns; None without one. Raises TypeError where it is the loss itself."""
+    """Calls the closure of `step` and returns its loss; None without one. Raises TypeError if it is the loss itself."""
     if closure is None:
         return None
     if not callable(closure):
-        raise TypeError(f"step takes a closure, and {name} the loss by its name: use step(loss=loss) (got {type(closure).__name__})")
+        raise TypeError(f"{name} takes the loss by name: use step(loss=loss) (got {type(closure).__name__} in the closure's place)")
     with torch.enable_grad():
         return closure()
 
 
 def one_number(loss: Any) -> Tensor:
-    """The loss as a detached tensor of no axes. Raises ValueError if it is anything but one number."""
+    """Detaches the loss and drops its axes. Raises ValueError unless it is one number."""
     try:
         if isinstance(loss, str | bytes):
             raise TypeError

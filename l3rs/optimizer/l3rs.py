@@ -36,30 +36,31 @@ class L3RS(torch.optim.Optimizer):
 
         - lambda(l) * sum over p of mu_p(l) * d_p(l) / ||d_p(l)||
 
-    where d are the directions of the base optimizers (Eq. 2), and a controller sets lambda and mu from the layer's features.
-    A direction of norm 0 adds nothing. l3rs/optimizer/reference.py has this step as the paper has it, in plain loops; this class makes the
-    same step fast, with its bookkeeping in tables.py. docs/how-l3rs-decides.md walks through one step.
+    where d are the directions of the base optimizers (Eq. 2). A controller sets lambda and mu from the layer's features. A direction of
+    norm 0 adds nothing.
 
-    The loss has to be given: `step(loss=loss)`, or `step(closure)`. Where `torch.distributed` runs, it is averaged over the ranks, as
-    gradients are. If it or any gradient is not finite, no layer moves in that step, and the moments take in gradients of zero;
-    `skipped_steps` counts these steps.
+    l3rs/optimizer/reference.py is the readable twin: the step as the paper has it, in plain loops. This class takes the same step fast,
+    and tables.py keeps its books. docs/how-l3rs-decides.md walks through one step.
+
+    L3RS reads the loss: call `step(loss=loss)` or `step(closure)`. `torch.distributed` ranks average it, like gradients. If the loss or a
+    gradient is not finite, no layer moves in that step, the moments take in zeros, and `skipped_steps` counts it.
 
     Args:
-        params: `model.named_parameters()`, or parameters, or groups of either. Without names only a schedule that knows no layers
-            by name fits. A group may have its own `lr`, `maximize` and `total_steps`; one that is added during the run shares the clock of
-            the first group unless it says where its own stands, with `step`.
-        total_steps: K, the number of steps of the whole run, as for any schedule. Steps past it are decided as at its end.
-        learned: the learned schedule: `"auto"`, the name of a shipped one, a path, or a `LearnedSchedule`. `"auto"` takes the shipped
+        params: `model.named_parameters()`, or parameters, or groups of either. A specialist needs names; a generalist does not. A group
+            may have its own `lr`, `maximize` and `total_steps`. A group added during the run shares the clock of the first group, unless
+            it sets its own `step`.
+        total_steps: K, the number of steps of the whole run. Later steps are decided as if at step K.
+        learned: the learned schedule: `"auto"`, a shipped name, a path, a Hub id, or a `LearnedSchedule`. `"auto"` takes the shipped
             specialist whose layer names match, else the shipped generalist; `repr` says which.
-        lr: a multiplier of every step, 1 by default; ordinary schedulers may drive `group["lr"]`.
-        maximize: whether the loss that is given is to be maximized.
-        match: how layers find what was learned for them: by `"name"`, or by `"position"` among all parameters.
-        fused: whether the two passes over the parameters are one compiled kernel each; None is where that can be on CPU: float32
-            parameters, if l3rs was installed where there was a C compiler. On CUDA only True asks for it (Triton, not yet run on a GPU).
-        process_group: the ranks that train together; None is all. For runs of their own on each rank, a group of one.
+        lr: multiplies every step, 1 by default; ordinary schedulers may drive `group["lr"]`.
+        maximize: maximizes the loss instead of minimizing it.
+        match: how layers find their learned numbers: by `"name"`, or by `"position"` among all parameters.
+        fused: makes each of the two passes over the parameters one compiled kernel. None does so on CPU, for float32 parameters, if a C
+            compiler was there at installation. On CUDA only True does (Triton).
+        process_group: the ranks that train together; None is all. Give a group of one if each rank trains on its own.
 
     Raises:
-        ValueError: an argument is not what it should be, `learned` is unknown, or does not fit the parameters' names.
+        ValueError: an argument is wrong, or `learned` is unknown or does not fit the parameters' names.
         TypeError: a parameter is complex or not floating.
 
     Examples:
@@ -95,19 +96,19 @@ class L3RS(torch.optim.Optimizer):
             self._tell_what_names_would_give()
 
     def _tell_what_names_would_give(self) -> None:
-        """Warns where a specialist may have been missed, since names alone tell which network it is."""
+        """Warns if a specialist may have been missed: only names tell which network it is."""
         assert self.learned is not None
         count = sum(len(group["params"]) for group in self.param_groups)
         for name in SPECIALISTS:
             if len(load(name).layers) == count:
                 warnings.warn(
                     f"L3RS takes {self.learned.name} for {count} parameters without names; {name} knows {count} layers by name: "
-                    "if this is its network, L3RS(model.named_parameters(), ...) takes it",
+                    "if this is its network, pass model.named_parameters()",
                     stacklevel=3,
                 )
 
     def _prepare(self) -> None:
-        """Everything that follows from the groups and the learned schedule."""
+        """Builds the controller and the tables from the learned schedule and the groups."""
         assert self.learned is not None
         config = self.learned.config
         directions = {name: direction(name) for name in config.directions}
@@ -119,7 +120,7 @@ class L3RS(torch.optim.Optimizer):
         self._assign()
 
     def _assign(self) -> None:
-        """Gives every parameter its slot in what is learned by layer, and those that are trained their state."""
+        """Gives every parameter its slot in the schedule, and every trained parameter its state."""
         assert self.learned is not None
         every = [p for group in self.param_groups for p in group["params"]]
         slots = self.learned.slots(len(every), self._names(), self.match)
@@ -140,10 +141,10 @@ class L3RS(torch.optim.Optimizer):
         return [name for group in self.param_groups for name in group["param_names"]]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, also during the run, in which case it gets a slot, a state and the run's clock.
+        """Adds a group. During the run it also gets slots, states and the run's clock.
 
         Raises:
-            ValueError, TypeError: as the constructor; the optimizer is then as it was.
+            ValueError, TypeError: as the constructor; the optimizer stays as it was.
         """
         if self.param_groups:
             param_group = {"step": self.param_groups[0]["step"], **param_group}
@@ -190,15 +191,15 @@ class L3RS(torch.optim.Optimizer):
 
         Args:
             closure: evaluates the model and returns the loss; called once, as in every optimizer.
-            loss: the loss of this step's batch, where there is no closure; unscaled, and the mean over accumulated batches.
+            loss: the loss of this step's batch, if there is no closure; unscaled, and the mean over accumulated batches.
 
         Returns:
-            What the closure returned, or None.
+            The closure's loss, or None.
 
         Raises:
-            ValueError: neither a closure nor a loss was given, or the loss is not one number; or a gradient is sparse, or a layer was
-                resized. Nothing has changed then.
-            TypeError: the loss was given as the closure.
+            ValueError: there is neither a closure nor a loss, the loss is not one number, a gradient is sparse, or a layer was resized.
+                Nothing has changed then.
+            TypeError: the loss stands in the closure's place.
         """
         self._multipliers.read(self.param_groups, stacklevel=7)
         result = evaluate(closure, "L3RS")
@@ -226,11 +227,11 @@ class L3RS(torch.optim.Optimizer):
             self._warned_of_end = True
             warnings.warn(f"L3RS was given total_steps={past[0]} and goes on past it, deciding as at its end", stacklevel=7)
 
-    # -- what can be asked of it ---------------------------------------------------------------------------------------------------
+    # -- looking inside ------------------------------------------------------------------------------------------------------------
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps moved nothing, the loss or a gradient not being finite. Waits for the device; warns of new ones."""
+        """Counts the steps that moved nothing, because the loss or a gradient was not finite. Waits for the device; warns of new ones."""
         self._pull()
         return max(int(group["skipped"]) for group in self.param_groups)
 
@@ -245,14 +246,14 @@ class L3RS(torch.optim.Optimizer):
             )
 
     def decisions(self) -> pd.DataFrame:
-        """What the last step decided, one row a layer; costs nothing until it is asked for.
+        """Shows the decisions of the last step, one row a layer. Training pays nothing for it.
 
         Returns:
-            Columns `lambda`, in units of the schedule; `length`, the bound on the l2 norm of the update, lambda times unit times lr (0 in a
+            Columns `lambda`, in units of the schedule; `length`, the bound on the l2 norm of the update: lambda times unit times lr (0 in a
             skipped step); and `mu_NAME` for each direction, which sum to 1. The index is the layer's name, or its number.
 
         Raises:
-            RuntimeError: no step was taken yet, by this object, with a gradient.
+            RuntimeError: this object has taken no step with a gradient yet.
             ModuleNotFoundError: pandas is not installed; the message names the extra that brings it.
         """
         require("L3RS.decisions()", "pandas")
@@ -275,16 +276,16 @@ class L3RS(torch.optim.Optimizer):
     # -- saving and loading --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """As of every optimizer: tensors by parameter in `state`, numbers in `param_groups`. Without the learned schedule itself."""
+        """Returns tensors by parameter in `state`, and numbers in `param_groups`, as every optimizer does. The schedule is not in it."""
         self._pull()
         plain(self.param_groups)
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where a saved run was; the dict stays as it is.
+        """Loads a saved run; the dict stays as it is.
 
         Raises:
-            ValueError: the state is of a schedule with other directions or averages, or of other parameters.
+            ValueError: the state belongs to other parameters, or to a schedule with other directions or averages.
         """
         check_names(state_dict["param_groups"], self.param_groups)
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]

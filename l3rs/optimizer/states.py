@@ -1,4 +1,4 @@
-"""States of parameters: compared with what they should be, before anything is loaded or any address is taken."""
+"""Checks the states of parameters before anything is loaded, and before a kernel takes an address."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Group = Mapping[str, Any]
 
 
 def meta(p: Tensor) -> Tensor:
-    """A stand-in for a parameter that takes no memory."""
+    """Makes a stand-in for a parameter that takes no memory."""
     return torch.empty(p.shape, dtype=p.dtype, device="meta")
 
 
 def differences(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> list[str]:
-    """The keys that only one of them has, or whose shapes differ."""
+    """Lists the keys that only one of them has, or whose shapes differ."""
     shapes = ({key: getattr(t, "shape", None) for key, t in each.items()} for each in (state, expected))
     mine, right = shapes
     return sorted({key for key, _ in mine.items() ^ right.items()})
 
 
 def fit(p: Tensor, state: dict[str, Any], expected: Mapping[str, Tensor]) -> None:
-    """Brings a state to the dtypes of a fresh one, and to the device of its parameter, which may have been cast or moved.
+    """Casts a state to the dtypes of a fresh one, and moves it to the device of its parameter.
 
     Raises:
-        ValueError: a tensor is missing, or of another shape, as where a layer was resized.
+        ValueError: a tensor is missing or has another shape, as after a layer was resized.
     """
     for key, like in expected.items():
         t = state.get(key)
@@ -44,13 +44,13 @@ def fit(p: Tensor, state: dict[str, Any], expected: Mapping[str, Tensor]) -> Non
 
 
 def check_names(saved: Sequence[Group], own: Sequence[Group]) -> None:
-    """Compares parameters by name, where both have names, without what wrappers put before them.
+    """Compares parameters by name, if both have names; prefixes of wrappers do not count.
 
     Raises:
-        ValueError: they are others, or in another order; the message says which is the first.
+        ValueError: the names or their order differ; the message says where first.
     """
     theirs, mine = _names(saved), _names(own)
-    if theirs is None or mine is None or len(theirs) != len(mine):  # torch says it of the numbers
+    if theirs is None or mine is None or len(theirs) != len(mine):  # torch compares the numbers
         return
     forms = [tuple(form) for form in without_wrappers(mine)]
     if any(tuple(form) in forms for form in without_wrappers(theirs)):
@@ -61,7 +61,7 @@ def check_names(saved: Sequence[Group], own: Sequence[Group]) -> None:
 
 
 def name_of(i: int, own: Sequence[Group]) -> str:
-    """How a message calls the parameter at place i."""
+    """Names the parameter at place i, for a message."""
     names = _names(own)
     return names[i] if names else f"parameter {i}"
 

@@ -1,4 +1,4 @@
-"""Fine-tuning on a folder of one's own images: `l3rs finetune --data FOLDER`."""
+"""Fine-tuning on a folder of your own images: `l3rs finetune --data FOLDER`."""
 
 from l3rs.extras import require
 

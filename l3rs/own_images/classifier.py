@@ -1,4 +1,4 @@
-"""A fine-tuned classifier on disk: safetensors, with its model, its classes and its transform as JSON in the metadata."""
+"""A fine-tuned classifier on disk: safetensors, with its model, classes and transform as JSON in the metadata."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ SCHEMA, KIND, FILE = 1, "image classifier", "model.safetensors"
 
 
 class ClassifierError(ValueError):
-    """A file that is not a classifier that this version can use; the message says which and why."""
+    """This version cannot use the file as a classifier; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """All that is needed to tell what is on an image.
+    """Everything that it takes to classify an image, except the weights.
 
     Attributes:
         model: its name in timm.
-        width: as of `l3rs.networks.create.create`.
+        width: see `l3rs.networks.create.create`.
         classes: their names, in the order of the logits.
-        transform: how images are made for it.
-        training: how it was trained; free-form, for people.
+        transform: makes its inputs.
+        training: record of its training; free-form, for people.
 
     Raises:
-        ValueError: a value is not what it should be.
+        ValueError: a value is wrong.
     """
 
     model: str
@@ -51,12 +51,12 @@ class Classifier:
     def __post_init__(self) -> None:
         named = all(isinstance(name, str) and name for name in self.classes)
         if not named or len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes are not two or more different names")
+            raise ValueError("classes must be two or more different names")
         for name in self.classes:
             check_name(name, "a class")
 
     def network(self) -> nn.Module:
-        """The network, at random."""
+        """Makes the network, with random weights."""
         return create(self.model, self.width, self.transform.channels, len(self.classes))
 
 
@@ -69,10 +69,10 @@ def save(classifier: Classifier, tensors: Mapping[str, Tensor], path: Path) -> N
 
 
 def describe(path: str | Path) -> Classifier:
-    """What a file says that it holds; a folder is that of a run. Nothing in it is executed, and no tensor is read.
+    """Reads the description in a file, or in the folder of a run. It executes nothing and reads no tensor.
 
     Raises:
-        ClassifierError: there is no such file, it is truncated, not of l3rs, of another schema version, or a value is wrong.
+        ClassifierError: there is no such file; it is truncated, not of l3rs, or of another schema version; or a value is wrong.
     """
     path = _file(path)
     try:
@@ -92,7 +92,7 @@ def describe(path: str | Path) -> Classifier:
     try:
         model, width, classes = about["model"], about["width"], about["classes"]
         if not isinstance(model, str) or not (width is None or type(width) is int) or not isinstance(classes, list):
-            raise ValueError("model, width or classes are not a name, a number and a list")
+            raise ValueError("model, width and classes must be a name, a number and a list")
         training = about.get("training", {})
         return Classifier(model, width, tuple(classes), Transform(**about["transform"]), training if isinstance(training, dict) else {})
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -100,10 +100,10 @@ def describe(path: str | Path) -> Classifier:
 
 
 def load(path: str | Path) -> tuple[Classifier, nn.Module]:
-    """A classifier and its network, in evaluation mode, on CPU.
+    """Loads a classifier and its network, in evaluation mode, on CPU.
 
     Raises:
-        ClassifierError: as `describe`; or timm has no such model, or tensors are not those of the model.
+        ClassifierError: as `describe`; or timm has no such model, or the tensors do not fit it.
     """
     path = _file(path)
     classifier = describe(path)
@@ -116,7 +116,7 @@ def load(path: str | Path) -> tuple[Classifier, nn.Module]:
             if wrong is not None:
                 wants = wanted[wrong][0] if wrong in wanted else "no such tensor"
                 has = found.get(wrong, "no such tensor")
-                raise ValueError(f"for {wrong} it has {has}, and {classifier.model} with {len(classifier.classes)} classes {wants}")
+                raise ValueError(f"for {wrong} it has {has}, and {classifier.model} with {len(classifier.classes)} classes has {wants}")
             tensors = {name: file.get_tensor(name) for name in wanted}
             whole = intact(file.metadata(), tensors)
         if not whole:
@@ -128,26 +128,26 @@ def load(path: str | Path) -> tuple[Classifier, nn.Module]:
         if bad is not None:
             raise ValueError(f"{bad} holds values that are not finite")
     except (ValueError, SafetensorError) as error:
-        raise ClassifierError(f"{path} does not hold the classifier that it says: {error}") from None
+        raise ClassifierError(f"{path} does not hold the classifier that its metadata describe: {error}") from None
     network = classifier.network()  # no larger than the file
     network.load_state_dict(tensors)
     return classifier, network.eval()
 
 
 def _tensors_of(classifier: Classifier) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shapes and dtypes that the network has, of any size that a file may claim: no memory is taken for it."""
+    """Lists the shapes and dtypes of the network, which may claim any size: it takes no memory."""
     try:
         with torch.device("meta"):
             network = classifier.network()
     except ValueError:
         raise
-    except Exception as error:  # timm's models ask what they like of their arguments
+    except Exception as error:  # timm's models raise anything
         raise ValueError(f"{classifier.model} cannot be made: {first_line(error)}") from None
     return {name: (tuple(t.shape), t.dtype) for name, t in network.state_dict().items()}
 
 
 def _check_sizes(classifier: Classifier, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ValueError where the width or the number of classes are those of no tensor."""
+    """Raises ValueError if no tensor has the width or the number of classes."""
     if not any(shape[:1] == (len(classifier.classes),) for shape in shapes.values()):
         raise ValueError(f"no tensor is of {len(classifier.classes)} classes")
     if classifier.width is not None and shapes.get("conv1.weight", ())[:1] != (classifier.width,):

@@ -1,4 +1,4 @@
-"""The folder of a run on one's own images."""
+"""The folder of a run on your own images."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from l3rs.text import csv_table
 
 
 class Folder(RunFolder):
-    """The folder of a run. Raises FolderError as `RunFolder` does, also where it holds anything else."""
+    """The folder of a run. Raises FolderError like `RunFolder`, also if it holds anything else."""
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         super().__init__(path, about, alone=True)
 
     def of(self, arm: Arm) -> Path:
-        """Where the files of an arm are."""
+        """The folder of an arm's files."""
         return self.path if arm.lr is None else self.path / arm.name
 
     def write_table(self, table: pd.DataFrame, file: Path, index: bool = False) -> None:
-        """Replaces a file by a table, in which a spreadsheet computes nothing."""
+        """Writes a table in which a spreadsheet computes nothing."""
         with self.writing(file):
             write_atomically(file, csv_table(table).to_csv(index=index).encode())

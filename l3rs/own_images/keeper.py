@@ -23,15 +23,15 @@ from l3rs.own_images.folder import Folder
 
 
 class Keeper(pl.Callback):
-    """Keeps the curve, the weights with the best accuracy, and a checkpoint to go on from, at every validation and on SIGTERM.
+    """Saves the curve, the most accurate weights, and a checkpoint to resume from, at every validation and on SIGTERM.
 
     Args:
-        run: the folder of the run, which is open.
-        path: for `model.safetensors` and `last.ckpt`, in it.
-        classifier: what is written beside the weights.
-        seed: together with the step, of whatever the network draws (dropout), so that a run that goes on draws what it would have drawn.
+        run: the open folder of the run.
+        path: folder in it, for `model.safetensors` and `last.ckpt`.
+        classifier: the description beside the weights.
+        seed: with the step, the seed of the network's own draws (dropout), so that a resumed run draws the same.
         steps: of the run.
-        say: whether to print a line at each validation.
+        say: prints a line at each validation.
     """
 
     def __init__(self, run: Folder, path: Path, classifier: Classifier, seed: int, steps: int, say: bool) -> None:
@@ -55,7 +55,7 @@ class Keeper(pl.Callback):
         if loss is not None:
             self._losses.append(loss.detach().float())
         if trainer.global_step >= self.steps:
-            trainer.should_stop = True  # which makes Lightning validate, wherever the last step falls
+            trainer.should_stop = True  # makes Lightning validate, wherever the last step falls
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds += time.perf_counter() - self._since
@@ -82,12 +82,12 @@ class Keeper(pl.Callback):
         self._since = time.perf_counter()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException) and not trainer.validating:  # it comes between two steps
+        if isinstance(exception, SIGTERMException) and not trainer.validating:  # comes between two steps
             self.seconds += time.perf_counter() - self._since
             self._save(trainer)
 
     def _mean_loss(self) -> float:
-        """Of the steps since the last validation."""
+        """Averages the loss since the last validation."""
         mean = float(torch.stack(self._losses).mean()) if self._losses else math.nan
         self._losses = []
         return mean
@@ -106,6 +106,6 @@ class Keeper(pl.Callback):
 
 
 def _rank(row: Mapping[str, float]) -> tuple[float, float]:
-    """Higher is better: the accuracy, and among equals the loss."""
+    """Ranks by accuracy, and equals by loss; higher is better."""
     loss = row["val_loss"]
     return row["val_accuracy"], -loss if math.isfinite(loss) else -math.inf

@@ -1,4 +1,4 @@
-"""Pictures of a run on one's own images: which classes are taken for which, and the curves."""
+"""Pictures of a run on your own images: the confusion matrix and the curves."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from l3rs.plots import colours, look, save
 from l3rs.text import printable
 
-DRAWN = 60  # classes; of more, those that are confused the most are drawn
+DRAWN = 60  # classes; the most confused of them, if there are more
 WIDE = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Arial Unicode MS", "WenQuanYi Zen Hei", "Noto Sans Arabic", "Noto Sans")
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
-    """How many images of each class, a row, were taken for each class, a column."""
+    """Counts the images of each class, a row, that were taken for each class, a column."""
     n = len(classes)
     counts = np.bincount(labels * n + predicted, minlength=n * n).reshape(n, n)
     names = [printable(name) for name in classes]
@@ -29,14 +29,14 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str])
 
 
 def most_confused(table: pd.DataFrame, number: int) -> list[int]:
-    """The positions of the classes with the most mistakes, theirs and those taken for them, in the order of the table."""
+    """Finds the classes with the most mistakes in their row and column; returns their places, in order."""
     counts = table.to_numpy()
     wrong = counts.sum(axis=1) + counts.sum(axis=0) - 2 * np.diag(counts)
     return sorted(np.argsort(-wrong, kind="stable")[:number].tolist())
 
 
 def plot_confusion(table: pd.DataFrame, path: Path, title: str) -> None:
-    """Draws shares of each row; with up to 25 classes the counts are written into the cells."""
+    """Draws the shares of each row, and up to 25 classes also the counts."""
     shown = most_confused(table, DRAWN) if len(table) > DRAWN else list(range(len(table)))
     counts = table.to_numpy()[np.ix_(shown, shown)]
     totals = table.to_numpy().sum(axis=1)[shown]
@@ -47,7 +47,7 @@ def plot_confusion(table: pd.DataFrame, path: Path, title: str) -> None:
     size = 9 if n <= 25 else 8
     figure = Figure(figsize=(side + 2.2, side + 1.2))
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")  # so that one mistake of many is seen
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")  # shows even one mistake of many
     axes.set_xticks(range(n), labels, rotation=90, fontsize=size, fontfamily=list(_families()))
     axes.set_yticks(range(n), labels, fontsize=size, fontfamily=list(_families()))
     axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
@@ -96,19 +96,19 @@ def plot_curves(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
 
 @lru_cache(maxsize=1)
 def _families() -> tuple[str, ...]:
-    """The fonts of `WIDE` that are installed."""
+    """Lists the installed fonts of `WIDE`."""
     installed = {font.name for font in fontManager.ttflist}
     return tuple(name for name in WIDE if name in installed)
 
 
 @lru_cache(maxsize=1)
 def _known() -> frozenset[int]:
-    """The characters that these fonts have."""
+    """Lists the characters of these fonts."""
     return frozenset(c for name in _families() for c in get_font(findfont(FontProperties(family=name))).get_charmap())
 
 
 def _legible(name: str, number: int) -> str:
-    """A class's name, shortened; its number where no font has the letters."""
+    """Shortens a class's name, or gives its number if no font has the letters."""
     shown = name if len(name) <= 24 else f"{name[:22]}…"
-    shown = shown.replace("$", r"\$")  # else it would begin a formula
+    shown = shown.replace("$", r"\$")  # a plain one would begin a formula
     return shown if all(ord(c) in _known() for c in shown) else f"class {number + 1}"

@@ -1,4 +1,4 @@
-"""What is on images, by a model that `l3rs finetune --data` has trained."""
+"""Classifies images with a model that `l3rs finetune --data` has trained."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from l3rs.own_images.classifier import Classifier, load
 from l3rs.processes import cores
 from l3rs.text import csv_cell, first_line, padded, printable, width
 
-BATCH, FEW = 32, 256  # images a batch; and how many are decoded without further processes
-LARGE = 512  # pixels a side; a file may say that its network sees 4,096, and of larger ones fewer are in a batch
+BATCH, FEW = 32, 256  # images a batch; images to decode in this process
+LARGE = 512  # pixels a side; larger inputs, up to 4,096, come in smaller batches
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of an image, or why there are none.
+    """The most probable classes of an image, or an error.
 
     Attributes:
-        file: as it was given, or found.
-        classes: (name, probability) of the most probable ones, in their order; empty if the image cannot be decoded.
-        error: why, then.
+        file: its path.
+        classes: (name, probability), the most probable first; empty if the image cannot be decoded.
+        error: why it cannot be decoded.
     """
 
     file: str
@@ -44,13 +44,13 @@ class Prediction:
 
 
 def image_files(paths: Sequence[str], passed_over: dict[str, Counter[str]] | None = None) -> list[str]:
-    """Files as they are given, and folders' images at any depth, in order.
+    """Lists files as they are given, and the images in folders at any depth, in order.
 
     Args:
-        passed_over: gets for each folder how many files are no images, by extension.
+        passed_over: gets the number of files that are no images, by extension, for each folder.
 
     Raises:
-        ValueError: a path is not there, or a folder has no images.
+        ValueError: a path does not exist, or a folder has no images.
     """
     files: list[str] = []
     for given in paths:
@@ -84,11 +84,11 @@ class _Files(Dataset[tuple[Tensor | None, str]]):
 
 
 def predict(classifier: Classifier, network: nn.Module, files: Sequence[str], top: int = 1) -> Iterator[Prediction]:
-    """Predictions in the order of the files, a batch at a time.
+    """Predicts in the order of the files, a batch at a time.
 
     Args:
         network: of the classifier, in evaluation mode.
-        top: how many classes of each; no more than there are.
+        top: classes to give for each, at most all.
     """
     if top < 1:
         raise ValueError(f"--top must be at least 1 (got {top})")
@@ -115,7 +115,7 @@ def predict(classifier: Classifier, network: nn.Module, files: Sequence[str], to
 
 
 def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str | None = None) -> list[Prediction]:
-    """Prints a table, and writes it to `csv_file` if that is given; gives the predictions.
+    """Prints a table, writes it to `csv_file` if there is one, and returns the predictions.
 
     Raises:
         ValueError: there is no such model or file, `top` is below 1, or `csv_file` cannot be written.

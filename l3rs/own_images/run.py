@@ -1,4 +1,4 @@
-"""The run: looks at the images, trains every optimizer on the same batches, evaluates, and says where everything is."""
+"""The run: looks at the images, trains every optimizer on the same batches, evaluates, and reports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from l3rs.files import read_json, write_atomically
-from l3rs.finetuning.arms import Arm
+from l3rs.finetuning.arms import OURS, Arm
 from l3rs.lightning.callbacks import L3RSMonitor
 from l3rs.lightning.data import ImageFolderDataModule
 from l3rs.lightning.module import L3RSModule
@@ -40,12 +40,12 @@ from l3rs.schedules.learned import identity
 from l3rs.schedules.seal import fingerprint
 from l3rs.text import first_line, printable, table
 
-VALIDATIONS = 10  # along a run, and with each a checkpoint to go on from
-FREE = ("data", "out", "workers", "compare")  # may change between two calls: images are told by their names, and baselines are added
+VALIDATIONS = 10  # along a run, each with a checkpoint to resume from
+FREE = ("data", "out", "workers", "compare")  # may change when a run resumes: images are known by their names, and baselines may be added
 
 
 class Stopped(Exception):
-    """The run was told to stop, and can go on. `step`: where it was, if it was training; `code`: what the process exits with."""
+    """The run was told to stop, and can resume. `step`: the last one, if it was training; `code`: exit code of the process."""
 
     def __init__(self, step: int | None, code: int) -> None:
         super().__init__(step, code)
@@ -53,10 +53,10 @@ class Stopped(Exception):
 
 
 def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
-    """Looks at the images, trains what is not trained yet, and writes the results; gives the summary, a row an optimizer.
+    """Looks at the images, trains the remaining optimizers, and writes the results; returns the summary, a row an optimizer.
 
     Raises:
-        ValueError: the images, the weights, the schedule, or the folder are not what they should be. Nothing was trained then.
+        ValueError: the images, the weights, the schedule, or the folder cannot be used. Nothing was trained then.
     """
     _inside(config)
     data = ImageFolderDataModule(
@@ -91,11 +91,11 @@ def _inside(config: OwnImagesConfig) -> None:
     """Raises ValueError if the results would be among the images."""
     out, images = config.folder.resolve(), Path(config.data).resolve()
     if out == images or images in out.parents:
-        raise ValueError(f"--out is {config.folder}, inside the images' folder {config.data}; give another folder")
+        raise ValueError(f"--out must be outside of the images' folder {config.data} (got {config.folder}); give another folder")
 
 
 def found(data: ImageFolderDataModule) -> Iterator[str]:
-    """What there is, in lines for people."""
+    """Describes the images in a few lines."""
     tree, held_out = data.tree, int(data.tree.validation.sum())
     counts = {name: sum(sides) for name, sides in tree.counts().items()}
     small, large = min(counts, key=lambda n: counts[n]), max(counts, key=lambda n: counts[n])
@@ -112,13 +112,13 @@ def found(data: ImageFolderDataModule) -> Iterator[str]:
 
 
 def _fingerprint(data: ImageFolderDataModule) -> str:
-    """Of the files' names and classes and who validates; their contents are not read."""
+    """Hashes the files' names, classes and sides, not their contents."""
     tree = data.tree
     return fingerprint(json.dumps([tree.files, tree.classes]), torch.from_numpy(tree.labels), torch.from_numpy(tree.validation))[:12]
 
 
 def _schedule(config: OwnImagesConfig, network: nn.Module) -> str:
-    """The learned schedule's name and digest. Raises ValueError, with what does fit, if it does not fit the network."""
+    """Finds the schedule, and returns its name and digest. Raises ValueError, and names one that fits, if it does not fit."""
     names = [name for name, _ in network.named_parameters()]
     learned = resolve(config.learned, names)
     try:
@@ -126,7 +126,7 @@ def _schedule(config: OwnImagesConfig, network: nn.Module) -> str:
     except ValueError as error:
         why = str(error).partition(";")[0]
         raise ValueError(
-            f"--learned is {config.learned}, which does not fit {config.model}: {why}; {GENERALIST} fits any, auto takes what fits"
+            f"--learned must fit {config.model} (got {config.learned}: {why}); {GENERALIST} fits any, and auto takes one that fits"
         ) from None
     return identity(learned)
 
@@ -149,7 +149,7 @@ def _try(network: nn.Module, config: OwnImagesConfig, num_classes: int) -> None:
 
 
 def _trained(arm: Arm, config: OwnImagesConfig, data: ImageFolderDataModule, start: nn.Module, folder: Folder) -> dict[str, Any]:
-    """Trains an arm, or what is left of it, and evaluates it; gives its row of the summary."""
+    """Trains an arm, or resumes it, and evaluates it; returns its row of the summary."""
     path = folder.of(arm)
     done = path / "result.json"
     if done.exists():
@@ -187,7 +187,7 @@ def _trained(arm: Arm, config: OwnImagesConfig, data: ImageFolderDataModule, sta
             default_root_dir=path,
         )
         try:
-            with on_sigterm(signal.SIG_DFL):  # Lightning's own ends the run between two steps, unless there is one already
+            with on_sigterm(signal.SIG_DFL):  # lets Lightning set its own handler, which ends the run between two steps
                 trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
         except SIGTERMException:
             raise Stopped(trainer.global_step, 143) from None
@@ -217,7 +217,7 @@ def _trained(arm: Arm, config: OwnImagesConfig, data: ImageFolderDataModule, sta
 
 
 def _readable(last: Path) -> None:
-    """Raises ValueError where a checkpoint to go on from cannot be read. Nothing but tensors and plain values is unpickled."""
+    """Raises ValueError if a checkpoint cannot be read. It unpickles nothing but tensors and plain values."""
     try:
         torch.load(last, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:  # torch's unpickler stumbles over garbage in many ways
@@ -225,7 +225,7 @@ def _readable(last: Path) -> None:
 
 
 def evaluate(path: Path, data: ImageFolderDataModule, device: torch.device) -> tuple[pd.DataFrame, float]:
-    """The confusion matrix and the cross entropy of a saved classifier on the validation images, in full precision."""
+    """Measures the confusion matrix and cross entropy of a saved classifier on the validation images, in full precision."""
     classifier, network = load(path)
     network.to(device)
     labels, predicted, losses = [], [], 0.0
@@ -241,7 +241,7 @@ def evaluate(path: Path, data: ImageFolderDataModule, device: torch.device) -> t
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Lightning's remarks on hardware and loaders to itself."""
+    """Hides Lightning's remarks on hardware and loaders."""
     log = logging.getLogger("pytorch_lightning")
     level = log.level
     log.setLevel(logging.WARNING)
@@ -258,7 +258,7 @@ HEADER = ("optimizer", "learning rate", "accuracy", "loss", "best step", "second
 
 
 def as_text(results: Sequence[Mapping[str, Any]]) -> str:
-    """The summary as people read it."""
+    """Formats the summary for the terminal."""
     rows = [HEADER]
     for r in results:
         rate = "learned" if r["lr"] is None else f"{r['lr']:g} ({r['from']})"
@@ -267,19 +267,19 @@ def as_text(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _report(results: Sequence[Mapping[str, Any]], config: OwnImagesConfig, folder: Folder, data: ImageFolderDataModule) -> pd.DataFrame:
-    """Prints and writes what came out."""
+    """Prints and writes the results."""
     summary = pd.DataFrame(results)
     folder.write_table(summary, folder.path / "summary.csv")
     curves = {arm.name: pd.read_csv(folder.of(arm) / "curve.csv") for arm in config.arms}
     with folder.writing(folder.path / "curves.png"):
         plot_curves(curves, folder.path / "curves.png")
     print(f"\n{as_text(results)}\n")
-    print(f"At the best of {len(curves['l3rs'])} validations, on the {int(data.tree.validation.sum())} images that chose it.")
+    print(f"Accuracy is the best of {len(curves[OURS])} validations, on the {int(data.tree.validation.sum())} images that chose it.")
     log = folder.path / "broken.txt"
     if log.exists():
         lines = sorted(set(log.read_text(encoding="utf-8").splitlines()))
         write_atomically(log, ("\n".join(lines) + "\n").encode())
-        print(f"{len(lines)} images could not be decoded when they came, and were left out of their batches: {log}")
+        print(f"{len(lines)} images could not be decoded, and were left out of their batches: {log}")
     print(f"{folder.path} has {FILE}, summary.csv, curves.png, confusion.png, confusion.csv and l3rs.png (lambda and mu).")
     print(f"To use it: l3rs predict {folder.path} IMAGE...")
     return summary

@@ -1,4 +1,4 @@
-"""The model card of a learned schedule, from what the schedule knows of itself, which may be anything if its file is of others."""
+"""The model card of a learned schedule. Whatever a file claims about itself stays plain text on the card."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ PAPERS = {
 
 
 def generate_model_card(learned: Learned, *, repo_id: str, license: str = "apache-2.0", results: str = "") -> ModelCard:
-    """The model card, from what the schedule knows of itself.
+    """Makes the model card from the schedule's own facts.
 
     Args:
-        repo_id: on the Hub; what the code example loads.
-        license: its identifier on the Hub; by default that of l3rs and of what is shipped with it.
-        results: Markdown, such as a table of what it does on which tasks; without it the card has no such section.
+        repo_id: on the Hub; the code example loads it.
+        license: its identifier on the Hub; by default the licence of l3rs.
+        results: Markdown, such as a table of accuracies; without it the card has no such section.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -54,13 +54,13 @@ def generate_model_card(learned: Learned, *, repo_id: str, license: str = "apach
 
 
 def curve_of(learned: Learned) -> Path | None:
-    """The picture of the meta-training curve beside the file: that of a run's folder, or of a shipped schedule."""
+    """Finds the picture of the meta-training curve beside the file, in a run's folder or among the shipped schedules."""
     beside = () if learned.source is None else (learned.source.with_suffix(".png"), learned.source.with_name(CURVE))
     return next((file for file in beside if file.is_file()), None)
 
 
 def shareable(training: dict[str, Any]) -> dict[str, Any]:
-    """How it was meta-trained, without where on this machine: of files the names are left, of folders and addresses nothing."""
+    """Removes folders and addresses of this machine from the record of meta-training; only names of files stay."""
     if not isinstance(training.get("config"), dict):
         return training
     kept = {k: v for k, v in training["config"].items() if k not in ("data", "cache", "ray_address")}
@@ -71,9 +71,9 @@ def shareable(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def meta_training(training: Mapping[str, Any]) -> dict[str, str]:
-    """Rows of a table on how it was meta-trained; what is not known has none.
+    """Makes the rows of the table on meta-training; unknown facts have none.
 
-    Settings that a config does not have were not there yet when it was written, and were what they are by default now.
+    An old config lacks newer settings, which had today's defaults.
     """
     return dict(_rows(training, training_config(training)))
 
@@ -127,7 +127,7 @@ def _table(rows: Mapping[str, str]) -> str:
 
 
 def plain(text: str) -> str:
-    """A text as Markdown shows it in one line, or in one cell: no tags, links or pictures, and nothing that cannot be printed."""
+    """Escapes a text for one line or cell of Markdown: no tags, links or pictures, and nothing unprintable."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`|\[\]*~$])", r"\\\1", line)

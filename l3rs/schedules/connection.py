@@ -1,4 +1,4 @@
-"""What every request to the Hugging Face Hub needs: a time limit, a token that can be sent, and messages without secrets."""
+"""Requests to the Hugging Face Hub: a time limit, a token that can be sent, and messages without secrets."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ T = TypeVar("T")
 
 
 def within(seconds: float, what: str, call: Callable[[], T]) -> T:
-    """What `call` gives, or raises, within a time limit: `L3RS_HUB_TIMEOUT` if that is set, else `seconds`.
+    """Runs `call` within a time limit: `L3RS_HUB_TIMEOUT` if that is set, else `seconds`.
 
-    It runs in a thread of its own, which is left behind when the time is over: no client gives up a Hub that sends a byte now and then.
+    The call has a thread of its own, and stays behind there when the time is over: no client gives up a Hub that sends a byte now and then.
 
     Args:
-        what: is done, for the message: "the download of me/mine".
+        what: the call's name in the message, such as "the download of me/mine".
 
     Raises:
         CheckpointError: the time is over.
@@ -37,7 +37,7 @@ def within(seconds: float, what: str, call: Callable[[], T]) -> T:
 
 
 def _ask(seconds: float, call: Callable[[], T]) -> Future[T] | None:
-    """What `call` gives or raises; None where the time is over."""
+    """Waits for the outcome of `call`; None if the time is over."""
     import huggingface_hub
 
     answer = Future[T]()
@@ -53,7 +53,7 @@ def _ask(seconds: float, call: Callable[[], T]) -> Future[T] | None:
     thread.join(seconds)
     if answer.done():
         return answer
-    huggingface_hub.close_session()  # what is left behind ends when it next reads
+    huggingface_hub.close_session()  # the thread ends when it next reads
     return None
 
 
@@ -69,9 +69,9 @@ def _limit(seconds: float) -> float:
 
 
 def usable(token: str | bool | None) -> str | bool | None:
-    """The token to send: the one that is given, or that of `HF_TOKEN` or `hf auth login`, without what surrounds it.
+    """Gives the token to send: `token`, or the token of `HF_TOKEN` or `hf auth login`, without blanks around it.
 
-    An HTTP library that is given anything else repeats it, whole, in its error.
+    An HTTP library would repeat a token that it cannot send, whole, in its error.
 
     Raises:
         CheckpointError: it cannot be sent; the message does not show it.
@@ -93,7 +93,7 @@ def usable(token: str | bool | None) -> str | bool | None:
 
 
 def reason(error: BaseException, token: str | bool | None = None) -> str:
-    """The first line of an error of the Hub's client, without tokens and passwords."""
+    """Gives the first line of an error of the Hub's client, without tokens and passwords."""
     text = first_line(error)
     if isinstance(token, str):
         text = text.replace(token, "***")
@@ -101,7 +101,7 @@ def reason(error: BaseException, token: str | bool | None = None) -> str:
 
 
 def endpoint() -> str:
-    """The Hub's address, without a password that may be in it."""
+    """Gives the Hub's address without its password, if it has one."""
     from huggingface_hub import constants
 
     return _without_password(constants.ENDPOINT)
@@ -124,7 +124,7 @@ def reachable() -> bool:
 
 
 def _only_names(response: Any) -> None:
-    """Refuses an answer of the Hub with a path in it: huggingface_hub calls files of its cache by what these headers say."""
+    """Refuses an answer with a path in its headers: huggingface_hub names files of its cache by them."""
     for header in ("x-repo-commit", "x-linked-etag", "etag", "x-xet-hash"):
         name = response.headers.get(header, "").removeprefix("W/")
         if "x-repo-commit" in response.headers and re.search(r"[/\\]|^\W*\.", name):

@@ -1,4 +1,4 @@
-"""Finds a schedule, or other learned weights: by shipped name, by path, or by Hub id."""
+"""Finds a schedule, or other learned weights, by shipped name, path or Hub id."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def load(
 
     Args:
         name_or_path: a shipped name, a file, a folder that `save_pretrained` wrote, or a Hub id: `owner/name` or `owner/name@revision`.
-        force_download: downloads again, though the cache has it.
+        force_download: downloads again, even if the cache has it.
         token: for the Hub; None takes the token of `HF_TOKEN` or `hf auth login`.
         cache_dir: None takes the Hub's own, `HF_HUB_CACHE`.
         local_files_only: looks at the cache alone, like `HF_HUB_OFFLINE=1`.
@@ -81,7 +81,7 @@ def load(
     )
     try:
         learned = LearnedSchedule.read(path)
-        if not learned.theta.isfinite().all():  # `read` itself takes them: meta-training may come by such, and goes on
+        if not learned.theta.isfinite().all():  # `read` accepts them: meta-training may meet such, and goes on
             raise CheckpointError(f"{path} holds meta-parameters that are not finite; it may be damaged")
     except CheckpointError as error:
         raise explained(error, name_or_path) from None
@@ -89,7 +89,7 @@ def load(
 
 
 def explained(error: CheckpointError, given: str | Path) -> CheckpointError:
-    """Adds the cure to an error of a file, if the file is from the Hub."""
+    """Adds the cure to an error, if the file came from the Hub."""
     if not is_id(given) or Path(given).exists():
         return error
     return CheckpointError(
@@ -107,7 +107,7 @@ def save(learned: Learned, path: str | Path) -> None:
 
 
 def resolve(learned: str | Path, names: Sequence[str], match: str = "name") -> LearnedSchedule:
-    """Gives the schedule of `L3RS(learned=...)` for parameters of these names; `"auto"` is the specialist that fits, or the generalist."""
+    """Finds the schedule of `L3RS(learned=...)`; `"auto"` takes the specialist that fits these names, or else the generalist."""
     if learned != "auto":
         return load(learned)
     if names and match == "name":

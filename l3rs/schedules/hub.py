@@ -1,8 +1,7 @@
-"""Learned schedules on the Hugging Face Hub: names and arguments are those of huggingface_hub's `ModelHubMixin`.
+"""Learned schedules on the Hugging Face Hub, with the names and arguments of huggingface_hub's `ModelHubMixin`.
 
-A repository holds one schedule, as `model.safetensors`, beside its model card. huggingface_hub is imported when it is first needed.
-Its own mixin is not inherited: it sets attributes on the instance, and a schedule is frozen; and it keeps the config in a file of its own.
-So these are functions: a schedule is a value, which knows no network.
+A repository holds one schedule, as `model.safetensors`, beside its model card. These are functions instead of a mixin, since a schedule is
+a frozen value, which knows no network. huggingface_hub is imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ def save_pretrained(
 ) -> None:
     """Writes a folder that `load` reads: `model.safetensors`, a model card, and the meta-training curve if there is one.
 
-    Paths of this machine are left out of how it was meta-trained. A model card that is there already is kept.
+    It leaves out paths of this machine, and keeps a model card that is there already.
 
     Args:
-        save_directory: is made if it is not there.
+        save_directory: made if needed.
         repo_id: on the Hub, for the model card; None is the folder's name.
         model_card_kwargs: of `generate_model_card`.
 
@@ -81,16 +80,16 @@ def push_to_hub(
     delete_patterns: list[str] | str | None = None,
     model_card_kwargs: dict[str, Any] | None = None,
 ) -> str:
-    """Uploads what `save_pretrained` writes, as one commit; the repository and the branch are made if they are not there.
+    """Uploads the folder of `save_pretrained` as one commit, and makes the repository and the branch if needed.
 
     Args:
         repo_id: `owner/name`, or `name` in your own account.
-        private: whether a new repository is; None is public, unless your organization has another default.
-        token: with the right to write; None is that of `HF_TOKEN` or `hf auth login`.
+        private: makes a new repository private; None makes it public, unless your organization has another default.
+        token: with the right to write; None takes the token of `HF_TOKEN` or `hf auth login`.
         branch: None is `main`.
-        create_pr: whether to propose the commit as a pull request.
-        allow_patterns, ignore_patterns: of files to upload, or not: `ignore_patterns="README.md"` keeps the model card that is there.
-        delete_patterns: of files to remove from the repository.
+        create_pr: proposes the commit as a pull request.
+        allow_patterns, ignore_patterns: files to upload, or not: `ignore_patterns="README.md"` keeps the old model card.
+        delete_patterns: files to remove from the repository.
         model_card_kwargs: of `generate_model_card`.
 
     Returns:
@@ -101,7 +100,7 @@ def push_to_hub(
     """
     from huggingface_hub import constants
 
-    generate_model_card(learned, repo_id=repo_id, **model_card_kwargs or {})  # what is wrong is known before a repository is made
+    generate_model_card(learned, repo_id=repo_id, **model_card_kwargs or {})  # errors come before a repository is made
     if constants.HF_HUB_OFFLINE:
         raise CheckpointError(f"{repo_id} cannot be uploaded while HF_HUB_OFFLINE is set: unset it, or use save_pretrained for a folder")
 
@@ -148,13 +147,12 @@ def download(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The file of a Hub id on this machine, downloaded if it is not in the cache, or is a newer one on the Hub.
+    """Gives the file of a Hub id on this machine, and downloads it if the cache lacks it or the Hub has a newer one.
 
-    Where nothing answers, the cache is looked at alone, at once: huggingface_hub would go on trying for most of a minute. The arguments
-    are those of `l3rs.load`.
+    If nothing answers, it looks into the cache at once; huggingface_hub would try for most of a minute. For the arguments see `l3rs.load`.
 
     Raises:
-        CheckpointError: it cannot be had; the message says why and what to do.
+        CheckpointError: there is no such file; the message says why, and names the cure.
     """
     from huggingface_hub import constants
 
@@ -184,7 +182,7 @@ def download(
 
 
 def cached() -> Iterator[tuple[str, Path]]:
-    """Hub ids, sorted, and files of all repositories in the cache on this machine that have a `model.safetensors`, of l3rs or not."""
+    """Yields the Hub id and file of every `model.safetensors` in the cache on this machine, sorted, of l3rs or not."""
     from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     try:
@@ -202,7 +200,7 @@ def cached() -> Iterator[tuple[str, Path]]:
 def _not_downloaded(
     error: Exception, repo_id: str, revision: str | None, forbidden: bool, cache: str | Path, token: str | bool | None
 ) -> str:
-    """Why not, and what to do: the first line of the table that is true."""
+    """Says why not, and what to do: the first line of the table that holds."""
     from huggingface_hub import errors
 
     at, what, status = endpoint(), f"{repo_id}@{revision}" if revision else repo_id, _status(error)
@@ -229,7 +227,7 @@ def _not_downloaded(
             is_a(errors.EntryNotFoundError),
             f"{what} on {at} has no {FILE}, which is where save_pretrained puts a learned schedule; {at}/{repo_id} shows what it holds",
         ),
-        (is_a(errors.HFValidationError), f"{what} is no Hub id: it is owner/name or owner/name@revision"),
+        (is_a(errors.HFValidationError), f"a Hub id must be owner/name or owner/name@revision (got {what})"),
         (True, f"the download of {what} from {at} failed ({reason(error, token)}); try again"),
     )
     return next(message for case, message in table if case)
@@ -240,14 +238,14 @@ def _not_uploaded(error: Exception, repo_id: str, token: str | bool | None) -> s
 
     at, why = endpoint(), reason(error, token)
     if isinstance(error, errors.HFValidationError):
-        return f"{repo_id} is no Hub id to upload to: it is owner/name, and the branch goes into branch="
+        return f"a Hub id to upload to must be owner/name, and the branch goes into branch= (got {repo_id})"
     if _status(error) in (401, 403, 404) or isinstance(error, errors.LocalTokenNotFoundError):
         return f"{at} refuses to write {repo_id} ({why}): {LOG_IN}, with a token that may write to what you or your organization own"
     return f"the upload to {repo_id} on {at} failed ({why}); try again"
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status that an error is about, or the one that it comes from."""
+    """Finds the HTTP status of an error or of its causes."""
     while error is not None:
         if (response := getattr(error, "response", None)) is not None:
             return int(response.status_code)

@@ -1,4 +1,4 @@
-"""What a schedule of L3RS and the weights of another learned optimizer have in common, for files, tables and the Hub."""
+"""The common face of a schedule of L3RS and of the weights of another learned optimizer, for files, tables and the Hub."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from l3rs.schedules.seal import fingerprint
 
 
 class Learned(Protocol):
-    """Meta-parameters, and what is known of them: a frozen value, which knows no optimizer and no network."""
+    """Meta-parameters with their origin: a frozen value, which knows no optimizer and no network."""
 
     @property
     def kind(self) -> str:
-        """Which learned optimizer they are of, as in `l3rs.learners.LEARNERS`."""
+        """The learned optimizer that they belong to, as in `l3rs.learners.LEARNERS`."""
         ...
 
     @property
@@ -26,7 +26,7 @@ class Learned(Protocol):
 
     @property
     def name(self) -> str:
-        """What they are called in messages."""
+        """The name in messages."""
         ...
 
     @property
@@ -36,7 +36,7 @@ class Learned(Protocol):
 
     @property
     def source(self) -> Path | None:
-        """The file that they were read from; None if they were made otherwise, by `dataclasses.replace` too."""
+        """The file that they were read from; None if there was none, as after `dataclasses.replace`."""
         ...
 
     def write(self, path: str | Path) -> None:
@@ -44,25 +44,25 @@ class Learned(Protocol):
         ...
 
     def facts(self) -> dict[str, str]:
-        """What tells one from another, for tables; what is not known is empty."""
+        """Facts that tell one from another, for tables; unknown ones are empty."""
         ...
 
     def settings(self) -> dict[str, Any]:
-        """Everything about them that is not learned."""
+        """All settings, which are not learned."""
         ...
 
     def usage(self, given: str) -> tuple[str, ...]:
-        """Lines of Python that make the optimizer of them, from the name, path or Hub id `given`."""
+        """Lines of Python that make the optimizer from the name, path or Hub id `given`."""
         ...
 
 
 def identity(learned: Learned) -> str:
-    """Name and fingerprint: one that was trained anew under an old name is another."""
+    """Name and fingerprint, which tell a new training from an old one of the same name."""
     return f"{learned.name} {fingerprint(learned.theta)[:12]}"
 
 
 def training_facts(learned: Learned) -> dict[str, str]:
-    """Facts about how they were meta-trained that all kinds have."""
+    """Facts about meta-training that all kinds share."""
     accuracy = learned.training.get("validation_accuracy")
     return {
         "meta-parameters": f"{len(learned.theta):,}",
@@ -72,6 +72,6 @@ def training_facts(learned: Learned) -> dict[str, str]:
 
 
 def training_config(training: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a meta-training run; empty if it does not say."""
+    """The settings of the meta-training run; empty if they are unknown."""
     config = training.get("config")
     return config if isinstance(config, dict) else {}

@@ -19,16 +19,15 @@ from l3rs.schedules.seal import CheckpointError, read_sealed, write_sealed
 
 @dataclass(frozen=True, eq=False)
 class LearnedSchedule:
-    """A learned schedule, as meta-training makes and checkpoints keep it.
+    """A learned schedule: meta-training makes it, and checkpoints keep it.
 
     Attributes:
         config: everything about it that is not learned.
-        layers: the parameter names that it has learned something for, an embedding or an MLP; empty for a generalist, which fits any
-            network.
+        layers: the names of the parameters with an embedding or MLP of their own; empty for a generalist, which fits any network.
         theta: float32 (n,), the meta-parameters in the order of `meta_shapes(config, layers)`.
-        name: what it is called in messages.
+        name: in messages.
         training: how it was meta-trained; free-form, for people.
-        source: the file that it was read from; None if it was made otherwise, by `dataclasses.replace` too.
+        source: the file that it was read from; None if there was none, as after `dataclasses.replace`.
     """
 
     config: L3RSConfig
@@ -40,18 +39,17 @@ class LearnedSchedule:
     kind = "l3rs"
 
     def slots(self, count: int, names: Sequence[str] | None, match: str = "name") -> list[int]:
-        """Where each of `count` layers finds what was learned for it, in `layers`; empty for a generalist.
+        """Finds the place in `layers` of each of `count` layers of a network; empty for a generalist.
 
-        Names are compared without what wrappers put before them (DistributedDataParallel, torch.compile, a module that holds the
-        network). Slots may stay unused. A head of another name gets the head's slots: the head is the module of the last of `layers`, and
-        the network's is the one module none of whose parameters is known while others are.
+        Prefixes of wrappers do not count (DistributedDataParallel, torch.compile, a module that holds the network). Slots may stay unused.
+        A head of another name gets the slots of the head, the module of the last of `layers`: it is the network's only unknown module.
 
         Args:
-            names: of the layers; None if they have none.
+            names: of the layers, or None.
             match: `name`, or `position`: the first layer takes the first slot, and so on.
 
         Raises:
-            ValueError: some layer has no slot; the message names the first few and what can be done.
+            ValueError: a layer has no slot; the message names the first few and the cure.
         """
         if not self.layers:
             return []
@@ -74,7 +72,7 @@ class LearnedSchedule:
         return [number[name] for name in variants[best]]
 
     def _with_known_head(self, names: list[str]) -> list[str]:
-        """`names`, with those of a head that is called otherwise replaced by those of the head here."""
+        """Renames a head of another name to the head here."""
         head = self.layers[-1].rpartition(".")[0]
         unknown = [name for name in names if name not in set(self.layers)]
         modules = {name.rpartition(".")[0] for name in unknown}
@@ -83,10 +81,10 @@ class LearnedSchedule:
         renamed = {name: f"{head}.{name.rpartition('.')[2]}" for name in unknown}
         return [renamed.get(name, name) for name in names] if set(renamed.values()) <= set(self.layers) else names
 
-    # -- what is said of it ----------------------------------------------------------------------------------------------------
+    # -- describing it ---------------------------------------------------------------------------------------------------------
 
     def facts(self) -> dict[str, str]:
-        """What tells one schedule from another, for tables; what is not known is empty."""
+        """Facts that tell one schedule from another, for tables; unknown ones are empty."""
         config = training_config(self.training)
         model = f"{config.get('model', 'resnet34')}, " if config else ""
         layers = self.layers
@@ -103,7 +101,7 @@ class LearnedSchedule:
         return {**layers, **vars(self.config)}
 
     def usage(self, given: str) -> tuple[str, ...]:
-        """Lines of Python that make the optimizer of it."""
+        """Lines of Python that make its optimizer."""
         return "from l3rs import L3RS", "", f'optimizer = L3RS(model.named_parameters(), total_steps=100, learned="{given}")'
 
     # -- its file ----------------------------------------------------------------------------------------------------------------
@@ -121,7 +119,7 @@ class LearnedSchedule:
 
     @classmethod
     def read(cls, path: str | Path) -> LearnedSchedule:
-        """Reads what `write` wrote; nothing in the file is executed.
+        """Reads a file of `write`; nothing in it is executed.
 
         Raises:
             CheckpointError: there is no such file, it is truncated, damaged, not of l3rs, of another schema version, or inconsistent.
@@ -157,7 +155,7 @@ class LearnedSchedule:
 
 
 def without_wrappers(names: Sequence[str]) -> Iterator[list[str]]:
-    """`names` without `_orig_mod.` and `module.`; then without one module after the other that stands before all of them."""
+    """Yields `names` without `_orig_mod.` and `module.`, and then without each module that holds all the others."""
     names = [name.replace("_orig_mod.", "").removeprefix("module.") for name in names]
     yield names
     while names and all("." in name for name in names) and len({name.split(".", 1)[0] for name in names}) == 1:

@@ -21,11 +21,11 @@ from l3rs.files import replacing
 SCHEMA = 1
 LARGEST = 2**30  # bytes: the largest meta-parameters here take millions; a sparse file claims any size at no cost
 DEEPEST = 50  # lists in lists: what Python reads it may not be able to print, compare or write again
-DAMAGED = "is damaged, or was changed by hand: its contents are not those of its checksum"
+DAMAGED = "is damaged, or was changed by hand: its contents do not match its checksum"
 
 
 class CheckpointError(ValueError):
-    """A learned schedule that cannot be found, fetched, read or written; the message says which, why, and what can be done."""
+    """A learned schedule cannot be found, fetched, read or written; the message says why, and names the cure."""
 
 
 def write_sealed(path: str | Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -36,7 +36,7 @@ def write_sealed(path: str | Path, about: Mapping[str, Any], tensors: Mapping[st
 
 
 def read_sealed(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads what `write_sealed` wrote: what it is about, and its tensors.
+    """Reads a file of `write_sealed`: its description and its tensors.
 
     Raises:
         CheckpointError: there is no such file, or it is truncated, damaged, not of l3rs, or of another schema version.
@@ -45,11 +45,11 @@ def read_sealed(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file")
     if (size := path.stat().st_size) > LARGEST:
-        raise CheckpointError(f"{path} is of {size:,} bytes, and learned schedules are of at most {LARGEST:,}: it is some other file")
+        raise CheckpointError(f"{path} has {size:,} bytes, and a learned schedule at most {LARGEST:,}: it is some other file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # those of some other file may be many
+            # another file may hold many
             tensors = {name: file.get_tensor(name) for name in file.keys()} if "l3rs" in metadata else {}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error}); it may be truncated") from None
@@ -75,13 +75,13 @@ def _is_deep(value: object, left: int) -> bool:
 
 
 def sealed(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The metadata: `about` as JSON, and the SHA-256 of it and of all tensors."""
+    """Makes the metadata: `about` as JSON, and the SHA-256 of it and all tensors."""
     text = json.dumps(about)
     return {"l3rs": text, "sha256": _digest(text, tensors)}
 
 
 def intact(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a file's contents are those of its checksum. One without a checksum is taken as it is."""
+    """Whether the contents of a file match its checksum. A file without one passes."""
     return "sha256" not in metadata or metadata["sha256"] == _digest(metadata["l3rs"], tensors)
 
 

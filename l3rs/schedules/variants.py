@@ -1,4 +1,4 @@
-"""The variants of L3RS that the paper compares in Tables 2 to 4, by name: each is a config, and nothing else."""
+"""The variants of L3RS in the paper's Tables 2 to 4, by name. Each is a config, and nothing else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TABLE_3: Mapping[str, L3RSConfig] = MappingProxyType(
         for factors in ((0.5, 0.9, 0.99), (0.0, 0.9, 0.99), (0.9, 0.99, 0.999), (0.9,), (0.0,), ())
     }
 )
-"""Adaptive features: triples, one factor, the raw values (0), and none. Which factors the paper compares is lost; these are ours."""
+"""Adaptive features: triples, one factor, the raw values (0), and none. The paper does not give its factors; these are ours."""
 
 TABLE_4: Mapping[str, L3RSConfig] = MappingProxyType(
     {
@@ -53,13 +53,13 @@ TABLE_4: Mapping[str, L3RSConfig] = MappingProxyType(
 NAMES: Mapping[L3RSConfig, str] = MappingProxyType(
     {config: name for table in (TABLE_2, TABLE_3, TABLE_4) for name, config in table.items()}
 )
-"""One name for each variant, that of the last table that it is in: `SGD, Adam` is in all three, and what they compare with."""
+"""One name for each variant, from the last table that has it. All three tables compare with `SGD, Adam`."""
 
 
 def fixed_mix(shares: Mapping[str, float], lr: float = 1e-3) -> LearnedSchedule:
-    """A schedule that learned nothing: every layer's step is the same mix of directions, always.
+    """Makes a schedule that learned nothing: every layer takes the same mix of directions at every step.
 
-    With Adam and SGD this is ATMO (Landro et al. 2021, "Combining optimization methods using an adaptive meta optimizer"), but that each
+    With Adam and SGD this is ATMO (Landro et al. 2021, "Combining optimization methods using an adaptive meta optimizer"), except that each
     direction is normalized, layer by layer: p <- p - lr sqrt(numel) sum_d share_d d / ||d||.
 
     Args:

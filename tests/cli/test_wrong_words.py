@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from test_cli import fails
+from conftest import fails
 
 import l3rs.cli.finetune
 from l3rs.cli import main

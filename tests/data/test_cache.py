@@ -16,7 +16,7 @@ from conftest import noise, write_tree
 from PIL import ExifTags, Image
 
 from l3rs.data import cache
-from l3rs.data.cache import CacheError, build, fingerprint, in_words, open_cache, size_in_bytes
+from l3rs.data.cache import CacheError, build, fingerprint, open_cache, size_in_bytes, size_in_words
 from l3rs.data.decode import Decoder
 from l3rs.data.images import ImageSet
 from l3rs.data.trees import ImageTree, read_folder
@@ -263,10 +263,10 @@ def test_what_a_stopped_build_has_written_need_not_be_free_again(tree: ImageTree
 
 def test_the_disk_that_imagenet25_takes() -> None:
     images = 500 * 1331
-    assert in_words(size_in_bytes(images, Decoder(73))) == "10.6 GB"
-    assert in_words(size_in_bytes(images, Decoder(256))) == "130.8 GB"
-    assert in_words(size_in_bytes(images, Decoder(256, channels=1))) == "43.6 GB"
-    assert [in_words(n) for n in (0, 999, 1500, 2.5e6, 1.5e12)] == ["0 B", "999 B", "1.5 kB", "2.5 MB", "1.5 TB"]
+    assert size_in_words(size_in_bytes(images, Decoder(73))) == "10.6 GB"
+    assert size_in_words(size_in_bytes(images, Decoder(256))) == "130.8 GB"
+    assert size_in_words(size_in_bytes(images, Decoder(256, channels=1))) == "43.6 GB"
+    assert [size_in_words(n) for n in (0, 999, 1500, 2.5e6, 1.5e12)] == ["0 B", "999 B", "1.5 kB", "2.5 MB", "1.5 TB"]
 
 
 def test_a_folder_that_cannot_be_written(tree: ImageTree, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_sides_within_folders_of_their_name_are_found(tmp_path: Path) -> None:
         ({"Training/cat": 1}, "has a folder Training and none for validation: it may be called val or"),
         ({"seg_test/cat": 1}, "has a folder seg_test and none for training: it may be called train or training"),
         ({"train_1/cat": 1, "train_2/cat": 1}, "has a folder train_1 and none for validation"),
-        ({"train/cat": 1, "Train/cat": 1, "val/cat": 1}, "has both Train and train; one folder is for each side"),
+        ({"train/cat": 1, "Train/cat": 1, "val/cat": 1}, "has both Train and train; each side, train and validation, must have one folder"),
         ({"test/cat": 1, "cat": 1}, "has a folder test and none for training"),
     ],
 )
@@ -229,7 +229,7 @@ def test_names_are_matched_by_their_composed_form(tmp_path: Path) -> None:
 
 def test_folders_that_are_nested_too_deeply_are_named(tmp_path: Path) -> None:
     write_tree(tmp_path, {"cat/" + "/".join("d" * 101): 1})
-    with pytest.raises(TreeError, match="cat has folders within folders, more than 100 deep"):
+    with pytest.raises(TreeError, match="cat has folders nested more than 100 deep"):
         read_folder(tmp_path)
 
 

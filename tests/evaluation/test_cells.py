@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import ray
 
-from l3rs.evaluation.cells import EvaluationConfig, Planned, Rows, fingerprint, missing, plan, rows_of
+from l3rs.evaluation.cells import EvaluationConfig, Planned, Rows, identity_of, missing, plan, rows_of
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import CELL_FIELDS, Failure, attempt, execute, execute_all, execute_on_ray
 from l3rs.finetuning.tasks import TaskConfig
@@ -178,11 +178,11 @@ def test_rows_survive_compaction(tmp_path: Path) -> None:
 
 
 def test_rows_of_another_schedule_of_the_same_name_are_other_rows(tmp_path: Path) -> None:
-    assert fingerprint("adam", "auto") == ""
-    assert fingerprint("l3rs", "icons-resnet34").startswith("icons-resnet34 ")
-    assert fingerprint("l3rs", "icons-resnet34") != fingerprint("l3rs", "icons-generalist")
-    with pytest.raises(CheckpointError, match="'auto'; name the schedule"):
-        fingerprint("l3rs", "auto")
+    assert identity_of("adam", "auto") == ""
+    assert identity_of("l3rs", "icons-resnet34").startswith("icons-resnet34 ")
+    assert identity_of("l3rs", "icons-resnet34") != identity_of("l3rs", "icons-generalist")
+    with pytest.raises(CheckpointError, match="learned must name a schedule"):
+        identity_of("l3rs", "auto")
     planned = plan(cell(Arm("L3RS", "l3rs", learned="icons-generalist"), horizons={2: 1}))
     rows = pd.DataFrame(fake(planned[0])).reindex(columns=list(CELL_FIELDS))
     assert missing(planned, rows) == []
@@ -194,8 +194,8 @@ def test_rows_of_another_schedule_of_the_same_name_are_other_rows(tmp_path: Path
     [
         (lambda: Arm("x", "adamm"), r"the optimizer of arm 'x' must be one of l3rs, adam, .*\(got 'adamm'\)"),
         (lambda: Arm("x", "adam", -1.0), r"lr of arm 'x' must be finite and at least 0 \(got -1\.0\)"),
-        (lambda: Arm("x", "celo"), "arm 'x' needs learned, the file of its weights: celo has none"),
-        (lambda: Arm("x", "celo2-base"), "arm 'x' needs learned, the file of its weights: icons-celo2-base is shipped"),
+        (lambda: Arm("x", "celo"), "arm 'x' needs learned, a file of weights: none is shipped for celo"),
+        (lambda: Arm("x", "celo2-base"), "arm 'x' needs learned, a file of weights: icons-celo2-base is shipped"),
         (lambda: cell(ADAM, horizons={}), r"horizons must map numbers of steps .*\(got \{\}\)"),
         (lambda: cell(ADAM, horizons={10: 0}), r"horizons must map .*\(got \{10: 0\}\)"),
         (lambda: cell(ADAM, purpose="test"), r"purpose must be one of pretrain, meta-train, meta-validation, meta-test \(got 'test'\)"),

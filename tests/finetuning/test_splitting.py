@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import write_tree
-from test_cli import fails
+from conftest import fails, write_tree
 
 from l3rs.cli import main
 from l3rs.data.splits import PURPOSES, ClassSplit
@@ -87,7 +86,7 @@ def test_what_purposes_may_ask_for(tmp_path: Path) -> None:
         (["--meta-test", "hen", "--meta-train", "hen", "cat"], "class 'hen' is asked for twice, by meta-train and by meta-test"),
         (["--meta-train", "0.9"], "9 for meta-train, 2 for meta-validation, 3 for meta-test: that is 14 classes, and there are 10"),
         (["--meta-train", "-0.5"], "meta-train must be a share between 0 and 1, a number of classes, or a list of them (got -0.5)"),
-        (["--meta-train", "@nowhere.txt"], "--meta-train is @nowhere.txt, and that file cannot be read (No such file or directory)"),
+        (["--meta-train", "@nowhere.txt"], "--meta-train must name a file that can be read (got @nowhere.txt: No such file or directory)"),
         (["--batch-size", "0"], "batch_size must be at least 1 (got 0)"),
         (["--seed", "-1"], "--seed must be at least 0 (got -1)"),
         (["--name", "a/b"], "the name of a split must have no slash, since files are called after it (got 'a/b')"),
@@ -116,7 +115,7 @@ def test_classes_with_too_few_images_are_named(folder: Path, tmp_path: Path, cap
 
 def test_lists_that_are_no_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
-    assert "that file cannot be read (it is not UTF-8)" in fails(["split", str(folder), "--pretrain", f"@{tmp_path / 'latin.txt'}"], capsys)
+    assert "latin.txt: it is not UTF-8)" in fails(["split", str(folder), "--pretrain", f"@{tmp_path / 'latin.txt'}"], capsys)
 
 
 @pytest.mark.parametrize(

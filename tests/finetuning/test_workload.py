@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import noise, write_tree
-from test_cli import fails
+from conftest import fails, fails_at_last, noise, write_tree
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_pretrained_cfg
 from torch import nn
@@ -301,14 +300,6 @@ def test_meta_training_on_images_of_ones_own(own: Workload, tmp_path: Path, caps
     assert (tmp_path / "run" / "curve.csv").read_text().count("\n") == 4
 
 
-def fails_at_last(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The last line of a command that must fail with exit code 2; progress bars may come before it."""
-    with pytest.raises(SystemExit) as stop:
-        main(argv)
-    assert stop.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
-
-
 def test_meta_training_that_cannot_be_is_one_line(own: Workload, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["meta-train", *options(own), "--out", str(tmp_path / "run")]
     assert "meta-train of mine has 3 classes, and a task has 25" in fails(argv, capsys)
@@ -329,7 +320,7 @@ def test_decoding_beforehand(own: Workload, capsys: pytest.CaptureFixture[str], 
     monkeypatch.setattr(Decoder, "__call__", None)
     prepare(own)  # it is there
     main([*argv, "--verify"])
-    assert "All pixels are as they were decoded." in capsys.readouterr().out
+    assert "All pixels match their SHA-256." in capsys.readouterr().out
     pixels = own.cache_folder("meta-validation") / "pixels.u8"
     pixels.write_bytes(bytes(pixels.stat().st_size))
     assert "pixels.u8 is not as it was made" in fails_at_last([*argv, "--verify"], capsys)

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 
 import l3rs
 from l3rs import learners
+from l3rs.cli.info import describe
 from l3rs.data.splits import PURPOSES, ClassSplit
 from l3rs.data.transform import Transform
-from l3rs.info import describe
 from l3rs.learned import weights
 from l3rs.learned.weights import LearnedWeights
 from l3rs.networks import pretrained as backbones

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import noise, write_tree
+from conftest import fails_at_last, noise, write_tree
 from filelock import FileLock
 
 from l3rs.cli import main
@@ -38,16 +38,6 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The last line on stderr of a command that must fail; progress bars may come before it."""
-    with pytest.raises(SystemExit) as stop:
-        main(argv)
-    assert stop.value.code == 2
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    return err.strip().splitlines()[-1]
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     return write_tree(tmp_path / "photos", {"ant": 5, "狐 $x": 5}, 20, 20)
@@ -58,7 +48,7 @@ def test_a_disk_that_is_full_as_a_run_is_written(size: int, photos: Path, tmp_pa
     """For the first file of a run, and for its weights."""
     argv = ["finetune", "--data", str(photos), *TINY, "--out", str(tmp_path / "o")]
     with files_of_at_most(size):
-        said = fails(argv, capsys)
+        said = fails_at_last(argv, capsys)
     assert "File too large" in said
     assert str(tmp_path / "o") in said
     assert not list((tmp_path / "o").glob(TEMPORARY))
@@ -75,9 +65,9 @@ def test_a_disk_that_is_full_as_predictions_and_splits_are_written(
     (tmp_path / "split.json").write_text("before")
     size = ["--classes-per-task", "1", "--batch-size", "1", "--evaluation-size", "1"]
     with files_of_at_most(20):
-        said = fails(["predict", str(tmp_path), str(photos), "--csv", str(tmp_path / "t.csv")], capsys)
+        said = fails_at_last(["predict", str(tmp_path), str(photos), "--csv", str(tmp_path / "t.csv")], capsys)
         assert "t.csv could not be written (File too large)" in said
-        said = fails(
+        said = fails_at_last(
             [
                 "split",
                 str(photos),
@@ -103,15 +93,15 @@ def test_a_checkpoint_to_go_on_from_that_is_damaged_is_named(photos: Path, tmp_p
     (tmp_path / "o" / "result.json").unlink()
     for data in (b"", b"x" * 100, b"PK\x03\x04" + bytes(500)):
         (tmp_path / "o" / "last.ckpt").write_bytes(data)
-        assert "last.ckpt cannot be read" in fails(argv, capsys)
+        assert "last.ckpt cannot be read" in fails_at_last(argv, capsys)
     (tmp_path / "o" / "last.ckpt").unlink()
     (tmp_path / "o" / "config.json").write_text("[")
-    assert "config.json cannot be read" in fails(argv, capsys)
+    assert "config.json cannot be read" in fails_at_last(argv, capsys)
 
 
 def test_the_second_comparison_in_a_folder_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with FileLock(tmp_path / "lock"):
-        assert "where no other process is at work" in fails(["finetune", "--out", str(tmp_path)], capsys)
+        assert "where no other process is at work" in fails_at_last(["finetune", "--out", str(tmp_path)], capsys)
 
 
 def test_a_comparison_whose_process_was_killed_in_a_row_goes_on(tmp_path: Path) -> None:
@@ -149,11 +139,11 @@ def test_a_comparison_that_was_killed_between_its_two_files_has_no_row_twice(tmp
 
 def test_a_comparison_does_not_touch_the_files_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "runs.csv").write_text("my,own\n1,2\n")
-    assert "runs.csv is not of l3rs finetune" in fails(["finetune", "--out", str(tmp_path)], capsys)
+    assert "runs.csv is no file of l3rs finetune" in fails_at_last(["finetune", "--out", str(tmp_path)], capsys)
     assert (tmp_path / "runs.csv").read_text() == "my,own\n1,2\n"
     (tmp_path / "runs.csv").unlink()
     (tmp_path / "about.json").write_text("[]")
-    assert "about.json cannot be read" in fails(["finetune", "--out", str(tmp_path)], capsys)
+    assert "about.json cannot be read" in fails_at_last(["finetune", "--out", str(tmp_path)], capsys)
 
 
 @pytest.mark.slow

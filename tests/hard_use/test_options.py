@@ -76,8 +76,8 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--seed": [("-1", "--seed must be a whole number of at least 0 (got -1)"), ("9" * 30, "--seed must be below 2^63 (got 999")],
         "--out": [
             (f"{IN_A_FILE} --from-scratch", "--out must be a folder that can be written (got file/x: Not a directory)"),
-            ("images/x", "--out is images/x, inside the images' folder"),
-            ("images", "inside the images' folder"),
+            ("images/x", "--out must be outside of the images' folder"),
+            ("images", "--out must be outside of the images' folder"),
         ],
         "--workers": [("-1", "--workers must be a whole number of at least 0 (got -1)")],
     },
@@ -92,7 +92,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--pretrain": [("-1", "pretrain must be a share between 0 and 1, a number of classes, or a list of them (got -1.0)")],
         "--meta-train": [
             ("nan", "meta-train must be a share ... (got nan)"),
-            ("@nowhere", "--meta-train is @nowhere, and that file cannot be read"),
+            ("@nowhere", "--meta-train must name a file that can be read (got @nowhere: "),
         ],
         "--meta-validation": [("1.5", "meta-validation must be a share ... (got 1.5)")],
         "--meta-test": [
@@ -152,7 +152,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--generations": [("0", "generations must be at least 1 (got 0)")],
         "--optimizer": [("adam", "optimizer must be one of l3rs, velo ... (got 'adam')")],
         "--start": [
-            ("[nowhere]", "start and lr are of another optimizer than l3rs"),
+            ("[nowhere]", "start and lr are settings of other optimizers"),
             ("[nowhere] --optimizer velo", "nowhere is not a file; the meta-parameters are published as"),
             ("[file] --optimizer velo", "file: there is int, not names and arrays"),
         ],
@@ -347,7 +347,7 @@ def test_a_cluster_that_is_not_there(place: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as stop:
         main(["meta-train", "--out", "cluster", "--ray-address", "127.0.0.1:1"])
     assert stop.value.code == 2
-    assert "ray_address is 127.0.0.1:1, where nothing answers" in capsys.readouterr().err
+    assert "ray_address must be an address that answers (got 127.0.0.1:1: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["finetun"], ["--steps", "3"], [""], ["list", "more"], ["info", "one", "two"]])

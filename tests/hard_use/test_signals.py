@@ -46,7 +46,7 @@ def test_a_comparison_with_processes(which: signal.Signals, code: int, tmp_path:
     out = tmp_path / "o"
     argv = ["finetune", "--steps", "2", "--optimizers", "adam", "--workers", "2", "--out", str(out)]
     ended, line, errors = stopped([*argv, "--tasks", "500"], which, (out / "runs.csv").exists)
-    assert (ended, line) == (code, f"Stopped. {out} holds the runs that have ended; the same command goes on from there.")
+    assert (ended, line) == (code, f"Stopped. {out} holds the finished runs; the same command resumes it.")
     assert "Traceback" not in errors
     done = len(pd.read_csv(out / "runs.csv"))
     main([*argv, "--tasks", str(done + 1)])

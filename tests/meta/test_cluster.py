@@ -95,5 +95,5 @@ def test_more_processes_than_cores_do_not_wait_for_ever(cluster: Cluster, monkey
     with pytest.raises(MetaTrainingError, match="none of 2 processes found a free core, or GPU, in 5 seconds"):
         FineTuning(learned, config, 2).runs(learned.theta, "meta-validation", tasks)  # the only core is taken
     problem.stop()
-    with pytest.raises(ValueError, match=r"gpus_per_actor is 0.5, and there is no such GPU; 0 runs on CPU"):
+    with pytest.raises(ValueError, match=r"gpus_per_actor must be a share of a GPU that there is, or 0 for CPU \(got 0.5\)"):
         processes(quick(gpus_per_actor=0.5, ray_address=cluster.address))

@@ -151,7 +151,7 @@ def test_ctrl_c_says_where_the_run_is_and_costs_no_bit(tmp_path: Path) -> None:
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     reached = last_generation(out)
-    assert f"Stopped. {out} holds the run up to generation {reached}; the same command goes on from there." in said
+    assert f"Stopped. {out} holds the run up to generation {reached}; the same command resumes it." in said
     assert "Traceback" not in errors
     assert reached >= 1  # rows come before states
     goes_on(out, tmp_path, reached + 1)
@@ -281,9 +281,7 @@ def test_processes_that_keep_dying_end_the_run_with_a_word(monkeypatch: pytest.M
         died += 1
         raise ActorDiedError
 
-    with pytest.raises(
-        MetaTrainingError, match=r"processes died 4 times in a row, at last with ActorDiedError: .* fewer workers need less"
-    ):
+    with pytest.raises(MetaTrainingError, match=r"processes died 4 times in a row, at last with ActorDiedError: .* give fewer workers"):
         problem._surviving(work)
     assert died == 4
     assert problem.replaced == 3

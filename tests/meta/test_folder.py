@@ -313,7 +313,7 @@ def test_the_command_says_in_one_line_that_the_disk_is_full(
     assert "Traceback" not in said
     assert said.splitlines()[-1] == (
         f"l3rs: error: {out}/state-000001.safetensors could not be written (No space left on device); everything up to generation 0 is "
-        f"saved in {out}. Make room there, or whatever it takes, and give the same command again: it goes on from there"
+        f"saved in {out}. Make room, or remove the cause, and give the same command again: it resumes"
     )
 
 

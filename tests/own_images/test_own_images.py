@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_schedule, small_network, write_tree
+from conftest import fails, random_schedule, small_network, write_tree
 from filelock import FileLock
 from matplotlib.image import imread
 from PIL import Image
@@ -61,14 +61,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def same(a: Path, b: Path) -> bool:
     first, second = weights(a), weights(b)
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main(argv)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return line
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +237,9 @@ def test_a_folder_with_other_things_is_refused(photos: Path, tmp_path: Path, cap
     (tmp_path / "thesis.txt").write_text("years of work")
     said = fails(["finetune", "--data", str(photos), *TINY, "--out", str(tmp_path)], capsys)
     assert "which holds other things, such as thesis.txt" in said
-    assert "inside the images' folder" in fails(["finetune", "--data", str(photos), *TINY, "--out", str(photos / "out")], capsys)
+    assert "must be outside of the images' folder" in fails(
+        ["finetune", "--data", str(photos), *TINY, "--out", str(photos / "out")], capsys
+    )
 
 
 # Bad input

@@ -201,16 +201,16 @@ def lie(run: Path, path: Path, /, **changes: object) -> Path:
         ({"schema": 2}, "has schema version 2"),
         ({"model": "resnet43"}, "which timm .* does not have"),
         ({"model": "hf-hub:someone/something"}, "which timm .* does not have"),
-        ({"model": 5}, "model, width or classes"),
+        ({"model": 5}, "model, width and classes must be"),
         ({"model": "resnet34"}, "for layer1.2"),
         ({"width": 3}, "conv1.weight is not of width 3"),
         ({"width": 10**9}, "conv1.weight is not of width 1000000000"),
-        ({"width": "2"}, "model, width or classes"),
+        ({"width": "2"}, "model, width and classes must be"),
         ({"classes": ["a", "b"]}, "for fc.bias it has"),
         ({"classes": ["a", "b", "c", "d", "e"]}, "no tensor is of 5 classes"),
-        ({"classes": ["a", "a", "b"]}, "classes are not two or more different names"),
-        ({"classes": ["a", "b", 3]}, "classes are not two or more different names"),
-        ({"classes": "abc"}, "model, width or classes"),
+        ({"classes": ["a", "a", "b"]}, "classes must be two or more different names"),
+        ({"classes": ["a", "b", 3]}, "classes must be two or more different names"),
+        ({"classes": "abc"}, "model, width and classes must be"),
         ({"classes": ["a", "b", "c" * 300]}, "a class must have at most 255 bytes"),
         ({"classes": ["a", "b", "\ud83d"]}, "a class must be a name that a file can have"),
         ({"classes": ["a", "b", "c\0"]}, "a class must be a name that a file can have"),
@@ -240,7 +240,7 @@ def test_a_network_that_the_file_does_not_hold_is_never_made(model: Path, tmp_pa
         return network
 
     monkeypatch.setattr(classifier_module, "create", noted)
-    with pytest.raises(ClassifierError, match=r"giant\.safetensors does not hold the classifier that it says: for .* it has no such"):
+    with pytest.raises(ClassifierError, match=r"giant\.safetensors the classifier that its metadata describe: for .* it has no such"):
         load(giant)
     assert devices == ["meta"]
     load(model)

@@ -202,5 +202,5 @@ def test_revisions_may_have_any_name_that_git_allows(revision: str, hub: FakeHub
 @pytest.mark.parametrize("given", ["x" * 300, "x" * 300 + "/y", "a\x00b", "a/b\x00", "../..", "a/..", "../b", "a/b@", "me/" + "x" * 300])
 def test_ids_that_are_none(given: str, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert any(part in said(partial(load, given)) for part in ("is not a file", "is no Hub id", "is a folder without", "there is no"))
+    assert any(part in said(partial(load, given)) for part in ("is not a file", "a Hub id must be", "is a folder without", "there is no"))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

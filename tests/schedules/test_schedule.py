@@ -85,7 +85,7 @@ def claiming(path: Path, shape: list[int], about: dict[str, object]) -> Path:
 def test_a_file_that_claims_much_is_refused_before_it_is_read(tmp_path: Path) -> None:
     about = {"schema": 1, "name": "huge", "config": {"hidden": [4096, 4096]}, "features": [], "layers": []}
     huge = claiming(tmp_path / "huge.safetensors", [2**33], about)  # 32 GiB
-    with pytest.raises(CheckpointError, match=r"is of 34,359,738,[0-9]+ bytes, and learned schedules are of at most 1,073,741,824: it is"):
+    with pytest.raises(CheckpointError, match=r"has 34,359,738,[0-9]+ bytes, and a learned schedule at most 1,073,741,824: it is"):
         load(huge)
     (tmp_path / "header.safetensors").write_bytes(struct.pack("<Q", 2**40) + b"{}")
     (tmp_path / "short.safetensors").write_bytes(claiming(tmp_path / "x", [2**10], about).read_bytes()[:-1])

@@ -1,6 +1,6 @@
 """The two passes of a step over the parameters, norms and then the update: in torch operations, in C for CPU, in Triton for CUDA.
 
-All say the same; `choose` takes the one that fits. Between the passes the controller decides.
+All three give the same step; `choose` picks the one that fits. Between the passes the controller decides.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from l3rs.optimizer.kernels.norms import Norms
 
 
 class Kernel(Protocol):
-    """Made for a list of parameters and their states; valid as long as these stay where and what they are in memory."""
+    """The two passes for a list of parameters and their states; valid while these keep their place and form in memory."""
 
     def measure(self, grads: Sequence[Tensor], steps: Tensor, ok: Tensor) -> Norms:
         """The first pass.
 
         Args:
-            grads: one for each parameter, alike in shape, strides, dtype and device, which `tables.py` sees to; of a parameter of half
-                precision also float32.
+            grads: one for each parameter, alike in shape, strides, dtype and device (`tables.py` sees to it); float32 is fine for a
+                parameter of half precision.
             steps: (L,), the number of this step for each parameter, from 1.
-            ok: a bool, whether the step may go on as far as is known.
+            ok: a bool; False if the loss is not finite.
         """
         ...
 
@@ -46,8 +46,8 @@ def choose(
 ) -> Kernel:
     """The kernel for these parameters.
 
-    On CPU the native one where it can be used; on CUDA the Triton one if `fused` is True, since it has not been run on a GPU yet; else, and
-    if `fused` is False, foreach operations.
+    On CPU this is the native kernel, where it can be used. On CUDA it is the Triton kernel, if `fused` is True. In all other cases it is
+    foreach operations.
 
     Raises:
         ValueError: `fused` is True, and neither can be used; the message says why.

@@ -1,0 +1,68 @@
+"""The workshops: every config opens with its command and is valid, and every script starts."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from l3rs.cli import parser_of
+from l3rs.cli.meta_train import config_of
+from l3rs.evaluation.cells import plan
+from l3rs.evaluation.sources import read_cell
+from l3rs.evaluation.study import Study
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("pretrain", "evaluate", "datasets")
+SCRIPTS = sorted(str(p.relative_to(ROOT)) for d in FOLDERS for p in (ROOT / d).glob("*.py") if "__main__" in p.read_text())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_config_opens_with_its_command_and_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, kind = path.read_text().splitlines()[0], path.parent.name
+    settings = yaml.safe_load(path.read_text())
+    monkeypatch.syspath_prepend(str(ROOT / "pretrain"))
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    if kind == "meta_train":
+        assert f"# l3rs meta-train --config {path.relative_to(ROOT)} " in first
+        data = ["--data", "images"] if "--data" in first else []
+        config_of(parser_of("meta-train").parse_args(["--config", str(path), *data, "--out", "nowhere"]))
+    elif kind == "pretrain":
+        from backbone import PretrainConfig
+
+        assert f"# python pretrain/backbone.py --config {path.relative_to(ROOT)} " in first
+        assert PretrainConfig.of(**settings, data="images" if "--data" in first else None).workload.from_scratch
+    elif kind in ("evaluate", "imagenet"):
+        assert f"# python evaluate/run.py --config {path.relative_to(ROOT)} " in first
+        config = read_cell(path)
+        arms = tuple(arm for arm in config.arms if not (config.rates and arm.tuned))  # their file is made by evaluate/tune.py
+        assert plan(replace(config, arms=arms))
+    else:
+        assert f"# python evaluate/study.py --config {path.relative_to(ROOT)} " in first
+        study = Study.read(path)
+        configs = [study.config(name, 0) for name in study.names]
+        cost = {c.nes.population * c.meta_batch * c.generations for c in configs}
+        assert len(cost) == 1
+        assert len(set(map(repr, configs))) == len(configs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_start_in_a_process_of_their_own(script: str) -> None:
+    done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_start(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert stop.value.code == 0
+    assert "--" in capsys.readouterr().out

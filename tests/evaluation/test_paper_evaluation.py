@@ -143,10 +143,14 @@ def test_the_papers_tables_are_planned(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(f"Table {n}." in text for n in range(5, 17))
     assert "2500 steps" in text
     assert "Ablation" not in text  # these are of Icons
-    refreshed = {n: "What is called refreshed" in text.split(f"Table {n}.")[1].split("Table")[0] for n in (5, 7, 9)}
+    refreshed = {n: "Refreshed arms are evaluated" in text.split(f"Table {n}.")[1].split("Table")[0] for n in (5, 7, 9)}
     assert refreshed == {5: True, 7: False, 9: True}  # the head alone has no such arm
     drawn = {picture.name: picture.caption for _, picture in comparisons(Sources(ROOT, tmp_path, configs=CONFIGS))}
-    assert {n: "What is called refreshed" in drawn[f"Figure 3{n}"] for n in ("A", "A-head", "B")} == {"A": True, "A-head": False, "B": True}
+    assert {n: "Refreshed arms are evaluated" in drawn[f"Figure 3{n}"] for n in ("A", "A-head", "B")} == {
+        "A": True,
+        "A-head": False,
+        "B": True,
+    }
     first = text.index("python evaluate/tune.py --config configs/evaluate/imagenet/A.yaml")
     assert first < text.index("python evaluate/run.py --config configs/evaluate/imagenet/A.yaml")
     assert "tune.py --config configs/evaluate/imagenet/D.yaml" not in text

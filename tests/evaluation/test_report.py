@@ -93,7 +93,7 @@ def test_a_section_ends_with_what_makes_all_that_it_lacks(page, command, section
     assert f"{command}\npython draw.py\n" in first.replace("</code></pre>", "\n")
     assert first.count(command) == 1
     assert command not in last
-    assert "is made by" in last
+    assert "These commands make the missing rows" in last
 
 
 def test_decisions_are_a_function_of_schedule_and_task() -> None:

@@ -229,5 +229,5 @@ def test_muon_steps_kernels_as_that_of_timm_does_and_the_rest_as_adamw() -> None
 
 def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "schedulefree", None)
-    with pytest.raises(ModuleNotFoundError, match="schedulefree, which is not installed: pip install schedulefree"):
+    with pytest.raises(ModuleNotFoundError, match="this baseline needs schedulefree: pip install schedulefree"):
         BASELINES["schedule-free"](resnet(18, 4, 1, 5), 0.01, 4)

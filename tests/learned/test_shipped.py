@@ -12,7 +12,7 @@ from torch import nn
 
 from l3rs import learners
 from l3rs.cli import main
-from l3rs.evaluation.cells import fingerprint
+from l3rs.evaluation.cells import identity_of
 from l3rs.learned import Celo2
 from l3rs.learned.weights import KINDS, load
 from l3rs.schedules.find import SHIPPED_WEIGHTS
@@ -27,7 +27,7 @@ def test_they_go_by_their_name(name: str) -> None:
     assert learned.kind in KINDS
     assert learned.training["config"]["name"] == name
     assert torch.equal(load(name, learned.kind).theta, learned.theta)
-    assert fingerprint(learned.kind, name).startswith(f"{name} ")
+    assert identity_of(learned.kind, name).startswith(f"{name} ")
 
 
 def test_another_optimizer_does_not_take_them() -> None:

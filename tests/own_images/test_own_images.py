@@ -167,7 +167,7 @@ def test_a_run_that_was_stopped_after_its_last_checkpoint_has_all_its_pictures(
         with pytest.raises(SystemExit) as ended:
             finetune(photos, out)
     assert ended.value.code == 130
-    assert f"{out} holds the run; the same command goes on" in capsys.readouterr().out
+    assert f"{out} holds the run; the same command resumes it" in capsys.readouterr().out
     (out / "l3rs.png").write_bytes(b"half of a picture")
     finetune(photos, out)
     assert imread(out / "l3rs.png").shape[1] > 500
@@ -287,8 +287,8 @@ def test_a_schedule_that_does_not_fit_names_one_that_does(photos: Path, tmp_path
     save(random_schedule(small_network()), tmp_path / "other.safetensors")
     argv = ["finetune", "--data", str(photos), *TINY, "--out", str(tmp_path / "o"), "--learned", str(tmp_path / "other.safetensors")]
     said = fails(argv, capsys)
-    assert "does not fit resnet18: " in said
-    assert said.endswith("icons-generalist fits any, auto takes what fits")
+    assert "--learned must fit resnet18 (got " in said
+    assert said.endswith("icons-generalist fits any, and auto takes one that fits")
 
 
 def test_weights_that_do_not_fit_name_a_tensor(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -240,7 +240,9 @@ def test_a_network_that_the_file_does_not_hold_is_never_made(model: Path, tmp_pa
         return network
 
     monkeypatch.setattr(classifier_module, "create", noted)
-    with pytest.raises(ClassifierError, match=r"giant\.safetensors the classifier that its metadata describe: for .* it has no such"):
+    with pytest.raises(
+        ClassifierError, match=r"giant\.safetensors does not hold the classifier that its metadata describe: for .* it has no such"
+    ):
         load(giant)
     assert devices == ["meta"]
     load(model)

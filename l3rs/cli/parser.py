@@ -91,6 +91,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def _as_it_parses(self, words: Sequence[str]) -> list[str]:
         lists = {word: action for action in self._actions for word in action.option_strings if getattr(action, "several", None)}
+        folders = {word for action in self._actions for word in action.option_strings if action.metavar == "FOLDER"}
         out: list[str] = []
         rest = list(words)
         while rest:
@@ -101,6 +102,8 @@ class Parser(jsonargparse.ArgumentParser):
                 word = name + equals + value
             if name == "--config" and (equals or rest):
                 check(value if equals else rest[0])
+            if name in folders and (not value if equals else rest[:1] == [""]):  # else it would be this one, as of an unset variable
+                self.error(f"{name} must be the path of a folder (got '')")
             if name in lists:
                 values = [value] if value else []
                 while not equals and rest and (not rest[0].startswith("-") or NEGATIVE.match(rest[0])):

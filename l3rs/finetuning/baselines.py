@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from importlib import import_module, resources
 from pathlib import Path
@@ -147,6 +147,9 @@ BASELINES: MappingProxyType[str, Callable[[nn.Module, float, int], Recipe]] = Ma
     }
 )
 """The baselines with a tuned learning rate."""
+
+LIBRARIES: Mapping[str, str] = MappingProxyType({"schedule-free": "schedulefree", "soap-cosine": "pytorch_optimizer"})
+"""What a baseline needs that no extra brings."""
 
 RECIPES: MappingProxyType[str, Callable[[nn.Module, float, int], Recipe]] = MappingProxyType({**BASELINES, "adamw": adamw})
 """All baselines."""

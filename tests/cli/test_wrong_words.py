@@ -29,6 +29,8 @@ LONG = "n" * 300
         (["finetune", "--task", "3"], "no option is called --task; did you mean --tasks?"),
         (["finetune", "--tasks"], "--tasks must be followed by one value"),
         (["finetune", "--steps"], "--steps must be followed by at least one value"),
+        (["finetune", "--out", ""], "--out must be the path of a folder (got '')"),
+        (["finetune", "--data="], "--data must be the path of a folder (got '')"),
         (["predict"], "the following arguments are required: run, images"),
     ],
 )
@@ -114,6 +116,15 @@ def test_names_that_no_file_has(name: str, tmp_path: Path, capsys: pytest.Captur
         line = fails([word.replace("NAME", name) for word in words], capsys)
         assert shown in line, f"{words}: {line}"
     assert sorted(os.listdir()) == ["split.json", "there"]
+
+
+def test_a_baseline_whose_library_is_not_there_is_refused_before_any_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("l3rs.finetuning.compare.find_spec", lambda name: None)
+    said = fails(["finetune", "--optimizers", "l3rs", "schedule-free", "--out", str(tmp_path / "run")], capsys)
+    assert "--optimizers has schedule-free, which needs schedulefree: pip install schedulefree" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_optimizer_that_is_named_twice_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +57,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             tensors = state.get("state_dict", state)
         return _float32(tensors, size)
     except Exception as error:  # torch's unpickler stumbles over garbage in many ways: IndexError, KeyError, struct.error
-        raise WeightsError(f"{path} holds no weights that can be read: {first_line(error)}") from None
+        why = "neither torch nor safetensors wrote it" if isinstance(error, LookupError | struct.error) else first_line(error)
+        raise WeightsError(f"{path} holds no weights that can be read: {why}") from None
 
 
 def _float32(tensors: dict[str, Tensor], size: int) -> dict[str, Tensor]:

@@ -61,6 +61,7 @@ def garbage() -> dict[str, bytes]:
         "list.pt": pickle.dumps([1, 2, 3]),
         "words.pt": pickle.dumps({"a": "b"}),
         "nested.pt": pickle.dumps({"state_dict": 5}),
+        "line.pt": b"hi\n",
         "empty.safetensors": b"",
         "text.safetensors": b"these are no weights, and what comes first is no length",
         "pickle.safetensors": pickle.dumps({}),
@@ -74,6 +75,7 @@ def test_a_file_without_weights_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=f"^{tmp_path / name} holds no weights that can be read: .") as error:
         read_weights(tmp_path / name)
     assert "\n" not in str(error.value)
+    assert any(letter.isalpha() for letter in str(error.value).rpartition(":")[2])  # not the bare number of a KeyError
 
 
 def test_a_file_that_was_cut_is_named(network: nn.Module, tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def plot_decisions(rows: pd.DataFrame, path: Path) -> None:
         line[0].set_ylabel("lambda" if column == "lambda" else f"mu of {column[3:]}{rest}")
     for axes in grid[-1]:
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles = [Line2D([], [], color=colours[depth], linewidth=2.4, label=depth) for depth in colours if depth in set(rows.depth)]
     columns = 1 + len(handles) // 20
     figure.legend(handles=handles, title="depth", loc="upper left", bbox_to_anchor=(0.985, 0.9), frameon=False, fontsize=9, ncols=columns)

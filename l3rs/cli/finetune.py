@@ -28,7 +28,7 @@ command resumes it.
 """
 BOTH = {
     "steps": "steps of training; without --data one or more lengths, each a run of its own (default: 10 25 50; with --data 300)",
-    "learned": "the schedule: auto, a name that `l3rs list` prints, or a path (default: auto)",
+    "learned": "the schedule: auto, a name that `l3rs list` prints, a path, or a Hub id (default: auto)",
     "seed": "seed of every random draw; without --data, tasks come from the seeds N, N + 1, ... (default: 0)",
     "out": "folder of the results (default: l3rs-out; with --data l3rs-NAME, after the images' folder)",
     "workers": "processes, 0 takes one for each core; with --data, they decode images (by default 0, or with --data a fit number)",

@@ -49,11 +49,12 @@ def listing() -> Iterator[str]:
             continue  # a network, or another file called model.safetensors
     yield from _columns(found) if found else ["  none; l3rs info OWNER/NAME fetches one"]
     yield "\nShipped networks: l3rs.networks.pretrained.pretrained(num_classes, weights=NAME)"
+    width = max(map(len, NETWORKS))
     for network in NETWORKS:
         about = json.loads((resources.files("l3rs.networks") / "weights" / f"resnet34-w16-{network}.json").read_text())
         config, accuracy = about["config"], about["validation_accuracy"]
         size = f"{config['model']} at width {config['width']}"
-        yield f"  {config['split']}  {size}, pretrained on {about['classes']} classes: {accuracy:.3f} on their validation images"
+        yield f"  {network:<{width}}  {size}, pretrained on {about['classes']} classes: {accuracy:.3f} on their validation images"
 
 
 def _columns(schedules: Sequence[tuple[str, Learned]]) -> Iterator[str]:

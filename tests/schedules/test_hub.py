@@ -332,7 +332,7 @@ def test_the_list(hub: FakeHub, schedule: LearnedSchedule, tmp_path: Path, capsy
         "0.878",
     ]
     assert "  none; l3rs info OWNER/NAME fetches one" in lines
-    assert any(line.startswith("  icons  resnet34 at width 16, pretrained on 200 classes: 0.792") for line in lines)
+    assert any(line.startswith("  icons   resnet34 at width 16, pretrained on 200 classes: 0.792") for line in lines)
     on_the_hub(hub, schedule, tmp_path)
     on_the_hub(hub, starting_weights("celo2-base", None, "c", 0), tmp_path, "me/celo2")
     save_file({"weight": torch.zeros(2)}, tmp_path / "network.safetensors")

@@ -220,7 +220,7 @@ def as_text(summary: pd.DataFrame) -> str:
 
 def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results) -> pd.DataFrame:
     """Makes the missing runs, the table and the picture; returns the table."""
-    from l3rs.plots import plot_finetune
+    from l3rs.plots import plot_finetune  # only now: matplotlib takes a second
 
     runs = planned_runs(config)
     missing = results.missing(runs)

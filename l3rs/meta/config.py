@@ -204,14 +204,9 @@ class MetaTrainConfig:
         return Start(self.schedule, self.specialist, self.start, self.lr, self.nes.seed)
 
 
-def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
-    """Adds all settings of a run, with its workload, for `MetaTrainConfig.of`."""
-    parser.add_class_arguments(Workload, as_group=False)
-    parser.add_class_arguments(MetaTrainConfig, as_group=False, skip={"workload"})
-
-
 def read_config(path: str | Path, **values: Any) -> MetaTrainConfig:
     """Reads a YAML file, as in `configs/meta_train`; `values` replace its own."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    add_arguments(parser)
+    parser.add_class_arguments(Workload, as_group=False)
+    parser.add_class_arguments(MetaTrainConfig, as_group=False, skip={"workload"})
     return MetaTrainConfig.of(**{**vars(parser.instantiate(parser.parse_path(str(path)))), **values})

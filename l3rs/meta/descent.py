@@ -6,13 +6,13 @@ import math
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.nes import NES
 from l3rs.meta.problem import FineTuning
 
-BETA1, BETA2, EPS = 0.9, 0.99, 1e-8  # of Adam; a run has some hundred steps, so that v remembers a hundred
+BETAS = 0.9, 0.99  # of Adam: a run has some hundred steps, and the second moment remembers a hundred
 
 
 class Search(Protocol):
@@ -74,9 +74,14 @@ class Descent:
 
     def __init__(self, problem: FineTuning, center: Tensor, config: MetaTrainConfig, steps: int) -> None:
         self.problem, self.config, self.steps = problem, config.gradient, steps
-        self.theta, self.generation = center * problem.scale, 0
-        self.m, self.v = torch.zeros_like(self.theta), torch.zeros_like(self.theta)
+        self.generation, self._parameter = 0, nn.Parameter(center * problem.scale)
+        self._adam = torch.optim.Adam([self._parameter], config.gradient.lr, betas=BETAS)
         self.evaluations, self.status = torch.zeros(0, 3), dict[str, float]()
+
+    @property
+    def theta(self) -> Tensor:
+        """The meta-parameters, (n,)."""
+        return self._parameter.detach().clone()
 
     @property
     def center(self) -> Tensor:
@@ -99,25 +104,29 @@ class Descent:
         }  # fmt: skip
         taught = [task.theta for task in found if not (task.diverged or task.error)]
         if taught:
-            self._take(sum(taught[1:], start=taught[0]) / len(taught))
+            self._parameter.grad = sum(taught[1:], start=taught[0]) / len(taught)
+            nn.utils.clip_grad_norm_([self._parameter], self.config.clip)
+            self._adam.param_groups[0]["lr"] = self.lr
+            self._adam.step()
         self.generation += 1
 
-    def _take(self, g: Tensor) -> None:
-        g = g * min(1.0, self.config.clip / max(g.norm().item(), EPS))
-        k = self.generation + 1
-        self.m = BETA1 * self.m + (1 - BETA1) * g
-        self.v = BETA2 * self.v + (1 - BETA2) * g.square()
-        self.theta = self.theta - self.lr * (self.m / (1 - BETA1**k)) / ((self.v / (1 - BETA2**k)).sqrt() + EPS)
-
     def state_dict(self) -> dict[str, Any]:
-        return {"generation": self.generation, "theta": self.theta, "m": self.m, "v": self.v}
+        return {"generation": self.generation, "theta": self.theta, **self._adam.state_dict()["state"].get(0, {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        kept = {name: torch.as_tensor(state[name], dtype=torch.float32) for name in ("theta", "m", "v")}
-        wrong = next((name for name, t in kept.items() if t.shape != self.theta.shape), None)
+        kept = {name: torch.as_tensor(t) for name, t in state.items() if name != "generation"}
+        generation, theta = int(state["generation"]), kept.pop("theta")
+        if kept and kept.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            raise KeyError(", ".join(kept))
+        wrong = next((name for name, t in {"theta": theta, **kept}.items() if name != "step" and t.shape != self._parameter.shape), None)
         if wrong is not None:
-            raise ValueError(f"{wrong} has the shape {tuple(kept[wrong].shape)}, not {tuple(self.theta.shape)}")
-        self.generation, self.theta, self.m, self.v = int(state["generation"]), kept["theta"], kept["m"], kept["v"]
+            raise ValueError(
+                f"{wrong} must have the shape {tuple(self._parameter.shape)} (got {tuple({'theta': theta, **kept}[wrong].shape)})"
+            )
+        self.generation = generation  # all is there; only now is anything changed
+        with torch.no_grad():
+            self._parameter.copy_(theta)
+        self._adam.load_state_dict({**self._adam.state_dict(), "state": {0: kept} if kept else {}})
 
 
 class DescentThenNES:

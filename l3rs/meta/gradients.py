@@ -119,9 +119,13 @@ class _Unroll:
     def _weights(self, statistics: str) -> Callable[[str, int], tuple[float, float]]:
         """How BatchNorm's statistics come about: (what is kept, share of this batch) of a layer in step k."""
 
+        before = {layer: int(getattr(module, "num_batches_tracked", None) or 0) for layer, module in self.layers.items()}
+
         def running(layer: str, k: int) -> tuple[float, float]:
             momentum = self.layers[layer].momentum
-            share = 1 / (k + 1) if momentum is None else float(momentum)
+            if momentum is None:  # a mean over all batches so far, those of pretraining too
+                return 1 - 1 / (before[layer] + k + 1), 1 / (before[layer] + k + 1)
+            share = float(momentum)
             return 1 - share, share
 
         def recent(layer: str, k: int) -> tuple[float, float]:

@@ -147,7 +147,7 @@ class DifferentiableL3RS:
         norms = torch.stack([grads if x is g else weights if x is theta else self.norms(x) for x in d], dim=1)
         shown = norms
         if "lamb" in c.directions:  # its trust ratio gives it the weights' norm, in the features alone
-            of_lamb = torch.tensor([name == "lamb" for name in c.directions])
+            of_lamb = torch.tensor([name == "lamb" for name in c.directions], device=norms.device)
             trusted = of_lamb & (norms > 0) & (weights > 0).unsqueeze(1)
             shown = torch.where(trusted, weights.unsqueeze(1), norms)
         features, averages = self.features(meta, state.averages, weights, grads, shown, loss, taken)

@@ -39,7 +39,7 @@ def test_it_is_adam_with_clipping_and_a_cosine() -> None:
     adam = torch.optim.Adam([p], lr=0.1, betas=(0.9, 0.99))
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 20)
     for step in range(20):
-        problem.failing = step % 3 == 1  # teaches nothing
+        problem.failing = step % 3 == 1  # one of two tasks teaches nothing
         p.grad = 2 * p.detach()
         torch.nn.utils.clip_grad_norm_([p], 0.5)
         assert search.lr == pytest.approx(adam.param_groups[0]["lr"])
@@ -50,6 +50,31 @@ def test_it_is_adam_with_clipping_and_a_cosine() -> None:
         torch.testing.assert_close(search.center * problem.scale, search.theta)
         assert search.evaluations[:, 1].tolist() == [0.0, float(problem.failing)]
     assert search.theta.norm() < 0.5
+
+
+def test_a_step_in_which_all_fail_moves_nothing_and_its_state_goes_on() -> None:
+    problem: Any = Slopes()
+    config = quick(search="gradient", gradient=GradientConfig(lr=0.1))
+    first = Descent(problem, torch.ones(3), config, 4)
+    problem.gradients = lambda theta: [TaskGradient(torch.full((3,), 7.0), 20.0, True)]
+    first.step()
+    assert torch.equal(first.center, torch.ones(3))
+    del problem.gradients
+    again = Descent(problem, torch.zeros(3), config, 4)
+    again.load_state_dict(first.state_dict())  # of Adam there is nothing yet
+    for search in (first, again):
+        search.step()
+    second = Descent(problem, torch.zeros(3), config, 4)
+    second.load_state_dict(again.state_dict())
+    for search in (first, second):
+        search.step()
+    assert torch.equal(first.theta, second.theta)
+    before = second.theta
+    with pytest.raises(ValueError, match=r"exp_avg must have the shape \(3,\) \(got \(2,\)\)"):
+        second.load_state_dict({**second.state_dict(), "exp_avg": torch.zeros(2)})
+    with pytest.raises(KeyError):
+        second.load_state_dict({"generation": 1})
+    assert torch.equal(second.theta, before)
 
 
 def test_long_tasks_are_dealt_out_first() -> None:

@@ -94,9 +94,12 @@ def test_lions_sign_has_no_gradient() -> None:
     assert found.theta[:-2].any()
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("directions", [("sgd", "adam"), tuple(DIRECTIONS)])
-def test_the_run_is_the_optimizers(directions: tuple[str, ...]) -> None:
+def test_the_run_is_the_optimizers(directions: tuple[str, ...], momentum: float | None) -> None:
     network = small_network(torch.float64)
+    network[1].momentum = momentum  # None is a mean over all batches, those before the run too
+    network[1].num_batches_tracked.fill_(5)
     learned = learned_for(network, directions=directions)
     before = {name: t.clone() for name, t in network.state_dict().items()}
     found = meta_gradient(learned, network, double, STEPS, HELD_OUT)

@@ -146,10 +146,11 @@ class Sizes:
     So a function-preserving change of the network, a kernel before a normalization times a number or a ReLU network's layers times s and
     1/s, changes lengths alike, and a run stays the same function.
 
-    The head's size is the length that moves each logit by 1, however small the head begins: sqrt(classes) for its biases, and for its
-    weights sqrt(classes) / f, where f is the norm of its inputs. For one image the gradient of the weights is the outer product of the
-    gradient of the biases with the inputs; so f is the ratio of the norms of the two gradients, and close to it for a batch (within a
-    tenth to a third for 25 classes, more where few classes balance). It is at most `feature_rms_cap` * sqrt(fan_in).
+    The head's size, of its weights and of its biases, is the length that moves each logit by 1 through the weights, however small the head
+    begins: sqrt(classes) / f, where f is the norm of the head's inputs. For one image the gradient of the weights is the outer product of
+    the gradient of the biases with the inputs; so f is the ratio of the norms of the two gradients, and close to it for a batch (within a
+    tenth to a third for 25 classes, more where few classes balance). It is at most `feature_rms_cap` * sqrt(fan_in). Without biases f is
+    `feature_rms` * sqrt(fan_in).
 
     Args:
         table: of all layers of the network.
@@ -176,22 +177,18 @@ class Sizes:
         by = [table.sized_by[place] for place in places]
         floors = [config.relative_floor * math.sqrt(numels[place]) for place in places]
         constant = {i: norm(of) for i, of in enumerate(by) if of not in row}
-        weights, biases = (None if place is None else row.get(place) for place in table.head)
-        root = math.sqrt(max(table.classes, 1))  # of the sum of squares of a vector with a 1 for each class
-        if biases is not None:
-            constant[biases] = root
-        if weights is not None:
-            norm_at_1 = math.sqrt(table.fan_in[places[weights]])  # of inputs whose root mean square is 1
-            floors[weights] = root / (norm_at_1 * config.feature_rms_cap)
-            if biases is None:
-                constant[weights] = root / (norm_at_1 * config.feature_rms)
-        self.root, self.pair = root, (weights, biases) if weights is not None and biases is not None else None
+        head = [row[place] for place in table.head if place in row]
+        if head:
+            usual = math.sqrt(table.classes / table.fan_in[places[head[0]]]) if table.head[0] in row else math.sqrt(table.classes)
+            for i in head:
+                constant[i], floors[i] = usual / config.feature_rms, usual / config.feature_rms_cap
+        self.root, self.pair = math.sqrt(table.classes), head if len(head) == 2 else None
         self.rows = torch.tensor([row.get(of, 0) for of in by], device=like.device)
         self.floor = like.new_tensor(floors)
         self.fixed = torch.tensor([i in constant for i in range(len(places))], device=like.device) if constant else None
         self.constants = like.new_tensor([constant.get(i, 0.0) for i in range(len(places))])
-        self.is_weights = torch.tensor([i == weights for i in range(len(places))], device=like.device)
-        self.multiplier = like.new_tensor([config.head_logits if i in (weights, biases) else config.lr0 for i in range(len(places))])
+        self.of_head = torch.tensor([i in head for i in range(len(places))], device=like.device)
+        self.multiplier = like.new_tensor([config.head_logits if i in head else config.lr0 for i in range(len(places))])
 
     def __call__(self, weights: Tensor, grads: Tensor) -> Tensor:
         """The sizes, (L,), from the norms of the layers' weights and gradients, (L,)."""
@@ -202,5 +199,5 @@ class Sizes:
             of_weights, of_biases = (grads[i] for i in self.pair)
             moved = of_weights > 0
             known = torch.where(moved, self.root * of_biases / torch.where(moved, of_weights, 1), 0)
-            sizes = torch.where(self.is_weights, known, sizes)
+            sizes = torch.where(self.of_head, known, sizes)
         return torch.maximum(sizes, self.floor)

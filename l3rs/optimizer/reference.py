@@ -145,14 +145,13 @@ class ReferenceL3RS:
         """The norm of a layer's weights, or of those that it is the bias or shift of; of the head, the length that moves logits by 1."""
         c, place = self.learned.config, self.names.index(name)
         theta, (head, bias) = self.parameters[name], self.table.head
-        root = math.sqrt(self.table.classes)
-        if place == bias:
-            return root
-        if place == head:
-            inputs = math.sqrt(self.table.fan_in[place])
-            if bias is None or self.parameters[self.names[bias]].grad is None:
+        if place in (head, bias) and head is not None:
+            grads = [None if i is None else self.parameters[self.names[i]].grad for i in (head, bias)]
+            root, inputs = math.sqrt(self.table.classes), math.sqrt(self.table.fan_in[head])
+            norms = [float(g.norm()) for g in grads if g is not None]
+            if len(norms) < 2:
                 return root / (c.feature_rms * inputs)
-            of_head, of_bias = (float(self.parameters[self.names[i]].grad.norm()) for i in (head, bias))  # type: ignore[union-attr]
+            of_head, of_bias = norms
             return root * max(of_bias / of_head if of_head > 0 else 0.0, 1 / (c.feature_rms_cap * inputs))
         sized_by = self.parameters[self.names[self.table.sized_by[place]]]
         return max(float(sized_by.norm()), c.relative_floor * math.sqrt(theta.numel()))

@@ -85,7 +85,7 @@ def test_sizes_are_norms_and_the_heads_moves_logits_by_one() -> None:
     found = sizes(weights, grads)
     moved = found[0] * head.weight.grad / grads[0] @ features[0]  # type: ignore[operator]
     torch.testing.assert_close(moved.norm(), torch.tensor(3.0).sqrt())
-    torch.testing.assert_close(found[1], torch.tensor(3.0).sqrt())
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_sizes_of_layers_that_rest_are_asked_for() -> None:

@@ -31,6 +31,7 @@ class Arm:
         horizons: some of the cell's; empty is all.
         total_steps: the announced length of the run, as a multiple of the true one.
         refresh: refreshes BatchNorm's statistics before evaluations; a schedule-free optimizer always does.
+        recent: evaluates with BatchNorm's statistics of the last batches, see `l3rs.RecentStatistics`; where `refresh` is, that counts.
         head: the run begins with a `random` head, or with one in closed form, `start`, see `l3rs.head_start`.
         head_batches: so many batches of the run are the most that a head start looks at [choice].
         source: the origin of the learning rate, in words.
@@ -45,6 +46,7 @@ class Arm:
     horizons: tuple[int, ...] = ()
     total_steps: float = 1.0
     refresh: bool = False
+    recent: bool = False
     head: str = "random"
     head_batches: int = HEAD_BATCHES
     source: str = ""

@@ -33,7 +33,7 @@ from l3rs.processes import unseen
 T = TypeVar("T")
 FIELDS = ("cell", "optimizer", "lr", "steps", "task_seed", "meta_seed", "accuracy", "loss", "seconds")  # of every row
 CELL_FIELDS = (  # of a row of a meta-evaluation: these and more, in the order of its files
-    *("cell", "arm", "optimizer", "lr", "learned", "meta_seed", "head_only", "horizon", "steps", "task_seed"),
+    *("cell", "arm", "optimizer", "lr", "learned", "meta_seed", "head_only", "head", "refresh", "recent", "horizon", "steps", "task_seed"),
     *("accuracy", "loss", "seconds", "peak_mib", "error", "torch", "l3rs", "device", "date"),
 )
 
@@ -96,9 +96,14 @@ def execute(run: Run) -> Report:
     else:
         recipe = replace(arm, lr=run.lr).make(network, run.total_steps)
     try:
-        return unroll(network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at, refresh=arm.refresh)
+        report = unroll(
+            network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at,
+            refresh=arm.refresh, recent=arm.recent and not arm.refresh,
+        )  # fmt: skip
     finally:
         network.requires_grad_(True)  # the workbench uses it again
+    report.head_start = bench.head_start
+    return report
 
 
 def row(run: Run, report: Report, steps: int, meta_seed: int | str = "") -> dict[str, Any]:

@@ -25,6 +25,10 @@ class Workbench:
         workload: what to load.
         task: the size of its tasks, and so of the head.
         device: of the network.
+
+    Attributes:
+        network: it is the same object every time.
+        head_start: what the last one chose; None after a random head.
     """
 
     def __init__(self, workload: Workload, task: TaskConfig, device: str = "cpu") -> None:
@@ -35,6 +39,7 @@ class Workbench:
         self.network: nn.Module = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._start = {name: t.clone() for name, t in self.network.state_dict().items()}
         self._tasks: dict[str, TaskDistribution] = {}
+        self.head_start: HeadStart | None = None
         self._heads: OrderedDict[tuple[str, int, int, str], tuple[HeadStart, dict[str, torch.Tensor]]] = OrderedDict()
 
     def network_for(self, head_seed: int) -> nn.Module:
@@ -62,11 +67,10 @@ class Workbench:
         tasks = self.tasks(purpose)
         task = tasks.draw(seed, steps)
         network = self.network_for(task.head_seed).train()
-        if head == "start":
-            self._start_head(purpose, tasks, task, min(steps, head_batches), precision)
+        self.head_start = self._start_head(purpose, tasks, task, min(steps, head_batches), precision) if head == "start" else None
         return tasks, task, network
 
-    def _start_head(self, purpose: str, tasks: TaskDistribution, task: Task, batches: int, precision: str) -> None:
+    def _start_head(self, purpose: str, tasks: TaskDistribution, task: Task, batches: int, precision: str) -> HeadStart:
         """Gives the network of a task its head in closed form, from so many batches; it is remembered."""
         head, key = head_of(self.network), (purpose, task.seed, batches, precision)
         if key not in self._heads:
@@ -75,7 +79,9 @@ class Workbench:
             self._heads[key] = found, {name: t.clone() for name, t in head.state_dict().items()}
             if len(self._heads) > REMEMBERED:
                 self._heads.popitem(last=False)
-        head.load_state_dict(self._heads[key][1])
+        found, state = self._heads[key]
+        head.load_state_dict(state)
+        return found
 
     def tasks(self, purpose: str) -> TaskDistribution:
         """The tasks over the classes of this purpose."""

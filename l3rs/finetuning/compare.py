@@ -157,18 +157,12 @@ def along(horizon: int) -> tuple[int, ...]:
 def planned_runs(config: FinetuneConfig) -> list[Run]:
     """Lists every run of the comparison, longest first, so that the cores end together."""
     longest = max(config.steps)
+    arms = [Arm(name, name, learned=config.learned, recent=True, head=config.head) for name in config.optimizers]
     return [
-        Run(
-            CELL,
-            Arm(name, name, learned=config.learned, recent=True, head=config.head),
-            steps,
-            config.seed + i,
-            PURPOSE,
-            along(steps) if steps == longest else (),
-        )
+        Run(CELL, arm, steps, config.seed + i, PURPOSE, along(steps) if steps == longest else ())
         for steps in sorted(set(config.steps), reverse=True)
         for i in range(config.tasks)
-        for name in config.optimizers
+        for arm in arms
     ]
 
 
@@ -254,11 +248,12 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
     runs = planned_runs(config)
     missing = results.missing(runs)
     workers = config.workers or cores()
+    heads = ",\nfrom random heads; these runs start with heads in closed form (--head)" if config.head == "start" else ""
     print(
         f"Fine-tuning ResNet-34 (width 16, pretrained on 200 icon classes) on {config.tasks} tasks of 25 new classes,\n"
         f"{len(config.optimizers)} optimizers, {' '.join(map(str, sorted(set(config.steps))))} steps. "
         f"l3rs uses the schedule {text.printable(learned.name)} ({len(learned.theta)} meta-parameters);\n"
-        f"the baselines' learning rates were tuned on other classes{', from random heads' if config.head == 'start' else ''}. {len(missing)} runs on {workers} processes"
+        f"the baselines' learning rates were tuned on other classes{heads}. {len(missing)} runs on {workers} processes"
         + (f"; {len(runs) - len(missing)} are in {results.runs_file} already." if len(missing) < len(runs) else "."),
         flush=True,
     )

@@ -96,14 +96,12 @@ def execute(run: Run) -> Report:
     else:
         recipe = replace(arm, lr=run.lr).make(network, run.total_steps)
     try:
-        report = unroll(
+        return unroll(
             network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at,
-            refresh=arm.refresh, recent=arm.recent and not arm.refresh,
+            refresh=arm.refresh, recent=arm.recent and not arm.refresh, head_start=bench.head_start,
         )  # fmt: skip
     finally:
         network.requires_grad_(True)  # the workbench uses it again
-    report.head_start = bench.head_start
-    return report
 
 
 def row(run: Run, report: Report, steps: int, meta_seed: int | str = "") -> dict[str, Any]:

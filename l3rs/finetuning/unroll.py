@@ -102,6 +102,7 @@ def unroll(
     precision: str = "float32",
     refresh: bool = False,
     recent: bool = False,
+    head_start: HeadStart | None = None,
 ) -> Report:
     """Fine-tunes `network`, in place and on its device, on all batches of `task`, with BatchNorm in train mode.
 
@@ -117,12 +118,13 @@ def unroll(
         scheduler: of the learning rate, advanced once a step.
         evaluate_at: steps to evaluate after, besides the end; 0 is before the first step.
         precision: of the forward and backward pass: `float32`, or `bfloat16` by autocast.
-        refresh: gives any optimizer those BatchNorm statistics in evaluations; training does not change. Before the first step they are
-            of the first batches, as a head start has seen.
+        refresh: gives any optimizer those BatchNorm statistics in evaluations; training does not change.
         recent: evaluates with the statistics of `RecentStatistics`, which cost nothing; a schedule-free optimizer needs a refresh.
+        head_start: what the network's head was made of, for the report. Before the first step, such a head is evaluated with the statistics
+            of the first batches, unless that is to be with running ones.
     """
     started = time.perf_counter()
-    report = Report()
+    report = Report(head_start=head_start)
     wanted = {s for s in evaluate_at if s <= len(task.batches)} | {len(task.batches)}
     device = next(network.parameters()).device
     held_out, held_out_labels = (t.to(device) for t in task.held_out(images))
@@ -131,7 +133,8 @@ def unroll(
         if step in wanted:
             last = range(max(0, step - REFRESH), step) if step else range(min(REFRESH, len(task.batches)))
             seen = (task.batch(images, i)[0].to(device) for i in last)
-            with autocast(device, precision), where_evaluated(network, optimizer, seen, refresh), lent():
+            fresh = refresh if step else (refresh or recent) and head_start is not None
+            with autocast(device, precision), where_evaluated(network, optimizer, seen, fresh), lent():
                 report.accuracy[step], report.loss[step] = evaluate(network, held_out, held_out_labels, precision)
 
     # torch annotates closures as giving floats; they give, and `step` returns, the loss as a tensor

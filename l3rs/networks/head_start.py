@@ -40,10 +40,12 @@ class HeadStartConfig:
     """How the head is chosen [choice: all of it].
 
     Attributes:
-        ridges: strengths r to choose from: the strongest whose held-out loss, at its best scale, is within a standard error of the best.
-        scales: scales s to choose from: the first at which the loss of the images themselves is down to `left`, or to the held-out loss.
-        left: that loss, as a share of what a head without any knowledge has, the entropy of the classes.
-        careful: that share where held-out images are told no better than by chance.
+        ridges: strengths r to choose from: the strongest whose held-out loss, each at its best scale, is within a standard error of the
+            best; the error is that of the difference, image by image.
+        scales: scales s to choose from: the first at which the loss of the images themselves is down to what they are to be left.
+        left: they are left the geometric mean of the held-out loss and of this share of the classes' entropy, which is the loss of a head
+            without any knowledge; at most the held-out loss.
+        careful: the share that they are left where held-out images are told no better than by chance.
         sure: standard errors by which their accuracy must exceed the share of the largest class, to be better than chance.
         folds: of the images; each is judged by heads that are fitted on the others.
         keep_mib: memory for features. Where they are more, the sums are of all images, and the first ones are kept to judge by.
@@ -291,7 +293,7 @@ def _choose(seen: _Seen, head: nn.Linear, config: HeadStartConfig) -> tuple[Tens
     which, expected, known = _strength(judged, share.max().item(), config)
     fit = moments.fit(config.ridges[which : which + 1], centred)
     own = losses_at(config.scales, fit.logits(x, 0), labels).mean(1)
-    target = min(config.left * entropy, expected) if known else config.careful * entropy
+    target = min(math.sqrt(expected * config.left * entropy), expected) if known else config.careful * entropy
     at = int((own <= target).nonzero()[0]) if (own <= target).any() else int(own.argmin())
     weight = config.scales[at] * fit.weights[0]
     held_out = (judged.right[which].double().mean().item(), judged.losses[which, at].mean().item())
@@ -304,14 +306,14 @@ def _strength(judged: Judged, chance: float, config: HeadStartConfig) -> tuple[i
     number = judged.right.shape[1]
     if not number:
         return len(config.ridges) - 1, math.nan, False
-    means = judged.losses.mean(-1)
-    best = int(means.argmin())
-    error = judged.losses.flatten(0, 1)[best].std(correction=0).item() / math.sqrt(number)
-    within = means.amin(1) <= means.min() + error
+    at_best = torch.stack([losses[losses.mean(1).argmin()] for losses in judged.losses])  # (R, n)
+    means = at_best.mean(1)
+    more = at_best - at_best[means.argmin()]
+    within = more.mean(1) <= more.std(1, correction=0) / math.sqrt(number)
     which = int(within.nonzero()[-1])
     accuracy = judged.right[which].double().mean().item()
     known = accuracy > chance + config.sure * math.sqrt(chance * (1 - chance) / number)
-    return which, means[which].min().item(), known
+    return which, means[which].item(), known
 
 
 # -- processes -------------------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -116,9 +116,9 @@ def head_start(
 
     BatchNorm normalizes by the batch, as it will in training, unless it alone is in evaluation mode; dropout is off. Nothing but the head
     changes: neither running statistics nor modes, gradients or the state of random generators. Also the batches are drawn within, so that
-    a loader which shuffles by torch's global generator gives the same ones to the run that follows. Call it under `torch.autocast` for a
-    forward pass in mixed precision. Where processes are joined by `torch.distributed`, it is called on all, and all get the same head, of
-    all images.
+    a loader which shuffles by torch's global generator, or by its own, gives the same ones to the run that follows. Call it under
+    `torch.autocast` for a forward pass in mixed precision. Where processes are joined by `torch.distributed`, it is called on all, and all
+    get the same head, of all images.
 
     Args:
         network: with a dense head, on any device.
@@ -142,7 +142,7 @@ def head_start(
     head = head_of(network) if head is None else head
     if not isinstance(head, nn.Linear) or parametrize.is_parametrized(head):
         raise ValueError(f"the head must be a dense layer with weights of its own (got {type(head).__name__})")
-    with torch.no_grad(), _untouched(network, head):
+    with torch.no_grad(), _untouched(network, head, _generators(batches)):
         seen = _see(network, islice(batches, limit), head, config)
         weight, bias, found = _choose(seen, head, config)
         if found.kind != "random":
@@ -161,13 +161,20 @@ class _Seen(NamedTuple):
     folds: Tensor
 
 
+def _generators(loader: Any) -> list[torch.Generator]:
+    """A loader's own."""
+    owners = loader, getattr(loader, "sampler", None)
+    return [g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)]
+
+
 @contextmanager
-def _untouched(network: nn.Module, head: nn.Linear) -> Iterator[None]:
+def _untouched(network: nn.Module, head: nn.Linear, generators: Sequence[torch.Generator]) -> Iterator[None]:
     """Puts the network in the mode of a head start, and gives everything back as it was, random states too."""
     modes = [(module, module.training) for module in network.modules()]
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and (m.training or not network.training)]
     kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
     devices = [head.weight.device] if head.weight.device.type == "cuda" else []
+    states = [g.get_state() for g in generators]
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (what augmentations draw from)
     try:
         with torch.random.fork_rng(devices):
@@ -180,6 +187,8 @@ def _untouched(network: nn.Module, head: nn.Linear) -> Iterator[None]:
             module.training = mode
         for buffer, value in kept:
             buffer.copy_(value)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
         random.setstate(of_python)
         np.random.set_state(of_numpy)  # noqa: NPY002
 

@@ -50,7 +50,7 @@ class RecentStatistics:
         if not 0 < share <= 1:
             raise ValueError(f"share must be above 0 and at most 1 (got {share})")
         self.network, self.last, self.share = network, last, share
-        self._taken = 0
+        self.taken = 0
         self._batches: deque[Statistics] = deque(maxlen=last)
         self._kept: list[Tensor] = []
         self._hooks = [network.register_forward_pre_hook(self._before), network.register_forward_hook(self._after)]
@@ -81,14 +81,14 @@ class RecentStatistics:
                 batch = torch._foreach_sub(self._buffers, self._kept)
                 torch._foreach_div_(batch, self._shares)
             self._batches.append(dict(zip(self._names, batch, strict=True)))
-            self._taken += 1
+            self.taken += 1
             self._kept = []
 
     # -- in use ------------------------------------------------------------------------------------------------------------------------
 
-    def _recent(self) -> Statistics:
+    def means(self) -> Statistics:
         """The means over the last batches, by name."""
-        number = min(len(self._batches), max(1, round(self.share * self._taken)))
+        number = min(len(self._batches), max(1, round(self.share * self.taken)))
         batches = list(self._batches)[-number:] if number else []
         names = batches[-1] if batches else ()
         of = {name: [batch[name] for batch in batches if name in batch] for name in names}
@@ -98,14 +98,14 @@ class RecentStatistics:
     def apply(self) -> None:
         """Puts them in the place of the running statistics, for good."""
         buffers = dict(self.network.named_buffers())
-        for name, value in self._recent().items():
+        for name, value in self.means().items():
             buffers[name].copy_(value)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Lends them to the network; afterwards it has its running statistics, to the bit."""
         buffers = dict(self.network.named_buffers())
-        before = {name: buffers[name].clone() for name in self._recent()}
+        before = {name: buffers[name].clone() for name in self.means()}
         self.apply()
         try:
             yield
@@ -128,10 +128,10 @@ class RecentStatistics:
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on after a resume."""
-        return {"taken": self._taken, "batches": [dict(batch) for batch in self._batches]}
+        return {"taken": self.taken, "batches": [dict(batch) for batch in self._batches]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state."""
         buffers = dict(self.network.named_buffers())
-        self._taken = int(state["taken"])
+        self.taken = int(state["taken"])
         self._batches = deque(({n: t.to(buffers[n].device) for n, t in batch.items()} for batch in state["batches"]), maxlen=self.last)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import asdict
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 
 from l3rs.lightning.callbacks import BatchNormMode, HeadThenAll
 from l3rs.networks import head_start, recent_statistics
@@ -79,10 +82,18 @@ class _Batches:
 
     def __init__(self, callback: HeadStart, trainer: pl.Trainer) -> None:
         self.callback, self.trainer, self.loader = callback, trainer, trainer.train_dataloader
+        if isinstance(self.loader, DataLoader):
+            self.loader = copy(self.loader)
+            self.loader._iterator = None  # the trainer's own, where workers persist
         self.sampler, self.generator = getattr(self.loader, "sampler", None), getattr(self.loader, "generator", None)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self.loader:  # type: ignore[union-attr]
+        before, own = torch.get_rng_state(), self.generator.get_state() if self.generator else None
+        batches = iter(self.loader)  # type: ignore[arg-type]
+        torch.set_rng_state(before)  # the trainer has made its own iterator already, which draws a number
+        if self.generator:
+            self.generator.set_state(own)
+        for batch in batches:
             yield self.callback.images_and_labels(self.trainer.strategy.batch_to_device(batch))
 
 

@@ -42,10 +42,10 @@ class HeadStartConfig:
     Attributes:
         ridges: strengths r to choose from: the strongest whose held-out loss, each at its best scale, is within a standard error of the
             best; the error is that of the difference, image by image.
-        scales: scales s to choose from: the first at which the loss of the images themselves is down to what they are to be left.
-        left: they are left the geometric mean of the held-out loss and of this share of the classes' entropy, which is the loss of a head
-            without any knowledge; at most the held-out loss.
-        careful: the share that they are left where held-out images are told no better than by chance.
+        scales: scales s to choose from: the first at which the loss of the images themselves is down to that of held-out images, or to
+            `left`, if that is less.
+        left: a share of the loss of a head without any knowledge, the entropy of the classes.
+        careful: that share where held-out images are told no better than by chance.
         sure: standard errors by which their accuracy must exceed the share of the largest class, to be better than chance.
         folds: of the images; each is judged by heads that are fitted on the others.
         keep_mib: memory for features. Where they are more, the sums are of all images, and the first ones are kept to judge by.
@@ -53,7 +53,7 @@ class HeadStartConfig:
 
     ridges: tuple[float, ...] = RIDGES
     scales: tuple[float, ...] = SCALES
-    left: float = 0.125
+    left: float = 0.5
     careful: float = 0.9
     sure: float = 2.0
     folds: int = 5
@@ -302,7 +302,7 @@ def _choose(seen: _Seen, head: nn.Linear, config: HeadStartConfig) -> tuple[Tens
     which, expected, known = _strength(judged, share.max().item(), config)
     fit = moments.fit(config.ridges[which : which + 1], centred)
     own = losses_at(config.scales, fit.logits(x, 0), labels).mean(1)
-    target = min(math.sqrt(expected * config.left * entropy), expected) if known else config.careful * entropy
+    target = min(config.left * entropy, expected) if known else config.careful * entropy
     at = int((own <= target).nonzero()[0]) if (own <= target).any() else int(own.argmin())
     weight = config.scales[at] * fit.weights[0]
     held_out = (judged.right[which].double().mean().item(), judged.losses[which, at].mean().item())

@@ -170,7 +170,7 @@ def test_the_images_are_left_a_loss_to_learn_from() -> None:
     network, batches = Network(200), data(2, spread=1.5)  # more features than images, which the weakest ridge would interpolate
     found = head_start(network, batches)
     assert found.kind == "fitted"
-    assert 0.08 < loss_of(network, batches) / np.log(C) < 0.13
+    assert 0.4 < loss_of(network, batches) / np.log(C) <= 0.51
     easy = data(20, spread=0.05)  # there the head may be as sure as it is right on images that it has not seen
     assert head_start(network, easy).loss < 0.1
     assert loss_of(network, easy) < 0.1

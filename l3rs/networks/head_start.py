@@ -41,7 +41,7 @@ class HeadStartConfig:
 
     Attributes:
         ridges: strengths r to choose from: the strongest whose held-out loss, each at its best scale, is within a standard error of the
-            best; the error is that of the difference, image by image.
+            best loss; images of the run itself are too trusting a judge, as those that are yet to come are others.
         scales: scales s to choose from: the first at which the loss of the images themselves is down to that of held-out images, or to
             `left`, if that is less.
         left: a share of the loss of a head without any knowledge, the entropy of the classes.
@@ -317,8 +317,8 @@ def _strength(judged: Judged, chance: float, config: HeadStartConfig) -> tuple[i
         return len(config.ridges) - 1, math.nan, False
     at_best = torch.stack([losses[losses.mean(1).argmin()] for losses in judged.losses])  # (R, n)
     means = at_best.mean(1)
-    more = at_best - at_best[means.argmin()]
-    within = more.mean(1) <= more.std(1, correction=0) / math.sqrt(number)
+    error = at_best[means.argmin()].std(correction=0) / math.sqrt(number)
+    within = means <= means.min() + error
     which = int(within.nonzero()[-1])
     accuracy = judged.right[which].double().mean().item()
     known = accuracy > chance + config.sure * math.sqrt(chance * (1 - chance) / number)

@@ -195,7 +195,8 @@ class Rows:
             tables += [pd.read_parquet(file) for file in sorted(folder.glob("*.parquet"))]
             tables += [read_rows(file, CELL_FIELDS) for file in sorted(folder.glob("*.csv"))]
         whole = pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)
-        whole["head"] = whole["head"].astype(object).where(whole["head"].notna(), "random")  # rows of before there was another
+        heads = whole["head"].astype(object) if "head" in whole else pd.Series(None, whole.index, dtype=object)
+        whole["head"] = heads.where(heads.notna(), "random")  # rows of before there was another have none
         whole["learned"] = whole["learned"].astype(object).where(whole["learned"].notna(), "")  # an empty cell is read as NaN
         return whole.drop_duplicates([*KEY, "steps"], keep="first", ignore_index=True)
 

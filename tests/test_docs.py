@@ -100,7 +100,7 @@ def test_the_readmes_snippet_runs_as_it_stands(tmp_path: Path) -> None:
     assert losses[-1] < 0.5
 
 
-@pytest.mark.parametrize("page", ["index.md", "start.md", "plain-loop.md"])
+@pytest.mark.parametrize("page", ["index.md", "start.md", "plain-loop.md", "head-start.md"])
 def test_the_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One block after the other, in one namespace."""
     monkeypatch.chdir(tmp_path)

@@ -11,6 +11,7 @@ from l3rs.cli.options import Options, values_of
 from l3rs.cli.parser import Parser
 from l3rs.finetuning.arms import OURS
 from l3rs.finetuning.compare import OPTIMIZERS, FinetuneConfig, Results, finetune, schedule_for
+from l3rs.finetuning.tasks import HEADS
 from l3rs.networks.pretrained import shipped_weights
 from l3rs.own_images.config import COMPARED, PRECISIONS, OwnImagesConfig
 from l3rs.processes import exit_code
@@ -40,7 +41,10 @@ def parser() -> Parser:
     """Options of both configs; None marks those that are not given."""
     parser = Parser(USAGE, ABOUT)
     comparison = Options(
-        FinetuneConfig, choices={"optimizers": OPTIMIZERS}, metavars={"out": "FOLDER", "optimizers": "NAME", "learned": "NAME"}, texts=BOTH
+        FinetuneConfig,
+        choices={"optimizers": OPTIMIZERS, "head": HEADS},
+        metavars={"out": "FOLDER", "optimizers": "NAME", "learned": "NAME"},
+        texts=BOTH,
     )
     own = Options(
         OwnImagesConfig,
@@ -85,7 +89,8 @@ def run(args: Namespace) -> None:
 def compare(config: FinetuneConfig) -> None:
     """The comparison on new classes of Icons."""
     learned = schedule_for(config)
-    about = {"network": fingerprint(*(t for _, t in sorted(shipped_weights().items())))[:12]}
+    network = fingerprint(*(t for _, t in sorted(shipped_weights().items())))[:12]
+    about = {"network": network, "head": config.head, "statistics": "recent"}
     if OURS in config.optimizers:
         about["schedule"] = identity(learned)
     with Results(config.out, about) as results:

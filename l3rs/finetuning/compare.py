@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from l3rs.files import append_rows, whole_rows, write_atomically
 from l3rs.finetuning.arms import OURS, Arm
 from l3rs.finetuning.baselines import BASELINES, LIBRARIES, tuned_learning_rate
 from l3rs.finetuning.runs import FIELDS, Run, execute, execute_all, row
+from l3rs.finetuning.tasks import HEADS
 from l3rs.finetuning.unroll import Report
 from l3rs.finetuning.workbench import workbench
+from l3rs.networks.head_start import HeadStart
 from l3rs.processes import cores
 from l3rs.run_folder import FolderError, RunFolder
 from l3rs.schedules.find import load, resolve
@@ -39,6 +42,7 @@ class FinetuneConfig:
         tasks: tasks of 25 new classes each, the same for every optimizer.
         steps: lengths of runs; each is a run of its own.
         optimizers: names of the optimizers to compare.
+        head: every run begins with a head in closed form, `start`, from the features of its own batches, or with a `random` one.
         learned: the schedule for `l3rs`: "auto", a shipped name, or a path.
         seed: tasks come from the seeds seed, seed + 1, ...
         out: folder for the results.
@@ -48,6 +52,7 @@ class FinetuneConfig:
     tasks: int = 8
     steps: tuple[int, ...] = (10, 25, 50)
     optimizers: tuple[str, ...] = (OURS, "adam", "adam-cosine", "adam-cosine-head10", "sgd-cosine")
+    head: str = "start"
     learned: str = "auto"
     seed: int = 0
     out: Path = Path("l3rs-out")
@@ -64,6 +69,8 @@ class FinetuneConfig:
                 raise ValueError(f"--optimizers must be one or more of {', '.join(OPTIMIZERS)} (got {name!r})")
             if name in LIBRARIES and find_spec(LIBRARIES[name]) is None:
                 raise ValueError(f"--optimizers has {name}, which needs {LIBRARIES[name]}: pip install {LIBRARIES[name]}")
+        if self.head not in HEADS:
+            raise ValueError(f"--head must be one of {', '.join(HEADS)} (got {self.head!r})")
         if self.seed < 0:
             raise ValueError(f"--seed must be a whole number of at least 0 (got {self.seed})")
         if self.workers < 0:
@@ -81,7 +88,8 @@ class Results(RunFolder):
     """
 
     def __init__(self, path: Path, about: Mapping[str, str]) -> None:
-        super().__init__(path, about, "about.json", defaults=about)
+        before = {"head": "random", "statistics": "running"}  # of an older version, which did not write them
+        super().__init__(path, about, "about.json", defaults={**about, **before})
         self.runs_file, self.curves_file = path / "runs.csv", path / "curves.csv"
         try:
             for file, fields in ((self.runs_file, FIELDS), (self.curves_file, CURVE_FIELDS)):
@@ -149,11 +157,12 @@ def along(horizon: int) -> tuple[int, ...]:
 def planned_runs(config: FinetuneConfig) -> list[Run]:
     """Lists every run of the comparison, longest first, so that the cores end together."""
     longest = max(config.steps)
+    arms = [Arm(name, name, learned=config.learned, recent=True, head=config.head) for name in config.optimizers]
     return [
-        Run(CELL, Arm(name, name, learned=config.learned), steps, config.seed + i, PURPOSE, along(steps) if steps == longest else ())
+        Run(CELL, arm, steps, config.seed + i, PURPOSE, along(steps) if steps == longest else ())
         for steps in sorted(set(config.steps), reverse=True)
         for i in range(config.tasks)
-        for name in config.optimizers
+        for arm in arms
     ]
 
 
@@ -218,6 +227,20 @@ def as_text(summary: pd.DataFrame) -> str:
     return "\n".join(text.table(rows, line=True))
 
 
+def of_all(starts: Sequence[HeadStart]) -> str:
+    """What the head starts of all runs chose, in a line."""
+
+    def spread(name: str) -> str:
+        values = [value for start in starts if not math.isnan(value := getattr(start, name))]
+        return f"{min(values):.3g} to {max(values):.3g}" if values else "none"
+
+    kinds = ", ".join(f"{number} {kind}" for kind, number in Counter(start.kind for start in starts).items())
+    return (
+        f"Head starts: {kinds}, from {spread('images')} images; on held-out ones {spread('accuracy')} right; "
+        f"ridge {spread('ridge')}, scale {spread('scale')}."
+    )
+
+
 def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results) -> pd.DataFrame:
     """Makes the missing runs, the table and the picture; returns the table."""
     from l3rs.plots import plot_finetune  # only now: matplotlib takes a second
@@ -225,11 +248,12 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
     runs = planned_runs(config)
     missing = results.missing(runs)
     workers = config.workers or cores()
+    heads = ",\nfrom random heads; these runs start with heads in closed form (--head)" if config.head == "start" else ""
     print(
         f"Fine-tuning ResNet-34 (width 16, pretrained on 200 icon classes) on {config.tasks} tasks of 25 new classes,\n"
         f"{len(config.optimizers)} optimizers, {' '.join(map(str, sorted(set(config.steps))))} steps. "
         f"l3rs uses the schedule {text.printable(learned.name)} ({len(learned.theta)} meta-parameters);\n"
-        f"the baselines' learning rates were tuned on other classes. {len(missing)} runs on {workers} processes"
+        f"the baselines' learning rates were tuned on other classes{heads}. {len(missing)} runs on {workers} processes"
         + (f"; {len(runs) - len(missing)} are in {results.runs_file} already." if len(missing) < len(runs) else "."),
         flush=True,
     )
@@ -239,11 +263,15 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
         meta_seed = learned.training["config"]["nes"]["seed"]
     except (KeyError, TypeError):  # the record of its training is free-form
         meta_seed = ""
+    starts: list[HeadStart] = []
     with bar, closing(execute_all(missing, workers, execute)) as ended:
         for run, report in ended:
             results.append(run, report, meta_seed)
+            starts += [report.head_start] if report.head_start else []
             bar.update(run.steps)
 
+    if starts:
+        print(f"\n{of_all(starts)}")
     table = summary(results, config)
     print(f"\n{as_text(table)}\n\nto l3rs: accuracy minus the accuracy of l3rs, paired by task.")
     if OURS in config.optimizers and len(config.optimizers) > 1:

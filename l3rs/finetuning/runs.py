@@ -33,7 +33,7 @@ from l3rs.processes import unseen
 T = TypeVar("T")
 FIELDS = ("cell", "optimizer", "lr", "steps", "task_seed", "meta_seed", "accuracy", "loss", "seconds")  # of every row
 CELL_FIELDS = (  # of a row of a meta-evaluation: these and more, in the order of its files
-    *("cell", "arm", "optimizer", "lr", "learned", "meta_seed", "head_only", "horizon", "steps", "task_seed"),
+    *("cell", "arm", "optimizer", "lr", "learned", "meta_seed", "head_only", "head", "refresh", "recent", "horizon", "steps", "task_seed"),
     *("accuracy", "loss", "seconds", "peak_mib", "error", "torch", "l3rs", "device", "date"),
 )
 
@@ -84,9 +84,7 @@ def execute(run: Run) -> Report:
     """Fine-tunes the network in this process."""
     arm = run.arm
     bench = workbench(run.workload, run.task, run.device)
-    tasks = bench.tasks(run.purpose)
-    task = tasks.draw(run.task_seed, run.steps)
-    network = bench.network_for(task.head_seed)
+    tasks, task, network = bench.ready(run.purpose, run.task_seed, run.steps, arm.head, arm.head_batches)
     if arm.head_only:
         network.requires_grad_(False)
         head_of(network).requires_grad_(True)
@@ -98,7 +96,10 @@ def execute(run: Run) -> Report:
     else:
         recipe = replace(arm, lr=run.lr).make(network, run.total_steps)
     try:
-        return unroll(network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at, refresh=arm.refresh)
+        return unroll(
+            network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at,
+            refresh=arm.refresh, recent=arm.recent and not arm.refresh, head_start=bench.head_start,
+        )  # fmt: skip
     finally:
         network.requires_grad_(True)  # the workbench uses it again
 

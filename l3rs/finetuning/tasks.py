@@ -16,6 +16,17 @@ import torch
 from torch import Tensor
 
 from l3rs.data.images import ImageSet
+from l3rs.networks.head_start import HEAD_BATCHES as HEAD_BATCHES
+
+HEADS = ("random", "start")
+
+
+def check_head(head: str, head_batches: int) -> None:
+    """Raises ValueError unless a run can begin with this head, from so many batches."""
+    if head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)} (got {head!r})")
+    if head_batches < 1:
+        raise ValueError(f"head_batches must be at least 1 (got {head_batches})")
 
 
 @dataclass(frozen=True)

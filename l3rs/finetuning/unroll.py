@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, cast, runtime_checkable
 
@@ -17,6 +17,8 @@ from torch.optim.swa_utils import update_bn
 
 from l3rs.data.images import ImageSet
 from l3rs.finetuning.tasks import Task
+from l3rs.networks.head_start import HeadStart
+from l3rs.networks.recent_statistics import RecentStatistics
 
 PRECISIONS = ("float32", "bfloat16")
 REFRESH = 20  # batches; running statistics with BatchNorm's momentum of 0.1 are as noisy as an average over 19
@@ -31,6 +33,7 @@ class Report:
         accuracy, loss: on the evaluation batch, by the number of steps taken. NaN after a run has diverged.
         seconds: wall-clock time of the run.
         peak_mib: the most memory in use; NaN if it was not measured.
+        head_start: what the head in closed form was made of, if the run began with one.
     """
 
     train_losses: list[float] = field(default_factory=list)
@@ -38,18 +41,20 @@ class Report:
     loss: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
     peak_mib: float = math.nan
+    head_start: HeadStart | None = None
 
 
 def evaluate(network: nn.Module, inputs: Tensor, labels: Tensor, precision: str = "float32") -> tuple[float, float]:
     """Measures accuracy and cross entropy with BatchNorm's running statistics; leaves the network in train mode."""
     network.eval()
-    with torch.no_grad(), _autocast(inputs.device, precision):
+    with torch.no_grad(), autocast(inputs.device, precision):
         logits = network(inputs).float()
     network.train()
     return (logits.argmax(1) == labels).float().mean().item(), F.cross_entropy(logits, labels).item()
 
 
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The forward passes of a precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
@@ -73,7 +78,7 @@ def where_evaluated(
     A schedule-free optimizer evaluates at the average of its weights. There, or with `refresh`, BatchNorm gets the mean statistics of
     `batches`, inputs: its running ones lag behind the weights.
     """
-    average = isinstance(optimizer, ScheduleFree) and bool(optimizer.state)  # before the first step there is none
+    average = isinstance(optimizer, ScheduleFree) and any(optimizer.state.values())  # before the first step there is none
     if not (average or refresh):
         yield
         return
@@ -96,6 +101,8 @@ def unroll(
     evaluate_at: Collection[int] = (),
     precision: str = "float32",
     refresh: bool = False,
+    recent: bool = False,
+    head_start: HeadStart | None = None,
 ) -> Report:
     """Fine-tunes `network`, in place and on its device, on all batches of `task`, with BatchNorm in train mode.
 
@@ -112,29 +119,36 @@ def unroll(
         evaluate_at: steps to evaluate after, besides the end; 0 is before the first step.
         precision: of the forward and backward pass: `float32`, or `bfloat16` by autocast.
         refresh: gives any optimizer those BatchNorm statistics in evaluations; training does not change.
+        recent: evaluates with the statistics of `RecentStatistics`, which cost nothing; a schedule-free optimizer needs a refresh.
+        head_start: what the network's head was made of, for the report. Before the first step, such a head is evaluated with the statistics
+            of the first batches, unless that is to be with running ones.
     """
     started = time.perf_counter()
-    report = Report()
+    report = Report(head_start=head_start)
     wanted = {s for s in evaluate_at if s <= len(task.batches)} | {len(task.batches)}
     device = next(network.parameters()).device
     held_out, held_out_labels = (t.to(device) for t in task.held_out(images))
 
     def record(step: int) -> None:
         if step in wanted:
-            seen = (task.batch(images, i)[0].to(device) for i in range(max(0, step - REFRESH), step))
-            with _autocast(device, precision), where_evaluated(network, optimizer, seen, refresh and step > 0):
+            last = range(max(0, step - REFRESH), step) if step else range(min(REFRESH, len(task.batches)))
+            seen = (task.batch(images, i)[0].to(device) for i in last)
+            fresh = refresh if step else (refresh or recent) and head_start is not None
+            with autocast(device, precision), where_evaluated(network, optimizer, seen, fresh), lent():
                 report.accuracy[step], report.loss[step] = evaluate(network, held_out, held_out_labels, precision)
 
     # torch annotates closures as giving floats; they give, and `step` returns, the loss as a tensor
     step_with = cast("Callable[[Callable[[], Tensor]], Tensor]", optimizer.step)
     network.train()
+    follower = RecentStatistics(network) if recent and not isinstance(optimizer, ScheduleFree) else None
+    lent = follower.applied if follower else nullcontext
     record(0)
     for step in range(1, len(task.batches) + 1):
         inputs, targets = (t.to(device, non_blocking=True) for t in task.batch(images, step - 1))
 
         def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
             optimizer.zero_grad()
-            with _autocast(device, precision):
+            with autocast(device, precision):
                 loss = F.cross_entropy(network(inputs), targets)
             loss.backward()
             return loss
@@ -148,5 +162,7 @@ def unroll(
         record(step)
     for step in wanted - report.loss.keys():
         report.accuracy[step] = report.loss[step] = float("nan")
+    if follower:
+        follower.close()
     report.seconds = time.perf_counter() - started
     return report

@@ -5,7 +5,17 @@ from l3rs.extras import require
 require(__name__, "lightning")
 
 from l3rs.lightning.callbacks import BatchNormMode, HeadThenAll, L3RSMonitor
+from l3rs.lightning.callbacks_ends import HeadStart, RecentStatistics
 from l3rs.lightning.data import ImageFolderDataModule
 from l3rs.lightning.module import L3RSMixin, L3RSModule
 
-__all__ = ["BatchNormMode", "HeadThenAll", "ImageFolderDataModule", "L3RSMixin", "L3RSModule", "L3RSMonitor"]
+__all__ = [
+    "BatchNormMode",
+    "HeadStart",
+    "HeadThenAll",
+    "ImageFolderDataModule",
+    "L3RSMixin",
+    "L3RSModule",
+    "L3RSMonitor",
+    "RecentStatistics",
+]

@@ -62,6 +62,7 @@ def test_finetune_writes_rows_and_a_picture_and_goes_on_where_it_was(tmp_path: P
     main(argv)
     out = capsys.readouterr().out
     assert "8 runs on 1 processes" in out
+    assert "Head starts: 8 fitted, from 128 to 256 images; on held-out ones 0." in out
     rows = pd.read_csv(tmp_path / "runs.csv")
     assert tuple(rows.columns) == FIELDS
     assert len(rows) == 8
@@ -75,4 +76,5 @@ def test_finetune_writes_rows_and_a_picture_and_goes_on_where_it_was(tmp_path: P
 
     other = [*argv, "--learned", "icons-generalist"]
     assert "whose run has another schedule" in fails(other, capsys)
+    assert "whose run has another head" in fails([*argv, "--head", "random"], capsys)
     assert (tmp_path / "runs.csv").read_bytes() == before

@@ -65,6 +65,24 @@ def test_an_optimizer_may_be_told_a_wrong_length() -> None:
     assert execute(told.run).loss != execute(true.run).loss
 
 
+def test_recent_statistics_change_what_is_evaluated_and_not_the_run() -> None:
+    (plain,), (recent,) = (plan(cell(replace(COSINE, recent=is_so), horizons={4: 1})) for is_so in (False, True))
+    once, often = (execute(replace(recent.run, evaluate_at=at)) for at in ((), (0, 1, 2)))
+    assert execute(plain.run).train_losses == once.train_losses == often.train_losses
+    assert once.loss[4] == often.loss[4] != execute(plain.run).loss[4]
+    (row,) = rows_of(recent, once)
+    assert (row["head"], row["refresh"], row["recent"]) == ("random", False, True)
+
+
+def test_a_row_of_another_head_is_another_run(tmp_path: Path) -> None:
+    (random,), (start,) = (plan(cell(replace(COSINE, head=head), horizons={4: 1})) for head in ("random", "start"))
+    rows = Rows(tmp_path)
+    (row,) = rows_of(random, execute(random.run))
+    rows.append([{name: value for name, value in row.items() if name != "head"}])  # as before there was another
+    assert missing([random], rows.read()) == []
+    assert missing([start], rows.read()) == [start]
+
+
 def test_refreshed_statistics_change_what_is_evaluated_and_not_the_run() -> None:
     (plain,) = plan(cell(COSINE, horizons={4: 1}))
     (refreshed,) = plan(cell(replace(COSINE, refresh=True), horizons={4: 1}))

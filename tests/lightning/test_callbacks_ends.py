@@ -1,0 +1,157 @@
+"""The callbacks of both ends of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import batch, random_schedule, small_network
+from fits import QUIET, fit, loader, module, trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from l3rs.lightning import BatchNormMode, HeadStart, HeadThenAll, L3RSMixin, RecentStatistics
+from l3rs.networks.head_start import head_start
+
+pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]
+HEAD = "network.6"
+
+
+class Watch(pl.Callback):
+    """What is there when training and validation begin, and after the first batch."""
+
+    def __init__(self) -> None:
+        self.heads: list[Tensor] = []
+        self.validated: list[Tensor] = []
+        self.batches: list[Tensor] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.heads.append(pl_module.get_parameter(f"{HEAD}.weight").detach().clone())
+        self.batches.append(batch[0])
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.validated.append(pl_module.get_buffer("network.1.running_mean").clone())
+
+
+def by_hand(limit: int | None = None, evaluating: bool = False) -> Tensor:
+    network = small_network()
+    if evaluating:
+        network.train()[1].eval()
+    head_start(network, [batch(k) for k in range(4)], limit, head=network[6])
+    return network[6].weight.detach()
+
+
+# -- the head --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_head_is_in_closed_form_before_the_first_step_and_a_resumed_run_keeps_its_own(tmp_path: Path) -> None:
+    watch, start = Watch(), HeadStart(3, head=HEAD)
+    saved = ModelCheckpoint(tmp_path, every_n_train_steps=3)
+    fit(tmp_path, module(), 4, max_epochs=1, callbacks=[start, watch, saved], enable_checkpointing=True)
+    assert torch.equal(watch.heads[0], by_hand(3))
+    assert not torch.equal(watch.heads[1], by_hand(3))
+    assert start.found is not None
+    assert start.found.images == 48
+    again, resumed = Watch(), HeadStart(3, head=HEAD)
+    callbacks = [resumed, again, ModelCheckpoint(tmp_path)]
+    fit(tmp_path, module(), 4, next(tmp_path.glob("*.ckpt")), max_epochs=1, callbacks=callbacks, enable_checkpointing=True)
+    assert resumed.found == start.found
+    assert not torch.equal(again.heads[0], by_hand(3))
+
+
+@pytest.mark.parametrize("other", [BatchNormMode("eval"), HeadThenAll(unfreeze_at_step=2, head=HEAD)])
+def test_features_are_those_of_the_modes_that_training_will_have(tmp_path: Path, other: pl.Callback) -> None:
+    watch = Watch()
+    fit(tmp_path, module(), 4, max_epochs=1, callbacks=[HeadStart(head=HEAD), other, watch])
+    assert torch.equal(watch.heads[0], by_hand(evaluating=True))
+
+
+def test_a_shuffled_run_begins_with_the_batches_that_the_head_start_saw(tmp_path: Path) -> None:
+    inputs, labels = (torch.cat(parts) for parts in zip(*(batch(k) for k in range(4)), strict=True))
+    seen: list[Tensor] = []
+
+    class Seeing(HeadStart):
+        def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
+            seen.append(batch[0])
+            return super().images_and_labels(batch)
+
+    for generator in (None, torch.Generator().manual_seed(5)):
+        seen.clear()
+        watch = Watch()
+        shuffled = DataLoader(TensorDataset(inputs, labels), 16, shuffle=True, generator=generator)
+        trainer(tmp_path, max_epochs=1, callbacks=[Seeing(2, head=HEAD), watch]).fit(module(), shuffled, loader(1))
+        assert len(seen) == 2
+        assert all(torch.equal(a, b) for a, b in zip(seen, watch.batches, strict=False))
+
+
+def test_a_head_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batches must be at least 1"):
+        HeadStart(0)
+    with pytest.raises(ValueError, match=r"name of a dense layer of L3RSModule \(got 'network.1'\)"):
+        fit(tmp_path, module(), 1, max_epochs=1, callbacks=[HeadStart(head="network.1")])
+
+
+# -- BatchNorm's statistics ------------------------------------------------------------------------------------------------------------
+
+
+def mean_of(k: int, weight: Tensor) -> Tensor:
+    return torch.conv2d(batch(k)[0], weight).mean((0, 2, 3))
+
+
+class Kernels(pl.Callback):
+    """The first kernel before each batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.seen.append(pl_module.get_parameter("network.0.weight").detach().clone())
+
+
+def test_validations_and_the_end_have_the_last_batches_statistics_and_training_is_as_without(tmp_path: Path) -> None:
+    plain, followed, watch, kernels = module(), module(), Watch(), Kernels()
+    fit(tmp_path, plain, 5, max_epochs=2)
+    callbacks = [RecentStatistics(), watch, kernels, ModelCheckpoint(tmp_path, save_last=True)]
+    fit(tmp_path, followed, 5, max_epochs=2, callbacks=callbacks, enable_checkpointing=True)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), followed.parameters(), strict=True))
+    one, two = mean_of(4, kernels.seen[4]), (mean_of(3, kernels.seen[8]) + mean_of(4, kernels.seen[9])) / 2
+    torch.testing.assert_close(watch.validated, [one, two], rtol=1e-4, atol=1e-5)
+    found = followed.network[1].running_mean
+    torch.testing.assert_close(found, two, rtol=1e-4, atol=1e-5)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    torch.testing.assert_close(checkpoint["state_dict"]["network.1.running_mean"], two, rtol=1e-4, atol=1e-5)
+    kept = checkpoint["callbacks"]["RecentStatistics"]["running"]["network.1.running_mean"]
+    torch.testing.assert_close(kept, plain.network[1].running_mean, rtol=0, atol=0)
+
+
+def test_a_resumed_run_ends_where_it_would_have(tmp_path: Path) -> None:
+    whole, half, resumed = module(), module(), module()
+    fit(tmp_path, whole, 5, max_epochs=2, callbacks=[RecentStatistics()])
+    callbacks = [RecentStatistics(), ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=7)]
+    fit(tmp_path, half, 5, max_epochs=2, callbacks=callbacks, enable_checkpointing=True)
+    path = next(tmp_path.glob("*step=7*"))
+    fit(tmp_path, resumed, 5, path, max_epochs=2, callbacks=[RecentStatistics(), ModelCheckpoint()], enable_checkpointing=True)
+    assert all(torch.equal(t, resumed.state_dict()[name]) for name, t in whole.state_dict().items())
+
+
+def test_a_network_that_training_does_not_call_is_named(tmp_path: Path) -> None:
+    class Aside(L3RSMixin):
+        """It has BatchNorm in two places, and calls neither itself nor what holds them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = small_network(), nn.BatchNorm1d(3)
+            self.learned = random_schedule(self)
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self.two(self.one(batch[0])), batch[1])
+
+    with pytest.raises(ValueError, match="Aside was not called in the training step"):
+        trainer(tmp_path, max_epochs=1, callbacks=[RecentStatistics()]).fit(Aside(), loader(2))
+    trainer(tmp_path, max_epochs=1, callbacks=[RecentStatistics(network="one")]).fit(Aside(), loader(2))
+    with pytest.raises(ValueError, match="no module of this name"):
+        trainer(tmp_path, max_epochs=1, callbacks=[RecentStatistics(network="three")]).fit(Aside(), loader(2))

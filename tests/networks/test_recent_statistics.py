@@ -1,0 +1,113 @@
+"""BatchNorm's statistics of the last training batches."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import batch, small_network
+from torch import Tensor, nn
+
+import l3rs
+from l3rs.networks.recent_statistics import RecentStatistics
+
+
+def shared_network(momentum: float | None = 0.1) -> nn.Sequential:
+    network = small_network().train()
+    network[1].momentum = momentum
+    network[1].running_mean.fill_(3.0)
+    network[1].num_batches_tracked.fill_(7)
+    return network
+
+
+def of_batch(network: nn.Sequential, k: int) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        x = network[0](batch(k)[0])
+    return x.mean((0, 2, 3)), x.var((0, 2, 3))
+
+
+def move(network: nn.Sequential) -> None:
+    """A step."""
+    with torch.no_grad():
+        network[0].weight.add_(0.05)
+
+
+def run(network: nn.Sequential, steps: int, **options: float) -> tuple[RecentStatistics, list[tuple[Tensor, Tensor]]]:
+    recent = RecentStatistics(network, **options)  # type: ignore[arg-type]
+    seen = []
+    for k in range(steps):
+        seen.append(of_batch(network, k))
+        network(batch(k)[0])
+        move(network)
+    return recent, seen
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.9, None])
+@pytest.mark.parametrize(("steps", "options", "number"), [(10, {}, 2), (2, {}, 1), (30, {"share": 0.5, "last": 4}, 4)])
+def test_they_are_the_means_over_the_last_batches(momentum: float | None, steps: int, options: dict[str, float], number: int) -> None:
+    network = shared_network(momentum)
+    recent, seen = run(network, steps, **options)
+    running = copy.deepcopy(network[1].state_dict())
+    expected = [torch.stack(t[-number:]).mean(0) for t in zip(*seen, strict=True)]
+    with recent.applied():
+        torch.testing.assert_close([network[1].running_mean, network[1].running_var], expected, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(t, network[1].state_dict()[name]) for name, t in running.items())
+    recent.apply()
+    torch.testing.assert_close([network[1].running_mean, network[1].running_var], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_sees_nothing_of_it() -> None:
+    plain, followed = shared_network(), shared_network()
+    for k in range(4):
+        plain(batch(k)[0])
+        move(plain)
+    recent, _ = run(followed, 4)
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), followed.state_dict().values(), strict=True))
+    followed.eval()(batch(9)[0])  # an evaluation is no batch
+    assert recent.taken == 4
+
+
+def test_in_a_with_the_network_ends_with_them_unless_it_fails() -> None:
+    network = shared_network()
+    with l3rs.RecentStatistics(network):
+        network(batch(0)[0])
+    torch.testing.assert_close(network[1].running_mean, of_batch(network, 0)[0], rtol=1e-4, atol=1e-5)
+    before = network[1].running_mean.clone()
+    network(batch(1)[0])
+    assert not torch.equal(network[1].running_mean, of_batch(network, 1)[0])  # it is followed no more
+    assert not network._forward_hooks
+    before = network[1].running_mean.clone()
+    with pytest.raises(RuntimeError, match="conv2d"), RecentStatistics(network):
+        network(batch(0)[0][0, 0, 0])
+    assert torch.equal(network[1].running_mean, before)
+
+
+def test_what_is_frozen_or_not_there_stays() -> None:
+    frozen = shared_network()
+    frozen[1].eval()
+    for network in (frozen, nn.Sequential(nn.Flatten(), nn.Linear(64, 3))):
+        before = copy.deepcopy(network.state_dict())
+        with RecentStatistics(network) as recent:
+            network(batch(0)[0])
+        assert recent.taken == 0
+        assert all(torch.equal(t, network.state_dict()[name]) for name, t in before.items())
+
+
+def test_it_goes_on_from_its_state() -> None:
+    whole, first = (run(shared_network(), steps)[0] for steps in (12, 6))
+    network = first.network
+    assert isinstance(network, nn.Sequential)
+    first.close()
+    second = RecentStatistics(network)
+    second.load_state_dict(first.state_dict())
+    for k in range(6, 12):
+        network(batch(k)[0])
+        move(network)
+    assert all(torch.equal(t, second.means()[name]) for name, t in whole.means().items())
+
+
+@pytest.mark.parametrize("wrong", [{"last": 0}, {"share": 0.0}, {"share": 1.1}])
+def test_wrong_settings_are_named(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        RecentStatistics(nn.Identity(), **wrong)  # type: ignore[arg-type]

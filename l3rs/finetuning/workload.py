@@ -45,6 +45,7 @@ class Workload:
         width: channels of the first stage, for `resnet18` and `resnet34`; None is timm's own width, or the width of a shipped network.
         weights: `icons` or `glyphs`, which are shipped, or a file; None is the shipped network of an embedded split, else timm's weights.
         from_scratch: starts from random weights instead, anew for each task.
+        model_args: what else timm's `create_model` is given, as `{"depths": [2, 2, 4, 2]}`, for networks with weights from a file.
 
     Raises:
         ValueError: a value is wrong, or two contradict each other; the message names them.
@@ -61,6 +62,7 @@ class Workload:
     width: int | None = None
     weights: str | None = None
     from_scratch: bool = False
+    model_args: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.embedded and self.data is not None:
@@ -81,9 +83,9 @@ class Workload:
 
     def source(self) -> Source:
         """The network and the source of its weights."""
-        shipped = self.embedded and not self.from_scratch and self.model == "resnet34" and self.width in (None, WIDTH)
+        shipped = self.embedded and not self.from_scratch and self.model == "resnet34" and self.width in (None, WIDTH) and not self.model_args
         weights = self.split if shipped and self.weights is None else self.weights
-        return Source(self.model, self.width, weights, self.from_scratch)
+        return Source(self.model, self.width, weights, self.from_scratch, self.model_args)
 
     @property
     def in_chans(self) -> int:

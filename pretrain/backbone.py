@@ -146,7 +146,8 @@ class Batches(torch.utils.data.IterableDataset):
             return self.images.inputs(rows, crops)
         x, s = self.images.inputs(rows), self.config.shift
         n, channels, height, width = x.shape
-        ground = torch.tensor([-mean / std for mean, std in zip(self.images.mean, self.images.std, strict=True)])
+        paper = 0.0 if channels == 1 else 1.0  # grey sets are bright ink on a dark ground; colours stand on white
+        ground = torch.tensor([(paper - mean) / std for mean, std in zip(self.images.mean, self.images.std, strict=True)])
         padded = ground.view(1, channels, 1, 1).repeat(n, 1, height + 2 * s, width + 2 * s)
         padded[:, :, s : s + height, s : s + width] = x
         cut = torch.stack([p[:, i : i + height, j : j + width] for p, (i, j, _) in zip(padded, crops.tolist(), strict=True)])

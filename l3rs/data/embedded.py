@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from l3rs.data.images import ImageSet, statistics
 from l3rs.data.splits import ClassSplit
@@ -30,19 +31,19 @@ COLUMNS = 64  # images in a row of the picture that holds a colour set
 
 @dataclass(frozen=True)
 class Form:
-    """What the images of an embedded set are: channels, height and width in pixels, and which sides they can be averaged down to."""
+    """What the images of an embedded set are: channels, height and width in pixels as stored, and the sides that they can be resized to."""
 
     channels: int
     side: int
-    smaller: tuple[int, ...] = ()
+    resized: tuple[int, ...] = ()
 
     @property
     def sides(self) -> tuple[int, ...]:
         """Every height and width that the images can be had in."""
-        return (self.side, *self.smaller)
+        return (self.side, *self.resized)
 
 
-SETS = {"icons": Form(1, 32), "glyphs": Form(1, 32), "emoji": Form(3, 64, smaller=(32,))}
+SETS = {"icons": Form(1, 32), "glyphs": Form(1, 32), "emoji": Form(3, 64, resized=(32, 128))}
 
 
 def files_of(name: str) -> Traversable:
@@ -77,7 +78,7 @@ def load_embedded(name: str, side: int | None = None) -> ImageSet:
 
     Args:
         name: one of `SETS`.
-        side: height and width, in pixels, one of the set's `sides`: images are averaged down to it. None is as they are stored.
+        side: height and width, in pixels, one of the set's `sides`: images are averaged down, or interpolated, to it. None is as stored.
     """
     return _load(name, side or SETS[name].side)
 
@@ -86,9 +87,9 @@ def load_embedded(name: str, side: int | None = None) -> ImageSet:
 def _load(name: str, side: int) -> ImageSet:
     stored = SETS[name].side
     if side != stored:
-        full, parts = _load(name, stored), stored // side
-        averaged = full.pixels.unflatten(3, (side, parts)).unflatten(2, (side, parts)).float().mean((3, 5))
-        return _image_set(name, averaged.round().to(torch.uint8), full.labels, full.classes, full.validation)
+        full, mode = _load(name, stored), "area" if side < stored else "bilinear"
+        resized = [F.interpolate(part.float(), side, mode=mode).round().to(torch.uint8) for part in full.pixels.split(512)]
+        return _image_set(name, torch.cat(resized), full.labels, full.classes, full.validation)
     rows = read_index(name)
     classes = tuple(sorted({row["class"] for row in rows}))
     number = {label: i for i, label in enumerate(classes)}

@@ -25,5 +25,5 @@ def emoji_index() -> list[dict[str, str]]:
 
 
 def load_emoji(side: int | None = None) -> ImageSet:
-    """The whole set, uint8 (4041, 3, 64, 64), on a white ground; with `side=32` averaged down to 32 pixels."""
+    """The whole set, uint8 (4041, 3, 64, 64), on a white ground; with `side=32` averaged down to 32 pixels, with 128 enlarged."""
     return load_embedded("emoji", side)

@@ -38,7 +38,7 @@ class Workload:
         split: `icons`, `glyphs` or `emoji`, which are embedded; `imagenet25-0` or another shipped class split; or the JSON file of one.
         data: the folder of the images, unless the split is embedded.
         side: height and width, in pixels, of the network's input; None takes timm's data config, 224 for ResNets, or the size of an
-            embedded set's images. Emoji, of 64 pixels, can be had in 32.
+            embedded set's images. Emoji, of 64 pixels, can be had in 32 and 128.
         channels: 3, colour, or 1, grey.
         augment: cuts out and mirrors training images at random.
         skip_broken: leaves out images that cannot be decoded.

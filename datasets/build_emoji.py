@@ -46,7 +46,7 @@ class Emoji(Drawing):
 
 
 def read_lists() -> dict:
-    """The curated lists; the excluded names as one pattern, the synonyms as a map to the first of each, look-alikes but the first as a set."""
+    """The curated lists, with the shapes that the rest of this script looks things up in."""
     lists = yaml.safe_load((ROOT / "datasets" / "emoji.yaml").read_text())
     lists["excluded"] = re.compile("|".join(lists["excluded"]))
     lists["allowed"] = set(lists["allowed"])
@@ -127,9 +127,9 @@ def attribution(used: Counter[str], infos: dict, lists: dict) -> str:
     lines = [
         "# Attribution",
         "",
-        f"The Emoji set holds {sum(used.values()):,} drawings from {len(used)} sets, rendered at {SIDE} px in {LEVELS} levels of each colour from",
-        "the npm packages `@iconify-json/*`, which hold them unchanged. Each set stays under its own licence. Sets in one group are of one",
-        "vendor; a group is wholly on the train or on the validation side.",
+        f"The Emoji set holds {sum(used.values()):,} drawings from {len(used)} sets, rendered at {SIDE} px in {LEVELS} levels of each colour",
+        "from the npm packages `@iconify-json/*`, which hold them unchanged. Each set stays under its own licence. Sets in one group are of",
+        "one vendor; a group is wholly on the train or on the validation side.",
         "",
         "| set | name | author | licence | version | images | group | side |",
         "|---|---|---|---|---|---|---|---|",
@@ -172,7 +172,7 @@ def build(source: Path, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, default=Path("build/emoji/node_modules"), help="the folder of npm's that holds @iconify-json")
+    parser.add_argument("--source", type=Path, default=Path("build/emoji/node_modules"), help="the folder of npm that holds @iconify-json")
     parser.add_argument("--out", type=Path, default=ROOT / "l3rs" / "data" / "emoji")
     parser.add_argument("--check", action="store_true", help="rebuild elsewhere and compare with --out instead of writing it")
     args = parser.parse_args()

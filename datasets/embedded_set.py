@@ -1,7 +1,7 @@
 """Writing an embedded data set: what the scripts in `datasets/` share once they have drawn their pictures.
 
-A script gives one `Drawing` and one picture of ink, uint8 (32, 32), or of colours, uint8 (3, side, side), an image, and says which images are for validation. This
-module drops copies, finds the classes with enough images, draws the class split and writes the files, the same bytes each time.
+A script gives one `Drawing` and one picture an image, of ink, uint8 (32, 32), or of colours, uint8 (3, side, side), and says which
+images are for validation. This module drops copies, finds the classes with enough images, draws the class split and writes the files, the same bytes each time.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def pack(pixels: np.ndarray) -> dict[str, bytes]:
     n, channels, height, width = pixels.shape
     rows = -(-n // COLUMNS)
     filled = np.concatenate([pixels, np.full((rows * COLUMNS - n, channels, height, width), 255, np.uint8)])
-    sheet = filled.reshape(rows, COLUMNS, channels, height, width).transpose(0, 3, 1, 4, 2).reshape(rows * height, COLUMNS * width, channels)
+    apart = filled.reshape(rows, COLUMNS, channels, height, width)
+    sheet = apart.transpose(0, 3, 1, 4, 2).reshape(rows * height, COLUMNS * width, channels)
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(sheet)).save(file, "WEBP", lossless=True, quality=100, method=6)
     return {"pixels.webp": file.getvalue()}

@@ -86,8 +86,8 @@ class Workload:
 
     def source(self) -> Source:
         """The network and the source of its weights."""
-        shipped = self.split in SHIPPED and not self.from_scratch and self.model == "resnet34" and self.width in (None, WIDTH) and not self.model_args
-        weights = self.split if shipped and self.weights is None else self.weights
+        shipped = self.model == "resnet34" and self.width in (None, WIDTH) and not self.model_args and not self.from_scratch
+        weights = self.split if shipped and self.split in SHIPPED and self.weights is None else self.weights
         return Source(self.model, self.width, weights, self.from_scratch, self.model_args)
 
     @property

@@ -90,6 +90,8 @@ def check_model(model: str, width: int | None = None, model_args: Mapping[str, A
             raise ValueError(f"width must be at least 1 (got {width})")
         if model_args:
             raise ValueError(f"width is {width}, and model_args is given too; choose one")
+    if model_args is not None and not isinstance(model_args, Mapping):
+        raise ValueError(f"model_args must be names and values (got {model_args!r})")
     taken = sorted(OURS & set(model_args or {}))
     if taken:
         raise ValueError(f"model_args has {taken[0]}, which is not for it to say; it takes what else {model} of timm takes")

@@ -18,19 +18,19 @@ def _plain(args: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in args.items() if not k.startswith("pretrained") and k != "cache_dir"}
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def narrow_mixer(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
     """MLP-Mixer (Tolstikhin et al. 2021) of any size: `img_size`, `patch_size`, `embed_dim`, `num_blocks`, ..."""
     return MlpMixer(**_plain(kwargs))
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def narrow_resmlp(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
     """ResMLP (Touvron et al. 2021), with affine layers and layer scale, of any size."""
     return MlpMixer(mlp_ratio=4, block_layer=ResBlock, norm_layer=Affine, **_plain(kwargs))
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def narrow_vgg11_bn(pretrained: bool = False, width: int = 16, **kwargs: Any) -> VGG:
     """VGG-11 with BatchNorm (Simonyan and Zisserman 2015) whose first stage has `width` channels, and its head `8 * width` hidden ones."""
     stages = [width, "M", 2 * width, "M", 4 * width, 4 * width, "M", 8 * width, 8 * width, "M", 8 * width, 8 * width, "M"]

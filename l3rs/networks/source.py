@@ -39,9 +39,12 @@ class Source:
             raise ValueError(f"weights is {self.weights}, and from_scratch is set; choose one")
         if self.shipped and (self.model != "resnet34" or self.width not in (None, WIDTH) or self.model_args):
             other = self.model if self.width is None else f"{self.model} at width {self.width}"
-            raise ValueError(f"the shipped weights {self.weights} are of resnet34 at width {WIDTH}, and model is {other}")
+            what = "model_args is given" if self.model_args else f"model is {other}"
+            raise ValueError(f"the shipped weights {self.weights} are of resnet34 at width {WIDTH}, and {what}")
         if self.from_hub and self.model_args:
-            raise ValueError("model_args is given, and pretrained weights are of timm's own network: give weights, or from_scratch, or leave it out")
+            raise ValueError(
+                "model_args is given, and pretrained weights are of timm's own network: give weights, or from_scratch, or leave it out"
+            )
         if self.from_hub and self.width is not None:
             raise ValueError(
                 f"width is {self.width}, and pretrained weights are of timm's own width: give weights, or from_scratch, or leave it out"

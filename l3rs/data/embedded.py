@@ -68,9 +68,13 @@ def read_pixels(name: str, number: int) -> Tensor:
     if form.channels == 1:
         ink = np.frombuffer(lzma.decompress((files / "pixels.xz").read_bytes()), dtype=np.uint8) * np.uint8(INK)
         return torch.from_numpy(ink.reshape(number, 1, form.side, form.side))
-    sheet = np.asarray(Image.open(io.BytesIO((files / "pixels.webp").read_bytes())).convert("RGB"))
-    apart = sheet.reshape(-1, form.side, COLUMNS, form.side, form.channels).transpose(0, 2, 4, 1, 3)
-    return torch.from_numpy(apart.reshape(-1, form.channels, form.side, form.side)[:number].copy())
+    return torch.from_numpy(cut_apart((files / "pixels.webp").read_bytes(), form.side)[:number].copy())
+
+
+def cut_apart(sheet: bytes, side: int) -> np.ndarray:
+    """The images on a picture with `COLUMNS` of them a row, uint8 (n, 3, side, side); those that fill the last row are white."""
+    pixels = np.asarray(Image.open(io.BytesIO(sheet)).convert("RGB"))
+    return pixels.reshape(-1, side, COLUMNS, side, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, side, side)
 
 
 def load_embedded(name: str, side: int | None = None) -> ImageSet:

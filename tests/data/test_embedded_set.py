@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
-from embedded_set import Drawing, check, classes_with_enough, draw_split, draw_validation, drop_copies, quantize, shape_of, write_set
+from embedded_set import Drawing, check, classes_with_enough, draw_split, draw_validation, drop_copies, pack, quantize, shape_of, write_set
+
+from l3rs.data.embedded import cut_apart
 
 
 def picture(top: int, left: int, height: int, width: int) -> np.ndarray:
@@ -72,3 +74,10 @@ def test_a_set_is_written_and_checked(tmp_path: Path) -> None:
     assert check(build, tmp_path) is None
     (tmp_path / "ATTRIBUTION.md").write_text("changed\n")
     assert check(build, tmp_path) == "differ from a fresh build: ['ATTRIBUTION.md']"
+
+
+def test_colours_are_read_as_they_were_packed() -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (70, 3, 8, 8), dtype=np.uint8)  # more than a row of the picture
+    read = cut_apart(pack(colours)["pixels.webp"], 8)
+    assert np.array_equal(read[:70], colours)
+    assert (read[70:] == 255).all()

@@ -2,6 +2,9 @@
 
 import l3rs._torchvision  # noqa: F401  isort: skip  (first: it mends `import torchvision` beside a CPU-only torch)
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from l3rs._version import __version__
 from l3rs.controller.config import L3RSConfig
 from l3rs.optimizer.l3rs import L3RS
@@ -10,4 +13,14 @@ from l3rs.schedules.find import load, save
 from l3rs.schedules.hub import push_to_hub, save_pretrained
 from l3rs.schedules.schedule import LearnedSchedule
 
+if TYPE_CHECKING:
+    from l3rs.networks.head_start import head_start as head_start
+
 __all__ = ["L3RS", "L3RSConfig", "LearnedSchedule", "__version__", "load", "push_to_hub", "register_with_timm", "save", "save_pretrained"]
+_LATER = {"head_start": "l3rs.networks.head_start"}  # they need an extra: imported when they are asked for, and so not in __all__
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'l3rs' has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)

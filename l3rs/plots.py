@@ -37,6 +37,7 @@ STYLES: Mapping[str, tuple[str, str, str]] = {  # colour, marker and dash, by op
     "prodigy": (GREEN, ">", "-"),
     "l-dog": (SKY, "v", ":"),
     "lr-finder": (GREY, "^", "-"),
+    "none": (GREY, "D", ":"),
     "velo": (RED, "v", "-"),
     "celo": (PURPLE, "P", "-"),
     "celo2": (ORANGE, "X", "--"),

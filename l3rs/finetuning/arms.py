@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from l3rs.finetuning.baselines import LIBRARIES, PUBLISHED, RECIPES, Recipe, tuned_learning_rate
 from l3rs.finetuning.baselines.finder import STEPS, find_rate
+from l3rs.finetuning.tasks import HEAD_BATCHES, check_head
 from l3rs.learned.weights import KINDS
 from l3rs.learners import LEARNERS
 from l3rs.schedules.find import SHIPPED_WEIGHTS
@@ -34,6 +35,8 @@ class Arm:
         horizons: some of the cell's; empty is all.
         total_steps: the announced length of the run, as a multiple of the true one.
         refresh: refreshes BatchNorm's statistics before evaluations; a schedule-free optimizer always does.
+        head: the run begins with a `random` head, or with one in closed form, `start`, see `l3rs.head_start`.
+        head_batches: so many batches of the run are the most that a head start looks at [choice].
         source: the origin of the learning rate, in words.
     """
 
@@ -46,6 +49,8 @@ class Arm:
     horizons: tuple[int, ...] = ()
     total_steps: float = 1.0
     refresh: bool = False
+    head: str = "random"
+    head_batches: int = HEAD_BATCHES
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -58,6 +63,7 @@ class Arm:
             raise ValueError(
                 f"total_steps of arm {self.name!r} must be positive, as a multiple of the run's length (got {self.total_steps})"
             )
+        check_head(self.head, self.head_batches)
         if self.optimizer in KINDS and self.learned == "auto":
             there = [name for name, kind in SHIPPED_WEIGHTS.items() if kind == self.optimizer]
             shipped = f"{', '.join(there)} is shipped" if there else f"none is shipped for {self.optimizer}"

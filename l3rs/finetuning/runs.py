@@ -85,9 +85,7 @@ def execute(run: Run) -> Report:
     """Fine-tunes the network in this process."""
     arm = run.arm
     bench = workbench(run.workload, run.task, run.device)
-    tasks = bench.tasks(run.purpose)
-    task = tasks.draw(run.task_seed, run.steps)
-    network = bench.network_for(task.head_seed)
+    tasks, task, network = bench.ready(run.purpose, run.task_seed, run.steps, arm.head, arm.head_batches)
     if arm.head_only:
         network.requires_grad_(False)
         head_of(network).requires_grad_(True)

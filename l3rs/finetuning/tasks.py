@@ -17,6 +17,17 @@ from torch import Tensor
 
 from l3rs.data.images import ImageSet
 
+HEADS = ("random", "start")
+HEAD_BATCHES = 100  # of the run, that a head start looks at
+
+
+def check_head(head: str, head_batches: int) -> None:
+    """Raises ValueError unless a run can begin with this head, from so many batches."""
+    if head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)} (got {head!r})")
+    if head_batches < 1:
+        raise ValueError(f"head_batches must be at least 1 (got {head_batches})")
+
 
 @dataclass(frozen=True)
 class TaskConfig:

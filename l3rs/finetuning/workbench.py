@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import lru_cache
 
 import torch
 from torch import nn
 
-from l3rs.finetuning.tasks import TaskConfig, TaskDistribution
+from l3rs.finetuning.tasks import HEAD_BATCHES, Task, TaskConfig, TaskDistribution, check_head
+from l3rs.finetuning.unroll import autocast
 from l3rs.finetuning.workload import Workload
 from l3rs.networks.convolution import use_matmuls
-from l3rs.networks.create import draw_head, initialize
+from l3rs.networks.create import draw_head, head_of, initialize
+from l3rs.networks.head_start import HeadStart, head_start
+
+REMEMBERED = 64  # head starts; the candidates of a generation share theirs
 
 
 class Workbench:
@@ -30,6 +35,7 @@ class Workbench:
         self.network: nn.Module = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._start = {name: t.clone() for name, t in self.network.state_dict().items()}
         self._tasks: dict[str, TaskDistribution] = {}
+        self._heads: OrderedDict[tuple[str, int, int, str], tuple[HeadStart, dict[str, torch.Tensor]]] = OrderedDict()
 
     def network_for(self, head_seed: int) -> nn.Module:
         """Resets the network, buffers included, and draws its head from this seed. It is the same object every time."""
@@ -40,6 +46,36 @@ class Workbench:
         else:
             draw_head(self.network, head_seed)
         return self.network
+
+    def ready(
+        self, purpose: str, seed: int, steps: int, head: str = "random", head_batches: int = HEAD_BATCHES, precision: str = "float32"
+    ) -> tuple[TaskDistribution, Task, nn.Module]:
+        """Draws a task over the classes of this purpose, and resets the network for it.
+
+        Args:
+            seed, steps: of the task.
+            head: `random`, or `start`, in closed form, see `l3rs.head_start`.
+            head_batches: so many batches of the run, the first ones, are the most that a head start looks at.
+            precision: of its forward pass.
+        """
+        check_head(head, head_batches)
+        tasks = self.tasks(purpose)
+        task = tasks.draw(seed, steps)
+        network = self.network_for(task.head_seed).train()
+        if head == "start":
+            self._start_head(purpose, tasks, task, min(steps, head_batches), precision)
+        return tasks, task, network
+
+    def _start_head(self, purpose: str, tasks: TaskDistribution, task: Task, batches: int, precision: str) -> None:
+        """Gives the network of a task its head in closed form, from so many batches; it is remembered."""
+        head, key = head_of(self.network), (purpose, task.seed, batches, precision)
+        if key not in self._heads:
+            with autocast(head.weight.device, precision):
+                found = head_start(self.network, ((*task.batch(tasks.images, i), task.batches[i]) for i in range(batches)))
+            self._heads[key] = found, {name: t.clone() for name, t in head.state_dict().items()}
+            if len(self._heads) > REMEMBERED:
+                self._heads.popitem(last=False)
+        head.load_state_dict(self._heads[key][1])
 
     def tasks(self, purpose: str) -> TaskDistribution:
         """The tasks over the classes of this purpose."""

@@ -11,7 +11,7 @@ import jsonargparse
 
 from l3rs.controller.config import L3RSConfig
 from l3rs.directions import DIRECTIONS
-from l3rs.finetuning.tasks import TaskConfig
+from l3rs.finetuning.tasks import HEAD_BATCHES, TaskConfig, check_head
 from l3rs.finetuning.unroll import PRECISIONS
 from l3rs.finetuning.workload import Workload, flat, from_flat
 from l3rs.learners import LEARNERS, Start
@@ -106,6 +106,8 @@ class MetaTrainConfig:
         objective: what is minimized: `final`, the evaluation loss after K steps [paper]; `mean`, the training loss averaged over the
             run; `error`, the share of the evaluation batch that is classified wrong after K steps.
         refresh: gives BatchNorm the statistics of the last training batches before each evaluation, in the place of running ones [paper].
+        head: every run begins with a `random` head [paper], or with one in closed form, `start`, see `l3rs.head_start`.
+        head_batches: so many batches of the run are the most that a head start looks at [choice].
         penalty: the loss that counts for a run that diverged, and the cap of every loss [choice].
         precision: of forward and backward pass, `float32` or `bfloat16` (autocast); meta-parameters and updates are float32.
         validate_every: generations between meta-validations.
@@ -132,6 +134,8 @@ class MetaTrainConfig:
     meta_batch: int = 1
     objective: str = "final"
     refresh: bool = False
+    head: str = "random"
+    head_batches: int = HEAD_BATCHES
     penalty: float = 20.0
     precision: str = "float32"
     validate_every: int = 10
@@ -175,6 +179,7 @@ class MetaTrainConfig:
             raise ValueError(f"name must have no slash, since a file is called after it (got {self.name!r})")
         if not self.name.isprintable() or len(self.name.encode()) > LONGEST:
             raise ValueError(f"name must be printable and at most {LONGEST} bytes, since a file is called after it (got {self.name!r})")
+        check_head(self.head, self.head_batches)
         LEARNERS[self.optimizer].check(self.beginning)
         if self.search != "nes":
             self._check_gradients()

@@ -14,7 +14,7 @@ import torch
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from torch import Tensor
 
-from l3rs.finetuning.tasks import TaskConfig
+from l3rs.finetuning.tasks import HEAD_BATCHES, TaskConfig
 from l3rs.finetuning.unroll import REFRESH, Report, unroll
 from l3rs.finetuning.workbench import Workbench, workbench
 from l3rs.finetuning.workload import Workload
@@ -46,11 +46,11 @@ def fine_tune(
     steps: int,
     precision: str = "float32",
     refresh: bool = False,
+    head: str = "random",
+    head_batches: int = HEAD_BATCHES,
 ) -> Report:
     """One run of the schedule that `theta` defines, on the task of this seed over the classes of this purpose."""
-    tasks = bench.tasks(purpose)
-    task = tasks.draw(seed, steps)
-    network = bench.network_for(task.head_seed)
+    tasks, task, network = bench.ready(purpose, seed, steps, head, head_batches, precision)
     optimizer = LEARNERS[learned.kind].build(learned, theta, network.named_parameters(), steps)
     return unroll(network, optimizer, tasks.images, task, precision=precision, refresh=refresh)
 
@@ -138,7 +138,7 @@ class FineTuning(Problem):
         bench, c = self._bench(), self.config
         losses = []
         for seed, steps in self.tasks:
-            report = fine_tune(self.learned, theta, bench, "meta-train", seed, steps, c.precision, c.refresh)
+            report = self._fine_tuned(theta, bench, "meta-train", seed, steps)
             loss = {
                 "final": report.loss[steps],
                 "mean": sum(report.train_losses) / len(report.train_losses),
@@ -147,6 +147,10 @@ class FineTuning(Problem):
             losses.append(loss if math.isfinite(report.loss[steps]) else math.nan)
         diverged = any(math.isnan(x) for x in losses)
         return sum(c.penalty if math.isnan(x) else min(x, c.penalty) for x in losses) / len(losses), diverged
+
+    def _fine_tuned(self, theta: Tensor, bench: Workbench, purpose: str, seed: int, steps: int) -> Report:
+        c = self.config
+        return fine_tune(self.learned, theta, bench, purpose, seed, steps, c.precision, c.refresh, c.head, c.head_batches)
 
     def _evaluate_batch(self, batch: Any) -> None:
         rows = []
@@ -183,9 +187,9 @@ class FineTuning(Problem):
 
     def _share(self, theta: Tensor, purpose: str, tasks: Tasks, processes: int) -> list[tuple[float, float]]:
         """The part of `runs` that falls to this process."""
-        bench, c = self._bench(), self.config
+        bench = self._bench()
         mine = tasks[self.actor_index or 0 :: processes]
-        reports = [(steps, fine_tune(self.learned, theta, bench, purpose, seed, steps, c.precision, c.refresh)) for seed, steps in mine]
+        reports = [(steps, self._fine_tuned(theta, bench, purpose, seed, steps)) for seed, steps in mine]
         return [(r.accuracy[steps], r.loss[steps]) for steps, r in reports]
 
     def gradients(self, theta: Tensor) -> list[TaskGradient]:
@@ -209,9 +213,7 @@ class FineTuning(Problem):
         c = self.config
         try:
             bench = self._bench()
-            tasks = bench.tasks("meta-train")
-            task = tasks.draw(seed, steps)
-            network = bench.network_for(task.head_seed).train()
+            tasks, task, network = bench.ready("meta-train", seed, steps, c.head, c.head_batches, c.precision)
             device = next(network.parameters()).device
             learned = replace(cast(LearnedSchedule, self.learned), theta=theta)
             found = meta_gradient(

@@ -180,3 +180,11 @@ def test_the_body_of_a_frozen_network_stays() -> None:
         before = {n: p.detach().clone() for n, p in network.named_parameters()}
         execute(replace(RUN, arm=Arm(name, name, head_only=True), steps=3))
         assert {n for n, p in network.named_parameters() if not torch.equal(p, before[n])} <= set(head_names(network))
+
+
+def test_no_training_leaves_the_head_that_the_run_begins_with() -> None:
+    run = replace(RUN, arm=Arm("alone", "none"), evaluate_at=(0,), steps=3)
+    report = execute(run)
+    assert report.loss[0] == report.loss[3]
+    start = execute(replace(run, arm=replace(run.arm, head="start", refresh=True)))
+    assert start.loss[3] != start.loss[0] != report.loss[0]  # a head in closed form, then with the statistics of the run

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from torch import nn
 
-from l3rs.finetuning.baselines.automatic import DOG, PRODIGY, autogluon, l_dog, prodigy
+from l3rs.finetuning.baselines.automatic import DOG, PRODIGY, autogluon, l_dog, none, prodigy
 from l3rs.finetuning.baselines.fastai import BASE_LR, fine_tune, one_cycle
 from l3rs.finetuning.baselines.rates import nearest_horizon, tuned_learning_rate, tuned_learning_rates
 from l3rs.finetuning.baselines.recipe import Library, Recipe
@@ -42,7 +42,7 @@ BASELINES: MappingProxyType[str, Callable[[nn.Module, float, int], Recipe]] = Ma
 """The baselines with a tuned learning rate."""
 
 PUBLISHED: Mapping[str, float] = MappingProxyType(
-    {"adamw": 1e-3, "fastai": BASE_LR, "autogluon": 1e-4, "prodigy": 1.0, "l-dog": 1.0, "lr-finder": 1.0}
+    {"adamw": 1e-3, "fastai": BASE_LR, "autogluon": 1e-4, "prodigy": 1.0, "l-dog": 1.0, "lr-finder": 1.0, "none": 0.0}
 )
 """The learning rates of the baselines that need no tuning, as published; of `lr-finder` multiples of what it finds, of Prodigy and L-DoG of
 what they estimate.
@@ -60,6 +60,7 @@ RECIPES: MappingProxyType[str, Callable[[nn.Module, float, int], Recipe]] = Mapp
         "prodigy": prodigy,
         "l-dog": l_dog,
         "lr-finder": one_cycle,
+        "none": none,
     }
 )
 """All baselines."""

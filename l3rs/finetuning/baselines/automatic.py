@@ -91,6 +91,19 @@ class Averaged(torch.optim.Optimizer):
             p.copy_(there)
 
 
+class NoStep(torch.optim.Optimizer):
+    """Leaves the network as it is, and computes nothing."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Does nothing; says 0 for the loss."""
+        return torch.zeros(())
+
+
+def none(network: nn.Module, lr: float, steps: int) -> Recipe:
+    """No training: what a head in closed form is worth alone, on the images of a run."""
+    return Recipe(NoStep(network.parameters(), {}), None)
+
+
 def l_dog(network: nn.Module, lr: float, steps: int) -> Recipe:
     """L-DoG (Ivgi et al. 2023, arXiv 2302.12022) with polynomial decay averaging, from `dog-optimizer` 1.0.3 at its defaults.
 

@@ -1,0 +1,341 @@
+"""A head in closed form, from the features that the pretrained network gives to the images of the run: ridge regression on the classes.
+
+With centred features z, (N, F), and one-hot labels Y, (N, C),
+
+    W = s (Z'Z + r mean(diag(Z'Z)) I)^-1 Z'(Y - mean Y),    b = -W mean(features)
+
+How strong the ridge r is, is decided on held-out images. The scale s leaves the images a loss, from which the rest of the network learns: a
+head that interpolates them has no gradient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from l3rs.networks.create import head_of
+from l3rs.networks.ridge import Judged, Moments, judge, losses_at, narrow
+
+RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+SCALES = tuple(0.5 * 1.2**i for i in range(24))  # to 33
+TINY = 1e-6  # of the features' size: a spread below is rounding
+
+
+@dataclass(frozen=True)
+class HeadStartConfig:
+    """How the head is chosen [choice: all of it].
+
+    Attributes:
+        ridges: strengths r to choose from: the strongest whose held-out loss, at its best scale, is within a standard error of the best.
+        scales: scales s to choose from: the first at which the loss of the images themselves is down to `left`, or to the held-out loss.
+        left: that loss, as a share of what a head without any knowledge has, the entropy of the classes.
+        careful: that share where held-out images are told no better than by chance.
+        sure: standard errors by which their accuracy must exceed the share of the largest class, to be better than chance.
+        folds: of the images; each is judged by heads that are fitted on the others.
+        keep_mib: memory for features. Where they are more, the sums are of all images, and the first ones are kept to judge by.
+    """
+
+    ridges: tuple[float, ...] = RIDGES
+    scales: tuple[float, ...] = SCALES
+    left: float = 0.125
+    careful: float = 0.9
+    sure: float = 2.0
+    folds: int = 5
+    keep_mib: float = 64.0
+
+    def __post_init__(self) -> None:
+        for name in ("ridges", "scales"):
+            values = getattr(self, name)
+            if not values or not all(0 < v < math.inf for v in values) or list(values) != sorted(values):
+                raise ValueError(f"{name} must be one or more positive numbers, the smallest first (got {list(values)})")
+        if not 0 <= self.sure < math.inf:
+            raise ValueError(f"sure must be finite and at least 0 (got {self.sure})")
+        for name in ("left", "careful"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be above 0 and below 1 (got {getattr(self, name)})")
+        if self.folds < 2:
+            raise ValueError(f"folds must be at least 2 (got {self.folds})")
+        if not 0 < self.keep_mib < math.inf:
+            raise ValueError(f"keep_mib must be positive and finite (got {self.keep_mib})")
+
+
+@dataclass(frozen=True)
+class HeadStart:
+    """What a head start saw and chose.
+
+    Attributes:
+        kind: `fitted`; `careful`, where held-out images are told no better than by chance: the same directions, small; or `random`, where
+            the images teach nothing and the head stayed as it was.
+        ridge, scale: r and s; NaN for `random`.
+        accuracy, loss: on held-out images, of the fitted heads at this strength and scale; NaN where none could be judged.
+        images: that were counted, each once; of all processes.
+        feature_norm: the mean norm of the centred features.
+    """
+
+    kind: str
+    ridge: float
+    scale: float
+    accuracy: float
+    loss: float
+    images: int
+    feature_norm: float
+
+    def __str__(self) -> str:
+        if self.kind == "random":
+            return f"head start: none, {self.images} images teach nothing; the head stays as it was"
+        judged = "not judged" if math.isnan(self.accuracy) else f"{100 * self.accuracy:.0f}% right on held-out ones"
+        small = ", so a small head" if self.kind == "careful" else ""
+        return f"head start: from {self.images} images, {judged}{small} (ridge {self.ridge:g}, scale {self.scale:g})"
+
+
+def head_start(
+    network: nn.Module,
+    batches: Iterable[Sequence[Tensor]],
+    *,
+    head: nn.Linear | None = None,
+    config: HeadStartConfig | None = None,
+) -> HeadStart:
+    """Gives the network a head in closed form, fitted to its features of these batches, in one forward pass over them.
+
+    BatchNorm normalizes by the batch, as it will in training, unless it alone is in evaluation mode; dropout is off. Nothing but the head
+    changes: neither running statistics nor modes, gradients or the state of random generators. Also the batches are drawn within, so that
+    a loader which shuffles by torch's global generator gives the same ones to the run that follows. Call it under `torch.autocast` for a
+    forward pass in mixed precision. Where processes are joined by `torch.distributed`, it is called on all, and all get the same head, of
+    all images.
+
+    Args:
+        network: with a dense head, on any device.
+        batches: those that the run begins with: inputs, labels (B,), and, if known, the numbers of the images, (B,). An image counts once,
+            however often it comes; without numbers, those whose inputs are equal are the same. An image whose features are not finite
+            does not count, nor do those that BatchNorm mixes with it.
+        head: its head; None asks the network, as a model of timm knows it.
+        config: how the head is chosen.
+
+    Returns:
+        What was seen and chosen. Where no image or only one class was seen the head stays as it is.
+
+    Raises:
+        ValueError: the head is not dense, its weights are made of other tensors, or it sees something else than (B, F) features; a label is
+            none of its classes; there are no batches.
+    """
+    config = config or HeadStartConfig()
+    head = head_of(network) if head is None else head
+    if not isinstance(head, nn.Linear) or parametrize.is_parametrized(head):
+        raise ValueError(f"the head must be a dense layer with weights of its own (got {type(head).__name__})")
+    with torch.no_grad(), _untouched(network, head):
+        seen = _see(network, batches, head, config)
+        weight, bias, found = _choose(seen, head, config)
+        if found.kind != "random":
+            head.weight.copy_(_of_the_first(weight))
+            if head.bias is not None:
+                head.bias.copy_(_of_the_first(bias))
+    return found
+
+
+class _Seen(NamedTuple):
+    """Sums over the images, where they were more than is kept; features, labels and folds of those that are kept."""
+
+    sums: Moments | None
+    x: Tensor
+    labels: Tensor
+    folds: Tensor
+
+
+@contextmanager
+def _untouched(network: nn.Module, head: nn.Linear) -> Iterator[None]:
+    """Puts the network in the mode of a head start, and gives everything back as it was, random states too."""
+    modes = [(module, module.training) for module in network.modules()]
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and (m.training or not network.training)]
+    kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+    devices = [head.weight.device] if head.weight.device.type == "cuda" else []
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (what augmentations draw from)
+    try:
+        with torch.random.fork_rng(devices):
+            network.eval()
+            for norm in norms:
+                norm.training = True
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for buffer, value in kept:
+            buffer.copy_(value)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+def _see(network: nn.Module, batches: Iterable[Sequence[Tensor]], head: nn.Linear, config: HeadStartConfig) -> _Seen:
+    """Takes the features of all images, each once."""
+    device = head.weight.device
+    where = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # float64 is not everywhere
+    caught: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+    known: set[int | bytes] = set()
+    rank, world = _processes()
+    arrived = torch.arange(head.out_features) + rank  # staggers the folds of classes with few images
+    sums: Moments | None = None
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    room, any_batch = config.keep_mib * 2**20 / (4 * head.in_features) / world, False
+    try:
+        for inputs, labels, *numbers in batches:
+            any_batch = True
+            _check(inputs, labels, head)
+            new = _new(known, inputs, numbers)
+            if not new:
+                continue
+            caught.clear()
+            network(inputs.to(device, non_blocking=True))
+            x = _features(caught, inputs, head)[new].to(where).float()
+            of = labels.to("cpu")[new]
+            finite = x.isfinite().all(1).cpu()
+            x, of = x[finite.to(where)], of[finite]
+            folds = torch.empty_like(of)
+            for i, label in enumerate(of.tolist()):
+                folds[i] = arrived[label] % config.folds
+                arrived[label] += 1
+            part = (x, of.to(where), folds.to(where))
+            if room > 0:
+                kept.append(part)
+                room -= len(x)
+            else:
+                sums = sums or Moments.zeros(config.folds, head.out_features, head.in_features, where)
+                sums.add(*part)
+    finally:
+        hook.remove()
+    if not any_batch:
+        raise ValueError("a head start needs at least one batch (got none)")
+    if not kept:
+        nothing = torch.zeros(0, dtype=torch.int64, device=where)
+        kept = [(torch.zeros(0, head.in_features, device=where), nothing, nothing)]
+    x, of, folds = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    if world == 1:
+        return _Seen(sums, x, of, folds)
+    if _sum(torch.tensor([float(sums is not None)], device=where)).item():
+        sums = sums or Moments.zeros(config.folds, head.out_features, head.in_features, where)
+        sums = Moments(*(_sum(t) for t in (sums.counts, sums.sums, sums.squares)))
+    return _Seen(sums, *(_gathered(t, rank, world) for t in (x, of, folds)))
+
+
+def _check(inputs: Tensor, labels: Tensor, head: nn.Linear) -> None:
+    if labels.shape != inputs.shape[:1] or labels.is_floating_point():
+        raise ValueError(f"labels must be whole numbers, one an image (got {tuple(labels.shape)}, {labels.dtype}, of {len(inputs)} images)")
+    wrong = labels[(labels < 0) | (labels >= head.out_features)]
+    if len(wrong):
+        raise ValueError(f"labels must be from 0 to {head.out_features - 1}, the classes of the head (got {wrong[0].item()})")
+
+
+def _new(known: set[int | bytes], inputs: Tensor, numbers: Sequence[Tensor]) -> list[int]:
+    """The places of images that did not come before, which are known from now on."""
+    keys: list[int | bytes]
+    if numbers:
+        keys = numbers[0].tolist()
+    else:
+        whole = inputs.detach().float().cpu().contiguous().numpy()
+        keys = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in whole]
+    new = []
+    for i, key in enumerate(keys):
+        if key not in known:
+            known.add(key)
+            new.append(i)
+    return new
+
+
+def _features(caught: list[Tensor], inputs: Tensor, head: nn.Linear) -> Tensor:
+    """What the head was given, once."""
+    shapes = [tuple(x.shape) for x in caught]
+    if shapes != [(len(inputs), head.in_features)]:
+        raise ValueError(f"the head must see features of {(len(inputs), head.in_features)}, an image a row, once (got {shapes})")
+    return caught[0]
+
+
+def _choose(seen: _Seen, head: nn.Linear, config: HeadStartConfig) -> tuple[Tensor, Tensor, HeadStart]:
+    """The weights and bias of the head, and what was chosen; where that is `random` they mean nothing."""
+    x, labels, folds = seen.x.double(), seen.labels, seen.folds
+    moments = Moments.zeros(config.folds, head.out_features, head.in_features, x.device)
+    moments.add(x, labels, folds)
+    if seen.sums is not None:
+        moments = Moments(*(a + b for a, b in zip(vars(moments).values(), vars(seen.sums).values(), strict=True)))
+    counts, centred = moments.counts.sum(0), head.bias is not None
+    number = int(counts.sum())
+    spread = (x - moments.sums.sum((0, 1)) / number).norm(dim=1).mean().item() if number else math.nan
+    if (counts > 0).sum() < 2 or not spread > TINY * x.norm(dim=1).mean():
+        return head.weight, head.weight, HeadStart("random", math.nan, math.nan, math.nan, math.nan, number, spread)
+
+    if seen.sums is None and number < head.in_features:  # in as many coordinates as there are images, which is cheaper
+        narrowed = narrow(x)
+        few = Moments.zeros(config.folds, head.out_features, number, x.device)
+        few.add(narrowed, labels, folds)
+        judged = judge(few, narrowed, labels, folds, [r * number / head.in_features for r in config.ridges], config.scales, centred)
+    else:
+        judged = judge(moments, x, labels, folds, config.ridges, config.scales, centred)
+    share = counts / number
+    entropy = -torch.special.xlogy(share, share).sum().item()
+    which, expected, known = _strength(judged, share.max().item(), config)
+    fit = moments.fit(config.ridges[which : which + 1], centred)
+    own = losses_at(config.scales, fit.logits(x, 0), labels).mean(1)
+    target = min(config.left * entropy, expected) if known else config.careful * entropy
+    at = int((own <= target).nonzero()[0]) if (own <= target).any() else int(own.argmin())
+    weight = config.scales[at] * fit.weights[0]
+    held_out = (judged.right[which].double().mean().item(), judged.losses[which, at].mean().item())
+    kind = "fitted" if known else "careful"
+    return weight, -weight @ fit.mean, HeadStart(kind, config.ridges[which], config.scales[at], *held_out, number, spread)
+
+
+def _strength(judged: Judged, chance: float, config: HeadStartConfig) -> tuple[int, float, bool]:
+    """The place of the ridge, its held-out loss at its best scale, and whether it knows more than chance."""
+    number = judged.right.shape[1]
+    if not number:
+        return len(config.ridges) - 1, math.nan, False
+    means = judged.losses.mean(-1)
+    best = int(means.argmin())
+    error = judged.losses.flatten(0, 1)[best].std(correction=0).item() / math.sqrt(number)
+    within = means.amin(1) <= means.min() + error
+    which = int(within.nonzero()[-1])
+    accuracy = judged.right[which].double().mean().item()
+    known = accuracy > chance + config.sure * math.sqrt(chance * (1 - chance) / number)
+    return which, means[which].min().item(), known
+
+
+# -- processes -------------------------------------------------------------------------------------------------------------------------
+
+
+def _processes() -> tuple[int, int]:
+    """This one's rank, and how many there are."""
+    there = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
+
+
+def _sum(t: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    dist.all_reduce(t)
+    return t
+
+
+def _gathered(t: Tensor, rank: int, world: int) -> Tensor:
+    """The rows of all processes, one process after the other: as a sum, which every backend has."""
+    lengths = torch.zeros(world, dtype=torch.int64, device=t.device)
+    lengths[rank] = len(t)
+    ends = _sum(lengths).cumsum(0).tolist()
+    whole = t.new_zeros(ends[-1], *t.shape[1:])
+    whole[ends[rank] - len(t) : ends[rank]] = t
+    return _sum(whole)
+
+
+def _of_the_first(t: Tensor) -> Tensor:
+    """That of the first process: others might round otherwise."""
+    if _processes()[1] > 1:
+        t = t.contiguous()
+        dist.broadcast(t, 0)
+    return t

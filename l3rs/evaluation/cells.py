@@ -32,7 +32,7 @@ from l3rs.learners import LEARNERS
 from l3rs.schedules.learned import identity
 from l3rs.schedules.seal import CheckpointError
 
-KEY = ["cell", "arm", "lr", "learned", "meta_seed", "horizon", "task_seed"]  # of a run
+KEY = ["cell", "arm", "lr", "learned", "meta_seed", "head", "horizon", "task_seed"]  # of a run
 CONSTANT = ("adam",)  # optimizers whose steps do not depend on K
 
 
@@ -144,7 +144,7 @@ def missing(planned: Iterable[Planned], rows: pd.DataFrame) -> list[Planned]:
 def key(run: Run, horizon: int) -> tuple[Any, ...]:
     """The key among the rows of a run, or of its beginning of that length."""
     arm = run.arm
-    return (run.cell, arm.name, run.lr, identity_of(arm.optimizer, arm.learned), arm.meta_seed, horizon, run.task_seed)
+    return (run.cell, arm.name, run.lr, identity_of(arm.optimizer, arm.learned), arm.meta_seed, arm.head, horizon, run.task_seed)
 
 
 def rows_of(planned: Planned, found: Report | Failure) -> Iterator[dict[str, Any]]:
@@ -152,6 +152,7 @@ def rows_of(planned: Planned, found: Report | Failure) -> Iterator[dict[str, Any
     run, arm = planned.run, planned.run.arm
     about = {
         "arm": arm.name, "learned": identity_of(arm.optimizer, arm.learned), "meta_seed": arm.meta_seed, "head_only": arm.head_only,
+        "head": arm.head, "refresh": arm.refresh,
         "torch": torch.__version__, "l3rs": __version__, "date": date.today().isoformat(),
         "device": platform.processor() or platform.machine() if run.device == "cpu" else torch.cuda.get_device_name(),
     }  # fmt: skip
@@ -175,6 +176,11 @@ def read_rows(file: Path, columns: Sequence[str]) -> pd.DataFrame:
     return pd.read_csv(io.BytesIO(whole)) if whole else pd.DataFrame(columns=list(columns))
 
 
+def filled(column: pd.Series[Any], text: str) -> pd.Series[Any]:
+    """A column of text, with `text` where it is empty."""
+    return column.astype(object).where(column.notna(), text)
+
+
 class Rows:
     """The rows in two folders: `*.csv`, and compacted `*.parquet`.
 
@@ -193,8 +199,9 @@ class Rows:
         for folder in filter(None, (self.committed, self.folder)):
             tables += [pd.read_parquet(file) for file in sorted(folder.glob("*.parquet"))]
             tables += [read_rows(file, CELL_FIELDS) for file in sorted(folder.glob("*.csv"))]
-        whole = pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)
-        whole["learned"] = whole["learned"].astype(object).where(whole["learned"].notna(), "")  # an empty cell is read as NaN
+        whole = pd.concat([t for t in tables if len(t)] or tables, ignore_index=True).reindex(columns=list(CELL_FIELDS))
+        whole["learned"] = filled(whole["learned"], "")  # an empty cell is read as NaN
+        whole["head"] = filled(whole["head"], "random")  # older rows do not say it
         return whole.drop_duplicates([*KEY, "steps"], keep="first", ignore_index=True)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:

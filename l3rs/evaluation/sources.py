@@ -13,6 +13,7 @@ from typing import Any
 
 import jsonargparse
 import pandas as pd
+import yaml
 
 from l3rs.evaluation.cell_tables import Cell
 from l3rs.evaluation.cells import EvaluationConfig, Rows
@@ -31,7 +32,18 @@ BEYOND = {  # cell: its section and caption
         "BatchNorm refreshed",
         f"All arms like schedule-free: {STATISTICS}. Accuracy, as in Table 5.",
     ),
+    "equal": (
+        "Equal terms",
+        f"Equal terms: all begin with a head in closed form and are evaluated with refreshed statistics ({STATISTICS}), and learning rates "
+        "were tuned so.",
+    ),
+    "recipes": (
+        "Recipes as they are used",
+        "Recipes as their users run them: L3RS with a head in closed form and refreshed statistics, its rivals untuned as their authors "
+        "publish them, and tuned baselines from a random head with refreshed statistics.",
+    ),
 }
+NETWORKS = "networks"  # cells of networks that no schedule met
 
 
 class Sources:
@@ -68,12 +80,15 @@ class Sources:
         """The cells with a config, by name."""
         found = {}
         stress = sorted(file.stem for file in self.configs.glob("stress-*.yaml"))
-        for name in self.only or (*PAPER, *stress, *BEYOND):
+        for name in self.only or (*PAPER, *stress, *BEYOND, NETWORKS):
             file = self.configs / f"{name}.yaml"
-            if file.exists():
-                config = read_cell(file)
+            configs = read_cells(file) if file.exists() else {}
+            for network, config in configs.items():
                 there = Rows(self.rows / config.cell, self.results / config.cell).read()
-                found[name] = Cell(config, os.path.relpath(file, self.root), there, about(file))
+                which, of = (f" --networks {network}", f", {network}") if network else ("", "")
+                found[f"{name}-{network}" if network else name] = Cell(
+                    config, os.path.relpath(file, self.root) + which, there, about(file) + of
+                )
         return found
 
     def study(self, name: str) -> Study:
@@ -95,21 +110,50 @@ class Sources:
         return decided, times
 
 
-def read_cell(file: Path, data: str | None = None) -> EvaluationConfig:
-    """Reads a cell from its YAML file; `data` replaces the folder of its images.
+def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfig]:
+    """Reads the cells of a YAML file: one, under an empty name, or, if it has a `zoo`, one for each network held out there, by its name.
+
+    A zoo is another YAML file, beside it by its relative path: networks by name, each with the fields of a workload, `held_out`, and
+    perhaps a `task`. The network's name replaces `{network}` in `cell` and `rates`.
+
+    Args:
+        data: replaces the folder of the images.
 
     Raises:
-        ValueError: the file is no cell; the message is one line.
+        ValueError: a file is no cell or no zoo; the message is one line.
     """
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(EvaluationConfig, as_group=False)
     try:
-        config: EvaluationConfig = EvaluationConfig(**vars(parser.instantiate(parser.parse_path(str(file)))))
+        given = yaml.safe_load(file.read_text())
+        zoo = given.pop("zoo", None)
+        networks = {"": given} if zoo is None else of_zoo(given, yaml.safe_load((file.parent / zoo).read_text()))
+        found = {name: EvaluationConfig(**vars(parser.instantiate(parser.parse_object(values)))) for name, values in networks.items()}
         if data is not None:
-            config = replace(config, workload=replace(config.workload, data=data))
-    except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
+            found = {name: replace(config, workload=replace(config.workload, data=data)) for name, config in found.items()}
+    except (jsonargparse.ArgumentError, yaml.YAMLError, ValueError, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
-    return config
+    return found
+
+
+def of_zoo(given: Mapping[str, Any], zoo: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The values of the cell of each network of a zoo that is held out."""
+    found = {}
+    for name, entry in zoo.items():
+        if entry.get("held_out"):
+            workload = {key: value for key, value in entry.items() if key not in ("held_out", "task")}
+            named = {key: str(given[key]).replace("{network}", name) for key in ("cell", "rates") if key in given}
+            task = {"task": entry["task"]} if "task" in entry else {}
+            found[name] = {**given, **named, **task, "workload": workload}
+    return found
+
+
+def read_cell(file: Path, data: str | None = None) -> EvaluationConfig:
+    """Reads the one cell of a YAML file, as `read_cells`. Raises ValueError, also if it has several."""
+    cells = read_cells(file, data)
+    if list(cells) != [""]:
+        raise ValueError(f"{file} has {len(cells)} cells, one for each network, where one is needed")
+    return cells[""]
 
 
 def about(file: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -243,5 +244,6 @@ def test_the_script_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Mon
         script("--config", config, "--arms", "Adamm")
     assert "--arms names 'Adamm'; there are Adam, L3RS, Celo (og)" in capsys.readouterr().err
     config.write_text(config.read_text().replace("optimizer: adam,", "optimizer: adamm,"))
-    with pytest.raises(SystemExit, match=r"must be one of l3rs, adam, adam-cosine, .*\(got 'adamm'\)"):
+    with pytest.raises(SystemExit, match="2"):
         script("--config", config)
+    assert re.search(r"must be one of l3rs, adam, adam-cosine, .*\(got 'adamm'\)", capsys.readouterr().err)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from l3rs.data.images import ImageSet
+from l3rs.networks.head_start import HEAD_BATCHES as HEAD_BATCHES
 
 HEADS = ("random", "start")
-HEAD_BATCHES = 100  # of the run, that a head start looks at
 
 
 def check_head(head: str, head_batches: int) -> None:

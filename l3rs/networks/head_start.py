@@ -16,6 +16,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from torch.nn.utils import parametrize
 from l3rs.networks.create import head_of
 from l3rs.networks.ridge import Judged, Moments, judge, losses_at, narrow
 
+HEAD_BATCHES = 100  # [choice]
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 SCALES = tuple(0.5 * 1.2**i for i in range(24))  # to 33
 TINY = 1e-6  # of the features' size: a spread below is rounding
@@ -103,6 +105,7 @@ class HeadStart:
 def head_start(
     network: nn.Module,
     batches: Iterable[Sequence[Tensor]],
+    limit: int | None = HEAD_BATCHES,
     *,
     head: nn.Linear | None = None,
     config: HeadStartConfig | None = None,
@@ -120,6 +123,7 @@ def head_start(
         batches: those that the run begins with: inputs, labels (B,), and, if known, the numbers of the images, (B,). An image counts once,
             however often it comes; without numbers, those whose inputs are equal are the same. An image whose features are not finite
             does not count, nor do those that BatchNorm mixes with it.
+        limit: so many batches, the first ones, are the most that are looked at; None looks at all.
         head: its head; None asks the network, as a model of timm knows it.
         config: how the head is chosen.
 
@@ -128,14 +132,16 @@ def head_start(
 
     Raises:
         ValueError: the head is not dense, its weights are made of other tensors, or it sees something else than (B, F) features; a label is
-            none of its classes; there are no batches.
+            none of its classes; there are no batches, or `limit` is below 1.
     """
     config = config or HeadStartConfig()
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1 batch (got {limit})")
     head = head_of(network) if head is None else head
     if not isinstance(head, nn.Linear) or parametrize.is_parametrized(head):
         raise ValueError(f"the head must be a dense layer with weights of its own (got {type(head).__name__})")
     with torch.no_grad(), _untouched(network, head):
-        seen = _see(network, batches, head, config)
+        seen = _see(network, islice(batches, limit), head, config)
         weight, bias, found = _choose(seen, head, config)
         if found.kind != "random":
             head.weight.copy_(_of_the_first(weight))

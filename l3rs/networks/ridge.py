@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 class Fit(NamedTuple):
-    """What a fit gives: the weights at scale 1, (C, F), for each of the ridges, the mean of the features, (F,), and the images of each class."""
+    """Weights at scale 1, (C, F), for each of the ridges, the mean of the features, (F,), and the number of images of each class, (C,)."""
 
     weights: list[Tensor]
     mean: Tensor

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import Report
 from l3rs.finetuning.workbench import Workbench, workbench
 from l3rs.finetuning.workload import Workload
-from l3rs.networks.create import resnet
+from l3rs.meta.config import MetaTrainConfig
+from l3rs.networks.create import head_of, resnet
+from l3rs.networks.head_start import head_start
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = Workload(width=16, weights=str(ROOT / "l3rs" / "networks" / "weights" / "resnet34-w16-icons.safetensors"))
@@ -61,6 +64,31 @@ def test_a_workbench_puts_another_network_back_to_its_start(tiny: Workload) -> N
     after = bench.network_for(5)
     assert all(torch.equal(v, before[k]) for k, v in after.state_dict().items())
     assert all(p.grad is None for p in after.parameters())
+
+
+def test_a_run_that_starts_with_a_head_in_closed_form(tiny: Workload) -> None:
+    bench = Workbench(tiny, TaskConfig())
+    heads = []
+    for batches, steps in ((2, 2), (9, 2), (2, 3), (3, 3)):
+        tasks, task, network = bench.ready("meta-train", 0, steps, "start", batches)
+        found = [p.detach().clone() for p in head_of(network).parameters()]
+        head_start(bench.network_for(task.head_seed), [task.batch(tasks.images, i) for i in range(min(batches, steps))])
+        assert all(torch.equal(a, b) for a, b in zip(found, head_of(network).parameters(), strict=True))
+        heads.append(found[0])
+    assert torch.equal(heads[0], heads[1])  # no more batches than the run has
+    assert torch.equal(heads[0], heads[2])
+    assert not torch.equal(heads[2], heads[3])
+    random, first = (execute(replace(RUN, workload=tiny, arm=replace(ADAM, head=head))) for head in ("random", "start"))
+    assert first.train_losses[0] < random.train_losses[0] - 0.05
+    assert execute(replace(RUN, workload=tiny, arm=replace(ADAM, head="start"))).train_losses == first.train_losses  # remembered
+
+
+@pytest.mark.parametrize(("setting", "said"), [({"head": "zero"}, "must be one of random, start"), ({"head_batches": 0}, "at least 1")])
+def test_a_head_that_there_is_not(setting: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        replace(ADAM, **setting)
+    with pytest.raises(ValueError, match=said):
+        MetaTrainConfig(**setting)
 
 
 def test_a_narrow_network_has_the_gradients_that_it_has_in_torchs_own_memory_format(tiny: Workload) -> None:

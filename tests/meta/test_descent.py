@@ -125,6 +125,17 @@ def test_a_step_along_the_gradient_lowers_the_loss_of_its_tasks(refresh: bool) -
     assert before - after == pytest.approx(0.03 * g.norm().item(), rel=0.3)
 
 
+def test_runs_may_begin_with_a_head_in_closed_form_for_candidates_and_gradients_alike() -> None:
+    losses = {}
+    for head in ("random", "start"):
+        config = quick(search="gradient", meta_batch=2, head=head)
+        problem = FineTuning(learned := start(config), config)
+        problem.tasks = generation_tasks(config, 0)
+        losses[head], _ = problem.loss(learned.theta)
+        assert sum(task.loss for task in problem.gradients(learned.theta)) / 2 == pytest.approx(losses[head], rel=1e-3)
+    assert losses["start"] != pytest.approx(losses["random"], rel=0.01)
+
+
 def test_the_number_of_generations_belongs_to_the_run(tmp_path: Path) -> None:
     """The learning rate follows from it."""
     meta_train(quick(1, search="gradient"), tmp_path, progress=False)

@@ -1,0 +1,306 @@
+"""The head in closed form: its formula, what it leaves as it was, what it chooses, and hard cases."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from optimizer.test_distributed import on_ranks
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import l3rs
+from l3rs.networks.head_start import HeadStartConfig, head_start
+
+C = 5
+FIXED = HeadStartConfig(ridges=(0.3,), scales=(4.0,))
+
+
+class Network(nn.Module):
+    """Dense, with BatchNorm, dropout and a head that it knows."""
+
+    def __init__(self, features: int = 8, inputs: int = 12, classes: int = C, head: nn.Module | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.Sequential(nn.Linear(inputs, features), nn.BatchNorm1d(features), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(features, classes) if head is None else head
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def features(self, x: Tensor) -> Tensor:
+        """As in training, without dropout."""
+        return F.relu(F.batch_norm(self.body[0](x), None, None, self.body[1].weight, self.body[1].bias, True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def data(batches: int = 4, size: int = 20, spread: float = 0.5, seed: int = 2) -> list[tuple[Tensor, Tensor]]:
+    """Images of classes that lie around centres of their own."""
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(C, 12, generator=torch.Generator().manual_seed(0))
+    labels = [torch.randint(C, (size,), generator=g) for _ in range(batches)]
+    return [(centres[y] + spread * torch.randn(size, 12, generator=g), y) for y in labels]
+
+
+def by_hand(network: Network, batches: Sequence[tuple[Tensor, Tensor]], r: float = 0.3, s: float = 4.0) -> tuple[Tensor, Tensor]:
+    """The formula."""
+    with torch.no_grad():
+        x = torch.cat([network.features(x) for x, _ in batches]).double()
+    one_hot = F.one_hot(torch.cat([y for _, y in batches]), C).double()
+    z = x - x.mean(0)
+    weight = s * torch.linalg.solve(z.T @ z + r * (z.T @ z).diagonal().mean() * torch.eye(z.shape[1]), z.T @ (one_hot - one_hot.mean(0))).T
+    return weight, -weight @ x.mean(0)
+
+
+def is_close(network: Network, expected: tuple[Tensor, Tensor], tolerance: float = 1e-4) -> bool:
+    found = network.head.weight, network.head.bias
+    return all(torch.allclose(a.double(), b, rtol=tolerance, atol=tolerance) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("features", [8, 200])  # fewer, and more, than images
+@pytest.mark.parametrize("keep_mib", [64, 1e-3])
+def test_it_is_the_formula_however_much_is_kept(features: int, keep_mib: float) -> None:
+    network = Network(features)
+    found = head_start(network, data(), config=HeadStartConfig((0.3,), (4.0,), keep_mib=keep_mib))
+    assert is_close(network, by_hand(network, data()))
+    assert (found.ridge, found.scale, found.images) == (0.3, 4.0, 80)
+
+
+@pytest.mark.parametrize("features", [8, 200])
+def test_what_is_chosen_hardly_depends_on_what_is_kept(features: int) -> None:
+    all_kept, some_kept = (
+        head_start(Network(features), data(20), config=HeadStartConfig(keep_mib=mib)) for mib in (64, 100 * 4 * features / 2**20)
+    )
+    assert all_kept.kind == some_kept.kind == "fitted"
+    assert all_kept.images == some_kept.images == 400
+    assert all_kept.accuracy == pytest.approx(some_kept.accuracy, abs=0.1)
+    assert all_kept.accuracy > 0.8
+
+
+def test_it_changes_the_head_alone() -> None:
+    network = Network()
+    network.body[1].eval()
+    network.head.weight.grad = torch.ones_like(network.head.weight)
+    for mode in (True, False):
+        network.train(mode)
+        nn.init.zeros_(network.head.weight)
+        nn.init.zeros_(network.head.bias)
+        before, modes = copy.deepcopy(network.state_dict()), [m.training for m in network.modules()]
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+
+        def drawn(batches: list[tuple[Tensor, Tensor]] = data()):  # type: ignore[no-untyped-def]  # noqa: B008
+            for batch in batches:
+                torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
+                yield batch
+
+        head_start(network, drawn())
+        after = network.state_dict()
+        assert {name for name in before if not torch.equal(before[name], after[name])} == {"head.weight", "head.bias"}
+        assert [m.training for m in network.modules()] == modes
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert random.getstate() == states[1]
+        assert np.array_equal(np.random.get_state()[1], states[2])  # noqa: NPY002
+        assert torch.equal(network.head.weight.grad, torch.ones_like(network.head.weight))
+        assert all(p.grad is None for p in network.body.parameters())
+
+
+def test_batch_norm_that_stays_in_evaluation_mode_is_left_there() -> None:
+    network = Network().train()
+    network.body[1].eval()
+    network.body[1].running_mean.fill_(0.5)
+    head_start(network, data(), config=FIXED)
+    assert not is_close(network, by_hand(network, data()))
+    network.features = lambda x: network.body[:3](x)  # type: ignore[method-assign]
+    assert is_close(network, by_hand(network, data()))
+
+
+def test_images_that_come_again_count_once_by_their_numbers_or_their_inputs() -> None:
+    first, second = data(2)
+    for batches in (
+        [first, second, second, first],
+        [(*first, torch.arange(20)), (*second, torch.arange(20) + 50), (*data(3)[2], torch.arange(20))],
+    ):
+        network = Network()
+        assert head_start(network, batches, config=FIXED).images == 40
+        assert is_close(network, by_hand(network, [first, second]))
+
+
+def test_a_shuffling_loader_gives_the_run_the_batches_that_the_head_start_saw() -> None:
+    inputs, labels = (torch.cat(parts) for parts in zip(*data(), strict=True))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, labels), 20, shuffle=True)
+    network = Network()
+    head_start(network, loader, 2, config=FIXED)
+    run = list(loader)
+    assert is_close(network, by_hand(network, run[:2]))  # type: ignore[arg-type]
+
+
+def test_under_autocast_it_is_the_same_but_for_rounding() -> None:
+    network = Network()
+    with torch.autocast("cpu", torch.bfloat16):
+        head_start(network, data(), config=FIXED)
+    assert network.head.weight.dtype == torch.float32
+    assert is_close(network, by_hand(network, data()), tolerance=0.1)
+    assert not is_close(network, by_hand(network, data()))
+
+
+def test_a_head_without_bias_is_fitted_without_centring() -> None:
+    network = Network(head=nn.Linear(8, C, bias=False))
+    head_start(network, data(), config=FIXED)
+    with torch.no_grad():
+        x, y = torch.cat([network.features(x) for x, _ in data()]).double(), F.one_hot(torch.cat([y for _, y in data()]), C).double()
+    gram = x.T @ x
+    expected = 4 * torch.linalg.solve(gram + 0.3 * gram.diagonal().mean() * torch.eye(8), x.T @ (y - y.mean(0))).T
+    assert torch.allclose(network.head.weight.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def loss_of(network: Network, batches: list[tuple[Tensor, Tensor]]) -> float:
+    with torch.no_grad():
+        return float(np.mean([F.cross_entropy(network.head(network.features(x)), y).item() for x, y in batches]))
+
+
+def test_the_images_are_left_a_loss_to_learn_from() -> None:
+    network, batches = Network(200), data(2, spread=1.5)  # more features than images, which the weakest ridge would interpolate
+    found = head_start(network, batches)
+    assert found.kind == "fitted"
+    assert 0.08 < loss_of(network, batches) / np.log(C) < 0.13
+    easy = data(20, spread=0.05)  # there the head may be as sure as it is right on images that it has not seen
+    assert head_start(network, easy).loss < 0.1
+    assert loss_of(network, easy) < 0.1
+
+
+def test_what_is_no_better_than_chance_on_held_out_images_becomes_a_small_head() -> None:
+    batches = [(x, torch.randint(C, (20,), generator=torch.Generator().manual_seed(i))) for i, (x, _) in enumerate(data())]
+    network = Network(200)
+    found = head_start(network, batches)
+    assert found.kind == "careful"
+    assert found.accuracy < 0.35
+    assert found.loss < np.log(C) + 0.05  # where a fitted head would be sure of what it does not know
+    assert loss_of(network, batches) > 0.8 * np.log(C)
+
+
+def test_the_size_of_the_features_is_the_mean_norm_of_the_centred_ones() -> None:
+    network = Network()
+    x = torch.cat([network.features(x) for x, _ in data()])
+    assert head_start(network, data()).feature_norm == pytest.approx((x - x.mean(0)).norm(dim=1).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [3, 12])
+def test_few_images_and_classes_without_any(size: int) -> None:
+    x, y = data(1, 60)[0]
+    few = torch.cat([(y == c).nonzero()[: size // 3, 0] for c in (0, 2, 4)])
+    network = Network(30)
+    found = head_start(network, [(x[few], y[few])])
+    assert found.images == size
+    assert found.kind == ("careful" if size == 3 else "fitted")
+    assert network.head.weight.isfinite().all()
+    assert network.head.weight[1].count_nonzero() == 0  # of a class that was not seen
+    assert (network.head(network.features(x[few])).argmax(1) == y[few]).all()
+
+
+def test_one_class_and_equal_images_teach_nothing() -> None:
+    x, y = data(1)[0]
+    for inputs, labels in ((x, torch.ones_like(y)), (x[:1].expand(20, -1) + 0, y), (x.fill_(torch.nan), y)):
+        network = Network()
+        before = network.head.weight.clone()
+        found = head_start(network, [(inputs, labels, torch.arange(20))])
+        assert found.kind == "random"
+        assert "the head stays as it was" in str(found)
+        assert torch.equal(network.head.weight, before)
+        assert not network.body[1].running_mean.any()
+
+
+def test_a_batch_with_an_image_of_nan_does_not_count() -> None:
+    good, bad = data(2)
+    bad[0][3] = torch.nan
+    network = Network()
+    assert head_start(network, [good, bad], config=FIXED).images == 20
+    assert is_close(network, by_hand(network, [good]))
+
+
+@pytest.mark.parametrize(
+    ("network", "batches", "message"),
+    [
+        (Network(), [], "at least one batch"),
+        (nn.Sequential(nn.Linear(2, 3)), data(), "no dense head"),
+        (Network(head=nn.Conv2d(8, C, 1)), data(), "no dense head"),
+        (Network(head=nn.utils.parametrizations.weight_norm(nn.Linear(8, C))), data(), "weights of its own"),
+        (Network(classes=4), data(), r"from 0 to 3, the classes of the head \(got 4\)"),
+        (Network(), [(x, F.one_hot(y, C).float()) for x, y in data()], "labels must be whole numbers"),
+        (Network(), [(x[:, None], y) for x, y in data()], "features of"),
+    ],
+)
+def test_what_cannot_be_is_refused(network: nn.Module, batches: list[tuple[Tensor, Tensor]], message: str) -> None:
+    if isinstance(network, Network) and message == "features of":
+        network.body[1] = nn.Identity()
+    with pytest.raises(ValueError, match=message):
+        head_start(network, batches)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("ridges", ()), ("ridges", (1.0, 0.3)), ("scales", (-1.0,)), ("left", 1.0), ("folds", 1), ("keep_mib", 0.0), ("sure", -1.0)],
+)
+def test_settings_are_checked(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        HeadStartConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def shared(rank: int, folder: Path) -> dict[str, Tensor]:
+    """What two processes find that have two batches each, kept or not."""
+    found: dict[str, Tensor] = {}
+    configs = {"kept": FIXED, "sums": replace(FIXED, keep_mib=1e-3), "chosen": HeadStartConfig()}
+    for name, config in configs.items():
+        network = Network()
+        start = head_start(network, data()[rank::2], config=config)
+        found |= {f"{name}.weight": network.head.weight.detach(), f"{name}.images": torch.tensor(start.images)}
+    return found
+
+
+@pytest.mark.slow  # two processes import everything
+def test_processes_make_one_head_of_all_their_images(tmp_path: Path) -> None:
+    first, second = on_ranks(shared, tmp_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for name in ("kept", "sums"):
+        assert first[f"{name}.images"] == 80
+        assert torch.allclose(first[f"{name}.weight"].double(), by_hand(Network(), data())[0], rtol=1e-4, atol=1e-4)
+
+
+def test_it_does_no_harm_with_1280_features_and_5_images_a_class() -> None:
+    """A run from it is ahead of one from a random head, where a head that interpolates the images is behind."""
+    classes = 25
+    g = torch.Generator().manual_seed(4)
+    centres = torch.randn(classes, 12, generator=g)
+    labels = torch.arange(classes).repeat(5)[torch.randperm(5 * classes, generator=g)]
+    batches = [(centres[y] + torch.randn(25, 12, generator=g), y) for y in labels.split(25)]
+    y = torch.arange(classes).repeat(20)
+    held_out = centres[y] + torch.randn(len(y), 12, generator=g)
+
+    def run(config: HeadStartConfig | None) -> float:
+        """The loss after 10 steps."""
+        network = Network(1280, classes=classes)
+        network.body[3].p = 0.0
+        if config is not None:
+            head_start(network, batches, config=config)
+        optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+        for k in range(10):
+            optimizer.zero_grad()
+            F.cross_entropy(network(batches[k % 5][0]), batches[k % 5][1]).backward()
+            optimizer.step()
+        return F.cross_entropy(network(held_out), y).item()
+
+    random_head, chosen, interpolating = run(None), run(HeadStartConfig()), run(HeadStartConfig((0.3,), (30.0,)))
+    assert chosen < random_head < interpolating
+
+
+def test_it_is_at_the_top() -> None:
+    assert l3rs.head_start is head_start
+    with pytest.raises(AttributeError, match="no attribute 'tail_start'"):
+        l3rs.tail_start  # noqa: B018

@@ -61,10 +61,11 @@ def calibration_picture(cells: Mapping[str, Cell], name: str, caption: str, comm
     figure, axes = panels(len(points), 2.3, sharex=True)
     said = []
     for one, (horizon, by_cell) in zip(axes, sorted(points.items()), strict=True):
-        for cell, by_rate in by_cell.items():
+        for place, (cell, by_rate) in enumerate(by_cell.items()):
             mean, low, high = np.array(list(by_rate.values())).T
             spread = np.nan_to_num([mean - low, high - mean])
-            one.errorbar(list(by_rate), mean, yerr=spread, elinewidth=0.9, label=cell, **looks[cell])
+            x = np.array(list(by_rate)) * 1.03 ** (place - (len(by_cell) - 1) / 2)  # side by side, so that bars do not hide each other
+            one.errorbar(x, mean, yerr=spread, elinewidth=0.9, label=cell, **looks[cell])
             said.append(f"{cell}, {horizon} steps, " + ", ".join(f"{x[0]:.3f} at {rate:g}" for rate, x in by_rate.items()))
         one.set(title=f"{horizon} steps", xscale="log", ylabel="evaluation accuracy")
         ticks = sorted({rate for by_rate in by_cell.values() for rate in by_rate})

@@ -17,17 +17,22 @@ from matplotlib.figure import Figure
 from l3rs.evaluation.ablation_tables import Contrast
 from l3rs.evaluation.cell_tables import Cell, columns, standings, unique
 from l3rs.evaluation.pages import Picture
-from l3rs.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, STYLES, curve_figure, look
+from l3rs.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, STYLES, curve_figure, look
 from l3rs.stats import mean_interval, performance_profile
 
 WIDTH = 5.6  # inches
 META_TRAINING = (10, 100)  # lengths of the runs that shipped schedules were meta-trained on, in steps
 VARIANTS: Mapping[str, tuple[str, str, str]] = {  # of one optimizer, by the beginning of the arm's name
     "L3RS generalist refreshed": (GREY, "P", ":"),
+    "L3RS generalist with head start": (GREY, ">", "-."),
     "L3RS generalist": (GREY, "p", "--"),
     "L3RS refreshed": (BLACK, "D", ":"),
+    "L3RS with head start": (BLACK, "s", "--"),
+    "L3RS unlearned": (SKY, "o", "-"),
+    "L3RS paper": (GREY, "h", "-"),
     "L3RS, seed": (GREY, ".", ":"),
     "L3RS six": (GREY, "*", "-."),
+    "Schedule-free AdamW default": (PURPLE, "<", ":"),
     "VeLO (ft)": (RED, "X", "--"),
     "Celo (ft)": (PURPLE, "X", "--"),
 }
@@ -178,8 +183,8 @@ def meta_training(name: str, schedule: str, curve: pd.DataFrame | None, commands
 def meta_trainings(name: str, curves: Mapping[str, pd.DataFrame], commands: tuple[str, ...]) -> Picture:
     """Accuracy and loss on meta-validation along several meta-trainings, a line a schedule (Figure 6)."""
     caption = (
-        "Meta-training of all shipped schedules and of other learned optimizers: accuracy and loss on their meta-validation tasks. A "
-        "generation of evolution strategies and one of meta-gradients differ in cost; the tasks and their lengths may differ as well."
+        f"Meta-training of {', '.join(curves) or 'schedules'}: accuracy and loss on their meta-validation tasks. A generation of evolution "
+        "strategies and one of meta-gradients differ in cost; the tasks and their lengths may differ as well."
     )
     if not curves:
         return Picture(name, caption, "", None, commands)

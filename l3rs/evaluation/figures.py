@@ -92,7 +92,7 @@ def beyond(sources: Sources) -> Iterator[tuple[str, Picture]]:
     for name, (section, _) in BEYOND.items():
         if cell := sources.cells.get(name):
             if name in ("equal", "recipes"):
-                yield section, progress(cell.without_seeds(), name.capitalize(), "accuracy")
+                yield section, progress(cell.without_seeds(), f"{name.capitalize()}, accuracy", "accuracy")
             yield section, speedups(cell.without_seeds(), f"{name.capitalize()}, steps", "accuracy")
     batches = {name: sources.cells[name] for name in BATCHES if name in sources.cells}
     if len(batches) > 1:
@@ -122,7 +122,8 @@ def curves(sources: Sources) -> Iterator[tuple[str, Picture]]:
     lacking = [OTHERS.get(name, name) for name in (shipped | others) if name not in curves]
     commands = tuple(f"l3rs meta-train --config configs/meta_train/icons_{run}.yaml --out runs/{run}" for run in lacking)
     yield "Meta-training", meta_training("Figure 6", SPECIALISTS[0], curves.get(SPECIALISTS[0]), commands)
-    yield "Meta-training", meta_trainings("Figure 6, all", curves, commands)
+    for name, called in (("Figure 6, all", SHIPPED), ("Figure 6, others", (*SHIPPED_WEIGHTS, *OTHERS))):
+        yield "Meta-training", meta_trainings(name, {c: curve for c, curve in curves.items() if c in called}, commands)
 
 
 def differences(sources: Sources) -> Iterator[tuple[str, Picture]]:

@@ -24,23 +24,23 @@ from l3rs.schedules.find import SPECIALISTS
 PAPER = {"A": 5, "A-head": 7, "B": 9, "C": 11, "D": 13, "E": 15}  # cell: the first of its two tables in the paper
 STATISTICS = "before an evaluation, the mean statistics of the last 20 training batches replace BatchNorm's running ones"
 BEYOND = {  # cell: its section and caption
-    "averaged": (
-        "What adaptivity adds",
-        "What adaptivity adds: L3RS against a schedule with its learned lambda and mu averaged over time and layers.",
-    ),
-    "refreshed": (
-        "BatchNorm refreshed",
-        f"All arms like schedule-free: {STATISTICS}. Accuracy, as in Table 5.",
+    "recipes": (
+        "Recipes as they are used",
+        "Recipes as their users run them: L3RS with a head in closed form and refreshed statistics, its rivals untuned as their authors "
+        "publish them, and tuned baselines from a random head with refreshed statistics.",
     ),
     "equal": (
         "Equal terms",
         f"Equal terms: all begin with a head in closed form and are evaluated with refreshed statistics ({STATISTICS}), and learning rates "
         "were tuned so.",
     ),
-    "recipes": (
-        "Recipes as they are used",
-        "Recipes as their users run them: L3RS with a head in closed form and refreshed statistics, its rivals untuned as their authors "
-        "publish them, and tuned baselines from a random head with refreshed statistics.",
+    "refreshed": (
+        "BatchNorm refreshed",
+        f"All arms like schedule-free: {STATISTICS}. Accuracy, as in Table 5.",
+    ),
+    "averaged": (
+        "What adaptivity adds",
+        "What adaptivity adds: L3RS against a schedule with its learned lambda and mu averaged over time and layers.",
     ),
 }
 NETWORKS = "networks"  # cells of networks that no schedule met

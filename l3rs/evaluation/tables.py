@@ -106,7 +106,7 @@ def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
         "L3RS's lead in points, paired by task, with its bootstrap 95% interval, and the share of tasks on which L3RS is better; ties "
         "count half. Accuracies are over each arm's own tasks, differences over common ones. L3RS is one meta-training seed. " + REFRESHED
     )
-    yield "In short", Table("Winners", WINNERS, winner_table(contested(sources)))
+    yield "In short", Table("Winners, in numbers", WINNERS, winner_table(contested(sources)))
     yield "In short", Table("Summary", caption, frame, every_command(cells))
 
 
@@ -283,7 +283,7 @@ def networks(sources: Sources) -> Iterator[tuple[str, Table]]:
     caption = "The points of accuracy by which lr = 1 is ahead of other multipliers of the schedule's steps, with bootstrap 95% intervals."
     several = {name: cell for name, cell in cells.items() if multiplied(cell)}
     if several:
-        yield UNMET, Table("Calibration", caption, calibration_table(several))
+        yield UNMET, Table("Calibration, in numbers", caption, calibration_table(several))
     for name, cell in cells.items():
         caption = f"{cell.about}: evaluation accuracy, mean ± standard deviation over tasks. {COSTS}"
         frame = means(cell.config, cell.outcomes("accuracy"))

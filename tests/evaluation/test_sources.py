@@ -25,6 +25,15 @@ def test_a_cell_that_is_not_of_the_paper_is_shown_when_it_is_asked_for(tmp_path:
     assert {*PAPER, "averaged", "refreshed", "stress-horizon"} <= set(Sources(ROOT, tmp_path).cells)
 
 
+def test_every_table_and_picture_has_a_name_of_its_own(tmp_path: Path) -> None:
+    sources = Sources(ROOT, tmp_path, ["recipes", "equal", "stress-batch-16", "stress-batch-256", "A-head"])
+    sources.of_icons = False  # what has no cell takes its time
+    sources.__dict__["cells"] = {name: cell._replace(rows=cell.rows[:0]) for name, cell in sources.cells.items()}
+    names = [item.name for _, items in collect(sources, (*TABLES, *FIGURES)) for item in items]
+    assert {"Winners", "Winners, in numbers", "Recipes", "Equal, accuracy", "Images seen", "Table 7, steps to match"} <= set(names)
+    assert sorted(names) == sorted(set(names))
+
+
 def test_another_folder_has_nothing_that_is_of_icons_alone(tmp_path: Path) -> None:
     """All tables and figures are planned for it; without rows there is no picture."""
     sources = Sources(ROOT, tmp_path, ["E"], CONFIGS / "imagenet")

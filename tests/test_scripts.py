@@ -14,7 +14,7 @@ import yaml
 from l3rs.cli import parser_of
 from l3rs.cli.meta_train import config_of
 from l3rs.evaluation.cells import plan
-from l3rs.evaluation.sources import read_cell
+from l3rs.evaluation.sources import read_cells
 from l3rs.evaluation.study import Study
 
 ROOT = Path(__file__).parent.parent
@@ -39,9 +39,9 @@ def test_every_config_opens_with_its_command_and_is_valid(path: Path, monkeypatc
         assert PretrainConfig.of(**settings, data="images" if "--data" in first else None).workload.from_scratch
     elif kind in ("evaluate", "imagenet"):
         assert f"# python evaluate/run.py --config {path.relative_to(ROOT)} " in first
-        config = read_cell(path)
-        arms = tuple(arm for arm in config.arms if not (config.rates and arm.tuned))  # their file is made by evaluate/tune.py
-        assert plan(replace(config, arms=arms))
+        for config in read_cells(path).values():
+            arms = tuple(arm for arm in config.arms if not (config.rates and arm.tuned))  # their file is made by evaluate/tune.py
+            assert plan(replace(config, arms=arms))
     else:
         assert f"# python evaluate/study.py --config {path.relative_to(ROOT)} " in first
         study = Study.read(path)

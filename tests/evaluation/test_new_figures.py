@@ -81,5 +81,7 @@ def test_images_seen_are_steps_times_the_batch() -> None:
     picture = images_picture({"large": large, "small": small}, "Images seen", ())
     assert "L3RS in batches of 16 0.615 after 160 images, 0.715 after 1,600 images" in picture.alt
     assert "Adam in batches of 256 0.715 after 2,560 images" in picture.alt
-    assert picture.figure is not None
+    steps, images = picture.figure.axes  # type: ignore[union-attr]
+    assert [line.get_xdata().tolist() for line in steps.lines] == [[10, 100], [10, 100], [10], [10]]
+    assert [line.get_xdata().tolist() for line in images.lines] == [[160, 1600], [160, 1600], [2560], [2560]]
     assert images_picture({"small": small}, "Images seen", ("make",)).figure is None

@@ -112,14 +112,14 @@ def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
 
 def seeds(sources: Sources) -> Iterator[tuple[str, Table]]:
     """The spread between meta-trainings that differ only in their seed."""
-    for cell in (cell for name, cell in sources.cells.items() if name in PAPER):
-        arms = [name for arm in cell.config.arms if (name := arm.name) == cell.reference or of_a_seed(arm)]
+    for name, cell in sources.cells.items():
+        if name not in (*PAPER, "equal"):
+            continue
+        arms = [arm.name for arm in cell.config.arms if arm.name == cell.reference or of_a_seed(arm)]
         if len(arms) > 1:
             caption = f"{cell.about}: accuracy of the shipped {cell.reference}, and of schedules of other meta-training seeds."
-            yield (
-                "In short",
-                Table("Meta-training seeds", caption, over_seeds(cell.config, cell.outcomes("accuracy"), arms), cell.commands()),
-            )
+            called = "Meta-training seeds" + ("" if name in PAPER else f", {name}")
+            yield "In short", Table(called, caption, over_seeds(cell.config, cell.outcomes("accuracy"), arms), cell.commands())
 
 
 def cell_tables(sources: Sources) -> Iterator[tuple[str, Table]]:

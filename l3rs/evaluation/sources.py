@@ -19,6 +19,7 @@ from l3rs.evaluation.cell_tables import Cell
 from l3rs.evaluation.cells import EvaluationConfig, Rows
 from l3rs.evaluation.pages import Section
 from l3rs.evaluation.study import Study
+from l3rs.networks.pretrained import SHIPPED as SHIPPED_NETWORKS
 from l3rs.schedules.find import SPECIALISTS
 
 PAPER = {"A": 5, "A-head": 7, "B": 9, "C": 11, "D": 13, "E": 15}  # cell: the first of its two tables in the paper
@@ -113,8 +114,9 @@ class Sources:
 def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfig]:
     """Reads the cells of a YAML file: one, under an empty name, or, if it has a `zoo`, one for each network held out there, by its name.
 
-    A zoo is another YAML file, beside it by its relative path: networks by name, each with the fields of a workload, `held_out`, and
-    perhaps a `task`. The network's name replaces `{network}` in `cell` and `rates`.
+    A zoo is a mapping: `file`, another YAML file beside this one, which has networks by name, each with the fields of a workload and
+    `held_out`; `weights`, the folder of their files; `tasks`, the size of tasks by split. The network's name replaces `{network}` in `cell`
+    and `rates`.
 
     Args:
         data: replaces the folder of the images.
@@ -127,24 +129,34 @@ def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfi
     try:
         given = yaml.safe_load(file.read_text())
         zoo = given.pop("zoo", None)
-        networks = {"": given} if zoo is None else of_zoo(given, yaml.safe_load((file.parent / zoo).read_text()))
+        networks = {"": given} if zoo is None else of_zoo(given, yaml.safe_load((file.parent / zoo["file"]).read_text()), zoo)
         found = {name: EvaluationConfig(**vars(parser.instantiate(parser.parse_object(values)))) for name, values in networks.items()}
         if data is not None:
             found = {name: replace(config, workload=replace(config.workload, data=data)) for name, config in found.items()}
-    except (jsonargparse.ArgumentError, yaml.YAMLError, ValueError, TypeError, AttributeError, OSError) as error:
+    except (jsonargparse.ArgumentError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
     return found
 
 
-def of_zoo(given: Mapping[str, Any], zoo: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The values of the cell of each network of a zoo that is held out."""
+def of_zoo(given: Mapping[str, Any], networks: Mapping[str, Mapping[str, Any]], zoo: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The values of the cell of each network that is held out.
+
+    Where a split has no classes to tune on, as Glyphs, the rates are those of the network that is called the same on Icons.
+    """
     found = {}
-    for name, entry in zoo.items():
-        if entry.get("held_out"):
-            workload = {key: value for key, value in entry.items() if key not in ("held_out", "task")}
-            named = {key: str(given[key]).replace("{network}", name) for key in ("cell", "rates") if key in given}
-            task = {"task": entry["task"]} if "task" in entry else {}
-            found[name] = {**given, **named, **task, "workload": workload}
+    for name, entry in networks.items():
+        if not entry["held_out"]:
+            continue
+        workload = {key: value for key, value in entry.items() if key != "held_out"}
+        if (weights := workload.get("weights")) is not None and weights not in SHIPPED_NETWORKS:
+            workload["weights"] = str(Path(zoo.get("weights", "")) / weights)
+        tuned = f"{name.removesuffix('-glyphs')}-icons" if workload["split"] == "glyphs" else name
+        values: dict[str, Any] = {**given, "workload": workload, "cell": str(given["cell"]).replace("{network}", name)}
+        if "rates" in given:
+            values["rates"] = str(given["rates"]).replace("{network}", tuned)
+        if (task := zoo.get("tasks", {}).get(workload["split"])) is not None:
+            values["task"] = task
+        found[name] = values
     return found
 
 

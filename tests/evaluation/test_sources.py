@@ -50,14 +50,14 @@ def test_a_cell_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -
 
 
 ZOO = """
-small: {split: icons, model: resnet18, width: 4, from_scratch: true, held_out: true, task: {classes: 5, batch_size: 8, evaluation_size: 20}}
+small-glyphs: {split: glyphs, model: resnet18, width: 4, weights: small.safetensors, held_out: true}
 met: {split: icons, model: resnet18, width: 8, from_scratch: true, held_out: false}
 large: {split: icons, model: resnet18, width: 5, from_scratch: true, held_out: true}
 """
 FAMILY = """\
 # python evaluate/run.py (networks that no schedule met)
 cell: networks-{network}
-zoo: ../zoo.yaml
+zoo: {file: ../zoo.yaml, weights: folder, tasks: {glyphs: {classes: 5}}}
 horizons: {2: 1}
 rates: rates/{network}.yaml
 arms: [{name: Adam, optimizer: adam, lr: 0.1}]
@@ -75,22 +75,22 @@ def test_a_config_with_a_zoo_has_a_cell_for_each_network_that_is_held_out(
     file = tmp_path / "evaluate" / "networks.yaml"
     file.write_text(FAMILY)
     cells = read_cells(file)
-    assert {name: (c.cell, c.rates, c.workload.width, c.task.classes) for name, c in cells.items()} == {
-        "small": ("networks-small", "rates/small.yaml", 4, 5),
-        "large": ("networks-large", "rates/large.yaml", 5, 25),
+    assert {name: (c.cell, c.rates, c.workload.weights, c.task.classes) for name, c in cells.items()} == {
+        "small-glyphs": ("networks-small-glyphs", "rates/small-icons.yaml", "folder/small.safetensors", 5),
+        "large": ("networks-large", "rates/large.yaml", None, 25),
     }
     with pytest.raises(ValueError, match=r"networks\.yaml has 2 cells, one for each network, where one is needed"):
         read_cell(file)
     out = ["--config", str(file), "--out", str(tmp_path / "rows"), "--workers", "1"]
-    monkeypatch.setattr("sys.argv", ["run.py", *out, "--networks", "small", "--plan"])
+    monkeypatch.setattr("sys.argv", ["run.py", *out, "--networks", "large", "--plan"])
     run.main()
-    assert capsys.readouterr().out == "networks-small: 1 runs are missing, 2 steps\n"
+    assert capsys.readouterr().out == "networks-large: 1 runs are missing, 2 steps\n"
     monkeypatch.setattr("sys.argv", ["run.py", *out, "--networks", "met"])
     with pytest.raises(SystemExit):
         run.main()
-    assert "--networks names 'met'; there are small, large" in capsys.readouterr().err
+    assert "--networks names 'met'; there are small-glyphs, large" in capsys.readouterr().err
     sources = Sources(ROOT, tmp_path / "rows", configs=tmp_path / "evaluate")
-    assert list(sources.cells) == ["networks-small", "networks-large"]
+    assert list(sources.cells) == ["networks-small-glyphs", "networks-large"]
     assert sources.cells["networks-large"].commands()[0].endswith("networks.yaml --networks large")
 
 

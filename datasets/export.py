@@ -2,7 +2,7 @@
 
     python datasets/export.py icons --classes 150 --out photos
 
-For trying on files what is meant for files, and for using the set with other software. Ink is dark on white.
+For trying on files what is meant for files, and for using the set with other software. Grey ink is dark on white.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def export(name: str, out: Path, classes: int | None = None) -> int:
             folder = out / side / label
             folder.mkdir(parents=True, exist_ok=True)
             for i in members.tolist():
-                Image.fromarray(255 - images.pixels[i, 0].numpy()).save(folder / f"{i}.png")
+                pixels = images.pixels[i].permute(1, 2, 0).numpy()
+                Image.fromarray(255 - pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(folder / f"{i}.png")
             written += len(members)
     return written
 

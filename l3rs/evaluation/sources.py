@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from l3rs.evaluation.cell_tables import Cell
 from l3rs.evaluation.cells import EvaluationConfig, Rows
 from l3rs.evaluation.pages import Section
 from l3rs.evaluation.study import Study
-from l3rs.networks.pretrained import SHIPPED as SHIPPED_NETWORKS
+from l3rs.finetuning.zoo import Network, read_zoo
 from l3rs.schedules.find import SPECIALISTS
 
 PAPER = {"A": 5, "A-head": 7, "B": 9, "C": 11, "D": 13, "E": 15}  # cell: the first of its two tables in the paper
@@ -114,9 +114,8 @@ class Sources:
 def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfig]:
     """Reads the cells of a YAML file: one, under an empty name, or, if it has a `zoo`, one for each network held out there, by its name.
 
-    A zoo is a mapping: `file`, another YAML file beside this one, which has networks by name, each with the fields of a workload and
-    `held_out`; `weights`, the folder of their files; `tasks`, the size of tasks by split. The network's name replaces `{network}` in `cell`
-    and `rates`.
+    A zoo is a mapping: `file`, one that `l3rs.finetuning.zoo.read_zoo` reads, by its path from this one; `weights`, the folder of the
+    networks' weights; `tasks`, the size of tasks by split. The network's name replaces `{network}` in `cell` and `rates`.
 
     Args:
         data: replaces the folder of the images.
@@ -129,8 +128,8 @@ def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfi
     try:
         given = yaml.safe_load(file.read_text())
         zoo = given.pop("zoo", None)
-        networks = {"": given} if zoo is None else of_zoo(given, yaml.safe_load((file.parent / zoo["file"]).read_text()), zoo)
-        found = {name: EvaluationConfig(**vars(parser.instantiate(parser.parse_object(values)))) for name, values in networks.items()}
+        make = partial(made_of, parser)
+        found = {"": make(given)} if zoo is None else of_zoo(given, read_zoo(file.parent / zoo["file"], zoo["weights"]), zoo, make)
         if data is not None:
             found = {name: replace(config, workload=replace(config.workload, data=data)) for name, config in found.items()}
     except (jsonargparse.ArgumentError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
@@ -138,25 +137,30 @@ def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfi
     return found
 
 
-def of_zoo(given: Mapping[str, Any], networks: Mapping[str, Mapping[str, Any]], zoo: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The values of the cell of each network that is held out.
+def made_of(parser: jsonargparse.ArgumentParser, values: Mapping[str, Any]) -> EvaluationConfig:
+    """Makes a cell of what a YAML file has."""
+    return EvaluationConfig(**vars(parser.instantiate(parser.parse_object(dict(values)))))
+
+
+def of_zoo(
+    given: Mapping[str, Any],
+    networks: Mapping[str, Network],
+    zoo: Mapping[str, Any],
+    make: Callable[[Mapping[str, Any]], EvaluationConfig],
+) -> dict[str, EvaluationConfig]:
+    """Makes the cell of each network that is held out.
 
     Where a split has no classes to tune on, as Glyphs, the rates are those of the network that is called the same on Icons.
     """
     found = {}
-    for name, entry in networks.items():
-        if not entry["held_out"]:
-            continue
-        workload = {key: value for key, value in entry.items() if key != "held_out"}
-        if (weights := workload.get("weights")) is not None and weights not in SHIPPED_NETWORKS:
-            workload["weights"] = str(Path(zoo.get("weights", "")) / weights)
-        tuned = f"{name.removesuffix('-glyphs')}-icons" if workload["split"] == "glyphs" else name
-        values: dict[str, Any] = {**given, "workload": workload, "cell": str(given["cell"]).replace("{network}", name)}
-        if "rates" in given:
-            values["rates"] = str(given["rates"]).replace("{network}", tuned)
-        if (task := zoo.get("tasks", {}).get(workload["split"])) is not None:
-            values["task"] = task
-        found[name] = values
+    for name, network in networks.items():
+        if network.held_out:
+            split = network.workload.split
+            names = {"cell": name, "rates": f"{name.removesuffix('-glyphs')}-icons" if split == "glyphs" else name}
+            named = {key: str(given[key]).replace("{network}", called) for key, called in names.items() if key in given}
+            task = zoo.get("tasks", {}).get(split)
+            config = make({**given, **named, **({} if task is None else {"task": task})})
+            found[name] = replace(config, workload=network.workload)
     return found
 
 

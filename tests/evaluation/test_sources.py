@@ -51,8 +51,8 @@ def test_a_cell_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -
 
 ZOO = """
 small-glyphs: {split: glyphs, model: resnet18, width: 4, weights: small.safetensors, held_out: true}
-met: {split: icons, model: resnet18, width: 8, from_scratch: true, held_out: false}
-large: {split: icons, model: resnet18, width: 5, from_scratch: true, held_out: true}
+met: {split: icons, model: resnet18, width: 8, weights: met.safetensors, held_out: false}
+large: {split: icons, model: densenet121, model_args: {growth_rate: 12}, weights: large.safetensors, held_out: true}
 """
 FAMILY = """\
 # python evaluate/run.py (networks that no schedule met)
@@ -77,7 +77,7 @@ def test_a_config_with_a_zoo_has_a_cell_for_each_network_that_is_held_out(
     cells = read_cells(file)
     assert {name: (c.cell, c.rates, c.workload.weights, c.task.classes) for name, c in cells.items()} == {
         "small-glyphs": ("networks-small-glyphs", "rates/small-icons.yaml", "folder/small.safetensors", 5),
-        "large": ("networks-large", "rates/large.yaml", None, 25),
+        "large": ("networks-large", "rates/large.yaml", "folder/large.safetensors", 25),
     }
     with pytest.raises(ValueError, match=r"networks\.yaml has 2 cells, one for each network, where one is needed"):
         read_cell(file)

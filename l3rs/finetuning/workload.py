@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,7 +64,7 @@ class Workload:
     width: int | None = None
     weights: str | None = None
     from_scratch: bool = False
-    model_args: dict[str, Any] | None = None
+    model_args: dict[str, Any] | None = field(default=None, hash=False)  # runs and workbenches are looked up by their workload
 
     def __post_init__(self) -> None:
         if self.embedded and self.data is not None:

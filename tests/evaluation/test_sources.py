@@ -79,6 +79,7 @@ def test_a_config_with_a_zoo_has_a_cell_for_each_network_that_is_held_out(
         "small-glyphs": ("networks-small-glyphs", "rates/small-icons.yaml", "folder/small.safetensors", 5),
         "large": ("networks-large", "rates/large.yaml", "folder/large.safetensors", 25),
     }
+    assert len({config.workload for config in cells.values()}) == 2  # also with model_args
     with pytest.raises(ValueError, match=r"networks\.yaml has 2 cells, one for each network, where one is needed"):
         read_cell(file)
     out = ["--config", str(file), "--out", str(tmp_path / "rows"), "--workers", "1"]

@@ -1,7 +1,8 @@
 """Writing an embedded data set: what the scripts in `datasets/` share once they have drawn their pictures.
 
 A script gives one `Drawing` and one picture an image, of ink, uint8 (32, 32), or of colours, uint8 (3, side, side), and says which
-images are for validation. This module drops copies, finds the classes with enough images, draws the class split and writes the files, the same bytes each time.
+images are for validation. This module drops copies, finds the classes with enough images, draws the class split and writes the files,
+the same bytes each time.
 """
 
 from __future__ import annotations

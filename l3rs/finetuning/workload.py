@@ -64,7 +64,7 @@ class Workload:
     width: int | None = None
     weights: str | None = None
     from_scratch: bool = False
-    model_args: dict[str, Any] | None = field(default=None, hash=False)  # runs and workbenches are looked up by their workload
+    model_args: dict[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if self.embedded and self.data is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -32,7 +32,7 @@ class Source:
     width: int | None = None
     weights: str | None = None
     from_scratch: bool = False
-    model_args: dict[str, Any] | None = None
+    model_args: dict[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if self.from_scratch and self.weights is not None:

@@ -126,6 +126,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("8 --from-scratch=false", "width is 8, and pretrained weights are of timm's own"),
         ],
         "--weights": [("icons --from-scratch=false", "the shipped weights icons are of resnet34"), ("w.pt", "choose one")],
+        "--model-args": [('{"in_chans":1}', "model_args has in_chans, which is not for it to say")],
         "--from-scratch": [("=maybe", "--from-scratch must be true or false (got maybe)")],
     },
     "meta-train": {

@@ -2,17 +2,18 @@
 
     python evaluate/run.py --config configs/evaluate/A.yaml               # goes on where it was
     python evaluate/run.py --config configs/evaluate/A.yaml --plan        # how much there is to do
+    python evaluate/run.py --config configs/evaluate/equal.yaml --tasks 10 --steps 10 25 --arms L3RS    # a part; the rest another time
     python evaluate/run.py --config configs/evaluate/A.yaml --compact     # all rows to evaluate/results/A/rows.parquet, to be committed
 
 Rows are appended to a CSV file of this invocation in `--out`; runs that have a row there, or in `evaluate/results`, are not made again. A
-run that fails is a row with its error; `--again` tries those anew. Arms whose learned weights are not there, or
+run that fails is a row with its error; `--again` tries those anew. Arms whose learned weights or library are not there, or
 whose learning rate was not tuned, are left out, unless `--arms` names them.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from l3rs.evaluation.cells import EvaluationConfig, Rows, identity_of, missing, plan, rows_of
-from l3rs.evaluation.sources import read_cell
+from l3rs.evaluation.sources import read_cells
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import attempt, execute_all, execute_on_ray
 from l3rs.processes import cores
@@ -34,6 +35,8 @@ def is_there(config: EvaluationConfig, arm: Arm) -> bool:
     try:
         identity_of(arm.optimizer, arm.learned)
         config.rate(arm, 1)
+        if arm.lacking:
+            raise ValueError(f"it {arm.lacking}")
     except ValueError as error:
         print(f"left out: {arm.name} ({error})")
         return False
@@ -44,7 +47,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="the cell, such as configs/evaluate/A.yaml")
     parser.add_argument("--arms", nargs="+", help="some of its arms, by name (default: all)")
-    parser.add_argument("--horizons", type=int, nargs="+", metavar="STEPS", help="some of its lengths of a run (default: all)")
+    parser.add_argument("--networks", nargs="+", metavar="NAME", help="some of those that a config with a zoo has (default: all)")
+    parser.add_argument("--steps", "--horizons", type=int, nargs="+", help="some of its lengths of a run (default: all)")
     parser.add_argument("--tasks", type=int, help="at most so many tasks at each horizon (default: as the cell has)")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder for the rows (default: %(default)s)")
     parser.add_argument("--data", help="the images' folder, for the one that the config names; for splits that are not embedded")
@@ -56,9 +60,22 @@ def main() -> None:
     parser.add_argument("--compact", action="store_true", help="write all rows to evaluate/results/CELL/rows.parquet, and run nothing")
     args = parser.parse_args()
     try:
-        config = read_cell(args.config, args.data)
+        for config in chosen(read_cells(args.config, args.data), args.networks):
+            make_rows(config, args)
     except ValueError as error:
-        sys.exit(str(error))
+        parser.error(str(error))
+
+
+def chosen(cells: Mapping[str, EvaluationConfig], networks: Sequence[str] | None) -> list[EvaluationConfig]:
+    """Picks the cells of some networks, or all. Raises ValueError if there is no such network."""
+    for name in networks or ():
+        if name not in cells or not name:
+            raise ValueError(f"--networks names {name!r}; there are {', '.join(filter(None, cells)) or 'none in this config'}")
+    return [cells[name] for name in networks or cells]
+
+
+def make_rows(config: EvaluationConfig, args: argparse.Namespace) -> None:
+    """Makes the missing rows of a cell, or says how many they are, or compacts them. Raises ValueError if all runs would fail."""
     rows = Rows(args.out / config.cell, RESULTS / config.cell)
     if args.compact:
         (RESULTS / config.cell).mkdir(parents=True, exist_ok=True)
@@ -68,25 +85,16 @@ def main() -> None:
     names = [arm.name for arm in config.arms]
     unknown = [name for name in args.arms or () if name not in names]
     if unknown:
-        parser.error(f"--arms names {unknown[0]!r}; there are {', '.join(dict.fromkeys(names))}")
+        raise ValueError(f"--arms names {unknown[0]!r}; there are {', '.join(dict.fromkeys(names))}")
     arms = tuple(arm for arm in config.arms if (arm.name in args.arms if args.arms else is_there(config, arm)))
-    try:
-        config = config.part(arms, args.horizons or (), args.tasks)
-    except ValueError as error:
-        parser.error(str(error))
+    config = config.part(arms, args.steps or (), args.tasks)
     there = rows.read()
-    try:
-        todo = missing(plan(config), there[there.error.isna()] if args.again else there)
-    except ValueError as error:  # a schedule or weights that are not there
-        parser.error(str(error))
+    todo = missing(plan(config), there[there.error.isna()] if args.again else there)  # a schedule or weights may be missing
     steps = sum(p.run.steps for p in todo)
     print(f"{config.cell}: {len(todo)} runs are missing, {steps:,} steps")
     if args.plan or not todo:
         return
-    try:
-        config.prepare(config.purpose)
-    except ValueError as error:
-        parser.error(str(error))
+    config.prepare(config.purpose)
     planned = {replace(p.run, device=args.device): p for p in todo}
     found = execute_on_ray(list(planned), args.ray_address) if args.ray_address else execute_all(list(planned), args.workers, attempt)
     failed = 0

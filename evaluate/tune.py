@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from run import RESULTS, ROOT
+from run import RESULTS, ROOT, chosen
 
-from l3rs.evaluation.sources import read_cell
+from l3rs.evaluation.cells import EvaluationConfig
+from l3rs.evaluation.sources import read_cells
 from l3rs.evaluation.tuning import HORIZONS, START, Tuning, tuned_arms
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.baselines import BASELINES
@@ -37,38 +38,49 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=8, help="meta-train tasks (seeds 0, 1, ...) a value is tried on")
     parser.add_argument("--workers", type=int, default=cores(), help="processes of one thread each")
     parser.add_argument("--config", type=Path, help="a cell whose workload is tuned for (default: the shipped network on Icons)")
+    parser.add_argument("--networks", nargs="+", metavar="NAME", help="some of those that a config with a zoo has (default: all)")
     parser.add_argument("--data", help="the images' folder, for the one that the config names; for splits that are not embedded")
     parser.add_argument("--names", nargs="+", choices=list(START), help="which to tune (default: the cell's, or all baselines)")
     parser.add_argument("--steps", type=int, nargs="+", help="for which horizons (default: the cell's, or 10 to 100)")
     parser.add_argument("--learned", default="auto", help="Celo2's weights: a file, or icons-celo2-base")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where runs are made (default: %(default)s)")
     args = parser.parse_args()
-    results, file = RESULTS / "tuning.csv", ROOT / "l3rs" / "finetuning" / "baselines.yaml"
     try:
         if args.config is None:
             arms = [Arm(name, name, learned=args.learned) for name in args.names or BASELINES]
-            horizons: Collection[int] = HORIZONS
             model = Run("tune", arms[0], 1, 0, "meta-train", device=args.device)
+            tune(arms, HORIZONS, model, ROOT / "l3rs" / "finetuning" / "baselines.yaml", RESULTS / "tuning.csv", args)
         else:
-            cell = read_cell(args.config, args.data)
-            arms, horizons, file = tuned_arms(cell), cell.horizons, Path(str(cell.rates))
-            if args.names:
-                arms = [replace(arms[0], name=name, optimizer=name, learned=args.learned) for name in args.names]
-            results = file.with_suffix(".csv")
-            model = Run("tune", arms[0], 1, 0, "meta-train", workload=cell.workload, task=cell.task, device=args.device)
-            cell.prepare("meta-train")
+            for cell in chosen(read_cells(args.config, args.data), args.networks):
+                if "{network}" in args.config.read_text() and not cell.workload.class_split.classes["meta-train"]:
+                    print(f"left out: {cell.cell}, whose split has no meta-train classes; it takes {cell.rates}")
+                else:
+                    tune_cell(cell, args)
     except ValueError as error:
         parser.error(str(error))
+    except RuntimeError as error:
+        sys.exit(str(error))
+
+
+def tune_cell(cell: EvaluationConfig, args: argparse.Namespace) -> None:
+    """Tunes for the workload of a cell. Raises ValueError if that cannot be."""
+    arms, file = tuned_arms(cell), Path(str(cell.rates))
+    if args.names:
+        arms = [replace(arms[0], name=name, optimizer=name, learned=args.learned) for name in args.names]
+    cell.prepare("meta-train")
+    model = Run("tune", arms[0], 1, 0, "meta-train", workload=cell.workload, task=cell.task, device=args.device)
+    tune(arms, cell.horizons, model, file, file.with_suffix(".csv"), args)
+
+
+def tune(arms: Sequence[Arm], horizons: Collection[int], model: Run, file: Path, results: Path, args: argparse.Namespace) -> None:
+    """Tunes arms at some lengths of a run, and writes the rates to `file` and the rows to `results`."""
     results.parent.mkdir(parents=True, exist_ok=True)
     lead = (
         f"# python evaluate/tune.py{f' --config {args.config}' if args.config else ''}\n"
         "# Horizon: the learning rate with the best mean accuracy on meta-train tasks. "
         f"All rows: {results.relative_to(ROOT) if results.is_relative_to(ROOT) else results}\n"
     )
-    try:
-        Tuning(results, args.tasks, args.workers, sorted(args.steps or horizons), model).tune(arms, file, lead)
-    except RuntimeError as error:
-        sys.exit(str(error))
+    Tuning(results, args.tasks, args.workers, sorted(args.steps or horizons), model).tune(arms, file, lead)
 
 
 if __name__ == "__main__":

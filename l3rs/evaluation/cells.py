@@ -176,6 +176,11 @@ def read_rows(file: Path, columns: Sequence[str]) -> pd.DataFrame:
     return pd.read_csv(io.BytesIO(whole)) if whole else pd.DataFrame(columns=list(columns))
 
 
+def filled(column: pd.Series[Any], text: str) -> pd.Series[Any]:
+    """A column of text, with `text` where it is empty."""
+    return column.astype(object).where(column.notna(), text)
+
+
 class Rows:
     """The rows in two folders: `*.csv`, and compacted `*.parquet`.
 
@@ -194,10 +199,9 @@ class Rows:
         for folder in filter(None, (self.committed, self.folder)):
             tables += [pd.read_parquet(file) for file in sorted(folder.glob("*.parquet"))]
             tables += [read_rows(file, CELL_FIELDS) for file in sorted(folder.glob("*.csv"))]
-        whole = pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)
-        heads = whole["head"].astype(object) if "head" in whole else pd.Series(None, whole.index, dtype=object)
-        whole["head"] = heads.where(heads.notna(), "random")  # rows of before there was another have none
-        whole["learned"] = whole["learned"].astype(object).where(whole["learned"].notna(), "")  # an empty cell is read as NaN
+        whole = pd.concat([t for t in tables if len(t)] or tables, ignore_index=True).reindex(columns=list(CELL_FIELDS))
+        whole["learned"] = filled(whole["learned"], "")  # an empty cell is read as NaN
+        whole["head"] = filled(whole["head"], "random")  # older rows do not say it
         return whole.drop_duplicates([*KEY, "steps"], keep="first", ignore_index=True)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:

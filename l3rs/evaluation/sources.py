@@ -6,32 +6,45 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import pandas as pd
+import yaml
 
 from l3rs.evaluation.cell_tables import Cell
 from l3rs.evaluation.cells import EvaluationConfig, Rows
 from l3rs.evaluation.pages import Section
 from l3rs.evaluation.study import Study
+from l3rs.finetuning.zoo import Network, read_zoo
 from l3rs.schedules.find import SPECIALISTS
 
 PAPER = {"A": 5, "A-head": 7, "B": 9, "C": 11, "D": 13, "E": 15}  # cell: the first of its two tables in the paper
 STATISTICS = "before an evaluation, the mean statistics of the last 20 training batches replace BatchNorm's running ones"
 BEYOND = {  # cell: its section and caption
-    "averaged": (
-        "What adaptivity adds",
-        "What adaptivity adds: L3RS against a schedule with its learned lambda and mu averaged over time and layers.",
+    "recipes": (
+        "Recipes as they are used",
+        "Recipes as their users run them: L3RS with a head in closed form and refreshed statistics, its rivals untuned as their authors "
+        "publish them, and tuned baselines from a random head with refreshed statistics.",
+    ),
+    "equal": (
+        "Equal terms",
+        f"Equal terms: all begin with a head in closed form and are evaluated with refreshed statistics ({STATISTICS}), and learning rates "
+        "were tuned so.",
     ),
     "refreshed": (
         "BatchNorm refreshed",
         f"All arms like schedule-free: {STATISTICS}. Accuracy, as in Table 5.",
     ),
+    "averaged": (
+        "What adaptivity adds",
+        "What adaptivity adds: L3RS against a schedule with its learned lambda and mu averaged over time and layers.",
+    ),
 }
+NETWORKS = "networks"  # cells of networks that no schedule met
 
 
 class Sources:
@@ -68,12 +81,15 @@ class Sources:
         """The cells with a config, by name."""
         found = {}
         stress = sorted(file.stem for file in self.configs.glob("stress-*.yaml"))
-        for name in self.only or (*PAPER, *stress, *BEYOND):
+        for name in self.only or (*PAPER, *stress, *BEYOND, NETWORKS):
             file = self.configs / f"{name}.yaml"
-            if file.exists():
-                config = read_cell(file)
+            configs = read_cells(file) if file.exists() else {}
+            for network, config in configs.items():
                 there = Rows(self.rows / config.cell, self.results / config.cell).read()
-                found[name] = Cell(config, os.path.relpath(file, self.root), there, about(file))
+                which, of = (f" --networks {network}", f", {network}") if network else ("", "")
+                found[f"{name}-{network}" if network else name] = Cell(
+                    config, os.path.relpath(file, self.root) + which, there, about(file) + of
+                )
         return found
 
     def study(self, name: str) -> Study:
@@ -95,21 +111,65 @@ class Sources:
         return decided, times
 
 
-def read_cell(file: Path, data: str | None = None) -> EvaluationConfig:
-    """Reads a cell from its YAML file; `data` replaces the folder of its images.
+def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfig]:
+    """Reads the cells of a YAML file: one, under an empty name, or, if it has a `zoo`, one for each network held out there, by its name.
+
+    A zoo is a mapping: `file`, one that `l3rs.finetuning.zoo.read_zoo` reads, by its path from this one; `weights`, the folder of the
+    networks' weights; `tasks`, the size of tasks by split. The network's name replaces `{network}` in `cell` and `rates`.
+
+    Args:
+        data: replaces the folder of the images.
 
     Raises:
-        ValueError: the file is no cell; the message is one line.
+        ValueError: a file is no cell or no zoo; the message is one line.
     """
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(EvaluationConfig, as_group=False)
     try:
-        config: EvaluationConfig = EvaluationConfig(**vars(parser.instantiate(parser.parse_path(str(file)))))
+        given = yaml.safe_load(file.read_text())
+        zoo = given.pop("zoo", None)
+        make = partial(made_of, parser)
+        found = {"": make(given)} if zoo is None else of_zoo(given, read_zoo(file.parent / zoo["file"], zoo["weights"]), zoo, make)
         if data is not None:
-            config = replace(config, workload=replace(config.workload, data=data))
-    except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
+            found = {name: replace(config, workload=replace(config.workload, data=data)) for name, config in found.items()}
+    except (jsonargparse.ArgumentError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
-    return config
+    return found
+
+
+def made_of(parser: jsonargparse.ArgumentParser, values: Mapping[str, Any]) -> EvaluationConfig:
+    """Makes a cell of what a YAML file has."""
+    return EvaluationConfig(**vars(parser.instantiate(parser.parse_object(dict(values)))))
+
+
+def of_zoo(
+    given: Mapping[str, Any],
+    networks: Mapping[str, Network],
+    zoo: Mapping[str, Any],
+    make: Callable[[Mapping[str, Any]], EvaluationConfig],
+) -> dict[str, EvaluationConfig]:
+    """Makes the cell of each network that is held out.
+
+    Where a split has no classes to tune on, as Glyphs, the rates are those of the network that is called the same on Icons.
+    """
+    found = {}
+    for name, network in networks.items():
+        if network.held_out:
+            split = network.workload.split
+            names = {"cell": name, "rates": f"{name.removesuffix('-glyphs')}-icons" if split == "glyphs" else name}
+            named = {key: str(given[key]).replace("{network}", called) for key, called in names.items() if key in given}
+            task = zoo.get("tasks", {}).get(split)
+            config = make({**given, **named, **({} if task is None else {"task": task})})
+            found[name] = replace(config, workload=network.workload)
+    return found
+
+
+def read_cell(file: Path, data: str | None = None) -> EvaluationConfig:
+    """Reads the one cell of a YAML file, as `read_cells`. Raises ValueError, also if it has several."""
+    cells = read_cells(file, data)
+    if list(cells) != [""]:
+        raise ValueError(f"{file} has {len(cells)} cells, one for each network, where one is needed")
+    return cells[""]
 
 
 def about(file: Path) -> str:

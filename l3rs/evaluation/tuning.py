@@ -123,8 +123,11 @@ def tuned_arms(cell: EvaluationConfig) -> list[Arm]:
     tuned = [arm for arm in cell.arms if arm.tuned]
     if not tuned:
         raise ValueError(f"the cell {cell.cell} has no arm without `lr`, whose learning rate would be tuned")
-    if len({arm.head_only for arm in tuned}) > 1:
-        raise ValueError(
-            f"some tuned arms of the cell {cell.cell} train the head only, and others do not; give them a cell, and `rates`, each"
-        )
+    for what, values in (
+        ("train the head only", {arm.head_only for arm in tuned}),
+        ("begin with a head start", {arm.head for arm in tuned}),
+        ("are evaluated with refreshed statistics", {arm.refresh for arm in tuned}),
+    ):
+        if len(values) > 1:
+            raise ValueError(f"some tuned arms of the cell {cell.cell} {what}, and others do not; give them a cell, and `rates`, each")
     return list({arm.optimizer: arm for arm in tuned}.values())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from l3rs.finetuning.baselines import RECIPES, Recipe, tuned_learning_rate
+from l3rs.finetuning.baselines import LIBRARIES, PUBLISHED, RECIPES, Recipe, tuned_learning_rate
+from l3rs.finetuning.baselines.finder import STEPS, find_rate
 from l3rs.finetuning.tasks import HEAD_BATCHES, check_head
 from l3rs.learned.weights import KINDS
 from l3rs.learners import LEARNERS
@@ -15,6 +17,7 @@ from l3rs.schedules.find import SHIPPED_WEIGHTS
 from l3rs.schedules.schedule import LearnedSchedule
 
 OURS = LearnedSchedule.kind
+FINDER, UNTRAINED = "lr-finder", "none"
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Arm:
     Attributes:
         name: in rows and tables.
         optimizer: `l3rs`, a baseline, or another learned optimizer.
-        lr: the learning rate; None takes the tuned one of each horizon for a baseline or Celo2, and 1 for other learned optimizers.
+        lr: the learning rate; None takes the tuned one of each horizon for a baseline or Celo2, the published one for a baseline that needs
+            no tuning, and 1 for other learned optimizers.
         learned: a shipped schedule's name, or a file, for a learned optimizer.
         meta_seed: seed of its meta-training, if arms of several seeds share a name.
         head_only: freezes everything but the head.
@@ -75,7 +79,25 @@ class Arm:
     @property
     def tuned(self) -> bool:
         """Whether its learning rate is a tuned one."""
-        return self.lr is None and (self.optimizer in RECIPES or LEARNERS[self.optimizer].tuned)
+        if self.lr is not None or self.optimizer in PUBLISHED:
+            return False
+        return self.optimizer in RECIPES or LEARNERS[self.optimizer].tuned
+
+    @property
+    def lacking(self) -> str:
+        """What to install for it, in words; empty if nothing is missing."""
+        library = LIBRARIES.get(self.optimizer)
+        return library.message if library is not None and library.missing else ""
+
+    def cost(self, steps: int, tried: int = 3) -> float:
+        """What it takes to have it, in runs of this many steps, its own included: 1 without tuning, 0 without training.
+
+        Args:
+            tried: learning rates of a tuned one, each a run; at least the best and its neighbours.
+        """
+        if self.optimizer == FINDER:
+            return 1 + STEPS / steps
+        return tried if self.tuned else 0 if self.optimizer == UNTRAINED else 1
 
     def rate(self, steps: int, file: str | None = None) -> float:
         """The learning rate of a run of this many steps.
@@ -88,8 +110,15 @@ class Arm:
         """
         if self.lr is not None:
             return self.lr
-        return tuned_learning_rate(self.optimizer, steps, file) if self.tuned else 1.0
+        return tuned_learning_rate(self.optimizer, steps, file) if self.tuned else PUBLISHED.get(self.optimizer, 1.0)
 
-    def make(self, network: nn.Module, steps: int) -> Recipe:
-        """Makes the baseline for a network, for a run of this many steps."""
-        return RECIPES[self.optimizer](network, self.rate(steps), steps)
+    def make(self, network: nn.Module, steps: int, batches: Iterable[tuple[Tensor, Tensor]] = ()) -> Recipe:
+        """Makes the baseline for a network, for a run of this many steps.
+
+        Args:
+            batches: inputs and labels, over and over, for a learning-rate finder.
+        """
+        make, rate = RECIPES[self.optimizer], self.rate(steps)
+        if self.optimizer == FINDER:
+            rate *= find_rate(network, lambda lr: make(network, lr, steps).optimizer, batches)
+        return make(network, rate, steps)

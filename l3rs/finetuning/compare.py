@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import compress
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from l3rs import stats, text
 from l3rs.files import append_rows, whole_rows, write_atomically
 from l3rs.finetuning.arms import OURS, Arm
-from l3rs.finetuning.baselines import BASELINES, LIBRARIES, tuned_learning_rate
+from l3rs.finetuning.baselines import BASELINES, tuned_learning_rate
 from l3rs.finetuning.runs import FIELDS, Run, execute, execute_all, row
 from l3rs.finetuning.tasks import HEADS
 from l3rs.finetuning.unroll import Report
@@ -67,8 +66,8 @@ class FinetuneConfig:
         for name in self.optimizers:
             if name not in OPTIMIZERS:
                 raise ValueError(f"--optimizers must be one or more of {', '.join(OPTIMIZERS)} (got {name!r})")
-            if name in LIBRARIES and find_spec(LIBRARIES[name]) is None:
-                raise ValueError(f"--optimizers has {name}, which needs {LIBRARIES[name]}: pip install {LIBRARIES[name]}")
+            if lacking := Arm(name, name).lacking:
+                raise ValueError(f"--optimizers has {name}, which {lacking}")
         if self.head not in HEADS:
             raise ValueError(f"--head must be one of {', '.join(HEADS)} (got {self.head!r})")
         if self.seed < 0:

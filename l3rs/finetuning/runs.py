@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -94,7 +95,8 @@ def execute(run: Run) -> Report:
         learned = learner.load(arm.learned, [name for name, _ in trained])
         recipe = Recipe(learner.build(learned, learned.theta, trained, run.total_steps, run.lr), None)
     else:
-        recipe = replace(arm, lr=run.lr).make(network, run.total_steps)
+        over = (task.batch(tasks.images, i % run.steps) for i in count())
+        recipe = replace(arm, lr=run.lr).make(network, run.total_steps, ((x.to(run.device), y.to(run.device)) for x, y in over))
     try:
         return unroll(
             network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at,

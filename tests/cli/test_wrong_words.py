@@ -121,7 +121,7 @@ def test_names_that_no_file_has(name: str, tmp_path: Path, capsys: pytest.Captur
 def test_a_baseline_whose_library_is_not_there_is_refused_before_any_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("l3rs.finetuning.compare.find_spec", lambda name: None)
+    monkeypatch.setattr("l3rs.finetuning.baselines.recipe.find_spec", lambda name: None)
     said = fails(["finetune", "--optimizers", "l3rs", "schedule-free", "--out", str(tmp_path / "run")], capsys)
     assert "--optimizers has schedule-free, which needs schedulefree: pip install schedulefree" in said
     assert not (tmp_path / "run").exists()

@@ -78,6 +78,18 @@ def test_what_cannot_be_tuned_is_told() -> None:
         tuned_arms(EvaluationConfig("c", ARMS, {10: 1}))
     with pytest.raises(ValueError, match="the cell c has no arm without `lr`"):
         tuned_arms(EvaluationConfig("c", (Arm("a", "adam", 0.1),), {10: 1}, rates="rates.yaml"))
+    for what, other in (("begin with a head start", {"head": "start"}), ("are evaluated with refreshed statistics", {"refresh": True})):
+        mixed = (ARMS[0], Arm("b", "sgd-cosine", **other))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"some tuned arms of the cell c {what}, and others do not; give them a cell"):
+            tuned_arms(EvaluationConfig("c", mixed, {10: 1}, rates="rates.yaml"))
+
+
+def test_on_equal_terms_rates_are_tuned_with_the_head_start_and_refreshed_statistics(made: list[Run], tmp_path: Path) -> None:
+    cell = read_cell(ROOT / "configs" / "evaluate" / "equal.yaml")
+    arms = tuned_arms(cell)
+    Tuning(tmp_path / "rows.csv", 1, 1, (10,), MODEL).tune(arms[:2], tmp_path / "rates.yaml", "")
+    assert {(run.arm.head, run.arm.refresh) for run in made} == {("start", True)}
+    assert {arm.optimizer for arm in arms}.isdisjoint({"l3rs", "none"})
 
 
 @pytest.mark.parametrize(("name", "tasks"), [("resnet18-w16", 8), ("resnet34-w64", 3)])

@@ -38,21 +38,33 @@ def resnet34(width: int = 64, in_chans: int = 3, num_classes: int = 1000) -> Res
     return resnet(34, width, in_chans, num_classes)
 
 
-def create(model: str, width: int | None = None, in_chans: int = 3, num_classes: int = 1000) -> nn.Module:
+def create(model: str, width: int | None = None, in_chans: int = 3, num_classes: int = 1000, img_size: int | None = None) -> nn.Module:
     """A network without pretrained weights.
 
     Args:
         model: its name in timm.
         width: channels of the first stage, for `resnet18` and `resnet34`; None is timm's own.
+        img_size: pixels a side, for vision transformers, which are made for one size; None is timm's own.
 
     Raises:
-        ValueError: timm has no such model (the message names the most similar), or it has no choice of width.
+        ValueError: timm has no such model (the message names the most similar), or it has no choice of width or size.
     """
     check_model(model, width)
     if width is not None:
         sized: nn.Module = resnet(int(model.removeprefix("resnet")), width, in_chans, num_classes)
         return sized
-    network: nn.Module = timm.create_model(model, pretrained=False, in_chans=in_chans, num_classes=num_classes)
+    return from_timm(model, False, in_chans, num_classes, img_size)
+
+
+def from_timm(model: str, pretrained: bool, in_chans: int, num_classes: int, img_size: int | None = None) -> nn.Module:
+    """A model as timm makes it. Raises ValueError if it has no choice of size."""
+    size = {} if img_size is None else {"img_size": img_size}
+    try:
+        network: nn.Module = timm.create_model(model, pretrained=pretrained, in_chans=in_chans, num_classes=num_classes, **size)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        raise ValueError(f"img_size is {img_size}, and {model} is made for no one size: leave it out, and give side") from None
     return network
 
 

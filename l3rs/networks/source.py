@@ -21,6 +21,7 @@ class Source:
         width: channels of the first stage, for `resnet18` and `resnet34`; None is timm's own, and that of the shipped networks for these.
         weights: `icons` or `glyphs`, which are shipped, or a file; None is timm's own.
         from_scratch: whether it starts at random instead.
+        img_size: see `l3rs.networks.create.create`.
 
     Raises:
         ValueError: values that are wrong, or do not go together; the message says which.
@@ -30,6 +31,7 @@ class Source:
     width: int | None = None
     weights: str | None = None
     from_scratch: bool = False
+    img_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.from_scratch and self.weights is not None:
@@ -65,8 +67,8 @@ class Source:
             ValueError: the weights cannot be had, or do not fit.
         """
         if self.from_hub:
-            return from_hub(self.model, in_chans, num_classes)
-        network = create(self.model, self.stage_width, in_chans, num_classes)
+            return from_hub(self.model, in_chans, num_classes, img_size=self.img_size)
+        network = create(self.model, self.stage_width, in_chans, num_classes, self.img_size)
         if self.weights is not None:
             load(network, self.weights)
         return network

@@ -12,6 +12,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "lightning": ("pytorch_lightning",),
         "meta": ("evotorch", "ray", "tensorboardX"),
         "learned": ("msgpack",),
+        "export": ("onnx", "onnxscript", "onnxruntime"),
+        "loggers": ("tensorboard", "wandb"),
     }
 )
 """Names as Python imports them."""

@@ -14,11 +14,16 @@ from l3rs.data.trees import ImageTree, TreeError
 SEPARATOR = ";"
 
 
-def read_labels(table: str | Path, root: str | Path, seed: int = 0, validation_share: float = 0.2) -> ImageTree:
+def read_labels(
+    table: str | Path, root: str | Path, seed: int = 0, validation_share: float = 0.2, classes: Sequence[str] | None = None
+) -> ImageTree:
     """Reads a CSV file of labels, an image a row.
 
     The first column is the file, relative to `root`. Then either a column `labels` has the names of its classes, parted by `;`, or each
     other column is a class, with 1 or 0. A column `side` may say `train` or `val`; without one, the seed draws validation images.
+
+    Args:
+        classes: those of a model, to judge it: all images are then of the validation side, and some classes may have none.
 
     Raises:
         TreeError: there is no such file, it has neither form, or an image in it is not there; the message has the line.
@@ -50,7 +55,13 @@ def read_labels(table: str | Path, root: str | Path, seed: int = 0, validation_s
         names = [one_form(name.strip()) for name in row[named].split(SEPARATOR)] if named is not None else []
         own.append([n for n in names if n] if named is not None else [columns[i] for i in numbers if row[i].strip() == "1"])
         validation.append(side is not None and row[side] == "val")
-    classes = sorted({name for names in own for name in names})
+    found = sorted({name for names in own for name in names})
+    if classes is not None:
+        strange = [name for name in found if name not in classes]
+        if strange:
+            raise TreeError(f"the labels {table} have {strange[0]!r}, which is none of the {len(classes)} classes, such as {classes[0]!r}")
+        return ImageTree(root, tuple(classes), tuple(row[0] for row in rows), _one_hot(own, classes), np.ones(len(rows), bool))
+    classes = found
     held_out = np.array(validation) if side is not None else _drawn(len(rows), seed, validation_share)
     tree = ImageTree(root, tuple(classes), tuple(row[0] for row in rows), _one_hot(own, classes), held_out)
     for name, (train, _) in tree.counts().items():

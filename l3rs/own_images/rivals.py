@@ -44,8 +44,8 @@ def _rival(text: str, steps: int) -> Rival:
     name, equals, values = text.partition("=")
     if name not in COMPARED:
         raise ValueError(
-            f"--compare must be one or more of {', '.join(COMPARED)}, alone, with a learning rate, as in adam=3e-4, or with several, as in "
-            f"adam=1e-4,3e-4,1e-3 (got {text!r})"
+            f"--compare must be one or more of {', '.join(COMPARED)}, alone, with several learning rates, as in adam=1e-4,1e-3, or with one, "
+            f"as in adam=3e-4 (got {text!r})"
         )
     if lacking := Arm(name, name).lacking:
         raise ValueError(f"--compare has {name}, which {lacking}")

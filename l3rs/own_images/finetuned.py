@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from l3rs.extras import require
-from l3rs.files import replacing, write_atomically
+from l3rs.files import write_atomically
 from l3rs.own_images.classifier import Classifier, load
 from l3rs.own_images.predict import Prediction, predict
 from l3rs.schedules.card import plain
@@ -70,9 +72,12 @@ class FineTuned:
 
         inputs = self._inputs(2)
         shapes = ({0: torch.export.Dim("n", min=1)},)
-        program = torch.onnx.export(
-            self.network.cpu(), (inputs,), input_names=["images"], output_names=["logits"], dynamic_shapes=shapes, dynamo=True, verbose=False
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's exporter, about itself
+            program = torch.onnx.export(
+                self.network.cpu(), (inputs,), input_names=["images"], output_names=["logits"], dynamic_shapes=shapes, dynamo=True,
+                verbose=False,
+            )  # fmt: skip
         assert program is not None
         model = program.model_proto
         onnx.helper.set_model_props(model, {"l3rs": json.dumps(asdict(self.about))})
@@ -90,8 +95,9 @@ class FineTuned:
         more = self._inputs(3)
         with torch.no_grad():
             away = self._away(more, program.module()(more))
-        with replacing(Path(path)) as temporary:
-            torch.export.save(program, temporary, extra_files={"l3rs.json": json.dumps(asdict(self.about))})
+        packed = BytesIO()
+        torch.export.save(program, packed, extra_files={"l3rs.json": json.dumps(asdict(self.about))})
+        write_atomically(Path(path), packed.getvalue())
         return away
 
     def save_for_timm(self, folder: Path, repo_id: str) -> None:

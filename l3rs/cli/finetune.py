@@ -48,7 +48,7 @@ def parser() -> Parser:
         OwnImagesConfig,
         choices={"compare": COMPARED, "precision": PRECISIONS, "balance": BALANCES, "logger": LOGGERS, "augment": AUGMENTATIONS},
         metavars={"data": "FOLDER", "compare": "NAME[=LR[,LR]]", "weights": "FILE", "labels": "FILE", "model": "NAME", "logger": "NAME"},
-        texts={"head_start": "begins with a random head", "refresh": "judges by BatchNorm's running statistics, which lag behind"},
+        texts={"head_start": "begins with a random head", "refresh": "judges by BatchNorm's running statistics"},
         alone={"compare": UNTUNED},
     )
     comparison.add(parser, *BOTH, only_given=True)

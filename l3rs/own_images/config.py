@@ -53,7 +53,7 @@ class OwnImagesConfig:
             equal weights; the best weights are then chosen by balanced accuracy.
         learned: the schedule: "auto", a shipped name, or a path.
         head_start: begins with a head in closed form.
-        refresh: takes BatchNorm's statistics afresh for each validation.
+        refresh: judges by BatchNorm's statistics of the last batches; the running ones lag behind the weights.
         head_only: trains the head alone: in closed form, and then by a tuned Adam, as L3RS is the wrong tool there.
         average: judges and keeps a running average of the weights (Lightning's WeightAveraging).
         patience: stops after so many validations without a better one; None never.
@@ -162,6 +162,11 @@ class OwnImagesConfig:
     def augmentation(self) -> str:
         """What happens to training images."""
         return self.augment or ("none" if self.weights in SHIPPED else "crop")
+
+    @property
+    def refreshed(self) -> bool:
+        """Whether BatchNorm's statistics are of the last batches: those of an average are averages too, and a head alone moves none."""
+        return self.refresh and not self.average and not self.head_only
 
     @property
     def schedule(self) -> str:

@@ -1,10 +1,10 @@
-"""Callbacks of a run: what is kept, so that nothing is lost, and the state in which a network is judged."""
+"""Callbacks of a run: what is kept, so that nothing is lost, and where a schedule-free optimizer is judged."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -134,27 +134,22 @@ class Keeper(pl.Callback):
         self._losses = list(state_dict["losses"])
 
 
-class WhereEvaluated(pl.Callback):
-    """Puts the network, for a validation, where it is evaluated, see `l3rs.finetuning.unroll.where_evaluated`; it comes before the keeper.
+class AtAverage(pl.Callback):
+    """Judges a schedule-free optimizer at the average of its weights, see `l3rs.finetuning.unroll.where_evaluated`; before the keeper.
 
     Args:
-        data: whose last training batches give the statistics of BatchNorm.
-        batches: how many of them; 0 leaves the running statistics, but for optimizers that evaluate at an average of their weights.
+        data: whose last training batches give the statistics of BatchNorm there.
     """
 
-    def __init__(self, data: ImageFolderDataModule, batches: int) -> None:
-        self.data, self.number = data, batches
+    def __init__(self, data: ImageFolderDataModule) -> None:
+        self.data = data
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         network: nn.Module = pl_module.network  # type: ignore[assignment]
+        step = trainer.global_step
+        batches = self.data.batches(range(max(0, step - REFRESH), step))
         self._there = ExitStack()
-        seen = self._inputs(trainer.global_step, pl_module.device)
-        with torch.autocast(pl_module.device.type, enabled=False):
-            self._there.enter_context(where_evaluated(network, trainer.optimizers[0], seen, self.number > 0))
-
-    def _inputs(self, step: int, device: torch.device) -> Iterator[Tensor]:
-        for inputs, _ in self.data.batches(range(max(0, step - (self.number or REFRESH)), step)):
-            yield inputs.to(device)
+        self._there.enter_context(where_evaluated(network, trainer.optimizers[0], (inputs.to(pl_module.device) for inputs, _ in batches)))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._there.close()

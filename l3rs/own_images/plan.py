@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from l3rs.finetuning.unroll import REFRESH
-
 PASSES = 10  # times that each image is seen [choice]
 SHORTEST, LONGEST = 100, 500  # steps [choice]: at more than 500 the schedule is only level with a tuned Adam (docs/findings.md)
 VALIDATIONS = 10  # at most [choice], each with a checkpoint to resume from
@@ -19,12 +17,10 @@ class Plan:
     Attributes:
         steps: of training.
         validate_every: steps between two validations; the last step has one too.
-        refresh: training batches that a validation first looks at, for the statistics of BatchNorm; 0 is none.
     """
 
     steps: int
     validate_every: int
-    refresh: int = 0
 
     @property
     def validations(self) -> int:
@@ -32,10 +28,7 @@ class Plan:
         return math.ceil(self.steps / self.validate_every)
 
 
-def plan(
-    train: int, held_out: int, batch: int, *, steps: int | None = None, epochs: int | None = None, every: int | None = None,
-    refresh: bool = False,
-) -> Plan:  # fmt: skip
+def plan(train: int, held_out: int, batch: int, *, steps: int | None = None, epochs: int | None = None, every: int | None = None) -> Plan:
     """Plans a run.
 
     There are at most ten validations, and no more of them than keeps the images that they look at below those of training: then they
@@ -46,11 +39,8 @@ def plan(
         batch: images a step.
         steps, epochs: the length, if it is given; None is ten passes, at least 100 and at most 500 steps.
         every: steps between two validations, if that is given.
-        refresh: whether validations take the statistics of BatchNorm afresh: from a twentieth of the run's batches, at most 20.
     """
     a_pass = max(1, train // batch)
     length = steps or (epochs * a_pass if epochs else min(max(PASSES * a_pass, SHORTEST), LONGEST))
-    batches = max(1, min(REFRESH, length // (2 * VALIDATIONS))) if refresh else 0
-    looked_at = held_out + batches * batch
-    number = max(1, min(VALIDATIONS, length * batch // max(1, looked_at)))
-    return Plan(length, min(every or math.ceil(length / number), length), batches)
+    number = max(1, min(VALIDATIONS, length * batch // max(1, held_out)))
+    return Plan(length, min(every or math.ceil(length / number), length))

@@ -56,10 +56,9 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
     network = config.network(data.num_classes)
     schedule = None if config.head_only else _schedule(config, network)
     _try(network, config, data.num_classes)
-    refresh = config.refresh and not config.average and not config.head_only and has_batch_norm(network)
     planned = plan(
         data.train_images, int(data.tree.validation.sum()), data.batch_size * config.devices, steps=config.steps, epochs=config.epochs,
-        every=config.validate_every, refresh=refresh,
+        every=config.validate_every,
     )  # fmt: skip
     data.batches_per_epoch = planned.steps
     about = {k: v for k, v in asdict(config).items() if k not in FREE} | {
@@ -71,7 +70,7 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
     }
     with Folder(config.folder, about) as folder:
         data.broken_log = folder.path / "broken.txt"
-        print(chosen(config, planned, data, schedule))
+        print(chosen(config, planned, data, schedule, config.refreshed and has_batch_norm(network)))
         arms = config.arms(planned.steps)
         for rival in arms[1:]:
             rates = ", ".join(f"{arm.lr:g}" for arm in rival.arms)
@@ -127,7 +126,7 @@ def _all_grey(data: ImageFolderDataModule) -> bool:
     return True
 
 
-def chosen(config: OwnImagesConfig, planned: Plan, data: ImageFolderDataModule, schedule: str | None) -> str:
+def chosen(config: OwnImagesConfig, planned: Plan, data: ImageFolderDataModule, schedule: str | None, refreshed: bool) -> str:
     """The settings of the run, and what was chosen where nobody said, in one line."""
     passes = planned.steps * data.batch_size * config.devices / data.train_images
     parts = [
@@ -137,7 +136,7 @@ def chosen(config: OwnImagesConfig, planned: Plan, data: ImageFolderDataModule, 
         f"augmentation {config.augmentation}",
         *([] if schedule is None else [f"the schedule {printable(schedule)}"]),
         *(["a head start"] if (config.head_start or config.head_only) and not data.multilabel else []),
-        *(["refreshed BatchNorm statistics"] if planned.refresh else []),
+        *(["recent BatchNorm statistics"] if refreshed else []),
     ]
     return "; ".join(parts) + "."
 

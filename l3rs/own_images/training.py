@@ -25,6 +25,7 @@ from l3rs.extras import require
 from l3rs.files import read_json, write_atomically
 from l3rs.finetuning.arms import Arm
 from l3rs.lightning.callbacks import BatchNormMode, L3RSMonitor
+from l3rs.lightning.callbacks_ends import RecentStatistics
 from l3rs.lightning.data import ImageFolderDataModule
 from l3rs.lightning.module import L3RSModule
 from l3rs.networks.create import head_of
@@ -33,7 +34,7 @@ from l3rs.own_images.classifier import Classifier, load
 from l3rs.own_images.config import OwnImagesConfig
 from l3rs.own_images.evaluation import evaluate
 from l3rs.own_images.folder import Folder
-from l3rs.own_images.keeper import LAST, Keeper, WhereEvaluated
+from l3rs.own_images.keeper import LAST, AtAverage, Keeper
 from l3rs.own_images.plan import Plan
 from l3rs.processes import Handler, on_sigterm, terminate
 from l3rs.text import first_line
@@ -129,7 +130,7 @@ class Training:
             num_sanity_val_steps=0,
             accelerator="auto",
             devices=config.devices,
-            strategy="ddp_spawn" if several else "auto",
+            strategy="auto" if not several else "ddp_spawn" if torch.cuda.is_available() else "ddp_fork",
             use_distributed_sampler=False,  # the data module parts training batches itself; each process validates on all images
             precision=config.precision,  # type: ignore[arg-type]
             logger=_loggers(config.logger, path),
@@ -163,9 +164,12 @@ class Training:
         )
         keeper = Keeper(self.folder, path, classifier, self.metric, config.seed, self.plan.steps, say=not sys.stdout.isatty())
         callbacks: list[pl.Callback] = [] if monitor is None else [monitor]
-        frozen = config.head_only and has_batch_norm(module)
-        callbacks += [WhereEvaluated(data, self.plan.refresh), keeper]
-        if frozen:
+        if arm.optimizer == "schedule-free":
+            callbacks += [AtAverage(data)]
+        elif config.refreshed and has_batch_norm(module):
+            callbacks += [RecentStatistics(network="network")]
+        callbacks += [keeper]
+        if config.head_only and has_batch_norm(module):
             callbacks += [BatchNormMode("eval")]
         if config.average:
             decay = 1 - 1 / max(2.0, AVERAGED * self.plan.steps)

@@ -38,7 +38,6 @@ STYLES: Mapping[str, tuple[str, str, str]] = {  # colour, marker and dash, by op
     "l-dog": (SKY, "v", ":"),
     "lr-finder": (GREY, "^", "-"),
     "none": (GREY, "D", ":"),
-    "head": (BLACK, "D", ":"),
     "velo": (RED, "v", "-"),
     "celo": (PURPLE, "P", "-"),
     "celo2": (ORANGE, "X", "--"),

@@ -14,7 +14,6 @@ from torch import nn
 from l3rs.data.decode import check_channels
 from l3rs.data.transform import AUGMENTATIONS, Transform
 from l3rs.finetuning.arms import OURS, Arm
-from l3rs.finetuning.baselines import tuned_learning_rate
 from l3rs.networks.create import draw_head
 from l3rs.networks.pretrained import SHIPPED
 from l3rs.networks.source import Source
@@ -25,6 +24,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 BALANCES = ("none", "sampling", "weights")
 LOGGERS = ("tensorboard", "csv", "wandb")
 HEAD_ALONE = "head"
+HEAD_RATES = {10: 0.03, 25: 0.03, 50: 0.01, 100: 0.01}  # of Adam, by steps: evaluate/results/rates/A-head.yaml
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class OwnImagesConfig:
         refresh: judges by BatchNorm's statistics of the last batches; the running ones lag behind the weights.
         head_only: trains the head alone: in closed form, and then by a tuned Adam, as L3RS is the wrong tool there.
         average: judges and keeps a running average of the weights (Lightning's WeightAveraging).
-        patience: stops after so many validations without a better one; None never.
+        patience: stops after so many validations without a better one; None is not to stop early.
         validate_every: steps between two validations; None is at most ten of them, in less than half of the time.
-        compare: baselines to train on the same batches, alone, at a learning rate, as in `adam=3e-4`, or at several, as in
-            `adam=1e-4,3e-4`.
+        compare: baselines to train on the same batches, each alone, at a learning rate, as in `adam=3e-4`, or at several, as in
+            `adam=1e-4,3e-4`; without a name, those that people take untuned.
         precision: of the forward and backward pass, by Lightning's name.
         devices: accelerators, or processes on CPU, each with its share of a larger batch.
         logger: loggers of Lightning.
@@ -176,7 +176,8 @@ class OwnImagesConfig:
     def arms(self, steps: int) -> list[Rival]:
         """L3RS, or the head alone, and the baselines of `compare`, for a run of this many steps."""
         if self.head_only:
-            ours = Arm(HEAD_ALONE, "adam", tuned_learning_rate("adam", steps), source="in closed form, then Adam tuned on Icons25")
+            lr = HEAD_RATES[min(HEAD_RATES, key=lambda k: abs(math.log(k / steps)))]
+            ours = Arm(HEAD_ALONE, "adam", lr, source="in closed form, then Adam tuned on Icons25")
         else:
             ours = Arm(OURS, OURS, source="learned")
         return [Rival((ours,)), *rivals(self.compare, steps)]

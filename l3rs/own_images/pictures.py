@@ -13,7 +13,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
-from l3rs.plots import colours, look, save
+from l3rs.plots import STYLES, colours, look, save
 from l3rs.text import printable
 
 DRAWN = 60  # classes; the most confused of them, if there are more
@@ -77,7 +77,8 @@ def plot_curves(curves: Mapping[str, pd.DataFrame], path: Path, metric: str = "v
     """
     figure = Figure(figsize=(9.5, 4.0))
     left, right = figure.subplots(1, 2)
-    shades = colours([name.partition("=")[0] for name in curves])
+    first, *others = (name.partition("=")[0] for name in curves)
+    shades = colours([first if first in STYLES else "l3rs", *others])  # the head alone stands in the place of L3RS
     for (name, curve), colour in zip(curves.items(), shades, strict=True):
         style = {"color": colour, "linewidth": look(colour, "", "")["linewidth"]}
         left.plot(curve.step, curve.train_loss, linestyle="--", alpha=0.6, **style)

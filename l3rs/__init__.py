@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from l3rs.own_images.finetuned import load_classifier as load_classifier
 
 __all__ = ["L3RS", "L3RSConfig", "LearnedSchedule", "__version__", "load", "push_to_hub", "register_with_timm", "save", "save_pretrained"]
-_LATER = {"head_start": "l3rs.networks.head_start", "load_classifier": "l3rs.own_images.finetuned"}  # they need an extra: imported when they are asked for, and so not in __all__
+_LATER = {
+    "head_start": "l3rs.networks.head_start",
+    "load_classifier": "l3rs.own_images.finetuned",
+}  # they need an extra: imported when they are asked for, and so not in __all__
 
 
 def __getattr__(name: str) -> Any:

@@ -315,9 +315,7 @@ class _Images(Dataset[tuple[Tensor, Tensor]]):
                 log.write(line)
 
 
-def usable(
-    root: Path, seed: int = 0, validation_share: float = 0.2, labels: str | Path | None = None
-) -> tuple[ImageTree, dict[str, str]]:
+def usable(root: Path, seed: int = 0, validation_share: float = 0.2, labels: str | Path | None = None) -> tuple[ImageTree, dict[str, str]]:
     """The images of a folder that can be trained on, and those that cannot: file to reason.
 
     Raises:

@@ -109,7 +109,9 @@ class Evaluation:
             is_, taken = (
                 [";".join(names[i] for i in row.nonzero()[:, 0].tolist()) for row in chosen] for chosen in (self.labels > 0.5, shares > 0.5)
             )
-            return pd.DataFrame({"file": files, "classes": is_, "predicted": taken, **{f"p({c})": shares[:, i] for i, c in enumerate(names)}})
+            return pd.DataFrame(
+                {"file": files, "classes": is_, "predicted": taken, **{f"p({c})": shares[:, i] for i, c in enumerate(names)}}
+            )
         best = shares.max(dim=1)
         frame = {"file": files, "class": [names[i] for i in self.labels], "predicted": [names[i] for i in best.indices]}
         return pd.DataFrame({**frame, "probability": best.values, "right": (self.labels == best.indices).int()})

@@ -72,4 +72,6 @@ def _rate(value: str, text: str) -> float:
 def there(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     """Parts baselines into those that can be trained here, and a line about each whose library is missing."""
     lacking = {text: Arm(text.partition("=")[0], text.partition("=")[0]).lacking for text in texts}
-    return [text for text, lack in lacking.items() if not lack], [f"{text} is left out: it {lack}" for text, lack in lacking.items() if lack]
+    return [text for text, lack in lacking.items() if not lack], [
+        f"{text} is left out: it {lack}" for text, lack in lacking.items() if lack
+    ]

@@ -157,9 +157,7 @@ def test_several_classes_an_image() -> None:
     assert found.predictions().predicted.to_list() == ["a;c", "c"]
 
 
-def test_evaluate_prints_and_writes_what_python_says(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_prints_and_writes_what_python_says(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (images / "ant" / "empty.png").touch()
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", str(run), str(images), "--out", str(tmp_path / "o")])

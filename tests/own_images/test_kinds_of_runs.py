@@ -59,7 +59,9 @@ def test_a_test_folder_is_used_once_and_what_is_odd_is_told(sides: Path, tmp_pat
 
 @pytest.mark.slow
 def test_classes_that_are_unlike_are_told(sides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    finetune(sides, tmp_path / "o", "--augment", "randaugment", "--mixup", "0.4", "--cutmix", "1", "--label-smoothing", "0.1", "--no-head-start")
+    finetune(
+        sides, tmp_path / "o", "--augment", "randaugment", "--mixup", "0.4", "--cutmix", "1", "--label-smoothing", "0.1", "--no-head-start"
+    )
     said = capsys.readouterr().out
     assert "The largest class has 4.0 times the training images of the smallest: --balance sampling" in said
     assert "augmentation randaugment" in said

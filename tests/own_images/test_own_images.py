@@ -27,8 +27,8 @@ from l3rs.lightning import L3RSModule
 from l3rs.lightning.callbacks import L3RSMonitor
 from l3rs.networks.create import create
 from l3rs.own_images.classifier import describe
-from l3rs.own_images.rivals import COMPARED, rivals
 from l3rs.own_images.pictures import confusion, most_confused, plot_confusion
+from l3rs.own_images.rivals import COMPARED, rivals
 from l3rs.schedules.find import save
 
 ROOT = Path(__file__).parent.parent.parent
@@ -325,9 +325,7 @@ def test_a_model_with_other_layers_and_broken_images(photos: Path, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in COMPARED if not Arm(name, name).lacking])
-def test_what_can_be_compared_goes_on_to_the_same_weights(
-    name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_can_be_compared_goes_on_to_the_same_weights(name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those with a scheduler, or that are evaluated where they do not train."""
     step = L3RSModule.training_step
 

@@ -176,7 +176,7 @@ class L3RSModule(L3RSMixin):
         self.make_optimizer, self.lr_multiplier, self.classes = optimizer, lr_multiplier, classes
         self.multilabel, self.label_smoothing, self.class_weights = multilabel, label_smoothing, class_weights
         judge = MultilabelAveragePrecision(num_classes) if multilabel else MulticlassAccuracy(num_classes, average="macro")
-        self.judges = nn.ModuleDict({"val": judge, "test": judge.clone()})  # nothing of them is in checkpoints
+        self.val_judge, self.test_judge = judge, judge.clone()  # nothing of them is in checkpoints
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits, (B, num_classes)."""
@@ -216,9 +216,10 @@ class L3RSModule(L3RSMixin):
             right = logits.argmax(dim=1) == (labels if labels.ndim == 1 else labels.argmax(dim=1))  # of mixed images, the larger share
         values: dict[str, Any] = {f"{stage}_loss": loss, f"{stage}_accuracy": right.float().mean()}
         self.log_dict(values, prog_bar=True, batch_size=len(labels), sync_dist=stage != "train")
-        if stage in self.judges:
-            self.judges[stage].update(logits.float(), labels.long())
-            self.log(f"{stage}_{'mean_precision' if self.multilabel else 'balanced_accuracy'}", self.judges[stage])  # type: ignore[arg-type]
+        if stage != "train":
+            judge = self.val_judge if stage == "val" else self.test_judge
+            judge.update(logits.float(), labels.long())
+            self.log(f"{stage}_{'mean_precision' if self.multilabel else 'balanced_accuracy'}", judge)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -141,10 +141,10 @@ class Evaluation:
         """The classes as a table for the terminal; of many, those with the lowest F1."""
         report = self.per_class()
         shown = report.assign(key=report.f1.fillna(-1)).sort_values("key", kind="stable").head(SHOWN).sort_index()
-        rows = [("class", "images", "precision", "recall", "f1")]
-        for r in shown.itertuples():
-            shares = ("" if math.isnan(x) else f"{x:.3f}" for x in (r.precision, r.recall, r.f1))
-            rows.append((str(r[1]), str(r.images), *shares))
+        rows: list[tuple[str, ...]] = [("class", "images", "precision", "recall", "f1")]
+        for row in shown.to_dict("records"):
+            shares = ("" if math.isnan(row[name]) else f"{row[name]:.3f}" for name in rows[0][2:])
+            rows.append((str(row["class"]), str(row["images"]), *shares))
         left_out = [f"({len(report) - SHOWN} classes with a higher F1 are left out)"] if len(report) > SHOWN else []
         return "\n".join([*table(rows, line=True), *left_out])
 

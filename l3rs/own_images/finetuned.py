@@ -109,7 +109,7 @@ class FineTuned:
         t = self.about.transform
         if self.about.width is not None or t.invert:
             raise ValueError(
-                f"a {self.about.model} at width {self.about.width} is no model of timm, which could not load it: l3rs.load_classifier reads it"
+                f"{self.about.model} at width {self.about.width} is no model of timm, which cannot load it: l3rs.load_classifier reads it"
             )
         data = {
             "input_size": [t.channels, t.side, t.side], "mean": t.mean, "std": t.std, "interpolation": t.interpolation,
@@ -135,7 +135,7 @@ class FineTuned:
         what = "An image may be of several of them." if about.multilabel else ""
         text = [
             f"# {plain(given.rpartition('/')[2])}",
-            f"{about.model} of timm, fine-tuned to tell {len(about.classes)} classes apart: {plain(', '.join(about.classes))}. {what}".strip(),
+            f"timm's {about.model}, tuned to tell {len(about.classes)} classes apart: {plain(', '.join(about.classes))}. {what}".strip(),
             "## Use it",
             "```python\nimport timm\n\n"
             f'model = timm.create_model("hf-hub:{given}", pretrained=True).eval()\n'

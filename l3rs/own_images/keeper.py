@@ -68,7 +68,7 @@ class Keeper(pl.Callback):
             self._losses.append(loss.detach().float())
         if trainer.global_step >= self.steps:
             trainer.should_stop = True  # makes Lightning validate, wherever the last step falls
-        elif trainer.global_step % self.save_every == 0 and trainer.global_step % trainer.val_check_batch:
+        elif trainer.global_step % self.save_every == 0:
             self._save(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

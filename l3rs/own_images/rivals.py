@@ -44,7 +44,7 @@ def _rival(text: str, steps: int) -> Rival:
     name, equals, values = text.partition("=")
     if name not in COMPARED:
         raise ValueError(
-            f"--compare must be one or more of {', '.join(COMPARED)}, alone, with several learning rates, as in adam=1e-4,1e-3, or with one, "
+            f"--compare must be one or more of {', '.join(COMPARED)}, alone, with several learning rates, as in adam=1e-4,1e-3, or one, "
             f"as in adam=3e-4 (got {text!r})"
         )
     if lacking := Arm(name, name).lacking:

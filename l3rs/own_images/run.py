@@ -109,7 +109,8 @@ def found(data: ImageFolderDataModule, config: OwnImagesConfig) -> Iterator[str]
         rows = sorted(tree.passed_over.items(), key=lambda row: (-row[1], row[0]))
         yield from table([("passed over", "files"), *((printable(kind) or "without an extension", str(n)) for kind, n in rows)], line=True)
     if data.imbalance >= UNLIKE and config.balance == "none" and not data.multilabel:
-        yield f"The largest class has {data.imbalance:.1f} times the training images of the smallest: --balance sampling, or weights, evens that out."
+        times = f"{data.imbalance:.1f} times the training images of the smallest"
+        yield f"The largest class has {times}: --balance sampling, or weights, evens that out."
     if data.transform.channels == 3 and config.channels is None and _all_grey(data):
         yield f"The first {min(LOOKED_AT, len(tree.files))} images are grey: --channels 1 makes a network that needs no colour."
 
@@ -208,14 +209,14 @@ def _report(
     print(f"\n{as_text(results)}\n")
     first = next(iter(curves.values()))
     print(f"These are of the best of {len(first)} validations, on the {int(data.tree.validation.sum())} images that chose it.")
-    tested = [_test(folder, data)]
+    tested = _test(folder, data)
     log = folder.path / "broken.txt"
     if log.exists():
         lines = sorted(set(log.read_text(encoding="utf-8").splitlines()))
         write_atomically(log, ("\n".join(lines) + "\n").encode())
         print(f"{len(lines)} images could not be decoded, and were left out of their batches: {log}")
     left = [FILE, "best.ckpt", "summary.csv", "curves.png", "per_class.csv", "predictions.csv"]
-    left += [name for name in ("confusion.png", "l3rs.png (lambda and mu)") if (folder.path / name.split()[0]).exists()] + sum(tested, [])
+    left += [name for name in ("confusion.png", "l3rs.png (lambda and mu)") if (folder.path / name.split()[0]).exists()] + tested
     print(f"{folder.path} has {', '.join(left)}.")
     print(f"To use it: l3rs predict {folder.path} IMAGE...; to judge it: l3rs evaluate {folder.path} FOLDER")
     return summary

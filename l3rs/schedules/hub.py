@@ -143,9 +143,8 @@ def push_folder(
                 api.create_branch(made, branch=branch, exist_ok=True)
             with tempfile.TemporaryDirectory() as folder:
                 write(Path(folder), made)
-                return api.upload_folder(
-                    repo_id=made, folder_path=folder, commit_message=commit_message, revision=branch, **options
-                ).commit_url
+                done = api.upload_folder(repo_id=made, folder_path=folder, commit_message=commit_message, revision=branch, **options)
+                return str(done.commit_url)
         except CheckpointError:
             raise
         except Exception as error:  # as in `download`

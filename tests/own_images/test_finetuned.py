@@ -85,7 +85,7 @@ def test_the_hub_gives_it_to_timm_with_its_classes_and_inputs(hub: FakeHub, run:
 def test_a_network_that_timm_cannot_make_is_not_pushed(tmp_path: Path) -> None:
     classifier = Classifier("resnet18", 2, ("a", "b"), TRANSFORM)
     save(classifier, classifier.network().state_dict(), tmp_path / "m.safetensors")
-    with pytest.raises(ValueError, match=r"resnet18 at width 2 is no model of timm, which could not load it: l3rs\.load_classifier reads"):
+    with pytest.raises(ValueError, match=r"resnet18 at width 2 is no model of timm, which cannot load it: l3rs\.load_classifier reads"):
         l3rs.load_classifier(tmp_path / "m.safetensors").save_for_timm(tmp_path, "x")
 
 

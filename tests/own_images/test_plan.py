@@ -40,7 +40,7 @@ def test_a_grid_is_several_runs_of_one_rival_and_a_name_alone_has_a_rate_from_so
     grid, tuned, published = rivals(["adamw=1e-4,3e-4,1e-3", "adam", "fastai"], 100)
     assert [arm.name for arm in grid.arms] == ["adamw=0.0001", "adamw=0.0003", "adamw=0.001"]
     assert [rival.arms[0].source for rival in (grid, tuned, published)] == ["best of 3", "tuned on Icons25, at 100 steps", "published"]
-    with pytest.raises(ValueError, match="once \\(got adam=0.001 twice\\)"):
+    with pytest.raises(ValueError, match=r"once \(got adam=0\.001 twice\)"):
         rivals(["adam=1e-3", "adam=0.001,0.01"])
 
 

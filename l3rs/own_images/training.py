@@ -41,6 +41,7 @@ from l3rs.text import first_line
 
 AVERAGED = 0.1  # share of the run that a running average looks back on [choice]
 HEAD_SHARE = 0.1  # batches of a head start at most, by steps of the run: forward passes alone, they cost a thirtieth of it [choice]
+LEAST_BATCHES = 10  # or so many [choice]
 
 
 class Stopped(Exception):
@@ -76,7 +77,7 @@ class Training:
         if not self._started and (self.config.head_start or self.config.head_only) and not self.data.multilabel:
             try:
                 a_pass = max(1, self.data.train_images // self.data.batch_size)  # more views of the same images would judge themselves
-                limit = max(1, min(HEAD_BATCHES, a_pass, int(HEAD_SHARE * self.plan.steps)))
+                limit = min(HEAD_BATCHES, a_pass, max(LEAST_BATCHES, int(HEAD_SHARE * self.plan.steps)))
                 print(f"{head_start(self._start, self.data.batches(range(limit)))}.", flush=True)
             except ValueError as error:
                 print(f"head start: none ({first_line(error)}).")

@@ -372,7 +372,7 @@ def test_the_config_says_which_run_is_there(run: Path) -> None:
 def test_every_block_of_the_page_runs(tmp_path: Path) -> None:
     """In order, in an empty folder, offline."""
     blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", (ROOT / "docs" / "own-images.md").read_text(), flags=re.DOTALL | re.MULTILINE)
-    assert [language for language, _ in blocks] == ["sh", "sh", "python"]
+    assert [language for language, _ in blocks] == ["sh", "sh", "python", "python"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     (tmp_path / "datasets").symlink_to(ROOT / "datasets")

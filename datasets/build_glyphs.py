@@ -31,9 +31,10 @@ from embedded_set import Drawing, check, classes_with_enough, draw_split, draw_v
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
 
-from l3rs.data.embedded import SIDE
+from l3rs.data.embedded import SETS
 
 ROOT = Path(__file__).resolve().parent.parent
+SIDE = SETS["glyphs"].side
 PRETRAIN = 75  # classes; all others are for judging
 VALIDATION_SHARE = 0.35  # of the family groups
 EM = 256  # pixels, the size in which an outline is drawn: about ten times what is kept, so that averaging leaves no stairs

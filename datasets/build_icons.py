@@ -34,9 +34,10 @@ from embedded_set import (
 )
 from PIL import Image
 
-from l3rs.data.embedded import SIDE
+from l3rs.data.embedded import SETS
 
 ROOT = Path(__file__).resolve().parent.parent
+SIDE = SETS["icons"].side
 CLASSES = {"pretrain": 200, "meta-train": 100, "meta-validation": 40, "meta-test": 100}
 SPLIT_SEED = 0  # of the draw of the classes
 MAX_PER_SET = 3  # drawings of one class by one icon set: weights and sizes of one drawing teach little

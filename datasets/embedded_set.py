@@ -1,7 +1,8 @@
 """Writing an embedded data set: what the scripts in `datasets/` share once they have drawn their pictures.
 
-A script gives one `Drawing` and one picture of ink, uint8 (32, 32), an image, and says which images are for validation. This
-module drops copies, finds the classes with enough images, draws the class split and writes the files, the same bytes each time.
+A script gives one `Drawing` and one picture an image, of ink, uint8 (32, 32), or of colours, uint8 (3, side, side), and says which
+images are for validation. This module drops copies, finds the classes with enough images, draws the class split and writes the files,
+the same bytes each time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from l3rs.data.embedded import INK
+from l3rs.data.embedded import COLUMNS, INK
 
 MIN_VALIDATION, MIN_TRAIN = 8, 16  # images a class, as an evaluation batch of 25 classes x 8 needs
 
@@ -109,6 +110,20 @@ def compress(data: bytes) -> bytes:
     return lzma.compress(data, format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
 
 
+def pack(pixels: np.ndarray) -> dict[str, bytes]:
+    """The file of the pixels: levels of ink packed by xz, or colours as one picture without loss, WebP, with `COLUMNS` images a row."""
+    if pixels.ndim == 3:
+        return {"pixels.xz": compress((pixels // INK).tobytes())}
+    n, channels, height, width = pixels.shape
+    rows = -(-n // COLUMNS)
+    filled = np.concatenate([pixels, np.full((rows * COLUMNS - n, channels, height, width), 255, np.uint8)])
+    apart = filled.reshape(rows, COLUMNS, channels, height, width)
+    sheet = apart.transpose(0, 3, 1, 4, 2).reshape(rows * height, COLUMNS * width, channels)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(sheet)).save(file, "WEBP", lossless=True, quality=100, method=6)
+    return {"pixels.webp": file.getvalue()}
+
+
 def write_set(
     out: Path, drawings: Sequence[Drawing], pixels: np.ndarray, validation: np.ndarray, split: dict[str, object], about: str
 ) -> None:
@@ -117,7 +132,7 @@ def write_set(
     Args:
         out: the folder, made if it is not there.
         drawings: one for each image.
-        pixels: uint8 (n, 32, 32), in 16 levels of ink.
+        pixels: uint8 (n, 32, 32), in 16 levels of ink; or colours, uint8 (n, 3, side, side).
         validation: bool (n,).
         split: what `split.json` holds: `dataset`, `seed` and the classes by purpose.
         about: the text of `ATTRIBUTION.md`.
@@ -130,7 +145,7 @@ def write_set(
         side = "validation" if validation[i] else "train"
         writer.writerow([drawings[i].label, side, drawings[i].set, drawings[i].name])
     files = {
-        "pixels.xz": compress((pixels[order] // INK).tobytes()),
+        **pack(pixels[order]),
         "index.csv.xz": compress(table.getvalue().encode()),
         "split.json": (json.dumps(split, indent=1) + "\n").encode(),
         "ATTRIBUTION.md": about.encode(),

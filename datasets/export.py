@@ -2,8 +2,8 @@
 
     python datasets/export.py icons --classes 150 --out photos
 
-For trying on files what is meant for files, and for using the set with other software. Ink is dark on white; with `--colour` it is of a
-dark colour on paper of a bright one, both drawn at random for each image.
+For trying on files what is meant for files, and for using the set with other software. Grey ink is dark on white; with `--colour` it is of
+a dark colour on paper of a bright one, both drawn at random for each image.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ def export(name: str, out: Path, classes: int | None = None, colour: bool = Fals
             folder = out / side / label
             folder.mkdir(parents=True, exist_ok=True)
             for i in members.tolist():
-                ink = images.pixels[i, 0].numpy()
-                Image.fromarray(coloured(ink, i) if colour else 255 - ink).save(folder / f"{i}.png")
+                pixels = images.pixels[i].permute(1, 2, 0).numpy()
+                if pixels.shape[2] == 1:
+                    pixels = coloured(pixels[:, :, 0], i) if colour else 255 - pixels[:, :, 0]
+                Image.fromarray(pixels).save(folder / f"{i}.png")
             written += len(members)
     return written
 

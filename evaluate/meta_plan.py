@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def network_of(config: MetaTrainConfig) -> nn.Module:
     """The network, without its weights."""
-    return create(config.workload.model, config.workload.width, config.workload.in_chans, config.task.classes)
+    return create(config.workload.model, config.workload.width, config.workload.in_chans, config.task.classes, config.workload.model_args)
 
 
 def operations(config: MetaTrainConfig) -> tuple[float, float]:

@@ -60,6 +60,7 @@ class PretrainConfig:
         devices: processes or GPUs.
         accelerator: Lightning's, such as cpu or cuda.
         loaders: processes that make batches beside each device's own.
+        name: what the files are called, without their suffixes; None is the model, its width and the split.
     """
 
     workload: Workload = field(default_factory=lambda: Workload(from_scratch=True))
@@ -77,6 +78,7 @@ class PretrainConfig:
     devices: int = 1
     accelerator: str = "auto"
     loaders: int = 0
+    name: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "validate_every", "devices"):
@@ -97,6 +99,8 @@ class PretrainConfig:
     @property
     def stem(self) -> str:
         """What the files are called, without their suffixes."""
+        if self.name is not None:
+            return self.name
         w = self.workload
         width = "" if w.width is None else f"-w{w.width}"
         return f"{w.model}{width}-{w.class_split.name}"
@@ -142,7 +146,8 @@ class Batches(torch.utils.data.IterableDataset):
             return self.images.inputs(rows, crops)
         x, s = self.images.inputs(rows), self.config.shift
         n, channels, height, width = x.shape
-        ground = torch.tensor([-mean / std for mean, std in zip(self.images.mean, self.images.std, strict=True)])
+        paper = 0.0 if channels == 1 else 1.0  # grey sets are bright ink on a dark ground; colours stand on white
+        ground = torch.tensor([(paper - mean) / std for mean, std in zip(self.images.mean, self.images.std, strict=True)])
         padded = ground.view(1, channels, 1, 1).repeat(n, 1, height + 2 * s, width + 2 * s)
         padded[:, :, s : s + height, s : s + width] = x
         cut = torch.stack([p[:, i : i + height, j : j + width] for p, (i, j, _) in zip(padded, crops.tolist(), strict=True)])
@@ -265,7 +270,7 @@ def pretrain(config: PretrainConfig, out: str) -> dict[str, object]:
     workload.prepare(("pretrain",))
     pl.seed_everything(config.seed, verbose=False)
     classes = workload.class_split.classes["pretrain"]
-    network = create(workload.model, workload.width, workload.in_chans, len(classes))
+    network = create(workload.model, workload.width, workload.in_chans, len(classes), workload.model_args)
     module = Backbone(network, config, Path(f"{stem}.csv"))
     # An epoch is from one validation to the next, so that a run always goes on from between two epochs.
     callbacks: list[pl.Callback] = [

@@ -14,8 +14,9 @@ import yaml
 from l3rs.cli import parser_of
 from l3rs.cli.meta_train import config_of
 from l3rs.evaluation.cells import plan
-from l3rs.evaluation.sources import read_cell
+from l3rs.evaluation.sources import read_cells
 from l3rs.evaluation.study import Study
+from l3rs.finetuning.zoo import read_zoo
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("pretrain", "evaluate", "datasets")
@@ -32,16 +33,19 @@ def test_every_config_opens_with_its_command_and_is_valid(path: Path, monkeypatc
         assert f"# l3rs meta-train --config {path.relative_to(ROOT)} " in first
         data = ["--data", "images"] if "--data" in first else []
         config_of(parser_of("meta-train").parse_args(["--config", str(path), *data, "--out", "nowhere"]))
-    elif kind == "pretrain":
+    elif path.name == "zoo.yaml":
+        assert f"# python pretrain/{path.stem}.py " in first
+        assert any(network.held_out for network in read_zoo(path, "folder").values())
+    elif kind in ("pretrain", "zoo"):
         from backbone import PretrainConfig
 
         assert f"# python pretrain/backbone.py --config {path.relative_to(ROOT)} " in first
         assert PretrainConfig.of(**settings, data="images" if "--data" in first else None).workload.from_scratch
     elif kind in ("evaluate", "imagenet"):
         assert f"# python evaluate/run.py --config {path.relative_to(ROOT)} " in first
-        config = read_cell(path)
-        arms = tuple(arm for arm in config.arms if not (config.rates and arm.tuned))  # their file is made by evaluate/tune.py
-        assert plan(replace(config, arms=arms))
+        for config in read_cells(path).values():
+            arms = tuple(arm for arm in config.arms if not (config.rates and arm.tuned))  # their file is made by evaluate/tune.py
+            assert plan(replace(config, arms=arms))
     else:
         assert f"# python evaluate/study.py --config {path.relative_to(ROOT)} " in first
         study = Study.read(path)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from l3rs.data.decode import Decoder, check_channels, open_image
-from l3rs.data.embedded import SIDE, load_embedded
+from l3rs.data.embedded import SETS, load_embedded
 
 SCALE = (0.35, 1.0)  # share of an image's area in a training crop; timm's 0.08 is for hundreds of epochs
 LARGEST = 4096  # pixels a side
@@ -86,7 +86,7 @@ class Transform:
     def of_shipped(cls, name: str, side: int | None = None) -> Transform:
         """Makes inputs like those that a shipped network was pretrained on: grey, 32 px, nothing cut off. Images are dark on bright."""
         images = load_embedded(name)
-        seen = side or SIDE
+        seen = side or SETS[name].side
         return cls(seen, seen, 1, "bilinear", images.mean, images.std, invert=True)
 
     @cached_property

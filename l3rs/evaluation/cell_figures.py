@@ -6,7 +6,6 @@ All are one column wide, so that they can be read on a phone; lines differ in ma
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,18 +17,22 @@ from matplotlib.figure import Figure
 from l3rs.evaluation.ablation_tables import Contrast
 from l3rs.evaluation.cell_tables import Cell, columns, standings, unique
 from l3rs.evaluation.pages import Picture
-from l3rs.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, STYLES, curve_figure, look
-from l3rs.stats import mean_interval, performance_profile, speedup
+from l3rs.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, STYLES, curve_figure, look
+from l3rs.stats import mean_interval, performance_profile
 
 WIDTH = 5.6  # inches
-BOTTOM, NEVER = 0.25, 32.0  # where speedups are drawn that are smaller, or infinite
 META_TRAINING = (10, 100)  # lengths of the runs that shipped schedules were meta-trained on, in steps
 VARIANTS: Mapping[str, tuple[str, str, str]] = {  # of one optimizer, by the beginning of the arm's name
     "L3RS generalist refreshed": (GREY, "P", ":"),
+    "L3RS generalist with head start": (GREY, ">", "-."),
     "L3RS generalist": (GREY, "p", "--"),
     "L3RS refreshed": (BLACK, "D", ":"),
+    "L3RS with head start": (BLACK, "s", "--"),
+    "L3RS unlearned": (SKY, "o", "-"),
+    "L3RS paper": (GREY, "h", "-"),
     "L3RS, seed": (GREY, ".", ":"),
     "L3RS six": (GREY, "*", "-."),
+    "Schedule-free AdamW default": (PURPLE, "<", ":"),
     "VeLO (ft)": (RED, "X", "--"),
     "Celo (ft)": (PURPLE, "X", "--"),
 }
@@ -84,17 +87,23 @@ def grouped(cell: Cell, table: pd.DataFrame, but: str = "") -> list[list[str]]:
     return [[arm.name for arm in group] for group in shown]
 
 
-def progress(cell: Cell, name: str, measure: str) -> Picture:
-    """Accuracy or loss at the end of runs, against their length: above the paper's rows, below tuned baselines (Figures 3 and 10)."""
+def progress(cell: Cell, name: str, measure: str, together: bool = False) -> Picture:
+    """Accuracy or loss at the end of runs, against their length: above the untuned ones, below tuned baselines (Figures 3 and 10).
+
+    Args:
+        together: draws all in one panel.
+    """
     table = cell.outcomes(measure)
     caption = (
-        f"{cell.about}: evaluation {measure} at the end of a run, against the length of the run, each a run of its own. Above the paper's "
-        "rows, below what has a tuned learning rate. Bands are 95% intervals of the mean over tasks (Student's t); grey is the range "
+        f"{cell.about}: evaluation {measure} at the end of a run, against the length of the run, each a run of its own. "
+        + ("" if together else "Above what has no tuned learning rate, as the paper's rows, below what has one. ")
+        + "Bands are 95% intervals of the mean over tasks (Student's t); grey is the range "
         "of lengths in meta-training." + (" A mean that a diverged run makes infinite has no point." if measure == "loss" else "")
     )
     if empty(table):
         return Picture(name, caption, "", None, cell.commands())
     groups = grouped(cell, table)
+    groups = [list(dict.fromkeys(arm for group in groups for arm in group))] if together else groups
     figure, axes = panels(len(groups), 4.2)
     ends: dict[str, None] = {}
     for one, group in zip(axes, groups, strict=True):
@@ -121,66 +130,6 @@ def finite(values: pd.Series[float]) -> np.ndarray:
     """Drops missing values, and infinite ones, for which an axis has no room."""
     x = values.dropna().to_numpy(dtype=float)
     return x if np.isfinite(x).all() else x[:0]
-
-
-def speedups(cell: Cell, name: str, measure: str) -> Picture:
-    """Draws the speedup of the reference: how many times as many steps each arm needs to match it (Figures 3F and 10F)."""
-    reference = cell.reference or ""
-    caption = (
-        f"{cell.about}: how many times as many steps each optimizer needs to reach the {measure} that {reference} has after a run of the "
-        "length below, on the tasks that both ran, interpolated in log steps between its own runs. 1 is as fast. Bars are bootstrap 95% "
-        "intervals over tasks. Never: not within its longest runs; left out where these are shorter than L3RS's. Where its shortest runs "
-        "are good enough, it needs no more than shown."
-    )
-    table = cell.outcomes(measure)
-    if reference not in table.columns or empty(table[reference]):
-        return Picture(name, caption, "", None, cell.commands())
-    groups = grouped(cell, table, but=reference)
-    figure, axes = panels(len(groups), 4.6)
-    said = []
-    for one, group in zip(axes, groups, strict=True):
-        for place, arm in enumerate(group):
-            found = speedup_of(table, measure, reference, arm)
-            if not found:
-                continue
-            x = np.array(list(found)) * 1.03 ** (place - (len(group) - 1) / 2)  # side by side, so that bars do not hide each other
-            y, low, high = (np.clip(bound, BOTTOM, NEVER) for bound in np.array(list(found.values())).T)
-            line = style(cell, arm)
-            one.plot(x, np.where(y < NEVER, y, np.nan), label=arm, **line)
-            one.plot(x[y == NEVER], y[y == NEVER], **line | {"linestyle": "none"})
-            one.vlines(x, np.fmin(low, y), np.fmax(high, y), color=line["color"], linewidth=0.9)
-            said.append(f"{arm} " + ", ".join(f"{_times(s)} at {h}" for h, (s, *_) in found.items()))
-        step_axis(one, sorted(cell.config.horizons))
-        one.set_yscale("log", base=2)
-        one.set_ylim(BOTTOM / 1.15, NEVER * 1.2)
-        one.set_yticks([BOTTOM, 0.5, 1, 2, 4, 8, 16, NEVER], ["1/4 or less", "1/2", "1", "2", "4", "8", "16", "never"])
-        one.axhline(1, color=BLACK, linewidth=0.8)
-        one.set(xlabel=f"length of {reference}'s run (steps)", ylabel="times as many steps")
-        legend(one)
-    if not said:
-        return Picture(name, caption, "", None, cell.commands())
-    return Picture(name, caption, f"Steps needed relative to {reference}'s, by its steps: {'; '.join(said)}.", figure, cell.commands())
-
-
-def _times(x: float) -> str:
-    return f"{x:.1f} times" if math.isfinite(x) else "never"
-
-
-def speedup_of(table: pd.DataFrame, measure: str, reference: str, arm: str) -> dict[int, tuple[float, float, float]]:
-    """By the reference's steps: the speedup over an arm with its interval.
-
-    Left out where the reference diverged, no task is shared, or all runs of the arm are shorter: that it did not get there says nothing.
-    """
-    sign = 1 if measure == "accuracy" else -1
-    horizons = sorted(table[arm].columns[table[arm].notna().any()])
-    found: dict[int, tuple[float, float, float]] = {}
-    for steps in sorted(h for a, h in columns(table) if a == reference and h <= max(horizons, default=0)):
-        target = table[reference, steps].dropna()
-        behind = sign * table[arm][horizons].loc[target.index].sub(target, axis=0).to_numpy(dtype=float)
-        behind = behind[~np.isnan(behind).all(axis=1)] if horizons else behind[:0]
-        if len(behind) and np.isfinite(target).all():
-            found[steps] = speedup(steps, np.log(horizons).tolist(), behind)
-    return found
 
 
 def profiles(cell: Cell, name: str) -> Picture:
@@ -229,6 +178,27 @@ def meta_training(name: str, schedule: str, curve: pd.DataFrame | None, commands
         f"{last.validation_loss:.3f}."
     )
     return Picture(name, caption, alt, curve_figure(curve, f"{schedule}: meta-training", stacked=True))
+
+
+def meta_trainings(name: str, curves: Mapping[str, pd.DataFrame], commands: tuple[str, ...]) -> Picture:
+    """Accuracy and loss on meta-validation along several meta-trainings, a line a schedule (Figure 6)."""
+    caption = (
+        f"Meta-training of {', '.join(curves) or 'schedules'}: accuracy and loss on their meta-validation tasks. A generation of evolution "
+        "strategies and one of meta-gradients differ in cost; the tasks and their lengths may differ as well."
+    )
+    if not curves:
+        return Picture(name, caption, "", None, commands)
+    figure, axes = panels(2, 3.0, sharex=True)
+    said = []
+    for (called, curve), (colour, marker, dash) in zip(curves.items(), itertools.cycle(STYLES.values()), strict=False):
+        v = curve.dropna(subset=["validation_accuracy"])
+        for one, column in zip(axes, ("validation_accuracy", "validation_loss"), strict=True):
+            one.plot(v.generation, v[column], label=called, **look(colour, marker, dash) | {"linewidth": 1.5, "markersize": 4})
+        said.append(f"{called} from {v.validation_loss.iloc[0]:.3f} to {v.validation_loss.iloc[-1]:.3f}")
+    axes[0].set(ylabel="evaluation accuracy")
+    axes[1].set(xlabel="generation", ylabel="cross entropy (nats)")
+    legend(axes[1])
+    return Picture(name, caption, f"Meta-validation loss: {'; '.join(said)}.", figure, commands)
 
 
 def ahead(cells: Mapping[str, Cell], name: str, caption: str, commands: tuple[str, ...]) -> Picture:

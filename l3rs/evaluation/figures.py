@@ -12,27 +12,49 @@ from dataclasses import replace
 import pandas as pd
 
 from l3rs.evaluation.ablation_tables import contrasts
-from l3rs.evaluation.cell_figures import ahead, forest, meta_training, profiles, progress, speedups
+from l3rs.evaluation.calibration import calibration_picture, multiplied
+from l3rs.evaluation.cell_figures import ahead, forest, meta_training, meta_trainings, profiles, progress
 from l3rs.evaluation.decision_figures import decision_pictures, trust
+from l3rs.evaluation.images_seen import images_picture
 from l3rs.evaluation.pages import Picture
 from l3rs.evaluation.sources import BEYOND, PAPER, Sources
+from l3rs.evaluation.speedups import speedups
 from l3rs.evaluation.tables import (
     ABLATED_FROM,
     REFRESHED,
     STUDIED_FROM,
     STUDY,
+    UNMET,
+    WINNERS,
     ablated,
     compared_cells,
+    contested,
     every_command,
     heading,
+    network_cells,
     on_refreshed,
     studied,
 )
-from l3rs.schedules.find import CHECKPOINTS, SHIPPED, SHIPPED_WEIGHTS
+from l3rs.evaluation.winners import winner_picture
+from l3rs.schedules.find import CHECKPOINTS, SHIPPED, SHIPPED_WEIGHTS, SPECIALISTS
 
 OTHERS = {"Celo (ft)": "celo", "VeLO from random weights": "velo"}  # meta-trainings that are not shipped
-OVERVIEW = "A"  # the cell of the overview, and its lines: L3RS, the best baselines, and the usual one
-IN_SHORT = ("L3RS", "Schedule-free AdamW tuned", "AdamW layer decay tuned", "Adam cosine head x10 tuned", "Adam cosine tuned")
+OVERVIEWS = {  # the cell of the overview, if it has rows, and its lines: at most five
+    "recipes": ("L3RS", "Head alone", "Schedule-free AdamW tuned", "Schedule-free AdamW default", "AdamW 1e-3"),
+    "A": ("L3RS", "Schedule-free AdamW tuned", "AdamW layer decay tuned", "Adam cosine head x10 tuned", "Adam cosine tuned"),
+}
+PROFILED = "A"  # the cell with performance profiles
+BATCHES = ("stress-batch-16", "A", "stress-batch-256")  # cells that differ in the size of a batch
+
+
+def overview(sources: Sources) -> Iterator[tuple[str, Picture]]:
+    """Draws a few lines of one cell."""
+    for name, lines in OVERVIEWS.items():
+        cell = sources.cells.get(name)
+        if cell is not None and cell.reference and len(cell.rows):
+            few = [arm for arm in cell.config.arms if arm.name in lines]
+            yield "In short", progress(cell.part(few, [10, 25, 50, 100]), "Overview", "accuracy", together=True)
+            return
 
 
 def summary(sources: Sources) -> Iterator[tuple[str, Picture]]:
@@ -46,6 +68,8 @@ def summary(sources: Sources) -> Iterator[tuple[str, Picture]]:
         f"{REFRESHED} " + "; ".join(heading(name, cell) for name, cell in cells.items()) + "."
     )
     yield "In short", ahead(cells, "Ahead", caption, every_command(cells))
+    caption = f"{WINNERS} Blue: L3RS; orange: another; grey: level."
+    yield "In short", winner_picture(contested(sources), "Winners", caption, every_command(cells))
 
 
 def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
@@ -54,23 +78,31 @@ def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
         if name not in sources.cells:
             continue
         cell, section = sources.cells[name].without_seeds(), heading(name, sources.cells[name])
-        if name == OVERVIEW and cell.reference:
-            few = [arm for arm in cell.config.arms if arm.name in IN_SHORT]
-            yield "In short", progress(cell.part(few, [10, 25, 50, 100]), "Overview", "accuracy")
         first = progress(cell, f"Figure 3{name}", "accuracy")
         yield section, replace(first, caption=first.caption + on_refreshed(cell))
         yield section, progress(cell, f"Figure 10{name}", "loss")
         if cell.reference:
             yield section, speedups(cell, f"Figure 3F, {name}", "accuracy")
-            yield section, speedups(cell, f"Figure 10F, {name}", "loss")
-            yield section, profiles(cell, f"Profile {name}")
+            if name == PROFILED:
+                yield section, profiles(cell, f"Profile {name}")
 
 
 def beyond(sources: Sources) -> Iterator[tuple[str, Picture]]:
-    """Figure 3F of the cells beyond the paper."""
+    """Figures 3 and 3F of the cells beyond the paper; accuracy against images seen; calibration."""
     for name, (section, _) in BEYOND.items():
         if cell := sources.cells.get(name):
-            yield section, speedups(cell, f"{name.capitalize()}, steps", "accuracy")
+            if name in ("equal", "recipes"):
+                yield section, progress(cell.without_seeds(), f"{name.capitalize()}, accuracy", "accuracy")
+            yield section, speedups(cell.without_seeds(), f"{name.capitalize()}, steps", "accuracy")
+    batches = {name: sources.cells[name] for name in BATCHES if name in sources.cells}
+    if len(batches) > 1:
+        yield "Stress", images_picture(batches, "Images seen", every_command(batches))
+    if several := {name: cell for name, cell in network_cells(sources).items() if multiplied(cell)}:
+        caption = (
+            "Is lr = 1 right on networks that the schedule never met? Evaluation accuracy of the same schedule with all steps multiplied, "
+            "means over tasks with 95% intervals (Student's t). A line that is highest at 1 says yes."
+        )
+        yield UNMET, calibration_picture(several, "Calibration", caption, every_command(several))
 
 
 def decided(sources: Sources) -> Iterator[tuple[str, Picture]]:
@@ -86,10 +118,12 @@ def curves(sources: Sources) -> Iterator[tuple[str, Picture]]:
         return
     shipped = {name: CHECKPOINTS / f"{name}.csv" for name in (*SHIPPED, *SHIPPED_WEIGHTS)}
     others = {name: sources.results / "meta_train" / f"icons-{run}.csv" for name, run in OTHERS.items()}  # the run's curve.csv
-    for name, file in (shipped | others).items():
-        run = OTHERS.get(name)
-        command = () if file.exists() else (f"l3rs meta-train --config configs/meta_train/icons_{run}.yaml --out runs/{run}",)
-        yield "Meta-training", meta_training(f"Figure 6, {name}", name, pd.read_csv(file) if file.exists() else None, command)
+    curves = {name: pd.read_csv(file) for name, file in (shipped | others).items() if file.exists()}
+    lacking = [OTHERS.get(name, name) for name in (shipped | others) if name not in curves]
+    commands = tuple(f"l3rs meta-train --config configs/meta_train/icons_{run}.yaml --out runs/{run}" for run in lacking)
+    yield "Meta-training", meta_training("Figure 6", SPECIALISTS[0], curves.get(SPECIALISTS[0]), commands)
+    for name, called in (("Figure 6, all", SHIPPED), ("Figure 6, others", (*SHIPPED_WEIGHTS, *OTHERS))):
+        yield "Meta-training", meta_trainings(name, {c: curve for c, curve in curves.items() if c in called}, commands)
 
 
 def differences(sources: Sources) -> Iterator[tuple[str, Picture]]:
@@ -121,6 +155,7 @@ def trusted(sources: Sources) -> Iterator[tuple[str, Picture]]:
 
 
 FIGURES: tuple[Callable[[Sources], Iterator[tuple[str, Picture]]], ...] = (
+    overview,
     summary,
     comparisons,
     beyond,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from l3rs.plots import png
+from l3rs.plots import png, webp
 
 MISSING = "missing"  # in place of a number without rows
 LACKING = "These commands make the missing rows of this section:"
@@ -136,8 +136,8 @@ def picture_html(picture: Picture) -> str:
     caption = f'<figcaption id="{slug(picture.name)}"><strong>{escape(picture.name)}.</strong> {escape(picture.caption)}</figcaption>'
     if picture.figure is None:
         return f'<figure>{caption}<p class="missing">There are no rows for this figure yet.</p></figure>'
-    data = base64.b64encode(picture.png).decode()
-    return f'<figure>\n<img src="data:image/png;base64,{data}" alt="{escape(picture.alt)}">\n{caption}\n</figure>'
+    data = base64.b64encode(webp(picture.figure)).decode()
+    return f'<figure>\n<img src="data:image/webp;base64,{data}" alt="{escape(picture.alt)}">\n{caption}\n</figure>'
 
 
 def item_html(item: Table | Picture) -> str:

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,29 @@ from l3rs.evaluation.cell_tables import Cell
 from l3rs.evaluation.cells import EvaluationConfig, Rows
 from l3rs.evaluation.pages import Section
 from l3rs.evaluation.study import Study
+from l3rs.finetuning.zoo import Network, read_zoo
 from l3rs.schedules.find import SPECIALISTS
 
 PAPER = {"A": 5, "A-head": 7, "B": 9, "C": 11, "D": 13, "E": 15}  # cell: the first of its two tables in the paper
 STATISTICS = "before an evaluation, the mean statistics of the last 20 training batches replace BatchNorm's running ones"
 BEYOND = {  # cell: its section and caption
-    "averaged": (
-        "What adaptivity adds",
-        "What adaptivity adds: L3RS against a schedule with its learned lambda and mu averaged over time and layers.",
-    ),
-    "refreshed": (
-        "BatchNorm refreshed",
-        f"All arms like schedule-free: {STATISTICS}. Accuracy, as in Table 5.",
+    "recipes": (
+        "Recipes as they are used",
+        "Recipes as their users run them: L3RS with a head in closed form and refreshed statistics, its rivals untuned as their authors "
+        "publish them, and tuned baselines from a random head with refreshed statistics.",
     ),
     "equal": (
         "Equal terms",
         f"Equal terms: all begin with a head in closed form and are evaluated with refreshed statistics ({STATISTICS}), and learning rates "
         "were tuned so.",
     ),
-    "recipes": (
-        "Recipes as they are used",
-        "Recipes as their users run them: L3RS with a head in closed form and refreshed statistics, its rivals untuned as their authors "
-        "publish them, and tuned baselines from a random head with refreshed statistics.",
+    "refreshed": (
+        "BatchNorm refreshed",
+        f"All arms like schedule-free: {STATISTICS}. Accuracy, as in Table 5.",
+    ),
+    "averaged": (
+        "What adaptivity adds",
+        "What adaptivity adds: L3RS against a schedule with its learned lambda and mu averaged over time and layers.",
     ),
 }
 NETWORKS = "networks"  # cells of networks that no schedule met
@@ -113,8 +114,8 @@ class Sources:
 def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfig]:
     """Reads the cells of a YAML file: one, under an empty name, or, if it has a `zoo`, one for each network held out there, by its name.
 
-    A zoo is another YAML file, beside it by its relative path: networks by name, each with the fields of a workload, `held_out`, and
-    perhaps a `task`. The network's name replaces `{network}` in `cell` and `rates`.
+    A zoo is a mapping: `file`, one that `l3rs.finetuning.zoo.read_zoo` reads, by its path from this one; `weights`, the folder of the
+    networks' weights; `tasks`, the size of tasks by split. The network's name replaces `{network}` in `cell` and `rates`.
 
     Args:
         data: replaces the folder of the images.
@@ -127,24 +128,39 @@ def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfi
     try:
         given = yaml.safe_load(file.read_text())
         zoo = given.pop("zoo", None)
-        networks = {"": given} if zoo is None else of_zoo(given, yaml.safe_load((file.parent / zoo).read_text()))
-        found = {name: EvaluationConfig(**vars(parser.instantiate(parser.parse_object(values)))) for name, values in networks.items()}
+        make = partial(made_of, parser)
+        found = {"": make(given)} if zoo is None else of_zoo(given, read_zoo(file.parent / zoo["file"], zoo["weights"]), zoo, make)
         if data is not None:
             found = {name: replace(config, workload=replace(config.workload, data=data)) for name, config in found.items()}
-    except (jsonargparse.ArgumentError, yaml.YAMLError, ValueError, TypeError, AttributeError, OSError) as error:
+    except (jsonargparse.ArgumentError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
     return found
 
 
-def of_zoo(given: Mapping[str, Any], zoo: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The values of the cell of each network of a zoo that is held out."""
+def made_of(parser: jsonargparse.ArgumentParser, values: Mapping[str, Any]) -> EvaluationConfig:
+    """Makes a cell of what a YAML file has."""
+    return EvaluationConfig(**vars(parser.instantiate(parser.parse_object(dict(values)))))
+
+
+def of_zoo(
+    given: Mapping[str, Any],
+    networks: Mapping[str, Network],
+    zoo: Mapping[str, Any],
+    make: Callable[[Mapping[str, Any]], EvaluationConfig],
+) -> dict[str, EvaluationConfig]:
+    """Makes the cell of each network that is held out.
+
+    Where a split has no classes to tune on, as Glyphs, the rates are those of the network that is called the same on Icons.
+    """
     found = {}
-    for name, entry in zoo.items():
-        if entry.get("held_out"):
-            workload = {key: value for key, value in entry.items() if key not in ("held_out", "task")}
-            named = {key: str(given[key]).replace("{network}", name) for key in ("cell", "rates") if key in given}
-            task = {"task": entry["task"]} if "task" in entry else {}
-            found[name] = {**given, **named, **task, "workload": workload}
+    for name, network in networks.items():
+        if network.held_out:
+            split = network.workload.split
+            names = {"cell": name, "rates": f"{name.removesuffix('-glyphs')}-icons" if split == "glyphs" else name}
+            named = {key: str(given[key]).replace("{network}", called) for key, called in names.items() if key in given}
+            task = zoo.get("tasks", {}).get(split)
+            config = make({**given, **named, **({} if task is None else {"task": task})})
+            found[name] = replace(config, workload=network.workload)
     return found
 
 

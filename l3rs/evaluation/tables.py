@@ -12,13 +12,15 @@ import pandas as pd
 
 from l3rs.controller.config import L3RSConfig
 from l3rs.evaluation.ablation_tables import START, ablation, contrast_table, contrasts, with_start
-from l3rs.evaluation.cell_figures import speedup_of
-from l3rs.evaluation.cell_tables import MEASURES, Cell, against_best, interquartile_means, means, of_a_seed, over_seeds, paired
+from l3rs.evaluation.calibration import calibration_table, multiplied
+from l3rs.evaluation.cell_tables import MEASURES, Cell, against_best, interquartile_means, means, of_a_seed, over_seeds, paired, unique
 from l3rs.evaluation.cost_tables import break_even, step_tables
 from l3rs.evaluation.pages import MISSING, Table
-from l3rs.evaluation.sources import BEYOND, PAPER, STATISTICS, Sources
+from l3rs.evaluation.sources import BEYOND, NETWORKS, PAPER, STATISTICS, Sources
+from l3rs.evaluation.speedups import speedup_of, steps_to_match
 from l3rs.evaluation.study import Study
-from l3rs.finetuning.arms import OURS
+from l3rs.evaluation.winners import winner_table
+from l3rs.finetuning.arms import OURS, Arm
 from l3rs.finetuning.baselines import BASELINES
 from l3rs.schedules.find import SPECIALISTS, load
 from l3rs.schedules.variants import NAMES, TABLE_2, TABLE_3, TABLE_4
@@ -36,6 +38,18 @@ INTERVALS = (
     "with several. A difference whose interval holds 0 is called noise. One in twenty pure-noise differences will look real."
 )
 REFRESHED = f"Refreshed arms are evaluated like schedule-free: {STATISTICS}."
+HEAD_START = "With head start: runs begin with a head in closed form, and are evaluated like refreshed ones."
+WINNERS = (
+    "The best optimizer of each cell and length of a run, and the points by which it is ahead of the best of the other kind, L3RS or not, "
+    "with the bootstrap 95% interval over tasks. Level: the interval holds 0. Both are chosen on these same tasks."
+)
+MATCHED = (
+    "how many times as many steps each optimizer needs to reach what L3RS has after a run of the length above, with bootstrap 95% "
+    "intervals over tasks; interpolated in log steps between its own runs. Never: not within its longest runs."
+)
+COSTS = "Runs it takes: to have a run of 25 steps, tuning included: every learning rate that was tried is one, and a finder's steps count."
+UNMET = "Networks that no schedule met"
+RUNS = 25  # steps of the runs that the cost of having an optimizer is counted in
 
 
 def heading(name: str, cell: Cell) -> str:
@@ -44,8 +58,10 @@ def heading(name: str, cell: Cell) -> str:
 
 
 def on_refreshed(cell: Cell) -> str:
-    """The note on a cell with refreshed arms; empty for another."""
-    return f" {REFRESHED}" if any(arm.refresh for arm in cell.config.arms) else ""
+    """The notes on a cell with refreshed arms, and with head starts; empty for another."""
+    arms = cell.config.arms
+    refreshed, started = (any(arm.refresh for arm in arms), any(arm.head == "start" for arm in arms))
+    return (f" {REFRESHED}" if refreshed else "") + (f" {HEAD_START}" if started else "")
 
 
 def every_command(cells: Mapping[str, Cell]) -> tuple[str, ...]:
@@ -54,8 +70,29 @@ def every_command(cells: Mapping[str, Cell]) -> tuple[str, ...]:
 
 
 def compared_cells(sources: Sources) -> dict[str, Cell]:
-    """Picks the paper's cells that compare L3RS with others, without the arms of other seeds."""
-    return {name: cell.without_seeds() for name, cell in sources.cells.items() if name in PAPER and cell.reference}
+    """Picks the paper's cells that compare L3RS with others; of L3RS the reference, and what begins with a head start."""
+    cells = {name: cell.without_seeds() for name, cell in sources.cells.items() if name in PAPER and cell.reference}
+
+    def shown(cell: Cell, arm: Arm) -> bool:
+        return not arm.ours or arm.name == cell.reference or arm.head == "start"
+
+    return {name: cell.part([arm for arm in cell.config.arms if shown(cell, arm)]) for name, cell in cells.items()}
+
+
+def contested(sources: Sources) -> dict[str, Cell]:
+    """Picks all cells that compare L3RS with others; of L3RS what has the head and statistics of the reference, without other seeds."""
+    found = {}
+    for name, cell in sources.cells.items():
+        first = cell.config.arms[0]
+        if cell.reference:
+            arms = [arm for arm in cell.config.arms if not arm.ours or (arm.head, arm.refresh) == (first.head, first.refresh)]
+            found[name] = cell.part(arms).without_seeds()
+    return found
+
+
+def network_cells(sources: Sources) -> dict[str, Cell]:
+    """Picks the cells of networks that no schedule met, by the networks' names."""
+    return {name.removeprefix(f"{NETWORKS}-"): cell for name, cell in sources.cells.items() if name.startswith(f"{NETWORKS}-")}
 
 
 def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
@@ -69,19 +106,20 @@ def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
         "L3RS's lead in points, paired by task, with its bootstrap 95% interval, and the share of tasks on which L3RS is better; ties "
         "count half. Accuracies are over each arm's own tasks, differences over common ones. L3RS is one meta-training seed. " + REFRESHED
     )
+    yield "In short", Table("Winners, in numbers", WINNERS, winner_table(contested(sources)))
     yield "In short", Table("Summary", caption, frame, every_command(cells))
 
 
 def seeds(sources: Sources) -> Iterator[tuple[str, Table]]:
     """The spread between meta-trainings that differ only in their seed."""
-    for cell in (cell for name, cell in sources.cells.items() if name in PAPER):
-        arms = [name for arm in cell.config.arms if (name := arm.name) == cell.reference or of_a_seed(arm)]
+    for name, cell in sources.cells.items():
+        if name not in (*PAPER, "equal"):
+            continue
+        arms = [arm.name for arm in cell.config.arms if arm.name == cell.reference or of_a_seed(arm)]
         if len(arms) > 1:
             caption = f"{cell.about}: accuracy of the shipped {cell.reference}, and of schedules of other meta-training seeds."
-            yield (
-                "In short",
-                Table("Meta-training seeds", caption, over_seeds(cell.config, cell.outcomes("accuracy"), arms), cell.commands()),
-            )
+            called = "Meta-training seeds" + ("" if name in PAPER else f", {name}")
+            yield "In short", Table(called, caption, over_seeds(cell.config, cell.outcomes("accuracy"), arms), cell.commands())
 
 
 def cell_tables(sources: Sources) -> Iterator[tuple[str, Table]]:
@@ -109,6 +147,8 @@ def cell_tables(sources: Sources) -> Iterator[tuple[str, Table]]:
             )
             name_ = f"Table {first if measure == 'accuracy' else first + 1}, paired"
             yield heading(name, cell), Table(name_, caption, paired(config, cell.outcomes(measure), measure, cell.reference))
+            matched = Table(name_.replace("paired", "steps to match"), f"{about}, {measure}: {MATCHED}", steps_to_match(cell, measure))
+            yield heading(name, cell), matched
         caption = f"{about}: interquartile mean of evaluation accuracy, the mean of the middle half of the tasks."
         yield heading(name, cell), Table(f"Table {first}, interquartile", caption, interquartile_means(config, cell.outcomes("accuracy")))
 
@@ -197,7 +237,8 @@ def compared(section: str, title: str, rows: pd.DataFrame, reference: str, calle
 def others(sources: Sources) -> Iterator[tuple[str, Table]]:
     """Cells off the conditions of meta-training, and other cells that `--cells` names."""
     stress = {name.removeprefix("stress-"): cell for name, cell in sources.cells.items() if name.startswith("stress-")}
-    rest = {name: cell for name, cell in sources.cells.items() if not (name in PAPER or name in BEYOND or name.startswith("stress-"))}
+    known = (*PAPER, *BEYOND)
+    rest = {name: cell for name, cell in sources.cells.items() if not (name in known or name.startswith(("stress-", f"{NETWORKS}-")))}
     for section, heads, about, cells in (
         ("Stress", "condition", "L3RS off the conditions of its meta-training,", stress),
         ("Other cells", "cell", "L3RS", rest),
@@ -214,9 +255,40 @@ def beyond(sources: Sources) -> Iterator[tuple[str, Table]]:
     """Tables that the paper does not have."""
     for name, (section, caption) in BEYOND.items():
         if cell := sources.cells.get(name):
-            yield section, Table(name.capitalize(), caption, means(cell.config, cell.outcomes("accuracy")), cell.commands())
+            frame = means(cell.config, cell.outcomes("accuracy"))
+            if name in ("equal", "recipes"):
+                caption += f" {COSTS}"
+                frame.insert(0, "runs it takes", costs_of(cell, sources))
+            yield section, Table(name.capitalize(), caption, frame, cell.commands())
             difference = paired(cell.config, cell.outcomes("accuracy"), "accuracy", cell.reference or "")
             yield section, Table(f"{name.capitalize()}, paired", "L3RS minus each, in points, as for Table 5.", difference)
+
+
+def costs_of(cell: Cell, sources: Sources) -> list[str]:
+    """The runs that each optimizer of a cell takes, tuning included, a text an arm."""
+    file = sources.root / cell.config.rates if cell.config.rates else sources.results / "tuning.csv"
+    file = file.with_suffix(".csv")
+    tried = pd.read_csv(file).groupby(["optimizer", "steps"]).lr.nunique() if file.exists() else pd.Series(dtype=int)
+    return [f"{arm.cost(RUNS, int(tried.get((arm.optimizer, RUNS), 3))):g}" for arm in unique(cell.config.arms)]
+
+
+def networks(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """Networks that no schedule was meta-trained on."""
+    cells = network_cells(sources)
+    if not cells:
+        return
+    caption = "L3RS at lr = 1, nothing tuned, against the best other optimizer, as in the summary; others were tuned on the network itself."
+    compared = {name: cell.part([arm for arm in cell.config.arms if not arm.ours or arm.rate(1) == 1]) for name, cell in cells.items()}
+    yield UNMET, Table("Networks", caption, against_best(compared).rename_axis("network"), every_command(cells))
+    caption = "The points of accuracy by which lr = 1 is ahead of other multipliers of the schedule's steps, with bootstrap 95% intervals."
+    several = {name: cell for name, cell in cells.items() if multiplied(cell)}
+    if several:
+        yield UNMET, Table("Calibration, in numbers", caption, calibration_table(several))
+    for name, cell in cells.items():
+        caption = f"{cell.about}: evaluation accuracy, mean ± standard deviation over tasks. {COSTS}"
+        frame = means(cell.config, cell.outcomes("accuracy"))
+        frame.insert(0, "runs it takes", costs_of(cell, sources))
+        yield UNMET, Table(f"Network {name}", caption, frame)
 
 
 def of_icons(sources: Sources) -> Iterator[tuple[str, Table]]:
@@ -227,4 +299,4 @@ def of_icons(sources: Sources) -> Iterator[tuple[str, Table]]:
         yield from ablations(sources)
 
 
-TABLES: tuple[Callable[[Sources], Iterator[tuple[str, Table]]], ...] = (summary, seeds, cell_tables, of_icons, others, beyond)
+TABLES: tuple[Callable[[Sources], Iterator[tuple[str, Table]]], ...] = (summary, seeds, beyond, networks, cell_tables, others, of_icons)

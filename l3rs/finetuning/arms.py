@@ -17,7 +17,7 @@ from l3rs.schedules.find import SHIPPED_WEIGHTS
 from l3rs.schedules.schedule import LearnedSchedule
 
 OURS = LearnedSchedule.kind
-FINDER = "lr-finder"
+FINDER, UNTRAINED = "lr-finder", "none"
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,14 @@ class Arm:
         return library.message if library is not None and library.missing else ""
 
     def cost(self, steps: int, tried: int = 3) -> float:
-        """What it takes to have it, in runs of this many steps, its own included: 1 without tuning, and more for a finder's steps.
+        """What it takes to have it, in runs of this many steps, its own included: 1 without tuning, 0 without training.
 
         Args:
             tried: learning rates of a tuned one, each a run; at least the best and its neighbours.
         """
         if self.optimizer == FINDER:
             return 1 + STEPS / steps
-        return tried if self.tuned else 1
+        return tried if self.tuned else 0 if self.optimizer == UNTRAINED else 1
 
     def rate(self, steps: int, file: str | None = None) -> float:
         """The learning rate of a run of this many steps.

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,15 +17,16 @@ from torch import nn
 
 from l3rs.data import cache
 from l3rs.data.decode import Decoder, check_channels
-from l3rs.data.embedded import load_embedded, read_split
+from l3rs.data.embedded import SETS, load_embedded, read_split
 from l3rs.data.images import ImageSet
 from l3rs.data.splits import ClassSplit
 from l3rs.data.trees import ImageTree, read_tree
 from l3rs.finetuning.tasks import TaskConfig, check_sizes
 from l3rs.networks.create import initialize
+from l3rs.networks.pretrained import SHIPPED
 from l3rs.networks.source import WIDTH, Source
 
-EMBEDDED = ("icons", "glyphs")
+EMBEDDED = tuple(SETS)
 CROP = 224 / 256  # share of a stored image's side that a network sees, unless timm's data config says otherwise
 
 
@@ -34,9 +35,10 @@ class Workload:
     """A pretrained network, and classes to fine-tune it on.
 
     Attributes:
-        split: `icons` or `glyphs`, which are embedded; `imagenet25-0` or another shipped class split; or the JSON file of one.
+        split: `icons`, `glyphs` or `emoji`, which are embedded; `imagenet25-0` or another shipped class split; or the JSON file of one.
         data: the folder of the images, unless the split is embedded.
-        side: height and width, in pixels, of the network's input; None takes timm's data config, 224 for ResNets.
+        side: height and width, in pixels, of the network's input; None takes timm's data config, 224 for ResNets, or the size of an
+            embedded set's images. Emoji, of 64 pixels, can be had in 32 and 128.
         channels: 3, colour, or 1, grey.
         augment: cuts out and mirrors training images at random.
         skip_broken: leaves out images that cannot be decoded.
@@ -45,6 +47,7 @@ class Workload:
         width: channels of the first stage, for `resnet18` and `resnet34`; None is timm's own width, or the width of a shipped network.
         weights: `icons` or `glyphs`, which are shipped, or a file; None is the shipped network of an embedded split, else timm's weights.
         from_scratch: starts from random weights instead, anew for each task.
+        model_args: what else timm's `create_model` is given, as `{"depths": [2, 2, 4, 2]}`, for networks with weights from a file.
 
     Raises:
         ValueError: a value is wrong, or two contradict each other; the message names them.
@@ -61,12 +64,14 @@ class Workload:
     width: int | None = None
     weights: str | None = None
     from_scratch: bool = False
+    model_args: dict[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if self.embedded and self.data is not None:
             raise ValueError(f"data is {self.data}, and the split {self.split} is embedded; with data it is the JSON file of a class split")
-        if self.embedded and self.side not in (None, 32):
-            raise ValueError(f"side is {self.side}, and the images of {self.split} have 32 pixels; leave it out")
+        if self.embedded and self.side not in (None, *SETS[self.split].sides):
+            sizes = " or ".join(map(str, SETS[self.split].sides))
+            raise ValueError(f"side is {self.side}, and the images of {self.split} have {sizes} pixels; leave it out")
         if not self.embedded and self.data is None:
             raise ValueError(f"the split {self.split} needs data, the folder of its images; embedded splits are {', '.join(EMBEDDED)}")
         self.source()  # checks model, width and weights
@@ -81,14 +86,14 @@ class Workload:
 
     def source(self) -> Source:
         """The network and the source of its weights."""
-        shipped = self.embedded and not self.from_scratch and self.model == "resnet34" and self.width in (None, WIDTH)
-        weights = self.split if shipped and self.weights is None else self.weights
-        return Source(self.model, self.width, weights, self.from_scratch)
+        shipped = self.model == "resnet34" and self.width in (None, WIDTH) and not self.model_args and not self.from_scratch
+        weights = self.split if shipped and self.split in SHIPPED and self.weights is None else self.weights
+        return Source(self.model, self.width, weights, self.from_scratch, self.model_args)
 
     @property
     def in_chans(self) -> int:
         """Channels of the network's input."""
-        return 1 if self.embedded else self.channels
+        return SETS[self.split].channels if self.embedded else self.channels
 
     @cached_property
     def _data_config(self) -> dict[str, object]:
@@ -162,7 +167,7 @@ class Workload:
     def images(self, purpose: str) -> ImageSet:
         """Opens the decoded images of a purpose's classes, or more; call `prepare` before, for images of your own."""
         if self.embedded:
-            return load_embedded(self.split)
+            return load_embedded(self.split, self.side)
         classes = self.class_split.classes[purpose]
         pixels, labels, validation = cache.open_cache(self.cache_folder(purpose), classes)
         mean, std = self.normalization

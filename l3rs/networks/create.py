@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import timm
 import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
+import l3rs.networks.narrow  # noqa: F401  (it registers its networks with timm)
+from l3rs.text import first_line
+
+# What a caller of `create` says otherwise, and what would load a file or run code of a name.
+OURS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "in_chans", "num_classes", "scriptable"}
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # of each stage, by depth (He et al. 2015, table 1)
 
 
@@ -38,38 +46,34 @@ def resnet34(width: int = 64, in_chans: int = 3, num_classes: int = 1000) -> Res
     return resnet(34, width, in_chans, num_classes)
 
 
-def create(model: str, width: int | None = None, in_chans: int = 3, num_classes: int = 1000, img_size: int | None = None) -> nn.Module:
+def create(
+    model: str, width: int | None = None, in_chans: int = 3, num_classes: int = 1000, model_args: Mapping[str, Any] | None = None
+) -> nn.Module:
     """A network without pretrained weights.
 
     Args:
         model: its name in timm.
         width: channels of the first stage, for `resnet18` and `resnet34`; None is timm's own.
-        img_size: pixels a side, for vision transformers, which are made for one size; None is timm's own.
+        model_args: what else timm's `create_model` is given, such as `{"depths": [2, 2, 4, 2]}`.
 
     Raises:
-        ValueError: timm has no such model (the message names the most similar), or it has no choice of width or size.
+        ValueError: timm has no such model (the message names the most similar), it has no choice of width, or does not take `model_args`.
     """
-    check_model(model, width)
+    check_model(model, width, model_args)
     if width is not None:
         sized: nn.Module = resnet(int(model.removeprefix("resnet")), width, in_chans, num_classes)
         return sized
-    return from_timm(model, False, in_chans, num_classes, img_size)
-
-
-def from_timm(model: str, pretrained: bool, in_chans: int, num_classes: int, img_size: int | None = None) -> nn.Module:
-    """A model as timm makes it. Raises ValueError if it has no choice of size."""
-    size = {} if img_size is None else {"img_size": img_size}
     try:
-        network: nn.Module = timm.create_model(model, pretrained=pretrained, in_chans=in_chans, num_classes=num_classes, **size)
-    except TypeError as error:
-        if "img_size" not in str(error):
+        network: nn.Module = timm.create_model(model, pretrained=False, in_chans=in_chans, num_classes=num_classes, **(model_args or {}))
+    except Exception as error:  # each of timm's networks refuses in its own way: TypeError, AssertionError, RuntimeError
+        if not model_args:
             raise
-        raise ValueError(f"img_size is {img_size}, and {model} is made for no one size: leave it out, and give side") from None
+        raise ValueError(f"model_args is {json.dumps(dict(model_args))}, and {model} does not take it: {first_line(error)}") from None
     return network
 
 
-def check_model(model: str, width: int | None = None) -> None:
-    """Raises ValueError unless `create` knows the model, and this width of it."""
+def check_model(model: str, width: int | None = None, model_args: Mapping[str, Any] | None = None) -> None:
+    """Raises ValueError unless `create` knows the model, and this width of it; `model_args` are only looked at for their names."""
     if not timm.is_model(model):
         similar = difflib.get_close_matches(model, timm.list_models(), n=3)
         hint = f"; similar ones are {', '.join(similar)}" if similar else ""
@@ -84,6 +88,13 @@ def check_model(model: str, width: int | None = None) -> None:
             raise ValueError(f"width is {width}, and the model is {model}; only {' and '.join(sized)} come in any width")
         if width < 1:
             raise ValueError(f"width must be at least 1 (got {width})")
+        if model_args:
+            raise ValueError(f"width is {width}, and model_args is given too; choose one")
+    if model_args is not None and not isinstance(model_args, Mapping):
+        raise ValueError(f"model_args must be names and values (got {model_args!r})")
+    taken = sorted(OURS & set(model_args or {}))
+    if taken:
+        raise ValueError(f"model_args has {taken[0]}, which is not for it to say; it takes what else {model} of timm takes")
 
 
 def head_of(network: nn.Module) -> nn.Linear:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from l3rs.networks.create import from_timm, head_names, replace_head, resnet34
+from l3rs.networks.create import head_names, replace_head, resnet34
 from l3rs.schedules.connection import reachable, reason, usable, within
 from l3rs.schedules.seal import CheckpointError
 from l3rs.text import first_line
@@ -99,7 +99,7 @@ def from_hub(
 
     Args:
         instead: what to do where there are none, for messages.
-        img_size: see `l3rs.networks.create.create`.
+        img_size: pixels a side, for vision transformers, which are made for one size; None is timm's own.
 
     Raises:
         WeightsError: timm has no pretrained weights for it, or they can be had neither there nor here.
@@ -112,7 +112,8 @@ def from_hub(
         token = None if huggingface_hub.constants.HF_HUB_OFFLINE else usable(None)
         try:
             with torch.device(device):
-                network = from_timm(model, True, in_chans, num_classes, img_size)
+                size = {} if img_size is None else {"img_size": img_size}
+                network: nn.Module = timm.create_model(model, pretrained=True, in_chans=in_chans, num_classes=num_classes, **size)
         except Exception as error:  # of timm, of huggingface_hub, or of its HTTP library
             raise WeightsError(f"{what} cannot be had from the Hub ({reason(error, token)}); {instead}") from None
         return network

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -21,7 +22,8 @@ class Source:
         width: channels of the first stage, for `resnet18` and `resnet34`; None is timm's own, and that of the shipped networks for these.
         weights: `icons` or `glyphs`, which are shipped, or a file; None is timm's own.
         from_scratch: whether it starts at random instead.
-        img_size: see `l3rs.networks.create.create`.
+        img_size: pixels a side, for vision transformers, which are made for one size; None is timm's own.
+        model_args: what else timm's `create_model` is given; None is nothing.
 
     Raises:
         ValueError: values that are wrong, or do not go together; the message says which.
@@ -31,19 +33,25 @@ class Source:
     width: int | None = None
     weights: str | None = None
     from_scratch: bool = False
+    model_args: dict[str, Any] | None = field(default=None, hash=False)
     img_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.from_scratch and self.weights is not None:
             raise ValueError(f"weights is {self.weights}, and from_scratch is set; choose one")
-        if self.shipped and (self.model != "resnet34" or self.width not in (None, WIDTH)):
+        if self.shipped and (self.model != "resnet34" or self.width not in (None, WIDTH) or self.model_args):
             other = self.model if self.width is None else f"{self.model} at width {self.width}"
-            raise ValueError(f"the shipped weights {self.weights} are of resnet34 at width {WIDTH}, and model is {other}")
+            what = "model_args is given" if self.model_args else f"model is {other}"
+            raise ValueError(f"the shipped weights {self.weights} are of resnet34 at width {WIDTH}, and {what}")
+        if self.from_hub and self.model_args:
+            raise ValueError(
+                "model_args is given, and pretrained weights are of timm's own network: give weights, or from_scratch, or leave it out"
+            )
         if self.from_hub and self.width is not None:
             raise ValueError(
                 f"width is {self.width}, and pretrained weights are of timm's own width: give weights, or from_scratch, or leave it out"
             )
-        check_model(self.model, self.width)
+        check_model(self.model, self.width, self.model_args)
 
     @property
     def shipped(self) -> str | None:
@@ -68,7 +76,8 @@ class Source:
         """
         if self.from_hub:
             return from_hub(self.model, in_chans, num_classes, img_size=self.img_size)
-        network = create(self.model, self.stage_width, in_chans, num_classes, self.img_size)
+        model_args = (self.model_args or {}) | ({} if self.img_size is None else {"img_size": self.img_size})
+        network = create(self.model, self.stage_width, in_chans, num_classes, model_args or None)
         if self.weights is not None:
             load(network, self.weights)
         return network

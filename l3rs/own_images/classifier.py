@@ -37,7 +37,7 @@ class Classifier:
         classes: their names, in the order of the logits.
         transform: makes its inputs.
         training: record of its training; free-form, for people.
-        img_size: see `l3rs.networks.create.create`.
+        img_size: see `l3rs.networks.source.Source`.
         multilabel: an image may be of several classes: probabilities are each class's own.
 
     Raises:
@@ -61,7 +61,8 @@ class Classifier:
 
     def network(self) -> nn.Module:
         """Makes the network, with random weights."""
-        return create(self.model, self.width, self.transform.channels, len(self.classes), self.img_size)
+        size = None if self.img_size is None else {"img_size": self.img_size}
+        return create(self.model, self.width, self.transform.channels, len(self.classes), size)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Turns logits, (n, classes), into probabilities."""

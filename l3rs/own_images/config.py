@@ -149,7 +149,7 @@ class OwnImagesConfig:
 
     def source(self) -> Source:
         """The network and the source of its weights."""
-        return Source(self.model, self.width, self.weights, self.from_scratch, self.img_size)
+        return Source(self.model, self.width, self.weights, self.from_scratch, img_size=self.img_size)
 
     @cached_property
     def transform(self) -> Transform:

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from l3rs.data.embedded import files_of, load_embedded, read_index, read_split
+from l3rs.data.embedded import SETS, files_of, load_embedded, read_index, read_split
+from l3rs.data.emoji import emoji_index, emoji_split, load_emoji
 from l3rs.data.glyphs import glyphs_index, glyphs_split, load_glyphs
 from l3rs.data.icons import icons_index, icons_split, load_icons
 
-MEBIBYTES = {"icons": 7, "glyphs": 4}
+MEBIBYTES = {"icons": 7, "glyphs": 4, "emoji": 6}
+FEWEST = {"icons": (16, 8), "glyphs": (16, 8), "emoji": (4, 1)}  # train and validation images of a class
+HELD_OUT = {"icons": (0.3, 0.4), "glyphs": (0.3, 0.4), "emoji": (0.5, 0.5)}  # of the groups; of those drawn, some give no image
 each_set = pytest.mark.parametrize("name", MEBIBYTES)
 
 
@@ -36,17 +39,19 @@ def test_files_are_the_recorded_ones(name: str) -> None:
 def test_size(name: str) -> None:
     assert sum(p.stat().st_size for p in Path(str(files_of(name))).iterdir()) <= MEBIBYTES[name] * 2**20
     images = load_embedded(name)
-    assert images.pixels.shape == (len(images.labels), 1, 32, 32)
+    form = SETS[name]
+    assert images.pixels.shape == (len(images.labels), form.channels, form.side, form.side)
     assert images.pixels.dtype == torch.uint8
-    assert set(images.pixels.unique().tolist()) == set(range(0, 256, 17))  # 16 levels of ink
+    levels = set(range(0, 256, 17)) if form.channels == 1 else {round(i * 255 / 31) for i in range(32)}  # of ink, of a colour
+    assert set(torch.bincount(images.pixels.flatten(), minlength=256).nonzero().flatten().tolist()) == levels
 
 
 @each_set
 def test_every_class_has_enough_images_on_both_sides(name: str) -> None:
     images = load_embedded(name)
     for label, (train, validation) in zip(images.classes, images.by_class, strict=True):
-        assert len(train) >= 16, label
-        assert len(validation) >= 8, label
+        assert len(train) >= FEWEST[name][0], label
+        assert len(validation) >= FEWEST[name][1], label
 
 
 @each_set
@@ -59,7 +64,7 @@ def test_no_group_is_on_both_sides(name: str) -> None:
         sides.setdefault(group, set()).add(side)
     assert {len(s) for s in sides.values()} == {1}
     held_out = sum(s == {"validation"} for s in sides.values()) / len(sides)
-    assert 0.3 <= held_out <= 0.4  # about 35% are drawn; some give no image
+    assert HELD_OUT[name][0] <= held_out <= HELD_OUT[name][1]
 
 
 @each_set
@@ -81,8 +86,9 @@ def test_no_image_is_on_both_sides(name: str) -> None:
 
 @each_set
 def test_no_image_is_empty(name: str) -> None:
-    ink = load_embedded(name).pixels.flatten(1).float().mean(1) / 255
-    assert float(ink.min()) > 0.005
+    pixels = load_embedded(name).pixels
+    ink = pixels if pixels.shape[1] == 1 else 255 - pixels.amin(1)  # on paper, what is not white
+    assert float(ink.flatten(1).float().mean(1).min()) > 0.005 * 255
 
 
 @each_set
@@ -93,7 +99,11 @@ def test_the_split_has_every_class_once(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "load", "index", "split"),
-    [("icons", load_icons, icons_index, icons_split), ("glyphs", load_glyphs, glyphs_index, glyphs_split)],
+    [
+        ("icons", load_icons, icons_index, icons_split),
+        ("glyphs", load_glyphs, glyphs_index, glyphs_split),
+        ("emoji", load_emoji, emoji_index, emoji_split),
+    ],
 )
 def test_the_functions_of_each_set(name: str, load: Callable, index: Callable, split: Callable) -> None:
     assert load() is load_embedded(name)

@@ -12,13 +12,14 @@ import pytest
 from conftest import random_schedule, small_network
 from PIL import Image
 
-from l3rs.evaluation.cell_figures import ahead, meta_training, profiles, progress, speedup_of, speedups
+from l3rs.evaluation.cell_figures import ahead, meta_training, profiles, progress
 from l3rs.evaluation.cell_tables import Cell, against_best, interquartile_means, means, outcomes, paired
 from l3rs.evaluation.cells import EvaluationConfig
 from l3rs.evaluation.cost_tables import break_even, meta_training_seconds, step_tables, tuning_cost
 from l3rs.evaluation.decision_figures import decision_pictures, trust
 from l3rs.evaluation.decisions import time_features
 from l3rs.evaluation.pages import MISSING, Picture
+from l3rs.evaluation.speedups import in_words, speedup_of, speedups, steps_to_match
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import CELL_FIELDS
 from l3rs.networks.create import resnet
@@ -161,8 +162,11 @@ def test_figures_of_a_cell_are_drawn() -> None:
     shown = progress(cell(), "Figure 3A", "accuracy")
     assert "L3RS from 0.715 at 10 steps to 0.815 at 100" in shown.alt
     fast = speedups(cell(), "Figure 3F", "accuracy")
-    assert "Adam constant 1e-3 3.2 times at 10, 1.0 times at 100" in fast.alt
-    assert "Adam cosine tuned 5.6 times at 10, never at 100" in fast.alt
+    assert "Adam constant 1e-3 3.2 times (3.2 to 3.2) at 10, 1.0 times (1.0 to 1.0) at 100" in fast.alt
+    assert "Adam cosine tuned 5.6 times (5.6 to 5.6) at 10, never at 100" in fast.alt
+    assert steps_to_match(cell(), "accuracy").loc["Adam cosine tuned"].to_list() == ["5.6 times (5.6 to 5.6)", "never"]
+    assert in_words(1.5, 1.25, math.inf) == "1.5 times (1.2 to never)"
+    assert in_words(math.inf, 3.0, math.inf) == "never (3.0 at least)"
     assert "L3RS 0.715 at 10" in profiles(cell(), "Profile").alt
     check(fast)
 

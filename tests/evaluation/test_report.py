@@ -55,7 +55,7 @@ def test_the_html_page_needs_nothing_else(sections: list[tuple[str, list[Table |
     assert not tags.of("link")
     assert [a["href"] for a in tags.of("a")] == ["#first", "#last"]
     (image,) = tags.of("img")
-    assert str(image["src"]).startswith("data:image/png;base64,")
+    assert str(image["src"]).startswith("data:image/webp;base64,")
     assert image["alt"] == 'A line "rises" from 0 to 1.'
     assert len(tags.of("h1")) == 1
     assert [h["id"] for h in tags.of("h2")] == ["first", "last"]

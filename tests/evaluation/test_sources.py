@@ -25,6 +25,15 @@ def test_a_cell_that_is_not_of_the_paper_is_shown_when_it_is_asked_for(tmp_path:
     assert {*PAPER, "averaged", "refreshed", "stress-horizon"} <= set(Sources(ROOT, tmp_path).cells)
 
 
+def test_every_table_and_picture_has_a_name_of_its_own(tmp_path: Path) -> None:
+    sources = Sources(ROOT, tmp_path, ["recipes", "equal", "stress-batch-16", "stress-batch-256", "A-head"])
+    sources.of_icons = False  # what has no cell takes its time
+    sources.__dict__["cells"] = {name: cell._replace(rows=cell.rows[:0]) for name, cell in sources.cells.items()}
+    names = [item.name for _, items in collect(sources, (*TABLES, *FIGURES)) for item in items]
+    assert {"Winners", "Winners, in numbers", "Recipes", "Equal, accuracy", "Images seen", "Table 7, steps to match"} <= set(names)
+    assert sorted(names) == sorted(set(names))
+
+
 def test_another_folder_has_nothing_that_is_of_icons_alone(tmp_path: Path) -> None:
     """All tables and figures are planned for it; without rows there is no picture."""
     sources = Sources(ROOT, tmp_path, ["E"], CONFIGS / "imagenet")
@@ -41,14 +50,14 @@ def test_a_cell_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -
 
 
 ZOO = """
-small: {split: icons, model: resnet18, width: 4, from_scratch: true, held_out: true, task: {classes: 5, batch_size: 8, evaluation_size: 20}}
-met: {split: icons, model: resnet18, width: 8, from_scratch: true, held_out: false}
-large: {split: icons, model: resnet18, width: 5, from_scratch: true, held_out: true}
+small-glyphs: {split: glyphs, model: resnet18, width: 4, weights: small.safetensors, held_out: true}
+met: {split: icons, model: resnet18, width: 8, weights: met.safetensors, held_out: false}
+large: {split: icons, model: densenet121, model_args: {growth_rate: 12}, weights: large.safetensors, held_out: true}
 """
 FAMILY = """\
 # python evaluate/run.py (networks that no schedule met)
 cell: networks-{network}
-zoo: ../zoo.yaml
+zoo: {file: ../zoo.yaml, weights: folder, tasks: {glyphs: {classes: 5}}}
 horizons: {2: 1}
 rates: rates/{network}.yaml
 arms: [{name: Adam, optimizer: adam, lr: 0.1}]
@@ -66,22 +75,23 @@ def test_a_config_with_a_zoo_has_a_cell_for_each_network_that_is_held_out(
     file = tmp_path / "evaluate" / "networks.yaml"
     file.write_text(FAMILY)
     cells = read_cells(file)
-    assert {name: (c.cell, c.rates, c.workload.width, c.task.classes) for name, c in cells.items()} == {
-        "small": ("networks-small", "rates/small.yaml", 4, 5),
-        "large": ("networks-large", "rates/large.yaml", 5, 25),
+    assert {name: (c.cell, c.rates, c.workload.weights, c.task.classes) for name, c in cells.items()} == {
+        "small-glyphs": ("networks-small-glyphs", "rates/small-icons.yaml", "folder/small.safetensors", 5),
+        "large": ("networks-large", "rates/large.yaml", "folder/large.safetensors", 25),
     }
+    assert len({config.workload for config in cells.values()}) == 2  # also with model_args
     with pytest.raises(ValueError, match=r"networks\.yaml has 2 cells, one for each network, where one is needed"):
         read_cell(file)
     out = ["--config", str(file), "--out", str(tmp_path / "rows"), "--workers", "1"]
-    monkeypatch.setattr("sys.argv", ["run.py", *out, "--networks", "small", "--plan"])
+    monkeypatch.setattr("sys.argv", ["run.py", *out, "--networks", "large", "--plan"])
     run.main()
-    assert capsys.readouterr().out == "networks-small: 1 runs are missing, 2 steps\n"
+    assert capsys.readouterr().out == "networks-large: 1 runs are missing, 2 steps\n"
     monkeypatch.setattr("sys.argv", ["run.py", *out, "--networks", "met"])
     with pytest.raises(SystemExit):
         run.main()
-    assert "--networks names 'met'; there are small, large" in capsys.readouterr().err
+    assert "--networks names 'met'; there are small-glyphs, large" in capsys.readouterr().err
     sources = Sources(ROOT, tmp_path / "rows", configs=tmp_path / "evaluate")
-    assert list(sources.cells) == ["networks-small", "networks-large"]
+    assert list(sources.cells) == ["networks-small-glyphs", "networks-large"]
     assert sources.cells["networks-large"].commands()[0].endswith("networks.yaml --networks large")
 
 

@@ -170,6 +170,7 @@ def test_arms_know_what_they_cost() -> None:
     assert Arm("x", "adam").cost(10, tried=5) == 5
     assert Arm("x", "lr-finder").cost(50) == 3
     assert Arm("x", "l3rs", learned="icons-generalist").cost(10) == 1
+    assert Arm("x", "none").cost(10) == 0
 
 
 def test_the_body_of_a_frozen_network_stays() -> None:

@@ -170,6 +170,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("8 --from-scratch=false", "width is 8, and pretrained weights are of timm's own"),
         ],
         "--weights": [("icons --from-scratch=false", "the shipped weights icons are of resnet34"), ("w.pt", "choose one")],
+        "--model-args": [('{"in_chans":1}', "model_args has in_chans, which is not for it to say")],
         "--from-scratch": [("=maybe", "--from-scratch must be true or false (got maybe)")],
     },
     "meta-train": {
@@ -191,6 +192,11 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--model": [("resnet43", "model is 'resnet43', which timm")],
         "--width": [("0 --from-scratch", "width must be at least 1 (got 0)")],
         "--weights": [(NOT_THERE, "the weights nowhere are not a file"), ("glyphs --model resnet18", "the shipped weights glyphs are of")],
+        "--model-args": [
+            ('{"nothing":1} --from-scratch', "resnet34 does not take it: "),
+            ('{"in_chans":1} --from-scratch', "model_args has in_chans, which is not for it to say"),
+            ('{"channels":[8,16,32,64]} --model resnet26', "pretrained weights are of timm's own network"),
+        ],
         "--from-scratch": [("=maybe", "--from-scratch must be true or false (got maybe)")],
         "--name": [("a/b", "name must have no slash, since a file is called after it (got 'a/b')")],
         "--generations": [("0", "generations must be at least 1 (got 0)")],

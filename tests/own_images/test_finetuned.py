@@ -177,5 +177,5 @@ def test_evaluate_prints_and_writes_what_python_says(run: Path, images: Path, tm
 
 def test_a_transformer_of_another_size_is_read_as_it_was_made(tmp_path: Path) -> None:
     classifier = Classifier("test_vit", None, ("a", "b"), Transform(64, 64, 3, "bilinear", (0.5,) * 3, (0.5,) * 3), img_size=64)
-    save(classifier, create("test_vit", None, 3, 2, img_size=64).state_dict(), tmp_path / "m.safetensors")
+    save(classifier, create("test_vit", None, 3, 2, {"img_size": 64}).state_dict(), tmp_path / "m.safetensors")
     assert l3rs.load_classifier(tmp_path / "m.safetensors").logits(torch.zeros(1, 3, 64, 64)).shape == (1, 2)

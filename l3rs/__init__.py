@@ -16,10 +16,14 @@ from l3rs.schedules.schedule import LearnedSchedule
 if TYPE_CHECKING:
     from l3rs.networks.head_start import head_start as head_start
     from l3rs.networks.recent_statistics import RecentStatistics as RecentStatistics
+    from l3rs.own_images.finetuned import load_classifier as load_classifier
 
 __all__ = ["L3RS", "L3RSConfig", "LearnedSchedule", "__version__", "load", "push_to_hub", "register_with_timm", "save", "save_pretrained"]
-_LATER = {"RecentStatistics": "l3rs.networks.recent_statistics", "head_start": "l3rs.networks.head_start"}
-# They need an extra: imported when they are asked for, and so not in __all__.
+_LATER = {
+    "RecentStatistics": "l3rs.networks.recent_statistics",
+    "head_start": "l3rs.networks.head_start",
+    "load_classifier": "l3rs.own_images.finetuned",
+}  # they need an extra: imported when they are asked for, and so not in __all__
 
 
 def __getattr__(name: str) -> Any:

@@ -9,19 +9,21 @@ from types import MappingProxyType
 EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "images": ("timm", "torchvision", "PIL", "pandas", "scipy", "matplotlib", "tqdm", "jsonargparse", "yaml"),
-        "lightning": ("pytorch_lightning",),
+        "lightning": ("pytorch_lightning", "torchmetrics"),
         "meta": ("evotorch", "ray", "tensorboardX"),
         "learned": ("msgpack",),
     }
 )
 """Names as Python imports them."""
+APART: Mapping[str, tuple[str, ...]] = MappingProxyType({"export": ("onnx", "onnxscript", "onnxruntime", "wandb")})
+"""Extras that `all` leaves out, as they are heavy and for one thing each."""
 _CALLED = {"PIL": "Pillow", "yaml": "PyYAML", "evotorch": "EvoTorch", "ray": "Ray", "pytorch_lightning": "PyTorch Lightning"}
 
 
 def what_to_install(who: str, library: str) -> str | None:
     """The line for `who` needs a library that is not installed, such as the `name` of a ModuleNotFoundError; None: no extra brings it."""
     top = library.partition(".")[0]
-    for extra, libraries in EXTRAS.items():
+    for extra, libraries in {**EXTRAS, **APART}.items():
         if top in libraries:
             return f"{who} needs {_CALLED.get(top, top)}: pip install 'l3rs[{extra}]'"
     return None
@@ -37,6 +39,6 @@ def require(who: str, needed: str) -> None:
     Raises:
         ModuleNotFoundError: one is missing; the message names it and its extra.
     """
-    for library in EXTRAS.get(needed, (needed,)):
+    for library in {**EXTRAS, **APART}.get(needed, (needed,)):
         if find_spec(library) is None:
             raise ModuleNotFoundError(what_to_install(who, library), name=library)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from l3rs.text import printable
+from l3rs.text import csv_cell, printable
 
 TEMPORARY = ".l3rs-*.tmp"  # names of files until they are whole
 
@@ -76,7 +76,10 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> None:
-    """Adds rows to a CSV file, with a header if it is new: all of them, or, where that fails, none. A last row that was cut off goes."""
+    """Adds rows to a CSV file, with a header if it is new: all of them, or, where that fails, none. A last row that was cut off goes.
+
+    A spreadsheet computes nothing of their texts.
+    """
     with path.open("a+b", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         if before and (file.seek(before - 1), file.read(1))[1] != b"\n":
@@ -86,7 +89,7 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[
         writer = csv.DictWriter(text, fields, lineterminator="\n")
         if not before:
             writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
         left = memoryview(text.getvalue().encode())
         try:
             while left:
@@ -94,6 +97,15 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[
         except BaseException:
             os.ftruncate(file.fileno(), before)
             raise
+
+
+def _cell(value: Any) -> Any:
+    """A text as `l3rs.text.csv_cell` has it, unless it is a number."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return csv_cell(value) if isinstance(value, str) else value
+    return value
 
 
 def whole_rows(path: Path) -> bytes:

@@ -117,9 +117,10 @@ def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    right.legend(frameon=False, fontsize=9, loc="lower right")
     figure.suptitle("Fine-tuning on 25 new classes; bands and bars: 95% interval over tasks", fontsize=11)
     figure.tight_layout()
+    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "frameon": False, "fontsize": 9}  # where no curve runs
+    figure.legend(*right.get_legend_handles_labels(), ncols=4, **below)
     save(figure, path)
 
 

@@ -14,8 +14,8 @@ def first_line(error: BaseException) -> str:
 
 
 def width(text: str) -> int:
-    """Counts a text's columns on a terminal: two for a wide character, none for a combining accent."""
-    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+    """Counts a text's columns on a terminal: two for a wide character, none for an accent, a joiner or a choice of variant."""
+    return sum(0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
 def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,), line: bool = False) -> list[str]:

@@ -13,7 +13,7 @@ from conftest import write_tree
 from environments import PROJECT, ROOT, build, linked, python, run
 from packaging.requirements import Requirement
 
-from l3rs.extras import EXTRAS, require, what_to_install
+from l3rs.extras import APART, EXTRAS, require, what_to_install
 
 CORE = {"torch", "numpy", "safetensors", "huggingface_hub", "filelock"}
 IMPORTED_AS = {"pillow": "PIL", "pytorch-lightning": "pytorch_lightning", "PyYAML": "yaml"}
@@ -71,6 +71,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pyproject_asks_for_what_the_errors_say() -> None:
     optional = PROJECT["optional-dependencies"]
     assert declared(PROJECT["dependencies"]) == CORE
+    assert {extra: declared(optional[extra]) for extra in APART} == {extra: set(names) for extra, names in APART.items()}
     assert {extra: declared(optional[extra]) for extra in EXTRAS} == {e: set(names) - {"ray"} for e, names in EXTRAS.items()}
     assert re.search("<|==|~=", " ".join([*PROJECT["dependencies"], *(text for texts in optional.values() for text in texts)])) is None
     (everything,) = (Requirement(text) for text in optional["all"])
@@ -85,7 +86,7 @@ def test_every_library_that_is_imported_is_asked_for() -> None:
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.partition(".")[0])
-    asked_for = {name for libraries in EXTRAS.values() for name in libraries}
+    asked_for = {name for libraries in (*EXTRAS.values(), *APART.values()) for name in libraries} - {"onnxscript", "wandb"}  # by others
     assert imported - set(sys.stdlib_module_names) - {"l3rs"} == CORE | asked_for | set(NOT_ASKED_FOR)
 
 

@@ -141,6 +141,11 @@ def test_pipes_and_devices_are_told_from_files(tmp_path: Path) -> None:
     assert [is_endless(p) for p in (tmp_path / "pipe", "/dev/zero", tmp_path / "file", tmp_path)] == [True, True, False, False]
 
 
+def test_a_spreadsheet_computes_nothing_of_rows_that_are_added(tmp_path: Path) -> None:
+    append_rows(tmp_path / "t.csv", [{"a": "=1+1", "b": -0.5}, {"a": "-1e-3", "b": "@x"}], FIELDS)
+    assert (tmp_path / "t.csv").read_text() == "a,b\n'=1+1,-0.5\n-1e-3,'@x\n"
+
+
 def test_rows_are_not_added_to_a_row_that_was_cut_off(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     for before in (b"a,b\n1,x\n2,", b"a,b\n1,x\n", b"a,b", b""):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 COMMANDS = {
     "finetune": "fine-tune on new classes, against tuned baselines; with --data, on your own images",
     "predict": "classify images with a model that finetune --data has trained",
+    "evaluate": "judge such a model on labelled images",
+    "export": "write such a model as ONNX or torch.export, or push it to the Hub",
     "split": "divide the classes of your own images among meta-training and evaluation",
     "cache": "decode your own images once, before meta-training",
     "meta-train": "meta-train a schedule by evolution strategies",

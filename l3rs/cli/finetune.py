@@ -9,11 +9,13 @@ from jsonargparse import Namespace
 
 from l3rs.cli.options import Options, values_of
 from l3rs.cli.parser import Parser
+from l3rs.data.transform import AUGMENTATIONS
 from l3rs.finetuning.arms import OURS
 from l3rs.finetuning.compare import OPTIMIZERS, FinetuneConfig, Results, finetune, schedule_for
 from l3rs.finetuning.tasks import HEADS
 from l3rs.networks.pretrained import shipped_weights
-from l3rs.own_images.config import COMPARED, PRECISIONS, OwnImagesConfig
+from l3rs.own_images.config import BALANCES, LOGGERS, PRECISIONS, OwnImagesConfig
+from l3rs.own_images.rivals import COMPARED, UNTUNED, there
 from l3rs.processes import exit_code
 from l3rs.schedules.learned import identity
 from l3rs.schedules.seal import fingerprint
@@ -28,7 +30,7 @@ schedule; write the best weights, the confusion matrix, the curves, and the sche
 command resumes it.
 """
 BOTH = {
-    "steps": "steps of training; without --data one or more lengths, each a run of its own (default: 10 25 50; with --data 300)",
+    "steps": "steps of training; without --data one or more lengths, each a run of its own (default: 10 25 50; with --data by the images)",
     "learned": "the schedule: auto, a name that `l3rs list` prints, a path, or a Hub id (default: auto)",
     "seed": "seed of every random draw; without --data, tasks come from the seeds N, N + 1, ... (default: 0)",
     "out": "folder of the results (default: l3rs-out; with --data l3rs-NAME, after the images' folder)",
@@ -48,9 +50,10 @@ def parser() -> Parser:
     )
     own = Options(
         OwnImagesConfig,
-        choices={"compare": tuple(COMPARED), "precision": PRECISIONS},
-        metavars={"data": "FOLDER", "compare": "NAME[=LR]", "weights": "FILE", "model": "NAME"},
-        texts={"augment": "does not crop and mirror training images at random"},
+        choices={"compare": COMPARED, "precision": PRECISIONS, "balance": BALANCES, "logger": LOGGERS, "augment": AUGMENTATIONS},
+        metavars={"data": "FOLDER", "compare": "NAME[=LR[,LR]]", "weights": "FILE", "labels": "FILE", "model": "NAME", "logger": "NAME"},
+        texts={"head_start": "begins with a random head", "refresh": "judges by BatchNorm's running statistics"},
+        alone={"compare": UNTUNED},
     )
     comparison.add(parser, *BOTH, only_given=True)
     comparison.add(parser, *only_of(FinetuneConfig), title="the comparison (without --data)", only_given=True)
@@ -83,7 +86,12 @@ def run(args: Namespace) -> None:
     elif args.steps is not None and len(args.steps) != 1:
         raise ValueError(f"--steps must be one whole number with --data (got {' '.join(map(str, args.steps))})")
     else:
-        on_own_images(OwnImagesConfig(**values_of(OwnImagesConfig, vars(args)) | ({} if args.steps is None else {"steps": args.steps[0]})))
+        values = values_of(OwnImagesConfig, vars(args)) | ({} if args.steps is None else {"steps": args.steps[0]})
+        if values.get("compare") == UNTUNED:
+            values["compare"], left_out = there(UNTUNED)
+            print(*left_out, sep="\n", end="\n" * bool(left_out), file=sys.stderr)
+            values["compare"] = tuple(values["compare"])
+        on_own_images(OwnImagesConfig(**values))
 
 
 def compare(config: FinetuneConfig) -> None:

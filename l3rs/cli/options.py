@@ -28,6 +28,7 @@ class Options:
         names: by field, another name of the option.
         metavars: by field, the word for a value; by default N, X, or the name.
         texts: by field, a help to replace the docstring's, as for `--no-x`, whose docstring tells of x.
+        alone: by field, the values of an option that is given without any.
     """
 
     config: type
@@ -36,6 +37,7 @@ class Options:
     names: Mapping[str, str] = field(default_factory=dict)
     metavars: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    alone: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def add(self, parser: Parser, *names: str, title: str | None = None, only_given: bool = False) -> None:
         """Adds options for fields, in this order.
@@ -67,7 +69,7 @@ class Options:
                 metavar=metavar,
                 help=text if "(default" in text else text + shown(default),
             )
-            action.several = element(kinds[name])
+            action.several, action.alone = element(kinds[name]), self.alone.get(name, ())
 
     def _metavar(self, name: str, kind: Any) -> str:
         several = element(kind)

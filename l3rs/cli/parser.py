@@ -108,6 +108,7 @@ class Parser(jsonargparse.ArgumentParser):
                 values = [value] if value else []
                 while not equals and rest and (not rest[0].startswith("-") or NEGATIVE.match(rest[0])):
                     values.append(rest.pop(0))
+                values = values or list(lists[name].alone if not equals else ())  # type: ignore[attr-defined]
                 if not values:
                     self.error(f"argument {name}: expected at least one value")
                 word = f"{name}={as_list(values, texts=lists[name].several is str)}"  # type: ignore[attr-defined]

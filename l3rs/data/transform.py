@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data import resolve_data_config
+from timm.data.auto_augment import rand_augment_transform
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
@@ -20,6 +24,8 @@ from l3rs.data.embedded import SETS, load_embedded
 
 SCALE = (0.35, 1.0)  # share of an image's area in a training crop; timm's 0.08 is for hundreds of epochs
 LARGEST = 4096  # pixels a side
+AUGMENTATIONS = ("none", "crop", "randaugment")
+POLICY = "rand-m9-mstd0.5-inc1"  # timm's RandAugment for ResNets and vision transformers (`timm.data.auto_augment`)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
@@ -90,7 +96,12 @@ class Transform:
     @cached_property
     def _augment(self) -> v2.Transform:
         crop = v2.RandomResizedCrop(self.side, SCALE, interpolation=InterpolationMode(self.interpolation), antialias=True)
-        return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+        return v2.Compose([crop, v2.RandomHorizontalFlip()])
+
+    @cached_property
+    def _randaugment(self) -> Callable[[Image.Image], Image.Image]:
+        paper = tuple(round(255 * m) for m in self.mean) * (3 // self.channels)  # what is moved out of the picture leaves this colour
+        return rand_augment_transform(POLICY, {"translate_const": int(0.45 * self.side), "img_mean": paper})  # type: ignore[no-any-return]
 
     def evaluation(self, path: str | Path) -> Tensor:
         """Reads the middle of an image, float32 (channels, side, side). Raises `l3rs.data.decode.BrokenImage`."""
@@ -98,15 +109,35 @@ class Transform:
         pixels = self._decoder(path)[:, top : top + self.side, top : top + self.side]
         return self._normalized(torch.from_numpy(np.ascontiguousarray(pixels)))
 
-    def training(self, path: str | Path, seed: int) -> Tensor:
-        """Reads a part of an image, mirrored or not; `seed` alone decides. Otherwise like `evaluation`."""
+    def training(self, path: str | Path, seed: int, augment: str = "crop") -> Tensor:
+        """Reads a part of an image, mirrored or not; `seed` alone decides. Otherwise like `evaluation`.
+
+        Args:
+            augment: `randaugment` also changes colours and shape, by timm's RandAugment.
+        """
         image = open_image(path, self.channels)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would seed GPUs too
-            pixels = self._augment(image)
-        return self._normalized(pixels)
+            image = self._augment(image)
+        if augment == "randaugment":
+            with seeded(seed):  # timm draws from Python's and numpy's generators
+                image = self._randaugment(image.convert("RGB")).convert(image.mode)
+        return self._normalized(v2.functional.pil_to_tensor(image))
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         values = (255 - pixels if self.invert else pixels).float().div_(255)
         return values.sub_(mean).div_(std)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds the global generators of Python and numpy, and puts them back."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002

@@ -6,7 +6,7 @@ import os
 import sys
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class ImageTree:
         root: the folder that `files` are relative to.
         classes: class ids.
         files: relative paths, with `/` on every system.
-        labels: int64 (N,), indices into `classes`.
+        labels: int64 (N,), indices into `classes`; or, where an image may be of several, float32 (N, classes), 1 for each of its own.
         validation: bool (N,); True on the validation side.
         divided: whether the validation images were drawn from each class.
         passed_over: number of files that are no images, or in no class, by extension.
@@ -56,8 +56,8 @@ class ImageTree:
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Class id to its numbers of train and of validation images."""
-        n = len(self.classes)
-        train, held_out = (np.bincount(self.labels[self.validation == side], minlength=n) for side in (False, True))
+        one_hot = np.eye(len(self.classes), dtype=np.int64)[self.labels] if self.labels.ndim == 1 else self.labels
+        train, held_out = (one_hot[self.validation == side].sum(axis=0) for side in (False, True))
         return {c: (int(train[i]), int(held_out[i])) for i, c in enumerate(self.classes)}
 
 
@@ -132,6 +132,33 @@ def sides(root: Path) -> tuple[Path, Path] | None:
         missing, called = ("validation", VALIDATION + TEST) if there == "train" else ("training", TRAIN)
         raise TreeError(f"{root} has a folder {printable(lone[0])} and none for {missing}: it may be called {' or '.join(called)}")
     return None
+
+
+def read_test(root: str | Path, classes: Sequence[str]) -> ImageTree | None:
+    """Reads the folder of the test side beside those of training and validation; None if there is none. Raises as `read_labelled`."""
+    root, found = Path(root), sides(Path(root))
+    if found is None:
+        return None
+    named = (_inner(root / name) for name in _folders(root) if side_of(name) == "test" and _folders(root / name))
+    others = [folder for folder in named if folder not in found]
+    return read_labelled(others[0], classes) if len(others) == 1 else None
+
+
+def read_labelled(folder: str | Path, classes: Sequence[str]) -> ImageTree:
+    """Reads `folder/<class>/*`, whose classes are known already; some of them may be missing. All images are of the validation side.
+
+    Raises:
+        TreeError: there is no such folder, no class or no image in it, or an unknown class.
+    """
+    folder = _existing(folder)
+    there, passed_over = _class_folders(folder), _loose(folder)
+    strange = sorted(set(there) - set(classes))
+    if strange:
+        raise TreeError(f"{folder} has class {strange[0]!r}, which is none of the {len(classes)} classes, such as {classes[0]!r}")
+    rows = [(file, classes.index(c), True) for c, folders in there.items() for file in _files_of_class(folder, folders, passed_over)]
+    if not rows:
+        raise TreeError(f"{folder} has no images{f' (passed over: {in_words(passed_over)})' if passed_over else ''}")
+    return _tree(folder, list(classes), rows, passed_over=passed_over)
 
 
 def _inner(side: Path) -> Path:

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from l3rs.schedules.find import load, resolve
 from l3rs.schedules.schedule import LearnedSchedule
 
 OPTIMIZERS = (OURS, *BASELINES)
+USUAL = (OURS, "adam", "adam-cosine", "adam-cosine-head10", "sgd-cosine", "adamw-layer-decay", "schedule-free")
 CELL, PURPOSE = "icons25eval", "meta-test"
 CURVE_FIELDS = (*FIELDS, "horizon")
 
@@ -50,7 +51,7 @@ class FinetuneConfig:
 
     tasks: int = 8
     steps: tuple[int, ...] = (10, 25, 50)
-    optimizers: tuple[str, ...] = (OURS, "adam", "adam-cosine", "adam-cosine-head10", "sgd-cosine")
+    optimizers: tuple[str, ...] = field(default_factory=lambda: tuple(name for name in USUAL if not Arm(name, name).lacking))
     head: str = "start"
     learned: str = "auto"
     seed: int = 0
@@ -198,7 +199,7 @@ def summary(results: Results, config: FinetuneConfig) -> pd.DataFrame:
 
 
 def baseline_steps(results: Results, config: FinetuneConfig, accuracy: float) -> float:
-    """Finds the steps that the best tuned baseline needs to reach `accuracy` on the tasks of `config`.
+    """Finds the steps that the best baseline of a comparison needs to reach `accuracy` on the tasks of `config`.
 
     It reads them off the upper envelope of all baselines and horizons in `results`, linear in log steps; infinite if none gets there.
     """
@@ -281,7 +282,7 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
                 if math.isfinite(needed)
                 else f"more than {int(results.runs.steps.max())}"
             )
-            print(f"To match l3rs after {line['steps']} steps, the best tuned baseline needs {said}.")
+            print(f"To match l3rs after {line['steps']} steps, the best baseline of this comparison needs {said}.")
     picture = results.path / "finetune.png"
     with results.writing(picture):
         plot_finetune(results.curves, table, picture)

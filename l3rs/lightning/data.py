@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,16 +14,18 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from timm.data import Mixup
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 from tqdm.contrib.concurrent import thread_map
 
 from l3rs.data.decode import BrokenImage, open_image
+from l3rs.data.labels import read_labels
 from l3rs.data.loader import Loader, workers_that_fit
 from l3rs.data.names import in_words
-from l3rs.data.transform import Transform
-from l3rs.data.trees import ImageTree, TreeError, read_folder, tell_passed_over
+from l3rs.data.transform import AUGMENTATIONS, Transform, seeded
+from l3rs.data.trees import ImageTree, TreeError, read_folder, read_test, tell_passed_over
 from l3rs.files import is_endless
 from l3rs.processes import cores
 from l3rs.text import printable
@@ -47,7 +50,11 @@ class ImageFolderDataModule(pl.LightningDataModule):
         model: a model of timm, whose data config says how images are made for it.
         batch_size: images a step, in each process; no more than there are training images.
         transform: how images are made, in place of what `model` says.
-        augment: whether training images are cut out and mirrored at random.
+        augment: what happens to training images: `none`; `crop` cuts them out and mirrors them at random; `randaugment` also changes their
+            colours and shape.
+        mixup, cutmix: strength with which images of a batch are blended, or pasted into one another, by timm's `Mixup`; 0 is not at all.
+        balance: draws all classes equally often in training.
+        labels: a CSV file where images may be of several classes, see `l3rs.data.labels`; then folders mean nothing.
         seed: of the validation images where there is no folder of them, of the order, and of the augmentation.
         validation_share: of each class, where there is no validation folder.
         workers: processes that decode; None is up to 8 for large trees and where there is a GPU, else none.
@@ -74,7 +81,11 @@ class ImageFolderDataModule(pl.LightningDataModule):
         batch_size: int = 64,
         *,
         transform: Transform | None = None,
-        augment: bool = True,
+        augment: str = "crop",
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        balance: bool = False,
+        labels: str | Path | None = None,
         seed: int = 0,
         validation_share: float = 0.2,
         workers: int | None = None,
@@ -93,7 +104,20 @@ class ImageFolderDataModule(pl.LightningDataModule):
                 raise ValueError(f"{name} must be at least {smallest} (got {value})")
         if not 0 < validation_share < 1:
             raise ValueError(f"validation_share must be between 0 and 1 (got {validation_share})")
-        self.tree, self.broken = usable(Path(root), seed, validation_share)
+        if augment not in AUGMENTATIONS:
+            raise ValueError(f"augment must be one of {', '.join(AUGMENTATIONS)} (got {augment!r})")
+        for name, strength in (("mixup", mixup), ("cutmix", cutmix)):
+            if not 0 <= strength < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0 (got {strength})")
+        self.tree, self.broken = usable(Path(root), seed, validation_share, labels)
+        self.multilabel = labels is not None
+        if balance and self.multilabel:
+            raise ValueError("images of several classes each cannot be drawn in balance")
+        self.mix = None
+        if mixup or cutmix:
+            dense = {"multi_label": True} if self.multilabel else {}
+            self.mix = Mixup(mixup, cutmix, label_smoothing=0.0, num_classes=len(self.tree.classes), **dense)
+        self.balance = balance
         self.transform = transform or Transform.of(model)
         self.augment, self.seed, self.batches_per_epoch, self.broken_log = augment, seed, batches_per_epoch, broken_log
         self.train_images = int((~self.tree.validation).sum())
@@ -112,16 +136,50 @@ class ImageFolderDataModule(pl.LightningDataModule):
         """How many there are."""
         return len(self.tree.classes)
 
+    @property
+    def imbalance(self) -> float:
+        """How many times as many training images the largest class has as the smallest."""
+        counts = [train for train, _ in self.tree.counts().values()]
+        return max(counts) / max(1, min(counts))
+
     @cached_property
     def _images(self) -> _Images:
-        return _Images(self.tree, self.transform, self.broken_log)
+        return _Images(self.tree, self.transform, self.augment, self.broken_log)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Mixes the images of a training batch; labels are then shares of classes, (B, classes)."""
+        if self.mix is None or self.trainer is None or not self.trainer.training or len(batch[0]) < 2:
+            return batch
+        inputs, labels = batch
+        odd = len(inputs) % 2  # timm takes pairs
+        with seeded(int(np.random.SeedSequence([self.seed, self.trainer.global_step]).generate_state(1)[0])):
+            return self.mix(inputs[: len(inputs) - odd], labels[: len(labels) - odd])
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches (inputs, labels): float32 (B, channels, side, side), and int64 (B,)."""
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         members = np.flatnonzero(~self.tree.validation)
-        sampler = Batches(members, self.batch_size, self.seed, self.batches_per_epoch, self.augment, ranks, rank)
+        share = None
+        if self.balance:
+            of = self.tree.labels[members]
+            share = 1 / np.bincount(of)[of] / len(set(of.tolist()))
+        sampler = Batches(members, self.batch_size, self.seed, self.batches_per_epoch, self.augment != "none", ranks, rank, share)
         return _Resumable(self._images, sampler=sampler, **self._options)
+
+    def batches(self, numbers: Iterable[int]) -> DataLoader[Any]:
+        """The training batches of these numbers, from the first step on, as this process gets them; none are mixed."""
+        batches: Batches = self.train_dataloader().sampler  # type: ignore[assignment]
+        options = {**self._options, "persistent_workers": False}
+        return Loader(self._images, sampler=[batches.batch(number) for number in numbers], **options)
+
+    def test_dataloader(self) -> Any:
+        """The images of the folder `test/`, their middle; none if there is no such folder."""
+        tree = read_test(self.tree.root, self.classes) if not self.multilabel else None
+        if tree is None:
+            return []
+        draws = [(i, None) for i in range(len(tree.files))]
+        batches = [draws[a : a + self.batch_size] for a in range(0, len(draws), self.batch_size)]
+        return Loader(_Images(tree, self.transform, self.augment, self.broken_log), sampler=batches, **self._options)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation images, their middle, in the order of the tree."""
@@ -151,6 +209,7 @@ class Batches(DistributedSampler[list[Draw]]):
         batch_size: images a batch in each process.
         length: batches an epoch; None is once through the images.
         augment: whether draws have seeds.
+        chances: how likely each image is to be drawn, (n,); then a pass has some images several times, and others not. None is each once.
     """
 
     def __init__(
@@ -162,11 +221,12 @@ class Batches(DistributedSampler[list[Draw]]):
         augment: bool = True,
         ranks: int = 1,
         rank: int = 0,
+        chances: np.ndarray | None = None,
     ) -> None:
         if ranks > len(members):
             raise ValueError(f"there are {len(members)} training images, fewer than the {ranks} processes")
         super().__init__(range(len(members)), ranks, rank, seed=seed)  # type: ignore[arg-type]
-        self.members, self.augment = members, augment
+        self.members, self.augment, self.chances = members, augment, chances
         self.share = min(batch_size, len(members) // ranks)
         self.per_pass = len(members) // (self.share * ranks)
         self.length = length or self.per_pass
@@ -184,7 +244,9 @@ class Batches(DistributedSampler[list[Draw]]):
         """This process's share of a batch."""
         through, place = divmod(number, self.per_pass)
         if self._order[0] != through:
-            self._order = (through, np.random.default_rng([self.seed, through]).permutation(self.members))
+            rng = np.random.default_rng([self.seed, through])
+            drawn = rng.permutation(self.members) if self.chances is None else rng.choice(self.members, len(self.members), p=self.chances)
+            self._order = (through, drawn)
         begin = (place * self.num_replicas + self.rank) * self.share
         chosen = self._order[1][begin : begin + self.share].tolist()
         if not self.augment:
@@ -223,8 +285,8 @@ class _Resumable(Loader):
 class _Images(Dataset[tuple[Tensor, Tensor]]):
     """Batches of images, by their draws. Those that cannot be decoded are left out."""
 
-    def __init__(self, tree: ImageTree, transform: Transform, broken_log: Path | None) -> None:
-        self.tree, self.transform, self.broken_log = tree, transform, broken_log
+    def __init__(self, tree: ImageTree, transform: Transform, augment: str, broken_log: Path | None) -> None:
+        self.tree, self.transform, self.augment, self.broken_log = tree, transform, augment, broken_log
         self.reported: set[str] = set()
 
     def __getitem__(self, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
@@ -232,14 +294,14 @@ class _Images(Dataset[tuple[Tensor, Tensor]]):
         for index, seed in draws:
             path = self.tree.root / self.tree.files[index]
             try:
-                inputs.append(self.transform.evaluation(path) if seed is None else self.transform.training(path, seed))
+                inputs.append(self.transform.evaluation(path) if seed is None else self.transform.training(path, seed, self.augment))
             except BrokenImage as error:
                 self._report(self.tree.files[index], error)
                 continue
-            labels.append(int(self.tree.labels[index]))
+            labels.append(self.tree.labels[index])
         if not inputs:
             raise BrokenImage(f"none of the {len(draws)} images of a batch can be decoded; one is {self.tree.files[draws[0][0]]}")
-        return torch.stack(inputs), torch.tensor(labels)
+        return torch.stack(inputs), torch.from_numpy(np.stack(labels))
 
     def _report(self, file: str, error: BrokenImage) -> None:
         if file in self.reported:
@@ -253,22 +315,26 @@ class _Images(Dataset[tuple[Tensor, Tensor]]):
                 log.write(line)
 
 
-def usable(root: Path, seed: int = 0, validation_share: float = 0.2) -> tuple[ImageTree, dict[str, str]]:
+def usable(root: Path, seed: int = 0, validation_share: float = 0.2, labels: str | Path | None = None) -> tuple[ImageTree, dict[str, str]]:
     """The images of a folder that can be trained on, and those that cannot: file to reason.
 
     Raises:
         TreeError: there is no such folder, it has fewer than two classes, or a class too few images.
     """
-    tree = read_folder(root, seed, validation_share=validation_share)
+    if labels is None:
+        tree = read_folder(root, seed, validation_share=validation_share)
+    else:
+        tree = read_labels(labels, root, seed, validation_share)
     if len(tree.classes) < 2:
         raise TreeError(f"{root} has one class, {tree.classes[0]!r}; to tell images apart takes at least two")
-    _check(tree, "")
+    check = _check if labels is None else (lambda tree, which: None)
+    check(tree, "")
     broken = find_broken(tree)
     if broken:
         keep = np.array([file not in broken for file in tree.files])
         files = tuple(file for file in tree.files if file not in broken)
         tree = replace(tree, files=files, labels=tree.labels[keep], validation=tree.validation[keep])
-        _check(tree, f" that can be decoded ({next(iter(broken.values()))})")
+        check(tree, f" that can be decoded ({next(iter(broken.values()))})")
     tell_passed_over(root, tree.passed_over)
     return (_both_sides(tree, seed) if tree.divided else tree), broken
 

@@ -16,6 +16,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
 from l3rs.finetuning.baselines import Recipe
 from l3rs.networks.create import check_model, create, head_of
@@ -125,6 +126,9 @@ class L3RSModule(L3RSMixin):
         in_chans: input channels of a model by name.
         lr_multiplier: multiplies every step of L3RS.
         classes: their names, for people; kept in checkpoints.
+        multilabel: an image may be of several classes: labels are (B, num_classes) of 0 and 1, and the loss is binary cross entropy.
+        label_smoothing: share of each label that is spread over all classes, in training.
+        class_weights: of the training loss, one a class.
 
     A checkpoint of a model by name is loaded with `L3RSModule.load_from_checkpoint(path, weights_only=True)`; where `model`, `learned` or
     `optimizer` is an object, give it again there, as an argument.
@@ -144,6 +148,9 @@ class L3RSModule(L3RSMixin):
         in_chans: int = 3,
         lr_multiplier: float = 1.0,
         classes: Sequence[str] | None = None,
+        multilabel: bool = False,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -155,6 +162,9 @@ class L3RSModule(L3RSMixin):
             "num_classes": num_classes,
             "lr_multiplier": lr_multiplier,
             "classes": None if classes is None else list(classes),
+            "multilabel": multilabel,
+            "label_smoothing": label_smoothing,
+            "class_weights": None if class_weights is None else list(class_weights),
         }
         if isinstance(model, str):
             plain |= {"model": model, "pretrained": pretrained, "in_chans": in_chans}
@@ -164,6 +174,9 @@ class L3RSModule(L3RSMixin):
         self.network = _network(model, num_classes, pretrained, in_chans)
         self.learned = str(learned) if isinstance(learned, Path) else learned
         self.make_optimizer, self.lr_multiplier, self.classes = optimizer, lr_multiplier, classes
+        self.multilabel, self.label_smoothing, self.class_weights = multilabel, label_smoothing, class_weights
+        judge = MultilabelAveragePrecision(num_classes) if multilabel else MulticlassAccuracy(num_classes, average="macro")
+        self.val_judge, self.test_judge = judge, judge.clone()  # nothing of them is in checkpoints
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits, (B, num_classes)."""
@@ -182,16 +195,31 @@ class L3RSModule(L3RSMixin):
     def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> Tensor:
         """Probabilities, (B, num_classes), of a batch with or without labels."""
         inputs = batch if isinstance(batch, Tensor) else batch[0]
-        probabilities: Tensor = self(inputs).float().softmax(dim=1)
+        logits = self(inputs).float()
+        probabilities: Tensor = logits.sigmoid() if self.multilabel else logits.softmax(dim=1)
         return probabilities
 
     def _measure(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The mean cross entropy of a batch; logs it, and the share of images that are classified right."""
+        """The mean cross entropy of a batch; logs it, and the share of images, or of labels, that are right.
+
+        In validation also the accuracy of the mean class, or the mean average precision of images of several classes.
+        """
         inputs, labels = batch
         logits = self(inputs)
-        loss = F.cross_entropy(logits, labels)
-        values = {f"{stage}_loss": loss, f"{stage}_accuracy": (logits.argmax(dim=1) == labels).float().mean()}
+        weights = None if self.class_weights is None or stage != "train" else logits.new_tensor(self.class_weights)
+        smoothing = self.label_smoothing if stage == "train" else 0.0
+        if self.multilabel:
+            loss = F.binary_cross_entropy_with_logits(logits, labels + smoothing * (0.5 - labels), weights)
+            right = (logits > 0) == (labels > 0.5)
+        else:
+            loss = F.cross_entropy(logits, labels, weights, label_smoothing=smoothing)
+            right = logits.argmax(dim=1) == (labels if labels.ndim == 1 else labels.argmax(dim=1))  # of mixed images, the larger share
+        values: dict[str, Any] = {f"{stage}_loss": loss, f"{stage}_accuracy": right.float().mean()}
         self.log_dict(values, prog_bar=True, batch_size=len(labels), sync_dist=stage != "train")
+        if stage != "train":
+            judge = self.val_judge if stage == "val" else self.test_judge
+            judge.update(logits.float(), labels.long())
+            self.log(f"{stage}_{'mean_precision' if self.multilabel else 'balanced_accuracy'}", judge)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

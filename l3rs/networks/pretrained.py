@@ -92,11 +92,14 @@ def put_into(network: nn.Module, weights: dict[str, Tensor], source: str) -> Non
     network.load_state_dict(given, strict=False)
 
 
-def from_hub(model: str, in_chans: int, num_classes: int, instead: str = "give --weights FILE, or --from-scratch") -> nn.Module:
+def from_hub(
+    model: str, in_chans: int, num_classes: int, instead: str = "give --weights FILE, or --from-scratch", img_size: int | None = None
+) -> nn.Module:
     """A model with timm's pretrained weights and a fresh head, from the Hub or from its cache on this machine.
 
     Args:
         instead: what to do where there are none, for messages.
+        img_size: pixels a side, for vision transformers, which are made for one size; None is timm's own.
 
     Raises:
         WeightsError: timm has no pretrained weights for it, or they can be had neither there nor here.
@@ -109,7 +112,8 @@ def from_hub(model: str, in_chans: int, num_classes: int, instead: str = "give -
         token = None if huggingface_hub.constants.HF_HUB_OFFLINE else usable(None)
         try:
             with torch.device(device):
-                network: nn.Module = timm.create_model(model, pretrained=True, in_chans=in_chans, num_classes=num_classes)
+                size = {} if img_size is None else {"img_size": img_size}
+                network: nn.Module = timm.create_model(model, pretrained=True, in_chans=in_chans, num_classes=num_classes, **size)
         except Exception as error:  # of timm, of huggingface_hub, or of its HTTP library
             raise WeightsError(f"{what} cannot be had from the Hub ({reason(error, token)}); {instead}") from None
         return network

@@ -22,6 +22,7 @@ class Source:
         width: channels of the first stage, for `resnet18` and `resnet34`; None is timm's own, and that of the shipped networks for these.
         weights: `icons` or `glyphs`, which are shipped, or a file; None is timm's own.
         from_scratch: whether it starts at random instead.
+        img_size: pixels a side, for vision transformers, which are made for one size; None is timm's own.
         model_args: what else timm's `create_model` is given; None is nothing.
 
     Raises:
@@ -33,6 +34,7 @@ class Source:
     weights: str | None = None
     from_scratch: bool = False
     model_args: dict[str, Any] | None = field(default=None, hash=False)
+    img_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.from_scratch and self.weights is not None:
@@ -73,8 +75,9 @@ class Source:
             ValueError: the weights cannot be had, or do not fit.
         """
         if self.from_hub:
-            return from_hub(self.model, in_chans, num_classes)
-        network = create(self.model, self.stage_width, in_chans, num_classes, self.model_args)
+            return from_hub(self.model, in_chans, num_classes, img_size=self.img_size)
+        model_args = (self.model_args or {}) | ({} if self.img_size is None else {"img_size": self.img_size})
+        network = create(self.model, self.stage_width, in_chans, num_classes, model_args or None)
         if self.weights is not None:
             load(network, self.weights)
         return network

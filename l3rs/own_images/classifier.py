@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from l3rs.data.transform import Transform
+from l3rs.data.transform import LARGEST, Transform
 from l3rs.files import check_name, replacing
 from l3rs.networks.create import create
 from l3rs.schedules.seal import DAMAGED, intact, sealed
@@ -37,6 +37,8 @@ class Classifier:
         classes: their names, in the order of the logits.
         transform: makes its inputs.
         training: record of its training; free-form, for people.
+        img_size: see `l3rs.networks.source.Source`.
+        multilabel: an image may be of several classes: probabilities are each class's own.
 
     Raises:
         ValueError: a value is wrong.
@@ -47,6 +49,8 @@ class Classifier:
     classes: tuple[str, ...]
     transform: Transform
     training: dict[str, Any] = field(default_factory=dict)
+    img_size: int | None = None
+    multilabel: bool = False
 
     def __post_init__(self) -> None:
         named = all(isinstance(name, str) and name for name in self.classes)
@@ -57,7 +61,12 @@ class Classifier:
 
     def network(self) -> nn.Module:
         """Makes the network, with random weights."""
-        return create(self.model, self.width, self.transform.channels, len(self.classes))
+        size = None if self.img_size is None else {"img_size": self.img_size}
+        return create(self.model, self.width, self.transform.channels, len(self.classes), size)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Turns logits, (n, classes), into probabilities."""
+        return logits.float().sigmoid() if self.multilabel else logits.float().softmax(dim=1)
 
 
 def save(classifier: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -93,8 +102,11 @@ def describe(path: str | Path) -> Classifier:
         model, width, classes = about["model"], about["width"], about["classes"]
         if not isinstance(model, str) or not (width is None or type(width) is int) or not isinstance(classes, list):
             raise ValueError("model, width and classes must be a name, a number and a list")
-        training = about.get("training", {})
-        return Classifier(model, width, tuple(classes), Transform(**about["transform"]), training if isinstance(training, dict) else {})
+        training, size, several = about.get("training", {}), about.get("img_size"), about.get("multilabel", False)
+        if not (size is None or (type(size) is int and 1 <= size <= LARGEST)) or not isinstance(several, bool):
+            raise ValueError(f"img_size and multilabel must be a number of pixels and true or false (got {size!r} and {several!r})")
+        transform = Transform(**about["transform"])
+        return Classifier(model, width, tuple(classes), transform, training if isinstance(training, dict) else {}, size, several)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ClassifierError(f"{path} has l3rs metadata that this version cannot use: {error}") from None
 

@@ -15,14 +15,20 @@ from l3rs.text import csv_table
 
 
 class Folder(RunFolder):
-    """The folder of a run. Raises FolderError like `RunFolder`, also if it holds anything else."""
+    """The folder of a run. Raises FolderError like `RunFolder`, also if it holds anything else.
+
+    Other processes of a run, to which it is sent, write into it without the lock that this one holds.
+    """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         super().__init__(path, about, alone=True)
 
-    def of(self, arm: Arm) -> Path:
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def of(self, arm: Arm, main: bool) -> Path:
         """The folder of an arm's files."""
-        return self.path if arm.lr is None else self.path / arm.name
+        return self.path if main else self.path / arm.name
 
     def write_table(self, table: pd.DataFrame, file: Path, index: bool = False) -> None:
         """Writes a table in which a spreadsheet computes nothing."""

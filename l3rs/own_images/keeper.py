@@ -1,10 +1,11 @@
-"""What is kept during a run, so that nothing is lost: the curve, the best weights, and checkpoints to go on from."""
+"""Callbacks of a run: what is kept, so that nothing is lost, and where a schedule-free optimizer is judged."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,38 +16,49 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.types import STEP_OUTPUT
-from torch import nn
+from torch import Tensor, nn
 
 from l3rs.files import replacing
+from l3rs.finetuning.unroll import REFRESH, where_evaluated
+from l3rs.lightning.data import ImageFolderDataModule
 from l3rs.own_images.classifier import FILE, Classifier, save
 from l3rs.own_images.folder import Folder
+from l3rs.own_images.plan import VALIDATIONS
+
+LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 class Keeper(pl.Callback):
-    """Saves the curve, the most accurate weights, and a checkpoint to resume from, at every validation and on SIGTERM.
+    """Saves the curve and the best weights at every validation; a checkpoint to resume from also along the way and on SIGTERM.
 
     Args:
         run: the open folder of the run.
-        path: folder in it, for `model.safetensors` and `last.ckpt`.
+        path: folder in it, for `model.safetensors`, `best.ckpt` and `last.ckpt`.
         classifier: the description beside the weights.
-        seed: with the step, the seed of the network's own draws (dropout), so that a resumed run draws the same.
+        metric: of validation, which chooses the best weights; of equals, the one with the lower loss.
+        seed: with the step, the seed of all draws (dropout, mixup), so that a resumed run draws the same.
         steps: of the run.
         say: prints a line at each validation.
     """
 
-    def __init__(self, run: Folder, path: Path, classifier: Classifier, seed: int, steps: int, say: bool) -> None:
-        self.run, self.path, self.classifier, self.seed, self.steps, self.say = run, path, classifier, seed, steps, say
+    def __init__(self, run: Folder, path: Path, classifier: Classifier, metric: str, seed: int, steps: int, say: bool) -> None:
+        self.run, self.path, self.classifier, self.metric = run, path, classifier, metric
+        self.seed, self.steps, self.say = seed, steps, say
+        self.save_every = math.ceil(steps / VALIDATIONS)  # where validations are rarer, no more is lost either
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
         self.seconds = 0.0
-        self._losses: list[torch.Tensor] = []
+        self._losses: list[Tensor] = []
         self._since = time.perf_counter()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.perf_counter()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, trainer.global_step]).generate_state(1)[0]))
+        torch.manual_seed(self._seed_of(trainer.global_step))
+
+    def _seed_of(self, step: int) -> int:
+        return int(np.random.SeedSequence([self.seed, step]).generate_state(1)[0])
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
@@ -56,27 +68,38 @@ class Keeper(pl.Callback):
             self._losses.append(loss.detach().float())
         if trainer.global_step >= self.steps:
             trainer.should_stop = True  # makes Lightning validate, wherever the last step falls
+        elif trainer.global_step % self.save_every == 0:
+            self._save(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds += time.perf_counter() - self._since
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        seen = trainer.callback_metrics
-        row: dict[str, float] = {"step": trainer.global_step, "train_loss": self._mean_loss()}
-        row |= {name: float(seen[name]) for name in ("val_loss", "val_accuracy")}
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves what was judged: later, callbacks put the weights of training back."""
+        seen = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
+        row = {"step": float(trainer.global_step), "train_loss": self._mean_loss(), **seen}
         self.rows.append(row)
-        self.run.write_table(pd.DataFrame(self.rows), self.path / "curve.csv")
-        if not self.best or _rank(row) > _rank(self.best):
+        better = not self.best or self._rank(row) > self._rank(self.best)
+        if better:
             self.best = row
-            trained = {**self.classifier.training, "step": row["step"], "val_accuracy": row["val_accuracy"], "val_loss": row["val_loss"]}
+            with self.run.writing(self.path / BEST):
+                trainer.save_checkpoint(self.path / BEST, weights_only=True)
+        if not trainer.is_global_zero:
+            return
+        self.run.write_table(pd.DataFrame(self.rows).astype({"step": int}), self.path / "curve.csv")
+        if better:
+            trained = {**self.classifier.training, **row, "step": trainer.global_step}
             network: nn.Module = pl_module.network  # type: ignore[assignment]
             with self.run.writing(self.path / FILE):
                 save(replace(self.classifier, training=trained), network.state_dict(), self.path / FILE)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)
-        if self.say:
+        row = self.rows[-1]
+        if self.say and trainer.is_global_zero:
             print(
                 f"{trainer.global_step:>7} of {self.steps} steps: training loss {row['train_loss']:.3f}, "
-                f"validation loss {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.3f}",
+                f"validation loss {row['val_loss']:.3f}, {in_words(self.metric)} {row[self.metric]:.3f}",
                 flush=True,
             )
         self._since = time.perf_counter()
@@ -86,6 +109,11 @@ class Keeper(pl.Callback):
             self.seconds += time.perf_counter() - self._since
             self._save(trainer)
 
+    def _rank(self, row: Mapping[str, float]) -> tuple[float, float]:
+        """Higher is better."""
+        loss, metric = row["val_loss"], row[self.metric]
+        return metric if math.isfinite(metric) else -1.0, -loss if math.isfinite(loss) else -math.inf
+
     def _mean_loss(self) -> float:
         """Averages the loss since the last validation."""
         mean = float(torch.stack(self._losses).mean()) if self._losses else math.nan
@@ -93,7 +121,8 @@ class Keeper(pl.Callback):
         return mean
 
     def _save(self, trainer: pl.Trainer) -> None:
-        with self.run.writing(self.path / "last.ckpt"), replacing(self.path / "last.ckpt") as temporary:
+        file = self.path / LAST
+        with self.run.writing(file), replacing(file) if trainer.is_global_zero else nullcontext(file) as temporary:
             trainer.save_checkpoint(temporary)
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,7 +134,27 @@ class Keeper(pl.Callback):
         self._losses = list(state_dict["losses"])
 
 
-def _rank(row: Mapping[str, float]) -> tuple[float, float]:
-    """Ranks by accuracy, and equals by loss; higher is better."""
-    loss = row["val_loss"]
-    return row["val_accuracy"], -loss if math.isfinite(loss) else -math.inf
+class AtAverage(pl.Callback):
+    """Judges a schedule-free optimizer at the average of its weights, see `l3rs.finetuning.unroll.where_evaluated`; before the keeper.
+
+    Args:
+        data: whose last training batches give the statistics of BatchNorm there.
+    """
+
+    def __init__(self, data: ImageFolderDataModule) -> None:
+        self.data = data
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        network: nn.Module = pl_module.network  # type: ignore[assignment]
+        step = trainer.global_step
+        batches = self.data.batches(range(max(0, step - REFRESH), step))
+        self._there = ExitStack()
+        self._there.enter_context(where_evaluated(network, trainer.optimizers[0], (inputs.to(pl_module.device) for inputs, _ in batches)))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._there.close()
+
+
+def in_words(metric: str) -> str:
+    """Spells `val_balanced_accuracy` as `balanced accuracy`."""
+    return metric.removeprefix("val_").replace("_", " ")

@@ -13,7 +13,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
-from l3rs.plots import colours, look, save
+from l3rs.plots import STYLES, colours, look, save
 from l3rs.text import printable
 
 DRAWN = 60  # classes; the most confused of them, if there are more
@@ -35,7 +35,7 @@ def most_confused(table: pd.DataFrame, number: int) -> list[int]:
     return sorted(np.argsort(-wrong, kind="stable")[:number].tolist())
 
 
-def plot_confusion(table: pd.DataFrame, path: Path, title: str) -> None:
+def plot_confusion(table: pd.DataFrame, path: Path, title: str, what: str = "validation") -> None:
     """Draws the shares of each row, and up to 25 classes also the counts."""
     shown = most_confused(table, DRAWN) if len(table) > DRAWN else list(range(len(table)))
     counts = table.to_numpy()[np.ix_(shown, shown)]
@@ -63,30 +63,36 @@ def plot_confusion(table: pd.DataFrame, path: Path, title: str) -> None:
     part = f" (the {n} most confused of {len(table)} classes)" if len(table) > n else ""
     axes.set_title(title + part, fontsize=11)
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
-    bar.set_label("share of the class's validation images", fontsize=9)
+    bar.set_label(f"share of the class's {what} images", fontsize=9)
     bar.outline.set_visible(False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         save(figure, path)
 
 
-def plot_curves(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
-    """Loss and accuracy against the step, for each optimizer: columns `step`, `train_loss`, `val_loss`, `val_accuracy`."""
+def plot_curves(curves: Mapping[str, pd.DataFrame], path: Path, metric: str = "val_accuracy") -> None:
+    """Loss and accuracy against the step, for each optimizer: columns `step`, `train_loss`, `val_loss`, and the metric.
+
+    The legends stand below, where no curve runs.
+    """
     figure = Figure(figsize=(9.5, 4.0))
     left, right = figure.subplots(1, 2)
-    shades = colours([name.partition("=")[0] for name in curves])
+    first, *others = (name.partition("=")[0] for name in curves)
+    shades = colours([first if first in STYLES else "l3rs", *others])  # the head alone stands in the place of L3RS
     for (name, curve), colour in zip(curves.items(), shades, strict=True):
         style = {"color": colour, "linewidth": look(colour, "", "")["linewidth"]}
         left.plot(curve.step, curve.train_loss, linestyle="--", alpha=0.6, **style)
         left.plot(curve.step, curve.val_loss, marker="o", markersize=3, **style)
-        right.plot(curve.step, curve.val_accuracy, marker="o", markersize=3, label=name, **style)
+        right.plot(curve.step, curve[metric], marker="o", markersize=3, label=name, **style)
     left.plot([], [], color="0.4", marker="o", markersize=3, label="validation")
     left.plot([], [], color="0.4", linestyle="--", label="training, mean since the last point")
     left.set(title="loss", xlabel="step", ylabel="cross entropy", xlim=(0, None), ylim=(0, None))
-    right.set(title="validation accuracy", xlabel="step", ylabel="share of images right", xlim=(0, None), ylim=(0, 1))
-    left.legend(frameon=False, fontsize=9)
+    said = metric.removeprefix("val_").replace("_", " ")
+    right.set(title=f"validation {said}", xlabel="step", ylabel=said, xlim=(0, None), ylim=(0, 1))
+    below = {"loc": "upper center", "frameon": False, "fontsize": 9, "bbox_to_anchor": (0.5, -0.16)}
+    left.legend(ncols=2, **below)
     if len(curves) > 1:
-        right.legend(frameon=False, fontsize=9, loc="lower right")
+        right.legend(ncols=3, **below)
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -92,26 +92,29 @@ def predict(classifier: Classifier, network: nn.Module, files: Sequence[str], to
     """
     if top < 1:
         raise ValueError(f"--top must be at least 1 (got {top})")
+    for file, (logits, error) in zip(files, logits_of(classifier, network, files), strict=True):
+        if logits is None:
+            yield Prediction(file, error=error)
+            continue
+        best = classifier.probabilities(logits[None])[0].topk(min(top, len(classifier.classes)))
+        named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        yield Prediction(file, tuple((classifier.classes[i], p) for i, p in named))
+
+
+def logits_of(classifier: Classifier, network: nn.Module, files: Sequence[str]) -> Iterator[tuple[Tensor | None, str]]:
+    """Yields the logits of each file, (classes,) on CPU, or why it cannot be decoded; a batch at a time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device)
     at_once = max(1, BATCH * LARGE**2 // max(LARGE, classifier.transform.side) ** 2)
     seen = 4 * classifier.transform.channels * classifier.transform.side**2  # bytes of an image, as float32
     workers = 0 if len(files) <= FEW else workers_that_fit(min(8, cores() // 2), at_once * seen)
     loader = Loader(_Files(files, classifier.transform), at_once, num_workers=workers, collate_fn=list)
-    number = 0
     for batch in loader:
         good = [inputs for inputs, _ in batch if inputs is not None]
         with torch.inference_mode():
-            shares = network(torch.stack(good).to(device)).float().softmax(dim=1).cpu() if good else torch.empty(0)
-        rows = iter(shares)
+            rows = iter(network(torch.stack(good).to(device)).float().cpu() if good else torch.empty(0))
         for inputs, error in batch:
-            file, number = files[number], number + 1
-            if inputs is None:
-                yield Prediction(file, error=error)
-                continue
-            best = next(rows).topk(min(top, len(classifier.classes)))
-            named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            yield Prediction(file, tuple((classifier.classes[i], p) for i, p in named))
+            yield (None, error) if inputs is None else (next(rows), "")
 
 
 def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str | None = None) -> list[Prediction]:
@@ -136,9 +139,12 @@ def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str 
     predictions = []
     wide = max(4, *(min(60, width(printable(file))) for file in files))
     named = max(5, *(min(40, width(printable(name))) for name in classifier.classes))
-    print(f"{'file':<{wide}}  {'class':<{named}}  probability")
+    header = f"{'file':<{wide}}  {'class':<{named}}  probability"
     for prediction in predict(classifier, network, files, top):
         predictions.append(prediction)
+        if prediction.classes and header:
+            print(header)
+            header = ""
         for name, share in prediction.classes:
             file, label = printable(prediction.file), printable(name)
             rows.append((csv_cell(file), csv_cell(label), f"{share:.6f}"))

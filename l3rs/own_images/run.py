@@ -2,54 +2,40 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import logging
-import math
-import signal
-import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
-from torch.nn import functional as F
 
-from l3rs.files import read_json, write_atomically
-from l3rs.finetuning.arms import OURS, Arm
-from l3rs.lightning.callbacks import L3RSMonitor
+from l3rs.data.decode import BrokenImage, open_image
+from l3rs.data.trees import read_test
+from l3rs.extras import require
+from l3rs.files import write_atomically
 from l3rs.lightning.data import ImageFolderDataModule
-from l3rs.lightning.module import L3RSModule
-from l3rs.networks.pretrained import SHIPPED
-from l3rs.own_images.classifier import FILE, Classifier, load
+from l3rs.own_images.classifier import FILE, load
 from l3rs.own_images.config import OwnImagesConfig
+from l3rs.own_images.evaluation import evaluate
 from l3rs.own_images.folder import Folder
-from l3rs.own_images.keeper import Keeper
-from l3rs.own_images.pictures import confusion, plot_confusion, plot_curves
-from l3rs.processes import exit_code, on_sigterm
+from l3rs.own_images.pictures import plot_curves
+from l3rs.own_images.plan import Plan, plan
+from l3rs.own_images.rivals import Rival
+from l3rs.own_images.training import Stopped, Training, has_batch_norm
+from l3rs.processes import exit_code
 from l3rs.schedules.find import GENERALIST, resolve
 from l3rs.schedules.learned import identity
 from l3rs.schedules.seal import fingerprint
 from l3rs.text import first_line, printable, table
 
-VALIDATIONS = 10  # along a run, each with a checkpoint to resume from
-FREE = ("data", "out", "workers", "compare")  # may change when a run resumes: images are known by their names, and baselines may be added
-
-
-class Stopped(Exception):
-    """The run was told to stop, and can resume. `step`: the last one, if it was training; `code`: exit code of the process."""
-
-    def __init__(self, step: int | None, code: int) -> None:
-        super().__init__(step, code)
-        self.step, self.code = step, code
+__all__ = ["Stopped", "finetune_own"]
+FREE = ("data", "labels", "out", "workers", "compare", "logger")  # may change: images are known by their names, baselines may be added
+UNLIKE = 3.0  # times as many images in the largest class as in the smallest, from which on it is told [choice]
+LOOKED_AT = 20  # images, to see whether all are grey
 
 
 def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
@@ -59,30 +45,40 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
         ValueError: the images, the weights, the schedule, or the folder cannot be used. Nothing was trained then.
     """
     _inside(config)
+    for name in config.logger:
+        require(f"--logger {name}", name) if name == "wandb" else None
     data = ImageFolderDataModule(
-        config.data, batch_size=config.batch_size, transform=config.transform, augment=config.augment and config.weights not in SHIPPED,
-        seed=config.seed, workers=config.workers, batches_per_epoch=config.steps,
+        config.data, batch_size=config.batch_size, transform=config.transform, augment=config.augmentation, mixup=config.mixup,
+        cutmix=config.cutmix, balance=config.balance == "sampling", labels=config.labels, seed=config.seed, workers=config.workers,
     )  # fmt: skip
-    for line in found(data):
+    for line in found(data, config):
         print(line, flush=True)
     network = config.network(data.num_classes)
-    schedule = _schedule(config, network)
+    schedule = None if config.head_only else _schedule(config, network)
     _try(network, config, data.num_classes)
+    planned = plan(
+        data.train_images, int(data.tree.validation.sum()), data.batch_size * config.devices, steps=config.steps, epochs=config.epochs,
+        every=config.validate_every,
+    )  # fmt: skip
+    data.batches_per_epoch = planned.steps
     about = {k: v for k, v in asdict(config).items() if k not in FREE} | {
+        "steps": planned.steps,
+        "validate_every": planned.validate_every,
         "images": _fingerprint(data),
         "network": fingerprint(*(t for _, t in sorted(network.state_dict().items())))[:12],
         "schedule": schedule,
     }
     with Folder(config.folder, about) as folder:
         data.broken_log = folder.path / "broken.txt"
-        print(
-            f"{config.model}, {config.origin}, {data.transform.side} px, batches of {data.batch_size}; the schedule {printable(schedule)}."
-        )
-        for arm in config.arms[1:]:
-            print(f"{arm.name}: learning rate {arm.lr:g} ({arm.source}).")
+        print(chosen(config, planned, data, schedule, config.refreshed and has_batch_norm(network)))
+        arms = config.arms(planned.steps)
+        for rival in arms[1:]:
+            rates = ", ".join(f"{arm.lr:g}" for arm in rival.arms)
+            print(f"{rival.arms[0].optimizer}: learning rate {rates} ({rival.arms[0].source}).")
         try:
-            results = [_trained(arm, config, data, network, folder) for arm in config.arms]
-            return _report(results, config, folder, data)
+            train = Training(config, planned, data, network, folder)
+            results = [_best([train(arm, i == 0) for arm in rival.arms], train.metric) for i, rival in enumerate(arms)]
+            return _report(results, arms, folder, data, train.metric)
         except KeyboardInterrupt:
             raise Stopped(None, exit_code()) from None
 
@@ -94,7 +90,7 @@ def _inside(config: OwnImagesConfig) -> None:
         raise ValueError(f"--out must be outside of the images' folder {config.data} (got {config.folder}); give another folder")
 
 
-def found(data: ImageFolderDataModule) -> Iterator[str]:
+def found(data: ImageFolderDataModule, config: OwnImagesConfig) -> Iterator[str]:
     """Describes the images in a few lines."""
     tree, held_out = data.tree, int(data.tree.validation.sum())
     counts = {name: sum(sides) for name, sides in tree.counts().items()}
@@ -109,6 +105,41 @@ def found(data: ImageFolderDataModule) -> Iterator[str]:
         yield from (f"  {printable(why)}" for why in shown)
         if len(data.broken) > len(shown):
             yield f"  and {len(data.broken) - len(shown)} more"
+    if tree.passed_over:
+        rows = sorted(tree.passed_over.items(), key=lambda row: (-row[1], row[0]))
+        yield from table([("passed over", "files"), *((printable(kind) or "without an extension", str(n)) for kind, n in rows)], line=True)
+    if data.imbalance >= UNLIKE and config.balance == "none" and not data.multilabel:
+        times = f"{data.imbalance:.1f} times the training images of the smallest"
+        yield f"The largest class has {times}: --balance sampling, or weights, evens that out."
+    if data.transform.channels == 3 and config.channels is None and _all_grey(data):
+        yield f"The first {min(LOOKED_AT, len(tree.files))} images are grey: --channels 1 makes a network that needs no colour."
+
+
+def _all_grey(data: ImageFolderDataModule) -> bool:
+    """Whether the first images have no colour."""
+    for file in data.tree.files[:LOOKED_AT]:
+        try:
+            pixels = np.asarray(open_image(data.tree.root / file))
+        except BrokenImage:
+            continue
+        if (pixels != pixels[..., :1]).any():
+            return False
+    return True
+
+
+def chosen(config: OwnImagesConfig, planned: Plan, data: ImageFolderDataModule, schedule: str | None, refreshed: bool) -> str:
+    """The settings of the run, and what was chosen where nobody said, in one line."""
+    passes = planned.steps * data.batch_size * config.devices / data.train_images
+    parts = [
+        f"{config.model}, {config.origin}, {data.transform.side} px",
+        f"{planned.steps} steps of {data.batch_size * config.devices} images ({passes:.3g} times through them)",
+        f"{planned.validations} validation{'s' if planned.validations != 1 else ''}, every {planned.validate_every} steps",
+        f"augmentation {config.augmentation}",
+        *([] if schedule is None else [f"the schedule {printable(schedule)}"]),
+        *(["a head start"] if (config.head_start or config.head_only) and not data.multilabel else []),
+        *(["recent BatchNorm statistics"] if refreshed else []),
+    ]
+    return "; ".join(parts) + "."
 
 
 def _fingerprint(data: ImageFolderDataModule) -> str:
@@ -120,7 +151,7 @@ def _fingerprint(data: ImageFolderDataModule) -> str:
 def _schedule(config: OwnImagesConfig, network: nn.Module) -> str:
     """Finds the schedule, and returns its name and digest. Raises ValueError, and names one that fits, if it does not fit."""
     names = [name for name, _ in network.named_parameters()]
-    learned = resolve(config.learned, names)
+    learned = resolve(config.schedule, names)
     try:
         learned.slots(len(names), names)
     except ValueError as error:
@@ -140,7 +171,7 @@ def _try(network: nn.Module, config: OwnImagesConfig, num_classes: int) -> None:
             logits = network.eval()(torch.zeros(1, t.channels, t.side, t.side))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
-            f"{config.model} cannot take images of {t.side} px ({first_line(error)}); leave --side out, or give another"
+            f"{config.model} cannot take images of {t.side} px ({first_line(error)}); leave --side out, or give another, or --img-size"
         ) from None
     network.train(mode)
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
@@ -148,138 +179,57 @@ def _try(network: nn.Module, config: OwnImagesConfig, num_classes: int) -> None:
         raise ValueError(f"{config.model} gives {shape} for one image, and not {num_classes} logits: it is no classifier")
 
 
-def _trained(arm: Arm, config: OwnImagesConfig, data: ImageFolderDataModule, start: nn.Module, folder: Folder) -> dict[str, Any]:
-    """Trains an arm, or resumes it, and evaluates it; returns its row of the summary."""
-    path = folder.of(arm)
-    done = path / "result.json"
-    if done.exists():
-        print(f"{arm.name} is trained already, in {path}.")
-        return read_json(done)
-    path.mkdir(exist_ok=True)
-    print(f"\nTraining with {arm.name}.", flush=True)
-    training = {
-        "optimizer": arm.name, "lr": arm.lr, "steps": config.steps, "batch_size": data.batch_size, "seed": config.seed,
-        "origin": config.origin, "learned": read_json(folder.path / "config.json")["schedule"] if arm.lr is None else None,
-        "train_images": data.train_images,
-    }  # fmt: skip
-    classifier = Classifier(config.model, config.source().stage_width, data.classes, data.transform, training)
-    show = sys.stdout.isatty()
-    keeper = Keeper(folder, path, classifier, config.seed, config.steps, say=not show)
-    module = L3RSModule(copy.deepcopy(start), data.num_classes, learned=config.learned, optimizer=None if arm.lr is None else arm.make)
-    monitor, last = L3RSMonitor(), path / "last.ckpt"
-    if last.exists():
-        _readable(last)
-    (path / "l3rs.png").unlink(missing_ok=True)  # it may be half of one
-    with _quiet():
-        trainer = pl.Trainer(
-            max_steps=config.steps,
-            val_check_interval=math.ceil(config.steps / VALIDATIONS),
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            accelerator="auto",
-            devices=1,
-            precision=config.precision,  # type: ignore[arg-type]
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=show,
-            callbacks=[monitor, keeper] if arm.lr is None else [keeper],
-            default_root_dir=path,
-        )
-        try:
-            with on_sigterm(signal.SIG_DFL):  # lets Lightning set its own handler, which ends the run between two steps
-                trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
-        except SIGTERMException:
-            raise Stopped(trainer.global_step, 143) from None
-        except SystemExit:  # Lightning's answer to Ctrl-C
-            raise Stopped(trainer.global_step, 130) from None
-        confused, loss = evaluate(path, data, trainer.strategy.root_device)
-    right = int(np.diag(confused.to_numpy()).sum())
-    total = int(confused.to_numpy().sum())
-    folder.write_table(confused, path / "confusion.csv", index=True)
-    with folder.writing(path):
-        plot_confusion(confused, path / "confusion.png", f"{right} of {total} validation images right")
-        if arm.lr is None and not (path / "l3rs.png").exists():  # the run was stopped right after its last step
-            monitor.draw(path)
-    result = {
-        "optimizer": arm.name,
-        "lr": arm.lr,
-        "from": arm.source,
-        "accuracy": right / total,
-        "loss": loss,
-        "best_step": int(keeper.best["step"]),
-        "seconds": round(keeper.seconds, 1),
-    }
-    with folder.writing(done):
-        write_atomically(done, (json.dumps(result, indent=1) + "\n").encode())
-    last.unlink(missing_ok=True)
-    return result
-
-
-def _readable(last: Path) -> None:
-    """Raises ValueError if a checkpoint cannot be read. It unpickles nothing but tensors and plain values."""
-    try:
-        torch.load(last, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # torch's unpickler stumbles over garbage in many ways
-        raise ValueError(f"{last} cannot be read ({first_line(error)}); remove it to train that optimizer from the start") from None
-
-
-def evaluate(path: Path, data: ImageFolderDataModule, device: torch.device) -> tuple[pd.DataFrame, float]:
-    """Measures the confusion matrix and cross entropy of a saved classifier on the validation images, in full precision."""
-    classifier, network = load(path)
-    network.to(device)
-    labels, predicted, losses = [], [], 0.0
-    with torch.inference_mode():
-        for inputs, targets in data.val_dataloader():
-            logits = network(inputs.to(device)).float().cpu()
-            losses += F.cross_entropy(logits, targets, reduction="sum").item()
-            labels.append(targets.numpy())
-            predicted.append(logits.argmax(dim=1).numpy())
-    confused = confusion(np.concatenate(labels), np.concatenate(predicted), classifier.classes)
-    return confused, losses / sum(map(len, labels))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides Lightning's remarks on hardware and loaders."""
-    log = logging.getLogger("pytorch_lightning")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in (".*does not have many workers.*", ".*ckpt_path.*", ".*treespec.*", ".*LeafSpec.*", ".*default_root_dir.*"):
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        log.setLevel(level)
-
-
-HEADER = ("optimizer", "learning rate", "accuracy", "loss", "best step", "seconds")
+def _best(results: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """The best learning rate of a grid, and the number of runs that it took."""
+    key = metric.removeprefix("val_")
+    return {**max(results, key=lambda r: (r[key], -r["loss"])), "runs": len(results)}
 
 
 def as_text(results: Sequence[Mapping[str, Any]]) -> str:
     """Formats the summary for the terminal."""
-    rows = [HEADER]
+    second = next(key for key in results[0] if key in ("balanced_accuracy", "mean_precision"))
+    rows = [("optimizer", "learning rate", "accuracy", second.replace("_", " "), "loss", "best step", "seconds", "runs")]
     for r in results:
         rate = "learned" if r["lr"] is None else f"{r['lr']:g} ({r['from']})"
-        rows.append((r["optimizer"], rate, f"{r['accuracy']:.3f}", f"{r['loss']:.3f}", str(r["best_step"]), f"{r['seconds']:.0f}"))
+        numbers = (f"{r[key]:.3f}" for key in ("accuracy", second, "loss"))
+        rows.append((r["optimizer"], rate, *numbers, str(r["best_step"]), f"{r['seconds']:.0f}", str(r["runs"])))
     return "\n".join(table(rows, left=(0, 1), line=True))
 
 
-def _report(results: Sequence[Mapping[str, Any]], config: OwnImagesConfig, folder: Folder, data: ImageFolderDataModule) -> pd.DataFrame:
+def _report(
+    results: Sequence[Mapping[str, Any]], arms: Sequence[Rival], folder: Folder, data: ImageFolderDataModule, metric: str
+) -> pd.DataFrame:
     """Prints and writes the results."""
     summary = pd.DataFrame(results)
     folder.write_table(summary, folder.path / "summary.csv")
-    curves = {arm.name: pd.read_csv(folder.of(arm) / "curve.csv") for arm in config.arms}
+    named = {row["optimizer"]: next(a for rival in arms for a in rival.arms if a.name == row["optimizer"]) for row in results}
+    curves = {name: pd.read_csv(folder.of(arm, i == 0) / "curve.csv") for i, (name, arm) in enumerate(named.items())}
     with folder.writing(folder.path / "curves.png"):
-        plot_curves(curves, folder.path / "curves.png")
+        plot_curves(curves, folder.path / "curves.png", metric)
     print(f"\n{as_text(results)}\n")
-    print(f"Accuracy is the best of {len(curves[OURS])} validations, on the {int(data.tree.validation.sum())} images that chose it.")
+    first = next(iter(curves.values()))
+    print(f"These are of the best of {len(first)} validations, on the {int(data.tree.validation.sum())} images that chose it.")
+    tested = _test(folder, data)
     log = folder.path / "broken.txt"
     if log.exists():
         lines = sorted(set(log.read_text(encoding="utf-8").splitlines()))
         write_atomically(log, ("\n".join(lines) + "\n").encode())
         print(f"{len(lines)} images could not be decoded, and were left out of their batches: {log}")
-    print(f"{folder.path} has {FILE}, summary.csv, curves.png, confusion.png, confusion.csv and l3rs.png (lambda and mu).")
-    print(f"To use it: l3rs predict {folder.path} IMAGE...")
+    left = [FILE, "best.ckpt", "summary.csv", "curves.png", "per_class.csv", "predictions.csv"]
+    left += [name for name in ("confusion.png", "l3rs.png (lambda and mu)") if (folder.path / name.split()[0]).exists()] + tested
+    print(f"{folder.path} has {', '.join(left)}.")
+    print(f"To use it: l3rs predict {folder.path} IMAGE...; to judge it: l3rs evaluate {folder.path} FOLDER")
     return summary
+
+
+def _test(folder: Folder, data: ImageFolderDataModule) -> list[str]:
+    """Evaluates on the folder `test/`, if there is one, once: what it says chooses nothing."""
+    tree = None if data.multilabel else read_test(data.tree.root, data.classes)
+    if tree is None:
+        return []
+    classifier, network = load(folder.path)
+    evaluation = evaluate(classifier, network, tree)
+    with folder.writing(folder.path):
+        files = evaluation.write(folder.path, "test_", "test")
+    print(f"On the {len(evaluation.files)} images of {tree.root}, which chose nothing: {evaluation.in_words()}.")
+    return files

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -98,9 +98,37 @@ def push_to_hub(
     Raises:
         CheckpointError: the Hub cannot be reached, or refuses; the message says what to do.
     """
+    generate_model_card(learned, repo_id=repo_id, **model_card_kwargs or {})  # errors come before a repository is made
+    return push_folder(
+        partial(_write, learned, model_card_kwargs), repo_id, commit_message=commit_message, private=private, token=token, branch=branch,
+        create_pr=create_pr, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns, delete_patterns=delete_patterns,
+    )  # fmt: skip
+
+
+def _write(learned: Learned, model_card_kwargs: dict[str, Any] | None, folder: Path, repo_id: str) -> None:
+    save_pretrained(learned, folder, repo_id=repo_id, model_card_kwargs=model_card_kwargs)
+
+
+def push_folder(
+    write: Callable[[Path, str], None],
+    repo_id: str,
+    *,
+    commit_message: str,
+    private: bool | None = None,
+    token: str | None = None,
+    branch: str | None = None,
+    seconds: float = SECONDS,
+    **options: Any,
+) -> str:
+    """Uploads a folder as one commit; the arguments and errors are those of `push_to_hub`.
+
+    Args:
+        write: fills the folder, for the full id of the repository.
+        seconds: time limit.
+        options: of `HfApi.upload_folder`.
+    """
     from huggingface_hub import constants
 
-    generate_model_card(learned, repo_id=repo_id, **model_card_kwargs or {})  # errors come before a repository is made
     if constants.HF_HUB_OFFLINE:
         raise CheckpointError(f"{repo_id} cannot be uploaded while HF_HUB_OFFLINE is set: unset it, or use save_pretrained for a folder")
 
@@ -114,23 +142,15 @@ def push_to_hub(
             if branch is not None and not branch.startswith("refs/pr/"):
                 api.create_branch(made, branch=branch, exist_ok=True)
             with tempfile.TemporaryDirectory() as folder:
-                save_pretrained(learned, folder, repo_id=made, model_card_kwargs=model_card_kwargs)
-                return api.upload_folder(
-                    repo_id=made,
-                    folder_path=folder,
-                    commit_message=commit_message,
-                    revision=branch,
-                    create_pr=create_pr,
-                    allow_patterns=allow_patterns,
-                    ignore_patterns=ignore_patterns,
-                    delete_patterns=delete_patterns,
-                ).commit_url
+                write(Path(folder), made)
+                done = api.upload_folder(repo_id=made, folder_path=folder, commit_message=commit_message, revision=branch, **options)
+                return str(done.commit_url)
         except CheckpointError:
             raise
         except Exception as error:  # as in `download`
             raise CheckpointError(_not_uploaded(error, repo_id, api.token)) from None
 
-    return within(SECONDS, f"the upload of {repo_id}", upload)
+    return within(seconds, f"the upload of {repo_id}", upload)
 
 
 def is_id(given: str | Path) -> bool:

@@ -66,7 +66,7 @@ def training_facts(learned: Learned) -> dict[str, str]:
     accuracy = learned.training.get("validation_accuracy")
     return {
         "meta-parameters": f"{len(learned.theta):,}",
-        "generations": str(learned.training.get("generation", "")),
+        "generation": str(learned.training.get("generation", "")),
         "meta-validation": f"{accuracy:.3f}" if isinstance(accuracy, float) else "",
     }
 

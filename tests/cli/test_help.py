@@ -76,7 +76,7 @@ def test_the_help_of_meta_train_begins_with_what_most_runs_need() -> None:
         ("finetune", "--optimizers NAME [NAME ...] names of the optimizers to compare: l3rs, adam, adam-cosine, "),
         ("finetune", "--precision {32-true,bf16-mixed,16-mixed} of the forward"),
         ("finetune", "--tasks N tasks of 25 new classes each, the same for every optimizer (default: 8)"),
-        ("finetune", "--no-augment does not crop"),
+        ("finetune", "--no-head-start begins with a random head"),
         ("cache", "--skip-broken leaves out images that cannot be decoded"),
         ("meta-train", "--validation-steps N [N ...] lengths of the runs of a meta-validation (default: 10 25 50 100)"),
         ("meta-train", "--schedule.controller {shared,layerwise,global} shared, one MLP"),

@@ -43,7 +43,7 @@ def test_what_was_meant_is_guessed(words: list[str], said: str, capsys: pytest.C
     [
         (["--weights", "icons"], "--weights goes with --data: give --data FOLDER"),
         (["--from-scratch"], "--from-scratch goes with --data"),
-        (["--no-augment"], "--no-augment goes with --data"),
+        (["--no-refresh"], "--no-refresh goes with --data"),
         (["--batch-size", "64"], "--batch-size goes with --data"),  # also where it is the default
         (["--data", "photos", "--tasks", "2"], "--tasks goes with the comparison on Icons"),
         (["--data", "photos", "--optimizers", "adam"], "--optimizers goes with the comparison on Icons"),

@@ -84,7 +84,8 @@ def test_chosen_values_are_the_best_of_the_rows_and_not_at_an_edge(file: str | N
 
 def test_every_baseline_can_be_tuned_and_the_quick_comparison_has_tuned_ones() -> None:
     assert set(BASELINES) <= set(START)
-    assert FinetuneConfig().optimizers == ("l3rs", "adam", "adam-cosine", "adam-cosine-head10", "sgd-cosine")
+    usual = ("l3rs", "adam", "adam-cosine", "adam-cosine-head10", "sgd-cosine", "adamw-layer-decay", "schedule-free")
+    assert FinetuneConfig().optimizers == usual
     assert set(FinetuneConfig().optimizers) <= {"l3rs", *tuned_learning_rates()}
 
 

@@ -20,6 +20,8 @@ import l3rs.meta.train
 import l3rs.own_images.run
 from l3rs.cli import COMMANDS, dispatch, main
 from l3rs.data.splits import PURPOSES, ClassSplit
+from l3rs.data.transform import Transform
+from l3rs.own_images.classifier import Classifier, save
 
 parser_of = cache(dispatch.parser_of)  # a parser takes a while to make
 OWN = ["--split", "split.json", "--data", "images", "--from-scratch", "--model", "resnet18", "--side", "16"]
@@ -28,6 +30,8 @@ NEEDED = {
     "finetune": ["finetune", "--tasks", "1", "--steps", "1", "--out", "out"],
     "finetune --data": ["finetune", "--data", "images", "--model", "resnet18", "--side", "16", "--workers", "0", "--out", "out"],
     "predict": ["predict"],
+    "evaluate": ["evaluate"],
+    "export": ["export"],
     "split": ["split", "images", "--classes-per-task", "1", "--batch-size", "1", "--evaluation-size", "1", "--out", "out.json"],
     "cache": ["cache", *OWN, "--cache", "cache"],
     "meta-train": ["meta-train", "--out", "out", "--workers", "1"],
@@ -67,11 +71,40 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--side": [("0", "(got 0"), ("99999", "side and resize must satisfy ... (got 99999 and")],
         "--channels": [("2", "channels must be 1 (grey) or 3 (RGB) (got 2)")],
         "--batch-size": [("0", "--batch-size must be a whole number of at least 1 (got 0)")],
-        "--augment": [("=maybe", "--augment must be true or false (got maybe)")],
+        "--augment": [("blur", "--augment must be one of none, crop, randaugment (got 'blur')")],
+        "--mixup": [("-1", "--mixup must be a number of at least 0, and finite (got -1.0)")],
+        "--cutmix": [("-0.5", "--cutmix must be a number of at least 0, and finite (got -0.5)")],
+        "--label-smoothing": [("1", "--label-smoothing must be a number of at least 0 and below 1 (got 1.0)")],
+        "--balance": [
+            ("even", "--balance must be one of none, sampling, weights (got 'even')"),
+            ("weights --labels file", "--labels and --balance do not go together"),
+        ],
+        "--head-start": [("=maybe", "--head-start")],
+        "--refresh": [("=maybe", "--refresh")],
+        "--head-only": [("=maybe", "--head-only"), ("--average", "--head-only and --average do not go together")],
+        "--average": [("=maybe", "--average")],
+        "--patience": [("0", "--patience must be a whole number of at least 1 (got 0)")],
+        "--validate-every": [("0", "--validate-every must be a whole number of at least 1 (got 0)")],
+        "--epochs": [
+            ("0", "--epochs must be a whole number of at least 1 (got 0)"),
+            ("2 --steps 3", "--steps and --epochs do not go together: the other follows from it; leave one out"),
+        ],
+        "--labels": [(NOT_THERE, "the labels nowhere cannot be read"), ("file", "the labels file must have a column of files")],
+        "--img-size": [
+            ("0", "--img-size must be a whole number of at least 1 (got 0)"),
+            ("64 --from-scratch", "--side and --img-size do not go together"),
+        ],
+        "--devices": [("0", "--devices must be a whole number of at least 1 (got 0)")],
+        "--logger": [
+            ("paper", "--logger must be one or more of tensorboard, csv, wandb (got 'paper')"),
+            ("", "--logger must be followed by at least one value"),
+        ],
         "--learned": [(f"{NOT_THERE} --from-scratch", "a learned schedule is one of"), ("file --from-scratch", "as safetensors")],
         "--compare": [
             ("adamx", "--compare must be one or more of adam ... (got 'adamx')"),
             ("adam=-1", "must be a number above 0, as in adam=3e-4 (got 'adam=-1')"),
+            ("adam=1e-3,x", "must be a number above 0, as in adam=3e-4 (got 'adam=1e-3,x')"),
+            ("adam=1e-3 adam=1e-3,1e-2", "--compare must have each baseline and learning rate once (got adam=0.001 twice)"),
         ],
         "--precision": [("8", "--precision must be one of 32-true ... (got '8')")],
         "--seed": [("-1", "--seed must be a whole number of at least 0 (got -1)"), ("9" * 30, "--seed must be below 2^63 (got 999")],
@@ -87,6 +120,17 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "images": [("file nowhere", "nowhere is not there"), ("file empty", "the folder empty has no images"), ("file", "images")],
         "--top": [("0 file images", "--top must be at least 1 (got 0)")],
         "--csv": [("no/x.csv file images", "--csv must be a file that can be written (got no/x.csv: No such file or directory)")],
+    },
+    "evaluate": {
+        "run": [(f"{NOT_THERE} images", "nowhere is not there; give the folder of a run"), ("file images", "file cannot be read as")],
+        "folder": [("run nowhere", "nowhere is not a folder"), ("run empty", "empty has no class folders"), ("run", "folder")],
+        "--labels": [("file run images", "is a model of one class an image, and takes no --labels")],
+        "--out": [(f"{IN_A_FILE} run images", "--out must be a folder that can be written (got file/x: ")],
+    },
+    "export": {
+        "run": [(NOT_THERE, "nowhere is not there; give the folder of a run"), ("file", "file cannot be read as")],
+        "--to": [("jpeg run", "--to must be one of onnx, torch, hub (got 'jpeg')"), ("hub run", "--to hub needs --out OWNER/NAME")],
+        "--out": [("no/x.pt2 run --to torch", "--out must be a file that can be written (got no/x.pt2: No such file or directory)")],
     },
     "split": {
         "folder": [("more", "unrecognized arguments: more")],
@@ -290,6 +334,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_tree(root / "images", {"ant": 4, "bee": 4, "cat": 4})
     (root / "file").write_text("x")
     (root / "empty").mkdir()
+    (root / "run").mkdir()
+    transform = Transform(16, 18, 3, "bilinear", (0.5,) * 3, (0.25,) * 3)
+    classifier = Classifier("resnet18", 2, ("ant", "bee", "cat"), transform)
+    save(classifier, classifier.network().state_dict(), root / "run" / "model.safetensors")
     classes = dict.fromkeys(PURPOSES, ()) | {"meta-train": ("ant",), "meta-validation": ("bee",)}
     ClassSplit("folder", 0, classes).write(root / "split.json")
     with pytest.MonkeyPatch.context() as patch:
@@ -297,7 +345,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for module, work in (
             (l3rs.meta.train, "run"),
             (l3rs.finetuning.compare, "finetune"),
-            (l3rs.own_images.run, "_trained"),
+            (l3rs.own_images.run, "Training"),
             (l3rs.data.cache, "_decode_all"),
         ):
             patch.setattr(module, work, None)

@@ -255,7 +255,7 @@ def test_augmentation_leaves_the_global_generator_alone(tree: Path) -> None:
 
 
 def test_without_augmentation_images_are_as_in_validation(tree: Path) -> None:
-    data = module(tree, augment=False, batch_size=13)
+    data = module(tree, augment="none", batch_size=13)
     ((inputs, _),) = batches(data)
     path = (
         tree / "cat" / next(f.name for f in (tree / "cat").iterdir() if f"cat/{f.name}" in np.array(data.tree.files)[~data.tree.validation])

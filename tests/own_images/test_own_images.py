@@ -27,12 +27,13 @@ from l3rs.lightning import L3RSModule
 from l3rs.lightning.callbacks import L3RSMonitor
 from l3rs.networks.create import create
 from l3rs.own_images.classifier import describe
-from l3rs.own_images.config import COMPARED, parse_arm
 from l3rs.own_images.pictures import confusion, most_confused, plot_confusion
+from l3rs.own_images.rivals import COMPARED, rivals
 from l3rs.schedules.find import save
 
 ROOT = Path(__file__).parent.parent.parent
-TINY = ["--model", "resnet18", "--width", "2", "--side", "16", "--from-scratch", "--steps", "7", "--batch-size", "4", "--workers", "0"]
+NETWORK = ["--model", "resnet18", "--width", "2", "--side", "16", "--from-scratch", "--batch-size", "4", "--workers", "0"]
+TINY = [*NETWORK, "--steps", "7", "--validate-every", "1"]
 SEEN: list[torch.Tensor] = []  # what `run` was trained on
 
 
@@ -85,13 +86,14 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_run_leaves(run: Path) -> None:
     pictures = {"confusion.png", "curves.png", "l3rs.png"}
     tables = {"summary.csv", "confusion.csv", "curve.csv", "config.json", "result.json", "model.safetensors"}
+    tables |= {"per_class.csv", "predictions.csv", "best.ckpt"}
     assert {p.name for p in run.iterdir()} - {"lock"} == pictures | tables | {"adam-cosine", "adamw=0.01"}
     assert all(imread(run / name).shape[1] > 500 for name in pictures)
     classifier = describe(run)
     assert classifier.classes == ("grass", "red fox", "狐")
     assert (classifier.model, classifier.width, classifier.transform.side) == ("resnet18", 2, 16)
     assert classifier.training["optimizer"] == "l3rs"
-    assert classifier.training["learned"].startswith("icons-resnet34 ")
+    assert classifier.training["learned"].startswith("icons-generalist ")
 
 
 def test_the_summary_is_of_the_best_weights(run: Path) -> None:
@@ -112,7 +114,8 @@ def test_where_learning_rates_come_from(run: Path) -> None:
     summary = pd.read_csv(run / "summary.csv").set_index("optimizer")
     assert summary.loc["adam-cosine", "from"] == "tuned on Icons25, at 10 steps"
     assert (summary.loc["adamw=0.01", "lr"], summary.loc["adamw=0.01", "from"]) == (0.01, "given")
-    assert parse_arm("adamw", 100).source == "tuned on Icons25 for adam, at 100 steps"
+    assert [arm.source for arm in rivals(["adamw", "adam=1e-3,1e-2"])[1].arms] == ["best of 2", "best of 2"]
+    assert rivals(["adamw"])[0].arms[0].source == "published"
 
 
 def test_arms_see_the_same_batches(run: Path) -> None:
@@ -176,7 +179,7 @@ def test_a_run_that_was_stopped_after_its_last_checkpoint_has_all_its_pictures(
 def test_sigterm_stops_between_two_steps_and_the_run_goes_on(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    long = [*TINY[:8], "21", *TINY[9:]]  # validated every three steps
+    long = [*NETWORK, "--steps", "21", "--validate-every", "3"]
     command = ["finetune", "--data", str(photos), *long, "--out"]
     step = L3RSModule.training_step
 
@@ -224,7 +227,7 @@ def test_another_config_is_refused_by_name(run: Path, photos: Path, capsys: pyte
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     argv = ["finetune", "--data", str(photos), *TINY, "--out", str(run)]
     assert "whose run has another batch_size, seed, images, network" in fails([*argv, "--batch-size", "3", "--seed", "1"], capsys)
-    assert "whose run has another schedule" in fails([*argv, "--learned", "icons-generalist"], capsys).replace("learned, ", "")
+    assert "whose run has another schedule" in fails([*argv, "--learned", "icons-resnet34"], capsys).replace("learned, ", "")
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
@@ -320,12 +323,24 @@ def test_a_model_with_other_layers_and_broken_images(photos: Path, tmp_path: Pat
     assert re.search(r"^l3rs +learned +[01]\.\d{3} ", said, flags=re.MULTILINE)
 
 
-def test_what_can_be_compared_resumes_and_is_evaluated_where_it_trains() -> None:
-    for name in COMPARED:
-        network = small_network()
-        network.get_classifier = lambda network=network: network[-1]  # type: ignore[assignment]
-        optimizer = Arm(name, name, 1e-3).make(network, 10).optimizer
-        assert type(optimizer).__module__.startswith("torch.optim")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in COMPARED if not Arm(name, name).lacking])
+def test_what_can_be_compared_goes_on_to_the_same_weights(name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those with a scheduler, or that are evaluated where they do not train."""
+    step = L3RSModule.training_step
+
+    def until_the_lights_go_out(self: L3RSModule, batch: tuple[torch.Tensor, torch.Tensor], number: int) -> torch.Tensor:
+        if self.global_step == 5 and self.make_optimizer is not None:
+            raise RuntimeError("the lights went out")
+        return step(self, batch, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(L3RSModule, "training_step", until_the_lights_go_out)
+        with pytest.raises(RuntimeError, match="lights"):
+            finetune(photos, tmp_path / "o", "--compare", name, "--validate-every", "4")
+    finetune(photos, tmp_path / "o", "--compare", name, "--validate-every", "4")
+    finetune(photos, tmp_path / "whole", "--compare", name, "--validate-every", "4")
+    assert same(tmp_path / "o" / name, tmp_path / "whole" / name)
 
 
 # Pictures
@@ -349,7 +364,7 @@ def test_any_number_of_classes_is_drawn(classes: int, tmp_path: Path) -> None:
 
 def test_the_config_says_which_run_is_there(run: Path) -> None:
     about = json.loads((run / "config.json").read_text())
-    assert (about["model"], about["steps"], about["schedule"].split()[0]) == ("resnet18", 7, "icons-resnet34")
+    assert (about["model"], about["steps"], about["schedule"].split()[0]) == ("resnet18", 7, "icons-generalist")
     assert "compare" not in about
 
 
@@ -357,7 +372,7 @@ def test_the_config_says_which_run_is_there(run: Path) -> None:
 def test_every_block_of_the_page_runs(tmp_path: Path) -> None:
     """In order, in an empty folder, offline."""
     blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", (ROOT / "docs" / "own-images.md").read_text(), flags=re.DOTALL | re.MULTILINE)
-    assert [language for language, _ in blocks] == ["sh", "sh", "python"]
+    assert [language for language, _ in blocks] == ["sh", "sh", "python", "python"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     (tmp_path / "datasets").symlink_to(ROOT / "datasets")

@@ -97,6 +97,7 @@ def test_broken_images_are_named_and_left_out(model: Path, tmp_path: Path, capsy
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "bomb.ppm").write_bytes(b"P6 20000 20000 255\n")
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    assert run([str(model), str(tmp_path / "empty.jpg")], capsys)[:2] == (1, "")  # nor a header of nothing
     code, out, err = run([str(model), str(tmp_path), str(tmp_path / "loop.png"), "--csv", str(tmp_path / "t.csv")], capsys)
     assert code == 1
     assert "tiny.png" in out

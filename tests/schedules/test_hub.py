@@ -316,7 +316,7 @@ def test_a_curve_that_does_not_fit_leaves_the_old_one(tmp_path: Path, schedule: 
 def test_the_list(hub: FakeHub, schedule: LearnedSchedule, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["list"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["name", "optimizer", "fits", "directions", "meta-parameters", "generations", "meta-validation"]
+    assert lines[1].split() == ["name", "optimizer", "fits", "directions", "meta-parameters", "generation", "meta-validation"]
     assert lines[2].split() == [
         "icons-resnet34",
         "L3RS",

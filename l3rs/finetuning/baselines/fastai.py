@@ -61,6 +61,10 @@ class OneCycle(LRScheduler):
         self.cycles = cycles
         super().__init__(optimizer)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, which torch loads without unpickling; the cycles are made again."""
+        return {name: value for name, value in super().state_dict().items() if name != "cycles"}
+
     def get_lr(self) -> list[float | torch.Tensor]:
         """The learning rate of each group; it also sets the first beta, and forgets the past where a cycle begins."""
         step = self.last_epoch

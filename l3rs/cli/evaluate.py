@@ -1,0 +1,72 @@
+"""`l3rs evaluate`: judges a model on labelled images."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from l3rs.cli.options import Options, values_of
+from l3rs.cli.parser import Parser
+from l3rs.data.labels import read_labels
+from l3rs.data.trees import read_labelled, tell_passed_over
+from l3rs.own_images.classifier import load
+from l3rs.own_images.evaluation import evaluate
+from l3rs.text import first_line, printable
+
+ABOUT = """
+Judge a model that `l3rs finetune --data` has trained on labelled images, FOLDER/CLASS/IMAGE: accuracy with its 95% interval, precision,
+recall and F1 of each class, and with --out the confusion matrix and each image's prediction.
+"""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """The labels and the output of an evaluation.
+
+    Attributes:
+        labels: CSV file of labels, for a model of several classes an image.
+        out: folder for per_class.csv, predictions.csv, confusion.csv and confusion.png.
+    """
+
+    labels: str | None = None
+    out: Path | None = None
+
+
+def parser() -> Parser:
+    """The model, the images, and the output."""
+    parser = Parser("RUN FOLDER [options]", ABOUT)
+    parser.add_argument("run", type=str, metavar="RUN", help="folder of the run, or its model.safetensors")
+    parser.add_argument("folder", type=str, metavar="FOLDER", help="folder of the images")
+    Options(EvaluateOptions, metavars={"labels": "FILE", "out": "FOLDER"}).add(parser, "labels", "out")
+    return parser
+
+
+def run(args: Namespace) -> None:
+    """Evaluates; exit code 1 if an image was left out."""
+    options = EvaluateOptions(**values_of(EvaluateOptions, vars(args)))
+    classifier, network = load(args.run)
+    if classifier.multilabel != (options.labels is not None):
+        asked = "needs --labels FILE" if classifier.multilabel else "takes no --labels"
+        several = "several classes" if classifier.multilabel else "one class"
+        raise ValueError(f"{args.run} is a model of {several} an image, and {asked}")
+    if options.labels is None:
+        tree = read_labelled(args.folder, classifier.classes)
+    else:
+        tree = read_labels(options.labels, args.folder, classes=classifier.classes)
+    tell_passed_over(args.folder, tree.passed_over)
+    if options.out is not None:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--out must be a folder that can be written (got {options.out}: {first_line(error)})") from None
+    evaluation = evaluate(classifier, network, tree)
+    print(f"{evaluation.as_text()}\n\n{evaluation.in_words()}")
+    if options.out is not None:
+        print(f"{options.out} has {', '.join(evaluation.write(options.out, what='evaluation'))}.")
+    for why in evaluation.broken:
+        print(f"l3rs: left out: {printable(why)}", file=sys.stderr)
+    if evaluation.broken:
+        sys.exit(1)

@@ -1,0 +1,144 @@
+"""Runs of other kinds: several labels an image, unlike classes, a test folder, the head alone, augmentation, averages, processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import write_tree
+from PIL import Image
+from safetensors.torch import load_file
+
+from l3rs.cli import main
+from l3rs.data.transform import Transform
+from l3rs.lightning import ImageFolderDataModule, L3RSModule
+from l3rs.networks.create import create
+from l3rs.own_images.classifier import describe
+
+TINY = ["--model", "resnet18", "--width", "2", "--side", "16", "--from-scratch", "--batch-size", "4", "--workers", "0", "--steps", "4"]
+
+
+def finetune(photos: Path, out: Path, *options: str) -> None:
+    main(["finetune", "--data", str(photos), *TINY, "--out", str(out), *options])
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders train, val and test; one class has four times the images of the other, and all are grey."""
+    root = tmp_path_factory.mktemp("sides")
+    for side, counts in {"train": {"ant": 8, "bee": 2}, "val": {"ant": 2, "bee": 2}, "test": {"ant": 3, "bee": 1}}.items():
+        write_tree(root / side, counts, 20, 20)
+    for file in root.rglob("*.png"):
+        Image.open(file).convert("L").save(file)
+    (root / "train" / "ant" / "notes.txt").write_text("x")
+    return root
+
+
+def test_a_test_folder_is_used_once_and_what_is_odd_is_told(sides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finetune(sides, tmp_path / "o", "--balance", "weights", "--head-only")
+    said = capsys.readouterr().out
+    assert "On the 4 images of " in said
+    assert f"{sides}/test, which chose nothing: accuracy " in said
+    assert "passed over  files" in said
+    assert ".txt             1" in said
+    assert "--channels 1 makes a network that needs no colour" in said
+    assert "The largest class has" not in said  # it is met
+    assert len(pd.read_csv(tmp_path / "o" / "test_predictions.csv")) == 4
+    assert describe(tmp_path / "o").training["optimizer"] == "head"
+    assert not (tmp_path / "o" / "l3rs.png").exists()
+    body = {k: v for k, v in load_file(tmp_path / "o" / "model.safetensors").items() if not k.startswith("fc.")}
+    torch.manual_seed(0)
+    start = create("resnet18", 2, 3, 2).state_dict()
+    assert all(torch.equal(v, start[k]) for k, v in body.items())  # the head alone was trained
+
+
+@pytest.mark.slow
+def test_classes_that_are_unlike_are_told(sides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finetune(
+        sides, tmp_path / "o", "--augment", "randaugment", "--mixup", "0.4", "--cutmix", "1", "--label-smoothing", "0.1", "--no-head-start"
+    )
+    said = capsys.readouterr().out
+    assert "The largest class has 4.0 times the training images of the smallest: --balance sampling" in said
+    assert "augmentation randaugment" in said
+    assert "head start" not in said
+    best = torch.load(tmp_path / "o" / "best.ckpt", weights_only=True)
+    assert best["hyper_parameters"]["label_smoothing"] == 0.1
+
+
+@pytest.mark.slow
+def test_images_of_several_classes(sides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = sorted(str(f.relative_to(sides)) for f in (sides / "train").rglob("*.png"))
+    lines = [f"{file},{'insect;flies' if 'bee' in file else 'insect'},{'val' if i % 3 == 0 else 'train'}" for i, file in enumerate(files)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,labels,side", *lines]))
+    finetune(sides, tmp_path / "o", "--labels", str(tmp_path / "labels.csv"))
+    said = capsys.readouterr().out
+    assert "mean precision" in said
+    assert describe(tmp_path / "o").multilabel
+    assert not (tmp_path / "o" / "confusion.png").exists()
+    assert list(pd.read_csv(tmp_path / "o" / "predictions.csv")) == ["file", "classes", "predicted", "p(flies)", "p(insect)"]
+    main(["evaluate", str(tmp_path / "o"), str(sides), "--labels", str(tmp_path / "labels.csv")])
+    assert "all labels right" in capsys.readouterr().out
+
+
+def test_what_is_drawn_in_balance_and_mixed_is_a_function_of_the_seed(sides: Path) -> None:
+    def data(seed: int = 0, **options: object) -> ImageFolderDataModule:
+        transform = Transform.of("resnet18", 16)
+        return ImageFolderDataModule(sides, transform=transform, batch_size=5, seed=seed, workers=0, **options)  # type: ignore[arg-type]
+
+    labels = torch.cat([y for _, y in data(balance=True).batches(range(40))])
+    assert 0.4 < labels.float().mean() < 0.6  # of all draws; bees are a fifth of the images
+    for options in ({"balance": True}, {"augment": "randaugment"}):
+        one, same, other = (next(iter(data(seed, **options).batches([3])))[0] for seed in (0, 0, 1))
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning", "ignore:.*does not have many workers.*", "ignore:.*val_dataloader.*")
+def test_mixed_batches_are_pairs_with_shares_of_classes(sides: Path) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Watched(L3RSModule):
+        def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+            seen.append(batch)
+            return super().training_step(batch, batch_idx)
+
+    for _ in range(2):
+        data = ImageFolderDataModule(sides, transform=Transform.of("resnet18", 16), batch_size=5, mixup=1.0, workers=0)
+        trainer = pl.Trainer(
+            max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu"
+        )
+        trainer.fit(Watched(create("resnet18", 2, 3, 2), 2), datamodule=data)
+    assert all(x.shape[0] == y.shape[0] == 4 and y.shape[1] == 2 for x, y in seen)
+    assert all(torch.allclose(y.sum(dim=1), torch.ones(4)) for _, y in seen)
+    assert any(((y > 0) & (y < 1)).any() for _, y in seen)
+    assert all(torch.equal(seen[i][0], seen[i + 2][0]) for i in range(2))
+
+
+@pytest.mark.slow
+def test_a_grid_is_one_row_with_its_runs_and_a_checkpoint_is_opened_by_lightning(
+    sides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [w for w in TINY if w not in ("--width", "2")]
+    argv = ["finetune", "--data", str(sides), *words, "--out", str(tmp_path / "o"), "--compare", "adam=1e-4,1e-2", "fastai", "--average"]
+    main([*argv, "--patience", "1", "--validate-every", "1", "--logger", "csv", "tensorboard", "--model", "test_resnet"])
+    summary = pd.read_csv(tmp_path / "o" / "summary.csv")
+    assert summary.runs.to_list() == [1, 2, 1]
+    module = L3RSModule.load_from_checkpoint(tmp_path / "o" / "best.ckpt", weights_only=True)
+    saved = load_file(tmp_path / "o" / "model.safetensors")
+    assert all(torch.equal(v, saved[k]) for k, v in module.network.state_dict().items())
+    assert module.classes == ["ant", "bee"]
+    assert (tmp_path / "o" / "logs" / "csv" / "version_0" / "metrics.csv").exists()
+    assert list((tmp_path / "o" / "logs" / "tensorboard" / "version_0").glob("events*"))
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_batches(sides: Path, tmp_path: Path) -> None:
+    finetune(sides, tmp_path / "o", "--devices", "2", "--validate-every", "2")
+    assert pd.read_csv(tmp_path / "o" / "curve.csv").step.to_list() == [2, 4]
+    assert json.loads((tmp_path / "o" / "result.json").read_text())["best_step"] in (2, 4)
+    assert np.isfinite(pd.read_csv(tmp_path / "o" / "curve.csv").to_numpy()).all()

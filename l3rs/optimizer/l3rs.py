@@ -44,14 +44,14 @@ class L3RS(WatchesLoss):
     l3rs/optimizer/reference.py is the readable twin: the step as the paper has it, in plain loops. This class takes the same step fast,
     and tables.py keeps its books. docs/how-l3rs-decides.md walks through one step.
 
-    Most schedules see the loss: call `step(loss=loss)` or `step(closure)`, or `observe(loss)` where a trainer calls `step()`. Others take a
-    bare `step()`. `torch.distributed` ranks average the loss, like gradients. If the loss or a gradient is not finite, no layer moves in that
-    step, the moments take in zeros, and `skipped_steps` counts it.
+    Most schedules see the loss: call `step(loss=loss)` or `step(closure)`, or `observe(loss)` where a trainer calls `step()`. Others take
+    a bare `step()`. `torch.distributed` ranks average the loss, like gradients. If the loss or a gradient is not finite, no layer moves
+    in that step, the moments take in zeros, and `skipped_steps` counts it.
 
     Args:
         params: `model.named_parameters()`, or parameters, or groups of either. A specialist needs names; a generalist does not. A group
-            may have its own `lr`, `maximize`, `total_steps` and `weight_decay`. A group added during the run shares the clock of the first group, unless
-            it sets its own `step`.
+            may have its own `lr`, `maximize`, `total_steps` and `weight_decay`. A group added during the run shares the clock of the first
+            group, unless it sets its own `step`.
         total_steps: K, the number of steps of the whole run. Later steps are decided as if at step K.
         learned: the learned schedule: `"auto"`, a shipped name, a path, a Hub id, or a `LearnedSchedule`. `"auto"` takes the shipped
             specialist whose layer names match, else the shipped generalist; `repr` says which.
@@ -59,7 +59,7 @@ class L3RS(WatchesLoss):
         maximize: maximizes the loss instead of minimizing it.
         weight_decay: decoupled, as of AdamW, with the layer's step in the place of a learning rate: after the step each layer is multiplied
             by 1 - weight_decay * s. s is the root mean square of the step over the layer's elements: `length` in `decisions()`, over the
-            square root of their number. 0 by default, where a learned schedule has what decay it wants.
+            square root of their number.
         match: how layers find their learned numbers: by `"name"`, or by `"position"` among all parameters.
         fused: makes each of the two passes over the parameters one compiled kernel. None does so on CPU, for float32 parameters, if a C
             compiler was there at installation. On CUDA only True does (Triton).

@@ -10,7 +10,7 @@ from l3rs.extras import require
 from l3rs.optimizer.l3rs import L3RS
 
 
-class _ForTimm(L3RS):
+class TimmL3RS(L3RS):
     """L3RS with the arguments that timm hands to every optimizer."""
 
     def __init__(self, params: ParamsT, total_steps: int | None = None, foreach: bool | None = None, **options: Any) -> None:
@@ -25,8 +25,9 @@ class _ForTimm(L3RS):
 def register_with_timm() -> None:
     """Lets `timm.optim.create_optimizer_v2` make L3RS under the name "l3rs".
 
-    Hand it the named parameters, or `param_group_fn=nn.Module.named_parameters` beside the model: of a model alone timm makes groups without
-    names, in which a specialist does not know its layers. `lr` is the multiplier, so leave it out, or at 1. `weight_decay` is that of `L3RS`.
+    Hand it the named parameters, or `param_group_fn=nn.Module.named_parameters` beside the model: of a model alone timm makes groups
+    without names, in which a specialist does not know its layers. `lr` is the multiplier, so leave it out, or at 1. `weight_decay` is that
+    of `L3RS`.
 
     Raises:
         ModuleNotFoundError: timm is not installed.
@@ -39,5 +40,5 @@ def register_with_timm() -> None:
     from timm.optim._optim_factory import OptimInfo, default_registry  # timm exports no function to register with
 
     if "l3rs" not in default_registry.list_optimizers():
-        about = "Learned Layer-wise Learning Rate Scheduler (arXiv 2408.09310), meta-trained; needs total_steps, and observe(loss) before each step"
-        default_registry.register(OptimInfo("l3rs", _ForTimm, about, has_eps=False))
+        about = "Learned Layer-wise Learning Rate Scheduler (arXiv 2408.09310): needs total_steps, and observe(loss) before each step"
+        default_registry.register(OptimInfo("l3rs", TimmL3RS, about, has_eps=False))

@@ -159,7 +159,8 @@ def test_what_is_no_loss_is_refused_where_it_is_observed() -> None:
 
 def test_a_schedule_that_sees_no_loss_takes_a_bare_step_and_notices_a_loss_that_is_not_finite() -> None:
     networks = [small_network() for _ in range(3)]
-    bare, told, watched = (L3RS(n.named_parameters(), 9, random_schedule(n, signals=("log_weight_norm", "log_grad_norm"))) for n in networks)
+    learned = random_schedule(networks[0], signals=("log_weight_norm", "log_grad_norm"))
+    bare, told, watched = (L3RS(n.named_parameters(), 9, learned) for n in networks)
     for k in range(4):
         losses = [backward(n, k) for n in networks]
         bare.step()

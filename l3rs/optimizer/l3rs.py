@@ -273,8 +273,9 @@ class L3RS(WatchesLoss):
         """Shows the decisions of the last step, one row a layer. Training pays nothing for it.
 
         Returns:
-            Columns `lambda`, in units of the schedule; `length`, the bound on the l2 norm of the update: lambda times unit times lr (0 in a
-            skipped step); and `mu_NAME` for each direction, which sum to 1. The index is the layer's name, or its number.
+            Columns `lambda`, in units of the schedule; `length`, the bound on the l2 norm of the update, weight decay aside: lambda times
+            unit times lr (0 in a skipped step); and `mu_NAME` for each direction, which sum to 1. The index is the layer's name, or its
+            number.
 
         Raises:
             RuntimeError: this object has taken no step with a gradient yet.

@@ -15,11 +15,12 @@ from torch.optim.optimizer import ParamsT
 from l3rs.learned.accumulators import State
 from l3rs.learned.mlp import Member, Rule
 from l3rs.learned.portions import Portions
-from l3rs.optimizer.arguments import Multipliers, evaluate, multiplier, one_number, plain
+from l3rs.optimizer.arguments import Multipliers, evaluate, multiplier, plain
+from l3rs.optimizer.observed import Losses, WatchesLoss
 from l3rs.optimizer.states import check_names, differences, fit, meta, name_of
 
 
-class LearnedRule(torch.optim.Optimizer):
+class LearnedRule(WatchesLoss):
     """What VeLO, Celo, Celo2 and small_fc_lopt share: groups, gradients that are not finite, saving and resuming.
 
     If any gradient, or the loss where it is watched, is not finite, the step changes nothing, and `skipped_steps` counts it; that this can
@@ -109,7 +110,8 @@ class LearnedRule(torch.optim.Optimizer):
 
         Args:
             closure: evaluates the model and returns the loss; called once.
-            loss: the loss of this step's batch, where there is no closure, for an optimizer that watches it.
+            loss: the loss of this step's batch, where there is no closure, for an optimizer that watches it. None takes what was given to
+                `observe`.
 
         Returns:
             What the closure returned, or None.
@@ -119,7 +121,8 @@ class LearnedRule(torch.optim.Optimizer):
         """
         self._multipliers.read(self.param_groups, stacklevel=7)
         result = evaluate(closure, type(self).__name__)
-        observed = self._observed(loss if loss is not None else result)
+        given = loss if loss is not None else result
+        observed = self._loss_of_step(given, type(self).__name__, needed=True) if self.watches_loss else None
         members = []
         for group in self.param_groups:
             for p in group["params"]:
@@ -136,20 +139,13 @@ class LearnedRule(torch.optim.Optimizer):
                 m.param.sub_(change.view(m.param.shape))
         for group in self.param_groups:
             group["step"] += 1
+        self._losses = Losses()
         return result
 
     @property
     def skipped_steps(self) -> int:
         """How many steps moved nothing, the loss or a gradient not being finite."""
         return max(int(group["skipped"]) for group in self.param_groups)
-
-    def _observed(self, loss: Tensor | float | None) -> Tensor | None:
-        if not self.watches_loss:
-            return None
-        name = type(self).__name__
-        if loss is None:
-            raise ValueError(f"{name} watches the loss: call step(loss=loss), or step(closure) with a closure that returns it")
-        return one_number(loss)
 
     def _finite(self, members: Sequence[Member], loss: Tensor | None) -> bool:
         ends = [end for m in members for end in torch.aminmax(m.g)]  # NaN if there is one

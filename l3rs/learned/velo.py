@@ -55,8 +55,9 @@ class VeLO(LearnedRule):
     Quirks that the published weights depend on are kept: one of the three layers that mix the tensors' features is computed for nothing
     (and so is left out), the deviation of r is taken from the mean of m, and the MLP is 100 times the mean of the mixed stack.
 
-    There is no learning rate to tune: `lr` multiplies the learned step and is 1. The loss has to be given: `step(loss=loss)`, or
-    `step(closure)`. The tensors that have a gradient see each other; so a head alone, the rest frozen, is as if there were no rest.
+    There is no learning rate to tune: `lr` multiplies the learned step and is 1. The loss has to be given: `step(loss=loss)`,
+    `step(closure)`, or `observe(loss)` before a bare step. The tensors that have a gradient see each other; so a head alone, the rest
+    frozen, is as if there were no rest.
 
     Args:
         params: parameters, or groups of them. A group may have its own lr and maximize.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 LONGEST = 2**63  # no run has as many steps, and no checkpoint or table of torch holds more
-SMALL = 0.01  # a multiplier below this was meant as a learning rate
+SMALL = 0.01  # a multiplier of this or less was meant as a learning rate
 
 
 def whole(value: Any) -> int:
@@ -72,7 +72,7 @@ class Multipliers:
             largest = math.inf if isinstance(lr, Tensor) else max(largest, lr, float(group.get("initial_lr", 0.0)))
         if step:
             self.largest = largest
-        if 0 < largest < SMALL and not self.told:
+        if 0 < largest <= SMALL and not self.told:
             self.told = True
             said = f"lr is {largest:g}: it multiplies the step that {self.name} has learned, and is 1 by default"
             warnings.warn(said, stacklevel=stacklevel)

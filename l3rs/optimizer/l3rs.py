@@ -17,9 +17,10 @@ from l3rs.controller.describe import layer_table
 from l3rs.directions import DIRECTIONS, direction
 from l3rs.directions.torch_optimizer import TorchOptimizerDirection
 from l3rs.extras import require
-from l3rs.optimizer.arguments import LONGEST, Multipliers, evaluate, multiplier, one_number, plain, whole
+from l3rs.optimizer.arguments import LONGEST, Multipliers, evaluate, multiplier, plain, whole
 from l3rs.optimizer.distributed import average_over_ranks, local
-from l3rs.optimizer.layers import Controller, Network, expected_states, finite
+from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, finite
+from l3rs.optimizer.observed import Losses, WatchesLoss
 from l3rs.optimizer.states import check_names, differences, name_of
 from l3rs.optimizer.tables import Tables, state_of
 from l3rs.schedules.find import SPECIALISTS, load, resolve
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class L3RS(torch.optim.Optimizer):
+class L3RS(WatchesLoss):
     """Learned Layer-wise Learning Rate Scheduler (arXiv 2408.09310).
 
     At step k each layer l, a parameter tensor, moves by
@@ -43,18 +44,22 @@ class L3RS(torch.optim.Optimizer):
     l3rs/optimizer/reference.py is the readable twin: the step as the paper has it, in plain loops. This class takes the same step fast,
     and tables.py keeps its books. docs/how-l3rs-decides.md walks through one step.
 
-    L3RS reads the loss: call `step(loss=loss)` or `step(closure)`. `torch.distributed` ranks average it, like gradients. If the loss or a
-    gradient is not finite, no layer moves in that step, the moments take in zeros, and `skipped_steps` counts it.
+    Most schedules see the loss: call `step(loss=loss)` or `step(closure)`, or `observe(loss)` where a trainer calls `step()`. Others take
+    a bare `step()`. `torch.distributed` ranks average the loss, like gradients. If the loss or a gradient is not finite, no layer moves
+    in that step, the moments take in zeros, and `skipped_steps` counts it.
 
     Args:
         params: `model.named_parameters()`, or parameters, or groups of either. A specialist needs names; a generalist does not. A group
-            may have its own `lr`, `maximize` and `total_steps`. A group added during the run shares the clock of the first group, unless
-            it sets its own `step`.
+            may have its own `lr`, `maximize`, `total_steps` and `weight_decay`. A group added during the run shares the clock of the first
+            group, unless it sets its own `step`.
         total_steps: K, the number of steps of the whole run. Later steps are decided as if at step K.
         learned: the learned schedule: `"auto"`, a shipped name, a path, a Hub id, or a `LearnedSchedule`. `"auto"` takes the shipped
             specialist whose layer names match, else the shipped generalist; `repr` says which.
         lr: multiplies every step, 1 by default; ordinary schedulers may drive `group["lr"]`.
         maximize: maximizes the loss instead of minimizing it.
+        weight_decay: decoupled, as of AdamW, with the layer's step in the place of a learning rate: after the step each layer is multiplied
+            by 1 - weight_decay * s. s is the root mean square of the step over the layer's elements: `length` in `decisions()`, over the
+            square root of their number.
         match: how layers find their learned numbers: by `"name"`, or by `"position"` among all parameters.
         fused: makes each of the two passes over the parameters one compiled kernel. None does so on CPU, for float32 parameters, if a C
             compiler was there at installation. On CUDA only True does (Triton).
@@ -81,6 +86,7 @@ class L3RS(torch.optim.Optimizer):
         lr: float | Tensor = 1.0,
         *,
         maximize: bool = False,
+        weight_decay: float = 0.0,
         match: str = "name",
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
@@ -89,7 +95,8 @@ class L3RS(torch.optim.Optimizer):
             raise ValueError(f"match must be 'name' or 'position' (got {match!r})")
         self.learned: LearnedSchedule | None = None  # until super().__init__ has sorted the parameters into groups
         self.match, self.fused, self.process_group = match, fused, process_group
-        super().__init__(params, {"lr": lr, "maximize": maximize, "total_steps": total_steps, "step": 0, "skipped": 0})
+        chosen = {"lr": lr, "maximize": maximize, "weight_decay": weight_decay, "total_steps": total_steps}
+        super().__init__(params, {**chosen, "step": 0, "skipped": 0})
         self.learned = learned if isinstance(learned, LearnedSchedule) else resolve(learned, self._names() or [], match)
         self._prepare()
         self._multipliers.read(self.param_groups, stacklevel=3, step=False)
@@ -171,10 +178,13 @@ class L3RS(torch.optim.Optimizer):
         number = multiplier(lr)
         if not isinstance(number, Tensor) and math.isnan(number):
             raise ValueError(f"lr must be a finite number of at least 0 (got {lr!r}): it multiplies the learned steps, and is 1 by default")
+        decay = float(multiplier(group["weight_decay"]))
+        if math.isnan(decay):
+            raise ValueError(f"weight_decay must be a finite number of at least 0 (got {group['weight_decay']!r})")
         for p in group["params"]:
             if not p.is_floating_point():
                 raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; L3RS steps real floating parameters")
-        group["total_steps"], group["lr"] = whole(steps), number
+        group["total_steps"], group["lr"], group["weight_decay"] = whole(steps), number, decay
 
     def __repr__(self) -> str:
         assert self.learned is not None
@@ -194,23 +204,21 @@ class L3RS(torch.optim.Optimizer):
 
         Args:
             closure: evaluates the model and returns the loss; called once, as in every optimizer.
-            loss: the loss of this step's batch, if there is no closure; unscaled, and the mean over accumulated batches.
+            loss: the loss of this step's batch, if there is no closure; unscaled, and the mean over accumulated batches. None takes what
+                was given to `observe`.
 
         Returns:
             The closure's loss, or None.
 
         Raises:
-            ValueError: there is neither a closure nor a loss, and the schedule sees it; the loss is not one number, a gradient is sparse,
-                or a layer was resized. Nothing has changed then.
+            ValueError: the schedule sees the loss, and there is none; the loss is not one number, a gradient is sparse, or a layer was
+                resized. Nothing has changed then.
             TypeError: the loss stands in the closure's place.
         """
         self._multipliers.read(self.param_groups, stacklevel=7)
         result = evaluate(closure, "L3RS")
-        observed = loss if loss is not None else result
         sees_loss = self._controller.config.sees_loss
-        if observed is None and sees_loss:
-            raise ValueError("L3RS watches the loss: call step(loss=loss), or step(closure) with a closure that returns it")
-        observed = None if observed is None else one_number(observed)
+        observed = self._loss_of_step(loss if loss is not None else result, "L3RS", sees_loss)
         active = self._tables.active(self.param_groups, self.state)
         self._warn_past_the_end()
         if active:
@@ -223,9 +231,19 @@ class L3RS(torch.optim.Optimizer):
             for layers, grads, lr, sign in active:
                 seen = cast(Tensor, observed).to(layers.device) * sign if sees_loss else None
                 layers.step(grads, seen, ok.to(layers.device), lr)
+                self._decay(layers)
         for group in self.param_groups:
             group["step"] += 1
+        self._losses = Losses()
         return result
+
+    def _decay(self, layers: Layers) -> None:
+        """Decays the weights of the layers of a device by their step."""
+        decays = [group["weight_decay"] for group in self.param_groups]
+        if any(decays):
+            assert layers.decided is not None
+            factors = 1 - layers.spread(decays) * layers.decided.lengths / layers.root_numel
+            torch._foreach_mul_([local(self._tables.params[i]) for i in layers.where], list(factors.unbind()))
 
     def _warn_past_the_end(self) -> None:
         past = [group["total_steps"] for group in self.param_groups if group["step"] >= group["total_steps"]]
@@ -255,8 +273,9 @@ class L3RS(torch.optim.Optimizer):
         """Shows the decisions of the last step, one row a layer. Training pays nothing for it.
 
         Returns:
-            Columns `lambda`, in units of the schedule; `length`, the bound on the l2 norm of the update: lambda times unit times lr (0 in a
-            skipped step); and `mu_NAME` for each direction, which sum to 1. The index is the layer's name, or its number.
+            Columns `lambda`, in units of the schedule; `length`, the bound on the l2 norm of the update, weight decay aside: lambda times
+            unit times lr (0 in a skipped step); and `mu_NAME` for each direction, which sum to 1. The index is the layer's name, or its
+            number.
 
         Raises:
             RuntimeError: this object has taken no step with a gradient yet.
@@ -324,5 +343,7 @@ class L3RS(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({"process_group": None, **state})  # process groups belong to a process
+        for group in self.param_groups:
+            group.setdefault("weight_decay", 0.0)  # of states that are older than it
         if "learned" in state:
             self._prepare()

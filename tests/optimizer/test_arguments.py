@@ -105,6 +105,8 @@ def test_an_lr_that_is_meant_as_a_learning_rate_is_told_once() -> None:
         optimizer = L3RS(network.named_parameters(), 20, "icons-generalist", lr=1e-3)
     assert said[0].filename == __file__
     train(network, optimizer, range(2))  # warnings are errors here
+    with pytest.warns(UserWarning, match=r"lr is 0\.01:"):  # the default of skorch
+        L3RS(network.named_parameters(), 20, "icons-generalist", lr=0.01)
     with pytest.warns(UserWarning, match="it multiplies the step that VeLO has learned"):
         VeLO(network.parameters(), theta.random(VeLO.FORM.shapes, 0), 20, lr=1e-3)
     Celo2(network.parameters(), theta.random(SHAPES, 0), lr=1e-3)  # is a learning rate

@@ -153,20 +153,21 @@ def hybrid(rank: int, folder: Path) -> dict[str, Tensor]:
     from torch.distributed.fsdp import fully_shard
 
     network = fully_shard(Dense(), mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
-    optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule())
+    optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule(), weight_decay=10.0)
     for k in range(5):
         inputs, labels = share(k, rank, 4)
         optimizer.zero_grad()
         loss = F.cross_entropy(network(inputs), labels)
+        optimizer.observe(loss)
         loss.backward()
-        optimizer.step(loss=loss)
+        optimizer.step()
     return {name: p.full_tensor().detach() for name, p in network.named_parameters()}
 
 
 def test_hybrid_sharding_is_that_of_one_process(tmp_path: Path) -> None:
-    """Two replicas of two shards: norms are summed over shards, and not over replicas."""
+    """Two replicas of two shards: norms are summed over shards, and not over replicas. Losses are observed, and weights decay."""
     network = Dense()
-    optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule())
+    optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule(), weight_decay=10.0)
     for k in range(5):
         inputs, labels = batch(k)
         optimizer.zero_grad()

@@ -6,10 +6,13 @@ import l3rs  # isort: skip  (before timm)
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from timm.optim import create_optimizer_v2
+from conftest import backward, equal, random_schedule, small_network, train, weights
+from timm.optim import create_optimizer_v2, optimizer_kwargs
 from torch import Tensor, nn
 
 from l3rs import L3RS
@@ -97,18 +100,71 @@ def test_rosenbrock(scheduled: bool) -> None:
     assert (p - 1).norm().item() < start
 
 
-def test_timms_factory_makes_it_once_it_is_registered() -> None:
+@pytest.fixture
+def resnet() -> nn.Module:
     l3rs.register_with_timm()
     l3rs.register_with_timm()  # twice does no harm
-    network = pretrained(5)
-    without_names = "icons-resnet34 knows 110 layers by name"
-    with pytest.warns(UserWarning, match=without_names):
-        assert "icons-generalist" in repr(create_optimizer_v2(network, "l3rs", total_steps=10))
-    specialist = create_optimizer_v2(network.named_parameters(), "l3rs", lr=0.5, total_steps=10)
-    assert isinstance(specialist, L3RS)
-    assert "icons-resnet34" in repr(specialist)
-    assert specialist.param_groups[0]["lr"] == 0.5
-    with pytest.raises(ValueError, match=r"weight_decay must be 0, .*\(got 0\.05\)"):
-        create_optimizer_v2(network.named_parameters(), "l3rs", weight_decay=0.05, total_steps=10)
-    with pytest.warns(UserWarning, match=without_names), pytest.raises(ValueError, match=r"weight_decay must be 0, .*\(got 0\.05\)"):
-        create_optimizer_v2(network, "l3rs", weight_decay=0.05, total_steps=10)
+    return pretrained(5)
+
+
+def test_timms_factory_makes_it_once_it_is_registered(resnet: nn.Module) -> None:
+    with pytest.warns(UserWarning, match="icons-resnet34 knows 110 layers by name"):
+        assert "icons-generalist" in repr(create_optimizer_v2(resnet, "l3rs", total_steps=10))
+    for specialist in (
+        create_optimizer_v2(resnet.named_parameters(), "l3rs", lr=0.5, total_steps=10),
+        create_optimizer_v2(resnet, "l3rs", lr=0.5, param_group_fn=nn.Module.named_parameters, total_steps=10),
+    ):
+        assert isinstance(specialist, L3RS)
+        assert "icons-resnet34" in repr(specialist)
+        assert specialist.param_groups[0]["lr"] == 0.5
+
+
+def test_timms_factory_is_told_what_it_left_out_or_meant_for_adam(resnet: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"create_optimizer_v2\(\.\.\., total_steps=1000\), opt_args .*--opt-kwargs total_steps=1000"):
+        create_optimizer_v2(resnet.named_parameters(), "l3rs")
+    with pytest.warns(UserWarning, match=r"lr is 0\.001: it multiplies the step"):
+        create_optimizer_v2(resnet.named_parameters(), "l3rs", lr=1e-3, total_steps=10)
+    config = SimpleNamespace(opt="l3rs", lr=1.0, weight_decay=0.0, momentum=0.9, opt_args={"total_steps": 10})
+    assert create_optimizer_v2(resnet.named_parameters(), **optimizer_kwargs(config)).param_groups[0]["total_steps"] == 10
+
+
+def test_timms_factory_gives_weight_decay_to_kernels_alone(resnet: nn.Module) -> None:
+    with pytest.warns(UserWarning, match="icons-resnet34 knows 110 layers by name"):
+        biases, kernels = create_optimizer_v2(resnet, "l3rs", weight_decay=0.05, total_steps=10).param_groups
+    assert [biases["weight_decay"], kernels["weight_decay"]] == [0.0, 0.05]
+    assert {p.dim() for p in biases["params"]} == {1}
+
+
+def test_weight_decay_shrinks_a_layer_by_its_step() -> None:
+    networks = [small_network() for _ in range(3)]
+    learned = random_schedule(networks[0])
+    groups = [{"params": [p], "weight_decay": 100.0 * (i < 3)} for i, p in enumerate(networks[1].named_parameters())]
+    plain, decayed = L3RS(networks[0].named_parameters(), 5, learned), L3RS(groups, 5, learned)
+    none = L3RS(networks[2].named_parameters(), 5, learned, weight_decay=0.0)
+    for optimizer, network in zip((plain, decayed, none), networks, strict=True):
+        train(network, optimizer, range(1))
+    assert equal(weights(networks[0]), weights(networks[2]))
+    lengths = plain.decisions()["length"]
+    assert list(decayed.decisions()["length"]) == list(lengths)
+    for i, (p, q) in enumerate(zip(networks[0].parameters(), networks[1].parameters(), strict=True)):
+        factor = 1 - 100 * lengths.iloc[i] / p.numel() ** 0.5 if i < 3 else 1.0
+        assert factor < 0.9 or i >= 3
+        torch.testing.assert_close(q, p * factor)
+    before = weights(networks[1])
+    backward(networks[1], 1)
+    decayed.step(loss=float("nan"))
+    assert equal(before, weights(networks[1]))
+
+
+def test_weight_decay_is_a_number_that_older_states_lack() -> None:
+    network = small_network()
+    for wrong in (-0.1, float("nan"), "0.1", None):
+        with pytest.raises(ValueError, match="weight_decay must be a finite number of at least 0"):
+            L3RS(network.named_parameters(), 5, weight_decay=wrong)  # type: ignore[arg-type]
+    optimizer = L3RS(network.named_parameters(), 5, weight_decay=np.float32(0.5))
+    assert type(optimizer.param_groups[0]["weight_decay"]) is float
+    older = optimizer.state_dict()
+    del older["param_groups"][0]["weight_decay"]
+    optimizer.load_state_dict(older)
+    train(network, optimizer, range(1))
+    assert optimizer.param_groups[0]["weight_decay"] == 0.0

@@ -1,0 +1,88 @@
+"""The loss of a step, handed over before it: for trainers that call `step()` themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.optim.optimizer import ParamsT
+
+from l3rs.optimizer.arguments import one_number
+
+
+class Losses:
+    """What was observed since the last step.
+
+    It is an object that changes, and an attribute of the optimizer rather than of its class: wrappers that imitate the class, such as that
+    of Lightning Fabric, have the methods of the optimizer as their own, and find this by `__getattr__`.
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+        self.zeroed = False  # the gradients, since the last was seen
+
+    def add(self, loss: Any) -> None:
+        """Takes in one more; those before `zero_grad` belong to gradients that no step has used."""
+        checked = one_number(loss).clone()  # trainers divide losses in place
+        self.seen = [*([] if self.zeroed else self.seen), checked if checked.is_floating_point() else checked.float()]
+        self.zeroed = False
+
+    def mean(self) -> Tensor | None:
+        """Their mean, (); None if there are none."""
+        if len(self.seen) < 2:
+            return self.seen[0] if self.seen else None
+        return torch.stack([loss.to(self.seen[0]) for loss in self.seen]).mean()
+
+
+class WatchesLoss(torch.optim.Optimizer):
+    """An optimizer whose steps may be told their loss beforehand."""
+
+    _losses: Losses
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        self._losses = Losses()
+        super().__init__(params, defaults)
+
+    @_disable_dynamo
+    def observe(self, loss: Tensor | float) -> None:
+        """Hands over the loss of a batch before the step that it belongs to, where a trainer calls `step()` itself.
+
+        Call it once for each batch, with the unscaled mean over the batch. Where gradients are accumulated, the step sees the mean of what
+        was observed since the last step. A loss that `step` itself is given, also by a closure, comes first.
+
+        What belongs to no step is passed over: the losses of evaluation, which is where gradients are switched off (`torch.no_grad`), and,
+        once `zero_grad` was called and another loss is observed, that of a step which a gradient scaler skipped.
+
+        Raises:
+            ValueError: the loss is not one number.
+        """
+        if torch.is_grad_enabled():
+            self._losses.add(loss)
+
+    @_disable_dynamo
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As of every optimizer."""
+        self._losses.zeroed = True
+        super().zero_grad(set_to_none)
+
+    def _loss_of_step(self, given: Any, name: str, needed: bool) -> Tensor | None:
+        """The loss that `step` was given, else the mean of what was observed, (). Raises ValueError if `name` needs one and has none."""
+        if given is not None:
+            return one_number(given)
+        observed = self._losses.mean()
+        if observed is None and needed:
+            raise ValueError(
+                f"{name} watches the loss: call step(loss=loss) or step(closure), or observe(loss) before a step() that a trainer calls"
+            )
+        return observed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_losses": self._losses}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"_losses": Losses(), **state})  # a state that is loaded is of a moment between two steps
+
+
+__all__ = ["Losses", "WatchesLoss"]

@@ -1,0 +1,203 @@
+"""The loss handed over before the step, where a trainer calls `step()`: once, several times, never, or for another step."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import backward, batch, equal, random_schedule, small_network, train, weights
+from test_states import OPTIMIZERS, Make
+from torch import nn
+from torch.nn import functional as F
+
+from l3rs import L3RS
+
+watches_loss = pytest.mark.parametrize("make", [OPTIMIZERS[name] for name in ("L3RS", "VeLO")], ids=["L3RS", "VeLO"])
+
+
+def trained(make: Make, *losses: Any) -> list[torch.Tensor]:
+    """The weights after a step for each of these losses, with the gradients of the batches."""
+    network = small_network()
+    optimizer = make(network.named_parameters())
+    for k, loss in enumerate(losses):
+        backward(network, k)
+        optimizer.step(loss=loss)  # type: ignore[call-arg]
+    return weights(network)
+
+
+@watches_loss
+def test_an_observed_loss_is_that_of_the_step(make: Make) -> None:
+    plain, network = small_network(), small_network()
+    train(plain, make_plain := make(plain.named_parameters()), range(4))
+    optimizer: Any = make(network.named_parameters())
+    for k in range(4):
+        loss = backward(network, k)
+        optimizer.observe(loss)
+        loss.detach().div_(7)  # as trainers do that accumulate gradients
+        optimizer.step()
+    assert equal(weights(plain), weights(network))
+    assert not equal(weights(plain), trained(make, 9.0, 9.0, 1.0, 9.0))  # the loss matters
+    assert make_plain.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+
+
+@watches_loss
+def test_no_loss_is_told_in_one_line_that_names_both_ways(make: Make) -> None:
+    network = small_network()
+    optimizer: Any = make(network.named_parameters())
+    told = r"^\w+ watches the loss: call step\(loss=loss\) or step\(closure\), or observe\(loss\) before a step\(\) that a trainer calls$"
+    optimizer.observe(backward(network, 0))
+    optimizer.step()
+    before = weights(network)
+    for step in (optimizer.step, lambda: optimizer.step(lambda: None)):  # the loss of the step before is not that of this one
+        with pytest.raises(ValueError, match=told):
+            step()
+    assert equal(before, weights(network))
+    assert optimizer.param_groups[0]["step"] == 1
+
+
+@watches_loss
+def test_several_losses_before_a_step_are_their_mean(make: Make) -> None:
+    network = small_network()
+    optimizer: Any = make(network.named_parameters())
+    for k, parts in enumerate([(1, 2.0, torch.tensor(6.0, dtype=torch.float64)), (torch.tensor([[4]]),)]):
+        backward(network, k)
+        for part in parts:
+            optimizer.observe(part)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert equal(weights(network), trained(make, 3.0, 4.0))
+
+
+@watches_loss
+def test_what_step_is_given_comes_first_and_is_for_one_step(make: Make) -> None:
+    network = small_network()
+    optimizer: Any = make(network.named_parameters())
+    backward(network, 0)
+    optimizer.observe(9.0)
+    optimizer.step(loss=1.0)
+    optimizer.observe(9.0)
+    optimizer.step(lambda: backward(network, 1) * 0 + 2.0)
+
+    def closure() -> None:
+        backward(network, 2)
+        optimizer.observe(3.0)
+
+    optimizer.step(closure)
+    assert equal(weights(network), trained(make, 1.0, 2.0, 3.0))
+
+
+@watches_loss
+def test_a_loss_in_evaluation_is_of_no_step(make: Make) -> None:
+    network = small_network()
+    optimizer: Any = make(network.named_parameters())
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            optimizer.observe(9.0)
+    backward(network, 0)
+    optimizer.observe(1.0)
+    optimizer.step()
+    assert equal(weights(network), trained(make, 1.0))
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["observe, zero_grad, backward", "zero_grad, observe, backward"])
+def test_the_loss_of_a_step_that_a_scaler_skipped_is_dropped(late: bool) -> None:
+    networks = [small_network(), small_network()]
+    optimizer, reference = (L3RS(n.named_parameters(), 5, random_schedule(n)) for n in networks)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for k in range(4):
+        loss = F.cross_entropy(networks[0](batch(k)[0]), batch(k)[1])
+        if late:
+            optimizer.zero_grad()
+        optimizer.observe(loss)
+        if not late:
+            optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        if k == 1:
+            networks[0][4].weight.grad[0, 0] = float("inf")
+        scaler.step(optimizer)
+        scaler.update()
+        if k != 1:
+            reference.step(loss=backward(networks[1], k))
+        else:
+            networks[1](batch(k)[0])  # whose BatchNorm sees the batch
+    assert equal(weights(networks[0]), weights(networks[1]))
+
+
+@watches_loss
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
+def test_a_copy_has_what_was_observed_and_a_loaded_state_has_not(make: Make, clone: Callable[[Any], Any]) -> None:
+    network = small_network()
+    optimizer: Any = make(network.named_parameters())
+    train(network, optimizer, range(1))
+    loss = backward(network, 1)
+    optimizer.observe(loss)
+    other_network, other = clone((network, optimizer))
+    for p, q in zip(other_network.parameters(), network.parameters(), strict=True):
+        p.grad = q.grad.clone()
+    other.step()
+    optimizer.step()
+    assert equal(weights(network), weights(other_network))
+    other.observe(loss)
+    other.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match="observe"):
+        other.step()
+
+
+def test_what_is_no_loss_is_refused_where_it_is_observed() -> None:
+    network = small_network()
+    for make in OPTIMIZERS.values():
+        optimizer: Any = make(network.named_parameters())
+        with pytest.raises(ValueError, match=r"the loss must be one number, .*\(got shape \(2,\)\)"):
+            optimizer.observe(torch.ones(2))
+        with pytest.raises(ValueError, match=r"the loss must be one number, .*\(got dict\)"):
+            optimizer.observe({})
+
+
+def test_a_schedule_that_sees_no_loss_takes_a_bare_step_and_notices_a_loss_that_is_not_finite() -> None:
+    networks = [small_network() for _ in range(3)]
+    learned = random_schedule(networks[0], signals=("log_weight_norm", "log_grad_norm"))
+    bare, told, watched = (L3RS(n.named_parameters(), 9, learned) for n in networks)
+    for k in range(4):
+        losses = [backward(n, k) for n in networks]
+        bare.step()
+        told.step(loss=losses[1] * 7)
+        watched.observe(losses[2] * -7)
+        watched.step()
+    assert equal(weights(networks[0]), weights(networks[1]))
+    assert equal(weights(networks[0]), weights(networks[2]))
+    watched.observe(backward(networks[2], 4) * float("nan"))
+    watched.step()
+    assert equal(weights(networks[0]), weights(networks[2]))
+    with pytest.warns(UserWarning, match="nothing in 1 step,"):
+        assert watched.skipped_steps == 1
+
+
+def test_a_wrapper_that_imitates_the_class_hands_the_loss_to_the_optimizer_in_it() -> None:
+    """As those of Lightning do: it has the methods of the optimizer, and not its attributes."""
+
+    class Wrapper:
+        def __init__(self, optimizer: L3RS) -> None:
+            self.optimizer = optimizer
+            self.__class__ = type("Wrapped", (Wrapper, L3RS), {})
+
+        def step(self) -> None:
+            self.optimizer.step()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.optimizer, name)
+
+    network: nn.Module = small_network()
+    wrapper: Any = Wrapper(L3RS(network.named_parameters(), 20, "icons-generalist"))
+    for k in range(2):
+        wrapper.observe(9.0)
+        wrapper.zero_grad()
+        loss = backward(network, k)
+        wrapper.observe(loss)
+        wrapper.step()
+    plain = small_network()
+    train(plain, L3RS(plain.named_parameters(), 20, "icons-generalist"), range(2))
+    assert equal(weights(plain), weights(network))

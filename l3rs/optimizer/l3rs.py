@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast, overload
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from l3rs.optimizer.arguments import LONGEST, Multipliers, evaluate, multiplier,
 from l3rs.optimizer.distributed import average_over_ranks, local
 from l3rs.optimizer.layers import Controller, Network, expected_states, finite
 from l3rs.optimizer.states import check_names, differences, name_of
-from l3rs.optimizer.tables import Tables, state_of
+from l3rs.optimizer.tables import Active, Tables, state_of
 from l3rs.schedules.find import SPECIALISTS, load, resolve
 from l3rs.schedules.schedule import LearnedSchedule
 
@@ -207,25 +207,28 @@ class L3RS(torch.optim.Optimizer):
         self._multipliers.read(self.param_groups, stacklevel=7)
         result = evaluate(closure, "L3RS")
         observed = loss if loss is not None else result
-        sees_loss = self._controller.config.sees_loss
-        if observed is None and sees_loss:
+        if observed is None and self._controller.config.sees_loss:
             raise ValueError("L3RS watches the loss: call step(loss=loss), or step(closure) with a closure that returns it")
         observed = None if observed is None else one_number(observed)
         active = self._tables.active(self.param_groups, self.state)
         self._warn_past_the_end()
         if active:
-            device = active[0].layers.device
             if observed is not None:
-                observed = average_over_ranks(observed.float().to(device), self.process_group)
-            ok = torch.ones((), dtype=torch.bool, device=device) if observed is None else observed.isfinite()
-            if len(active) > 1:  # no device moves if there is something wrong on another
-                ok = torch.stack([ok, *(finite(a.grads).to(device) for a in active)]).all()
-            for layers, grads, lr, sign in active:
-                seen = cast(Tensor, observed).to(layers.device) * sign if sees_loss else None
-                layers.step(grads, seen, ok.to(layers.device), lr)
+                observed = average_over_ranks(observed, active[0].layers.device, self.process_group)
+            ok = self._all_finite(active, observed) if len(active) > 1 else None
+            lrs, signs = [group["lr"] for group in self.param_groups], [-1.0 if group["maximize"] else 1.0 for group in self.param_groups]
+            for layers, grads in active:
+                layers.step(grads, observed, None if ok is None else ok.to(layers.device), lrs, signs)
         for group in self.param_groups:
             group["step"] += 1
         return result
+
+    @staticmethod
+    def _all_finite(active: Sequence[Active], loss: Tensor | None) -> Tensor:
+        """Whether the loss and all gradients are finite: no device moves if there is something wrong on another."""
+        device = active[0].layers.device
+        each = [finite(grads).to(device) for _, grads in active]
+        return torch.stack(each if loss is None else [loss.float().isfinite().to(device), *each]).all()
 
     def _warn_past_the_end(self) -> None:
         past = [group["total_steps"] for group in self.param_groups if group["step"] >= group["total_steps"]]

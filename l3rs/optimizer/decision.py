@@ -199,15 +199,25 @@ class Decision:
             if sizes.pair is not None:
                 size_kind[sizes.is_weights] = OF_THE_HEAD
         tensors = {
-            **{"steps": self.steps, "ema": self.averages.values, "clock": self.clock, "group": self.group, "root_numel": self.root_numel},
-            **{"factors": self.averages.factors, "totals": self.time.totals, "points": self.time.points, "absolute": self.time.absolute},
+            "steps": self.steps,
+            "ema": self.averages.values,
+            "clock": self.clock,
+            "group": self.group,
+            "root_numel": self.root_numel,
+            "factors": self.averages.factors,
+            "totals": self.time.totals,
+            "points": self.time.points,
+            "absolute": self.time.absolute,
             "log_factors": torch.tensor([math.log(g) if g > 0 else -math.inf for g in c.ema_factors], dtype=torch.float64),
             "unit": units[c.unit] if sizes is None or c.unit != "size" else sizes.multiplier,
             "size_kind": size_kind,
             "size_row": size_kind if sizes is None else sizes.rows,
             "size_floor": ones if sizes is None else sizes.floor,
             "size_constant": ones if sizes is None else sizes.constants,
-            **{"constants": constants, "lam": torch.zeros_like(ones), "lengths": torch.zeros_like(ones), **self.mlp},
+            "constants": constants,
+            "lam": torch.zeros_like(ones),
+            "lengths": torch.zeros_like(ones),
+            **self.mlp,
             "mu": self.steps.new_zeros(layers, len(c.directions)),
         }
         tensors = {name: t.to(self.device).contiguous() for name, t in tensors.items()}
@@ -224,12 +234,23 @@ def _check(tables: DecisionTables) -> None:
     layers, outputs = (f["layers"],), 1 + f["directions"]
     shapes: Mapping[str, tuple[int, ...]] = {
         **dict.fromkeys(("steps", "group", "root_numel", "unit", "size_kind", "size_row", "size_floor", "size_constant"), layers),
-        **{"lam": layers, "lengths": layers, "mu": (*layers, f["directions"]), "constants": (*layers, f["constants"])},
-        **{"ema": (*layers, f["signals"], f["factors"]), "factors": (f["factors"],), "log_factors": (f["factors"],)},
-        **{"clock": (f["groups"],), "totals": (f["groups"],), "points": (f["points"],), "absolute": (f["groups"], f["scales"])},
-        **{"w1": (*each, f["hidden1"], f["inputs"]), "b1": (*each, f["hidden1"])},
-        **{"w2": (*each, f["hidden2"], f["hidden1"]), "b2": (*each, f["hidden2"])},
-        **{"w3": (*each, outputs, f["hidden2"]), "b3": (*each, outputs)},
+        "lam": layers,
+        "lengths": layers,
+        "mu": (*layers, f["directions"]),
+        "constants": (*layers, f["constants"]),
+        "ema": (*layers, f["signals"], f["factors"]),
+        "factors": (f["factors"],),
+        "log_factors": (f["factors"],),
+        "clock": (f["groups"],),
+        "totals": (f["groups"],),
+        "points": (f["points"],),
+        "absolute": (f["groups"], f["scales"]),
+        "w1": (*each, f["hidden1"], f["inputs"]),
+        "b1": (*each, f["hidden1"]),
+        "w2": (*each, f["hidden2"], f["hidden1"]),
+        "b2": (*each, f["hidden2"]),
+        "w3": (*each, outputs, f["hidden2"]),
+        "b3": (*each, outputs),
     }
     places = {"group": f["groups"], "size_row": f["layers"], "size_kind": OF_THE_HEAD + 1}
     for name, shape in shapes.items():

@@ -19,6 +19,7 @@ from l3rs.directions.torch_optimizer import TorchOptimizerDirection
 from l3rs.extras import require
 from l3rs.optimizer.arguments import LONGEST, Multipliers, evaluate, multiplier, one_number, plain, whole
 from l3rs.optimizer.distributed import average_over_ranks, local
+from l3rs.optimizer.kernels import choice
 from l3rs.optimizer.layers import Controller, Network, expected_states, finite
 from l3rs.optimizer.states import check_names, differences, name_of
 from l3rs.optimizer.tables import Active, Tables, state_of
@@ -56,8 +57,8 @@ class L3RS(torch.optim.Optimizer):
         lr: multiplies every step, 1 by default; ordinary schedulers may drive `group["lr"]`.
         maximize: maximizes the loss instead of minimizing it.
         match: how layers find their learned numbers: by `"name"`, or by `"position"` among all parameters.
-        fused: makes each of the two passes over the parameters one compiled kernel. None does so on CPU, for float32 parameters, if a C
-            compiler was there at installation. On CUDA only True does (Triton).
+        fused: takes the step in compiled code, for float32 parameters. None does so where it can: on CPU, if a C compiler was there at
+            installation, and on CUDA by Triton. False takes torch operations; True refuses them. `repr` says which runs.
         process_group: the ranks that train together; None is all. Give a group of one if each rank trains on its own.
 
     Raises:
@@ -178,7 +179,12 @@ class L3RS(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         assert self.learned is not None
-        return f"L3RS(learned={self.learned.name!r}, {len(self.learned.theta)} meta-parameters)\n{super().__repr__()}"
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for p in (p for group in self.param_groups for p in group["params"]):
+            by_device.setdefault(p.device, []).append(local(p))
+        directions, config = self._controller.directions, self.learned.config
+        forms = ", ".join(f"{choice(some, directions, config, self.fused)} on {device}" for device, some in by_device.items())
+        return f"L3RS(learned={self.learned.name!r}, {len(self.learned.theta)} meta-parameters, step: {forms})\n{super().__repr__()}"
 
     # -- the step ----------------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """How a step is taken: in three launches of Triton on CUDA, in C on CPU, and in torch operations everywhere else.
 
-All three take the same step; `form` says which one fits, and why no other does.
+All three take the same step; `why_not_compiled` says when it is the last.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ def why_not_compiled(params: Sequence[Tensor], directions: Mapping[str, Directio
     return unusable(params[0].device)
 
 
+def choice(params: Sequence[Tensor], directions: Mapping[str, Direction], config: L3RSConfig, fused: bool | None) -> str:
+    """What steps these parameters of one device: `C`, `Triton` or `torch operations`."""
+    if fused is False or why_not_compiled(params, directions, config) is not None:
+        return ForeachKernel.name
+    return (NativeKernel if params[0].device.type == "cpu" else TritonKernel).name
+
+
 def choose(
     params: Sequence[Tensor],
     states: Sequence[dict[str, Tensor]],
@@ -58,4 +65,4 @@ def choose(
     return ForeachKernel(params, states, directions, constants, reduce)
 
 
-__all__ = ["ForeachKernel", "Kernel", "NativeKernel", "Norms", "TritonKernel", "choose", "why_not_compiled"]
+__all__ = ["ForeachKernel", "Kernel", "NativeKernel", "Norms", "TritonKernel", "choice", "choose", "why_not_compiled"]

@@ -160,8 +160,11 @@ class NativeKernel:
         size = f["layers"] * f["inputs"] + f["hidden1"] + f["hidden2"] + f["points"] + f["scales"] + 2 * f["factors"]
         self.tables = {
             **tables.tensors,
-            **{"rates": torch.zeros(2, f["groups"], dtype=torch.float32), "sums": self.whole, "scales": self.scales},
-            **{"skipped": self.decision.skipped, "work": torch.zeros(size, dtype=torch.float32)},
+            "rates": torch.zeros(2, f["groups"], dtype=torch.float32),
+            "sums": self.whole,
+            "scales": self.scales,
+            "skipped": self.decision.skipped,
+            "work": torch.zeros(size, dtype=torch.float32),
         }
         for name in FORM:
             setattr(decide, name, f[name])

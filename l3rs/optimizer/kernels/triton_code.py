@@ -153,7 +153,7 @@ def move(
 ):  # fmt: skip
     """The second pass: the update and the moments. Advances the clock too, which every program of `decide` reads."""
     if tl.program_id(0) == 0:
-        for group in range(0, groups):
+        for group in range(groups):
             tl.store(clock + group, tl.load(clock + group) + 1.0)
         tl.store(skipped, tl.load(skipped) + tl.where(tl.load(good) != 0, 0, 1))
     _pass(
@@ -242,7 +242,7 @@ def _features(
     f = tl.arange(0, INPUTS)
     x = tl.zeros((INPUTS,), tl.float32)
     if N_SIGNALS * FACTORS > 0:
-        here = f < N_SIGNALS * FACTORS
+        averaged = f < N_SIGNALS * FACTORS
         signal, factor = f // FACTORS, f % FACTORS
         seen = tl.zeros((INPUTS,), tl.float32)
         for k in tl.static_range(N_SIGNALS):
@@ -254,23 +254,24 @@ def _features(
             if ((SIGNALS >> (2 * k)) & 3) == 3:
                 value = tl.log(size * grads + floor) / scale
             seen = tl.where(signal == k, value, seen)
-        g = tl.load(factors + factor, mask=here, other=0.0)
-        log_g = tl.load(log_factors + factor, mask=here, other=0.0)
+        g = tl.load(factors + factor, mask=averaged, other=0.0)
+        log_g = tl.load(log_factors + factor, mask=averaged, other=0.0)
         n = count.to(tl.float64)
         n_before = tl.where(n > 1.0, n - 1.0, 1.0)
         at = ema + layer * N_SIGNALS * FACTORS + f
-        old = tl.load(at, mask=here, other=0.0)
-        before = old / tl.where(here, _correction(log_g, n_before), 1.0).to(tl.float32)
+        old = tl.load(at, mask=averaged, other=0.0)
+        before = old / tl.where(averaged, _correction(log_g, n_before), 1.0).to(tl.float32)
         new = g * old + (1.0 - g) * tl.where(good, seen, before)  # averages of a step that is given up take in themselves
-        tl.store(at, new, mask=here)
-        x = tl.where(here, new / tl.where(here, _correction(log_g, n), 1.0).to(tl.float32), 0.0)
+        tl.store(at, new, mask=averaged)
+        x = tl.where(averaged, new / tl.where(averaged, _correction(log_g, n), 1.0).to(tl.float32), 0.0)
     t = f - N_SIGNALS * FACTORS
     total = tl.load(totals + group)
     progress = tl.minimum(tl.load(clock + group) / total, 1.0)
-    point = tl.load(points + t, mask=(t >= 0) & (t < POINTS), other=0.0)
-    x = tl.where((t >= 0) & (t < POINTS), _tanh(tl.load(numbers) * (progress - point)), x)
+    here = (t >= 0) & (t < POINTS)
+    x = tl.where(here, _tanh(tl.load(numbers) * (progress - tl.load(points + t, mask=here, other=0.0))), x)
     t -= POINTS
-    x = tl.where((t >= 0) & (t < SCALES), tl.load(absolute + group * SCALES + t, mask=(t >= 0) & (t < SCALES), other=0.0), x)
+    here = (t >= 0) & (t < SCALES)
+    x = tl.where(here, tl.load(absolute + group * SCALES + t, mask=here, other=0.0), x)
     t -= SCALES
     for k in tl.static_range(DIRECTIONS):
         if ((SHOWN >> k) & 1) == 1:
@@ -281,7 +282,8 @@ def _features(
                 norm = tl.where((norm > 0) & (weights > 0), weights, norm)
             x = tl.where(t == 0, tl.log(norm / root + floor) / scale, x)
             t -= 1
-    return tl.where((t >= 0) & (t < n_constants), tl.load(constants + layer * n_constants + t, mask=(t >= 0) & (t < n_constants), other=0.0), x)
+    here = (t >= 0) & (t < n_constants)
+    return tl.where(here, tl.load(constants + layer * n_constants + t, mask=here, other=0.0), x)
 
 
 @triton.jit
@@ -322,7 +324,7 @@ def decide(
     else:
         if PHASE == 2:
             x = tl.zeros((INPUTS,), tl.float32)
-            for row in range(0, layers):
+            for row in range(layers):
                 x += tl.load(features + row * INPUTS + i)
             x = x / layers
         own = layer if LAYERWISE else 0  # which layer's MLP

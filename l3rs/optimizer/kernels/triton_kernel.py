@@ -116,13 +116,22 @@ class TritonKernel:
             *(t[key] for key in ("w1", "b1", "w2", "b2", "w3", "b3", "lam", "mu", "lengths")),
         )
         self.decide_forms = {
-            **{"LAYERWISE": form["controller"] == CONTROLLERS.index("layerwise"), "UNIT": form["unit"], "SIZED": bool(form["sized"])},
-            **{"SIGNALS": _digits(tables.signals, 2), "N_SIGNALS": form["signals"], "FACTORS": form["factors"]},
-            **{"POINTS": form["points"], "SCALES": form["scales"], "DIRECTIONS": form["directions"], "WIDTH": WIDTH},
+            "LAYERWISE": form["controller"] == CONTROLLERS.index("layerwise"),
+            "UNIT": form["unit"],
+            "SIZED": bool(form["sized"]),
+            "SIGNALS": _digits(tables.signals, 2),
+            "N_SIGNALS": form["signals"],
+            "FACTORS": form["factors"],
+            "POINTS": form["points"],
+            "SCALES": form["scales"],
+            "DIRECTIONS": form["directions"],
+            "WIDTH": WIDTH,
             "ORDERS": _digits([ORDER.index(name) for name in directions], 3),
             "COLUMNS": _digits([SUMS.index(COLUMN[name]) for name in directions], 3),
             "SHOWN": sum(1 << k for k in tables.shown),
-            **{"INPUTS": inputs, "HIDDEN1": hidden1, "HIDDEN2": hidden2},
+            "INPUTS": inputs,
+            "HIDDEN1": hidden1,
+            "HIDDEN2": hidden2,
         }
         self.result = Decided(t["lam"], t["mu"], t["lengths"])
         self.versions: list[int] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import batch, random_schedule, small_network
+from forms import FORMS, against_reference, against_torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -44,6 +45,22 @@ def test_native_equals_foreach(directions: tuple[str, ...]) -> None:
         assert (p - q).norm() <= 2e-4 * q.norm().clamp_min(0.1), name
         for key, value in a.state[p].items():
             torch.testing.assert_close(value, b.state[q][key], rtol=1e-2, atol=1e-4, msg=lambda m, key=key, name=name: f"{name} {key}: {m}")
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_equals_the_reference(name: str) -> None:
+    against_reference(name)
+
+
+def test_sizes_around_a_chunk_equal_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("l3rs.optimizer.kernels.native.CHUNK", 64)
+    against_reference("all directions", (0, 1, 31, 63, 64, 65, 129))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_whatever_happens_between_steps_every_form_goes_on_as_in_torch(name: str) -> None:
+    """Two groups with lr and clocks of their own, one of them maximized, skipped steps, a pause of a layer, changed weights."""
+    against_torch(name)
 
 
 def test_one_step_is_equal_to_rounding() -> None:

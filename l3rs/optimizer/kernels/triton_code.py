@@ -286,7 +286,7 @@ def _features(
     return tl.where(here, tl.load(constants + layer * n_constants + t, mask=here, other=0.0), x)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["loss", "others", "partial"])
 def decide(
     first, partial, loss, others, rates, scales, verdict, features, numbers, layers, groups, n_inputs, n_hidden1, n_hidden2, n_constants,
     head, head_bias,

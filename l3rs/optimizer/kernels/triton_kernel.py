@@ -146,8 +146,10 @@ class TritonKernel:
         self._tell(lrs, signs)
         cell, others = self._cell(loss), self.yes if ok is None else ok
         with _on(self.device):
-            weights = self.versions != [p._version for p in self.params]  # taken by the last step, unless they have changed since
-            self.code.measure[(self.grid,)](*self.pass_args, WEIGHTS=weights, **self.pass_forms)
+            changed = self.versions != [p._version for p in self.params]  # else the last step has taken the norms of the weights
+            forms = (False, True) if not self.versions else (changed,)  # both at first: none may be compiled while a graph is captured
+            for weights in forms:
+                self.code.measure[(self.grid,)](*self.pass_args, WEIGHTS=weights, **self.pass_forms)
             first, sums = self.first, self.partial
             if self.reduce is not None:
                 self.code.add_up[(self.layers,)](first, sums, self.sums, WIDTH=WIDTH)

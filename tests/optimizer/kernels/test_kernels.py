@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import batch, random_schedule, small_network
-from forms import FORMS, against_reference, against_torch
+from step_forms import FORMS, against_reference, against_torch
 from torch import nn
 from torch.nn import functional as F
 

@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as pytest does, where this file runs by itself
 from conftest import random_schedule, small_network
-from forms import FORMS, against_reference, against_torch, give, gradients, specialist
+from step_forms import FORMS, against_reference, against_torch, give, gradients, specialist
 
 from l3rs import L3RS
 from l3rs.optimizer.kernels import TritonKernel, triton_kernel
@@ -54,7 +54,7 @@ def test_every_form_compiles_for_a_gpu(name: str, capability: int) -> None:
     states = [optimizer.state[p] for p in params]
     layers.kernel = TritonKernel(params, states, c.directions, c.constants, lambda sums: sums, layers.decision, code)
     optimizer.step(loss=1.0)
-    assert code.names == ["measure", "add_up", *["decide"] * (1 + (name == "global")), "move"]
+    assert code.names == ["measure", "measure", "add_up", *["decide"] * (1 + (name == "global")), "move"]
 
 
 class Compiler:

@@ -43,7 +43,7 @@ def gradients(network: nn.Module, k: int) -> list[torch.Tensor]:
 
 def give(network: nn.Module, grads: list[torch.Tensor]) -> None:
     for p, g in zip(network.parameters(), grads, strict=True):
-        p.grad = g.to(p.dtype)
+        p.grad = g.to(p)
 
 
 def agree(a: nn.Module, b: nn.Module, start: list[torch.Tensor], rtol: float, what: str) -> None:
@@ -78,9 +78,9 @@ def against_reference(name: str, sizes: tuple[int, ...] = (), prepare: Prepare =
         agree(fast, slow, start, 2e-4, f"{name}, step {k}")
 
 
-def against_torch(name: str, prepare: Prepare = nothing) -> None:
+def against_torch(name: str, prepare: Prepare = nothing, device: str = "cpu") -> None:
     """Eight steps, with what may happen between them; then parameters, moments, averages, counts and decisions agree."""
-    networks = small_network(), small_network()
+    networks = small_network().to(device), small_network().to(device)
     start = [p.detach().clone() for p in networks[0].parameters()]
     learned = random_schedule(networks[0], specialist(name), scale=0.1, **{**FORMS[name], "lr0": 1e-3})
     optimizers = []
@@ -93,7 +93,7 @@ def against_torch(name: str, prepare: Prepare = nothing) -> None:
         grads = gradients(networks[0], k)
         if k == 3:
             grads[2][0] = float("inf")
-        loss = torch.tensor(float("nan") if k == 5 else 1.0 + k)
+        loss = torch.tensor(float("nan") if k == 5 else 1.0 + k, device=device)
         for network, optimizer in zip(networks, optimizers, strict=True):
             give(network, grads)
             optimizer.param_groups[0]["lr"] = 1.0 - 0.1 * k

@@ -14,6 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as pytest does, where this file runs by itself
 from conftest import random_schedule, small_network
 from step_forms import FORMS, against_reference, against_torch, give, gradients, specialist
+from triton_interpreter import mend_interpreter
 
 from l3rs import L3RS
 from l3rs.optimizer.kernels import TritonKernel, triton_kernel
@@ -89,19 +90,6 @@ def _in_the_interpreter(what: str, name: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, __file__, what, name], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def mend_interpreter() -> None:
-    """Triton 3.6's interpreter takes `int` of arrays of one element, which numpy 2.4 has ended; later ones have this themselves."""
-    from triton.runtime import interpreter
-
-    usual = interpreter._patch_lang_tensor
-
-    def patch(tensor: type, *scope: Any) -> None:
-        usual(tensor, *scope)
-        tensor.__index__ = lambda self: self.handle.data.item()  # type: ignore[attr-defined]
-
-    interpreter._patch_lang_tensor = patch
 
 
 def into_triton(optimizer: L3RS) -> None:

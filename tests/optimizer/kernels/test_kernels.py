@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from conftest import batch, random_schedule, small_network
@@ -14,6 +16,7 @@ from l3rs.directions import DIRECTIONS
 from l3rs.optimizer.kernels import ForeachKernel, NativeKernel
 from l3rs.optimizer.kernels.memory_layout import MOMENTS, ORDER
 from l3rs.optimizer.kernels.native import CHUNK, library
+from l3rs.optimizer.kernels.triton_kernel import unusable
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler when l3rs was installed")
 SETS = [
@@ -153,6 +156,8 @@ def test_what_the_native_kernel_refuses_is_stepped_by_foreach_unless_it_was_dema
         optimizer = L3RS(network.named_parameters(), 5, random_schedule(network))
         optimizer.step(loss=1.0)
         assert isinstance(optimizer._tables.by_device[0].kernel, ForeachKernel)
+        assert "step: torch operations on cpu)" in repr(optimizer)
+    assert "step: C on cpu)" in repr(run(small_network(), 1, True))
     with pytest.raises(ValueError, match=r"no fused kernel for direction 'torch\.optim\.NAdam', but for sgd, adam"):
         run(small_network(), 1, True, ("torch.optim.NAdam",))
 
@@ -160,3 +165,20 @@ def test_what_the_native_kernel_refuses_is_stepped_by_foreach_unless_it_was_dema
 def test_orders_agree_with_the_directions() -> None:
     assert set(ORDER) == set(DIRECTIONS)
     assert set(MOMENTS) == {f"{name}/{key}" for name, d in DIRECTIONS.items() for key in d.init(torch.zeros(1))}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ImportError("no module"), "Triton is not installed"),
+        (RuntimeError("no C compiler\nfound"), r"Triton runs no kernel here \(RuntimeError: no C compiler\)"),
+    ],
+)
+def test_where_triton_cannot_run_it_is_said_why(error: Exception, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that torch operations take its place."""
+
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr("l3rs.optimizer.kernels.triton_kernel.import_module", fail)
+    assert re.fullmatch(told, unusable.__wrapped__(torch.device("cpu")) or "")

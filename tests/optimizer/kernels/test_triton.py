@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def test_triton_equals_torch_operations_in_the_interpreter(name: str) -> None:
 def test_triton_equals_the_reference_at_every_size_in_the_interpreter(name: str) -> None:
     """Layers of 0, 1, 31 elements, a chunk less and more one, and 34 chunks, which are added in two turns."""
     _in_the_interpreter("sizes", name)
+
+
+@pytest.mark.slow
+def test_sums_that_are_added_over_ranks_give_the_same_step_in_the_interpreter() -> None:
+    """Here of one rank, so that the sums stay as they are."""
+    _in_the_interpreter("sharded", "any network")
 
 
 @pytest.mark.slow
@@ -92,7 +99,7 @@ def _in_the_interpreter(what: str, name: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def into_triton(optimizer: L3RS) -> None:
+def into_triton(optimizer: L3RS, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
     """Gives an optimizer on CPU the kernel that it would have on CUDA, in its tables of now."""
     with torch.no_grad():
         optimizer._tables.active(optimizer.param_groups, optimizer.state)
@@ -100,7 +107,7 @@ def into_triton(optimizer: L3RS) -> None:
     if not isinstance(layers.kernel, TritonKernel):
         params = [optimizer._tables.params[i] for i in layers.where]
         c = optimizer._controller
-        layers.kernel = TritonKernel(params, [optimizer.state[p] for p in params], c.directions, c.constants, None, layers.decision)
+        layers.kernel = TritonKernel(params, [optimizer.state[p] for p in params], c.directions, c.constants, reduce, layers.decision)
 
 
 if __name__ == "__main__":
@@ -108,6 +115,8 @@ if __name__ == "__main__":
     what, name = sys.argv[1:]
     if what == "torch":
         against_torch(name, into_triton)
+    elif what == "sharded":
+        against_reference(name, prepare=lambda optimizer: into_triton(optimizer, torch.clone))
     elif what == "sizes":
         triton_kernel.CHUNK, triton_kernel.BLOCK = 64, 32  # the interpreter is slow
         against_reference(name, (0, 1, 31, 63, 64, 65, 33 * 64 + 1), into_triton)

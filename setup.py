@@ -9,14 +9,20 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-VECTOR = "l3rs/optimizer/kernels/vector.h"
+VECTOR, DECIDE = "l3rs/optimizer/kernels/vector.h", "l3rs/optimizer/kernels/decide.h"
 FLAGS = [
     *("-O3", "-std=gnu11", "-funroll-loops", "-fno-math-errno", "-fno-trapping-math"),
     *("-fassociative-math", "-fno-signed-zeros", "-fvisibility=hidden"),
 ]
 WRAP = "-fno-wrapv"  # Python's own -fwrapv makes these loops half as fast
 KERNELS = [
-    Extension("l3rs.optimizer.kernels._step", ["l3rs/optimizer/kernels/step.c"], depends=[VECTOR], extra_compile_args=FLAGS, optional=True),
+    Extension(
+        "l3rs.optimizer.kernels._step",
+        ["l3rs/optimizer/kernels/step.c"],
+        depends=[VECTOR, DECIDE],
+        extra_compile_args=FLAGS,
+        optional=True,
+    ),
     Extension("l3rs.learned._elements", ["l3rs/learned/elements.c"], depends=[VECTOR], extra_compile_args=[*FLAGS, WRAP], optional=True),
 ]
 

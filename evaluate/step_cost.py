@@ -122,7 +122,7 @@ def learned(network: nn.Module, kernel: type[ForeachKernel] | None = None, fused
     return optimizer
 
 
-def arms(trials: bool, device: str) -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]]:
+def arms(trials: bool) -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]]:
     """What is timed, by name."""
     found: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
         "adam-fused": lambda n: torch.optim.Adam(parameters(n), fused=True),
@@ -132,8 +132,6 @@ def arms(trials: bool, device: str) -> dict[str, Callable[[nn.Module], torch.opt
         "l3rs": lambda n: learned(n),
         "l3rs-foreach": lambda n: learned(n, fused=False),
     }
-    if device == "cuda":
-        found["l3rs-triton"] = lambda n: learned(n, fused=True)
     if trials:
         found["l3rs-fused-adam-buffer"] = lambda n: learned(n, FusedBufferKernel)
     return found
@@ -222,7 +220,7 @@ def interleaved(optimizers: dict[str, torch.optim.Optimizer], rounds: int, what:
 def step_alone(width: int, rounds: int, trials: bool, device: str, others: bool = False) -> list[dict]:
     """Rows of FIELDS, one for each arm."""
     network = resnet34(width).to(device)
-    optimizers = {name: make(network) for name, make in (other_learned_optimizers() if others else arms(trials, device)).items()}
+    optimizers = {name: make(network) for name, make in (other_learned_optimizers() if others else arms(trials)).items()}
     seconds = interleaved(optimizers, rounds, f"width {width}")
     fused = dict.fromkeys(seconds, float(np.median(seconds["adam-fused"])))
     if trials:  # last, and beside an Adam of its own: compiled code brings a second pool of OpenMP threads, which slows the first

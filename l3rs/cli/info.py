@@ -13,6 +13,7 @@ from l3rs.cli.parser import Parser
 from l3rs.controller.decide import meta_shapes
 from l3rs.learners import load
 from l3rs.optimizer.kernels.native import library
+from l3rs.optimizer.kernels.triton_kernel import unusable
 from l3rs.schedules import find
 from l3rs.schedules.find import SHIPPED, SPECIALISTS
 from l3rs.schedules.learned import Learned, training_config
@@ -47,6 +48,9 @@ def overview() -> Iterator[str]:
     else:
         threads = torch.get_num_threads() if native.parallel else 1
         yield f"Step on CPU: native kernel, {threads} thread{'s' if threads > 1 else ''}."
+    if torch.cuda.is_available():
+        why = unusable(torch.device("cuda"))
+        yield "Step on CUDA: Triton." if why is None else f"Step on CUDA: torch operations, which are slower. {why}."
     yield "\nShipped schedules (l3rs info NAME tells more)"
     for name in SHIPPED:
         schedule = find.load(name)

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-def average_over_ranks(loss: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The mean of a loss over the ranks of `group` (None: all), or the loss itself where only one process runs.
+def average_over_ranks(loss: Tensor, device: torch.device, group: ProcessGroup | None) -> Tensor:
+    """The mean of a loss over the ranks of `group` (None: all), on `device`, or the loss itself where only one process runs.
 
     Data-parallel training averages gradients, not losses; schedules that saw different losses would let the weights drift apart.
     """
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size(group) == 1:
         return loss
-    mean = loss.clone()
+    mean = loss.to(device, torch.float32, copy=True)
     distributed.all_reduce(mean, group=group)
     return mean / distributed.get_world_size(group)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast, overload
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -19,10 +19,11 @@ from l3rs.directions.torch_optimizer import TorchOptimizerDirection
 from l3rs.extras import require
 from l3rs.optimizer.arguments import LONGEST, Multipliers, evaluate, multiplier, plain, whole
 from l3rs.optimizer.distributed import average_over_ranks, local
+from l3rs.optimizer.kernels import choice
 from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, finite
 from l3rs.optimizer.observed import Losses, WatchesLoss
 from l3rs.optimizer.states import check_names, differences, name_of
-from l3rs.optimizer.tables import Tables, state_of
+from l3rs.optimizer.tables import Active, Tables, state_of
 from l3rs.schedules.find import SPECIALISTS, load, resolve
 from l3rs.schedules.schedule import LearnedSchedule
 
@@ -61,8 +62,8 @@ class L3RS(WatchesLoss):
             by 1 - weight_decay * s. s is the root mean square of the step over the layer's elements: `length` in `decisions()`, over the
             square root of their number.
         match: how layers find their learned numbers: by `"name"`, or by `"position"` among all parameters.
-        fused: makes each of the two passes over the parameters one compiled kernel. None does so on CPU, for float32 parameters, if a C
-            compiler was there at installation. On CUDA only True does (Triton).
+        fused: takes the step in compiled code, for float32 parameters. None does so where it can: on CPU, if a C compiler was there at
+            installation, and on CUDA by Triton. False takes torch operations; True refuses them. `repr` says which runs.
         process_group: the ranks that train together; None is all. Give a group of one if each rank trains on its own.
 
     Raises:
@@ -188,7 +189,12 @@ class L3RS(WatchesLoss):
 
     def __repr__(self) -> str:
         assert self.learned is not None
-        return f"L3RS(learned={self.learned.name!r}, {len(self.learned.theta)} meta-parameters)\n{super().__repr__()}"
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for p in (p for group in self.param_groups for p in group["params"]):
+            by_device.setdefault(p.device, []).append(local(p))
+        directions, config = self._controller.directions, self.learned.config
+        forms = ", ".join(f"{choice(some, directions, config, self.fused)} on {device}" for device, some in by_device.items())
+        return f"L3RS(learned={self.learned.name!r}, {len(self.learned.theta)} meta-parameters, step: {forms})\n{super().__repr__()}"
 
     # -- the step ----------------------------------------------------------------------------------------------------------------
 
@@ -217,20 +223,16 @@ class L3RS(WatchesLoss):
         """
         self._multipliers.read(self.param_groups, stacklevel=7)
         result = evaluate(closure, "L3RS")
-        sees_loss = self._controller.config.sees_loss
-        observed = self._loss_of_step(loss if loss is not None else result, "L3RS", sees_loss)
+        observed = self._loss_of_step(loss if loss is not None else result, "L3RS", self._controller.config.sees_loss)
         active = self._tables.active(self.param_groups, self.state)
         self._warn_past_the_end()
         if active:
-            device = active[0].layers.device
             if observed is not None:
-                observed = average_over_ranks(observed.float().to(device), self.process_group)
-            ok = torch.ones((), dtype=torch.bool, device=device) if observed is None else observed.isfinite()
-            if len(active) > 1:  # no device moves if there is something wrong on another
-                ok = torch.stack([ok, *(finite(a.grads).to(device) for a in active)]).all()
-            for layers, grads, lr, sign in active:
-                seen = cast(Tensor, observed).to(layers.device) * sign if sees_loss else None
-                layers.step(grads, seen, ok.to(layers.device), lr)
+                observed = average_over_ranks(observed, active[0].layers.device, self.process_group)
+            ok = self._all_finite(active, observed) if len(active) > 1 else None
+            lrs, signs = [group["lr"] for group in self.param_groups], [-1.0 if group["maximize"] else 1.0 for group in self.param_groups]
+            for layers, grads in active:
+                layers.step(grads, observed, None if ok is None else ok.to(layers.device), lrs, signs)
                 self._decay(layers)
         for group in self.param_groups:
             group["step"] += 1
@@ -242,8 +244,15 @@ class L3RS(WatchesLoss):
         decays = [group["weight_decay"] for group in self.param_groups]
         if any(decays):
             assert layers.decided is not None
-            factors = 1 - layers.spread(decays) * layers.decided.lengths / layers.root_numel
+            factors = 1 - layers.spread(decays) * layers.decided.lengths / layers.decision.root_numel
             torch._foreach_mul_([local(self._tables.params[i]) for i in layers.where], list(factors.unbind()))
+
+    @staticmethod
+    def _all_finite(active: Sequence[Active], loss: Tensor | None) -> Tensor:
+        """Whether the loss and all gradients are finite: no device moves if there is something wrong on another."""
+        device = active[0].layers.device
+        each = [finite(grads).to(device) for _, grads in active]
+        return torch.stack(each if loss is None else [loss.float().isfinite().to(device), *each]).all()
 
     def _warn_past_the_end(self) -> None:
         past = [group["total_steps"] for group in self.param_groups if group["step"] >= group["total_steps"]]

@@ -109,7 +109,7 @@ class ReferenceL3RS:
             return math.log(x + c.norm_floor) / c.norm_scale
 
         def log_size(x: Tensor) -> float:
-            return log_of(float(x.norm()) / math.sqrt(x.numel()))
+            return log_of(float(x.norm()) / math.sqrt(max(x.numel(), 1)))
 
         seen = {
             "log_weight_norm": log_size(theta),

@@ -20,12 +20,10 @@ ALIKE = (Tensor.numel, _dtype, Tensor.get_device)  # of gradients and their para
 
 
 class Active(NamedTuple):
-    """The layers of one device, and their gradients, lr and sign of the loss in this step."""
+    """The layers of one device, and their gradients in this step."""
 
     layers: Layers
     grads: list[Tensor]
-    lr: Tensor | float
-    sign: Tensor | float
 
 
 class Tables:
@@ -69,12 +67,10 @@ class Tables:
             moved = [grad is not None and learns for grad, learns in zip(found, map(_learns, every), strict=True)]
             mine = list(compress(found, moved))
             params += compress(every, moved)
-            grads += [-grad for grad in mine] if group["maximize"] else mine
+            mine = [local(g) for g in mine] if self.sharded else mine
+            grads += torch._foreach_neg(mine) if group["maximize"] and mine else mine
             owners += [g] * len(mine)
-        if self.sharded:
-            here, grads = [local(p) for p in params], [local(g) for g in grads]
-        else:
-            here = params
+        here = [local(p) for p in params] if self.sharded else params
         dense = list(map(Tensor.is_contiguous, here))
         strides = [p.stride() for p, contiguous in zip(here, dense, strict=True) if not contiguous]
         about = (list(map(id, params)), owners, [group["total_steps"] for group in groups], list(map(Tensor.size, here)), dense, strides)
@@ -87,22 +83,23 @@ class Tables:
         else:
             grads = self._fitting(grads, here, dense, strides)
         several = len(self.by_device) > 1
-        lrs, signs = [group["lr"] for group in groups], [-1.0 if group["maximize"] else 1.0 for group in groups]
-        return [Active(t, [grads[i] for i in t.where] if several else grads, t.spread(lrs), t.spread(signs)) for t in self.by_device]
+        return [Active(t, [grads[i] for i in t.where] if several else grads) for t in self.by_device]
 
     def pull(self, groups: Sequence[dict[str, Any]]) -> int:
         """Brings the numbers that are kept on devices, the clock and the count of skipped steps, into the groups; gives the new count."""
         if not self.by_device:
             return 0
-        skipped = int(self.by_device[0].skipped)
-        for group, *clocks in zip(groups, *(t.clock.tolist() for t in self.by_device), strict=False):
+        decisions = [t.decision for t in self.by_device]
+        skipped = int(decisions[0].skipped)
+        for group, *clocks in zip(groups, *(d.clock.tolist() for d in decisions), strict=False):
             group["step"] = max(group["step"], *(int(k) for k in clocks))  # a CUDA graph that is replayed advances the device's alone
             group["skipped"] += skipped
-        for t in self.by_device:
-            t.skipped.zero_()
+        for d in decisions:
+            d.skipped.zero_()
         return skipped
 
     def _make(self, params: list[Tensor], owners: Sequence[int], groups: Sequence[dict[str, Any]], states: States) -> None:
+        before = self.by_device[:1]
         self.forget()
         made = []
         for device in dict.fromkeys(map(_device, params)):
@@ -112,6 +109,8 @@ class Tables:
             theirs = [state_of(p, states, self.controller) for p in some]
             mine = [owners[i] for i in where]
             made.append(Layers(some, theirs, slots, self.network, mine, groups, self.controller, self.fused, where))
+        for old, new in zip(before, made[:1], strict=False):  # what was skipped since it was last asked for is still to be told
+            new.decision.skipped += old.decision.skipped.to(new.device)
         self.by_device, self.params = made, params
 
     def _addresses(self, states: States) -> list[int]:

@@ -1,39 +1,45 @@
-"""The two passes of a step over the parameters, norms and then the update: in torch operations, in C for CPU, in Triton for CUDA.
+"""How a step is taken: in three launches of Triton on CUDA, in C on CPU, and in torch operations everywhere else.
 
-All three give the same step; `choose` picks the one that fits. Between the passes the controller decides.
+All three take the same step; `why_not_compiled` says when it is the last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 from torch import Tensor
 
+from l3rs.controller.config import L3RSConfig
+from l3rs.controller.features import feature_names
 from l3rs.directions import Direction
+from l3rs.optimizer.decision import Decision
 from l3rs.optimizer.kernels.foreach import ForeachKernel
 from l3rs.optimizer.kernels.memory_layout import refusal
 from l3rs.optimizer.kernels.native import NativeKernel, library
 from l3rs.optimizer.kernels.norms import Norms
+from l3rs.optimizer.kernels.triton_kernel import WIDEST, TritonKernel, unusable
+
+Kernel = ForeachKernel | NativeKernel | TritonKernel
 
 
-class Kernel(Protocol):
-    """The two passes for a list of parameters and their states; valid while these keep their place and form in memory."""
+def why_not_compiled(params: Sequence[Tensor], directions: Mapping[str, Direction], config: L3RSConfig) -> str | None:
+    """Why no compiled kernel can step these parameters of one device by such a schedule; None if one can."""
+    why = refusal(params, directions)
+    if why is not None:
+        return why
+    if params[0].device.type == "cpu":
+        return None if library() is not None else "the native kernel was not built: install l3rs where there is a C compiler"
+    width = max(len(feature_names(config)), *config.hidden)
+    if width > WIDEST:
+        return f"the controller has {width} inputs or units in a layer; the Triton kernel takes {WIDEST}"
+    return unusable(params[0].device)
 
-    def measure(self, grads: Sequence[Tensor], steps: Tensor, ok: Tensor) -> Norms:
-        """The first pass.
 
-        Args:
-            grads: one for each parameter, alike in shape, strides, dtype and device (`tables.py` sees to it); float32 is fine for a
-                parameter of half precision.
-            steps: (L,), the number of this step for each parameter, from 1.
-            ok: a bool; False if the loss is not finite.
-        """
-        ...
-
-    def apply(self, scales: Tensor) -> None:
-        """The second pass: p <- p - sum_k scales[:, k] d_k. `scales` is (L, P)."""
-        ...
+def choice(params: Sequence[Tensor], directions: Mapping[str, Direction], config: L3RSConfig, fused: bool | None) -> str:
+    """What steps these parameters of one device: `C`, `Triton` or `torch operations`."""
+    if fused is False or why_not_compiled(params, directions, config) is not None:
+        return ForeachKernel.name
+    return (NativeKernel if params[0].device.type == "cpu" else TritonKernel).name
 
 
 def choose(
@@ -43,32 +49,20 @@ def choose(
     constants: Mapping[str, tuple[float, ...]],
     reduce: Callable[[Tensor], Tensor] | None,
     fused: bool | None,
+    decision: Decision,
 ) -> Kernel:
-    """The kernel for these parameters.
-
-    On CPU this is the native kernel, where it can be used. On CUDA it is the Triton kernel, if `fused` is True. In all other cases it is
-    foreach operations.
+    """The kernel for these parameters: a compiled one where there is one for them, unless `fused` is False.
 
     Raises:
-        ValueError: `fused` is True, and neither can be used; the message says why.
+        ValueError: `fused` is True, and there is none; the message says why.
     """
-    device = params[0].device.type
-    if fused or (fused is None and device == "cpu"):
-        why = refusal(params, directions)
-        if why is None and device == "cpu":
-            if library() is not None:
-                return NativeKernel(params, states, directions, constants, reduce)
-            why = "the native kernel was not built: install l3rs where there is a C compiler"
-        elif why is None:
-            try:
-                from l3rs.optimizer.kernels.triton_kernel import TritonKernel
-
-                return TritonKernel(params, states, directions, constants, reduce)
-            except ImportError:
-                why = "Triton is not installed"
-        if fused:
-            raise ValueError(f"fused=True, but {why}")
+    why = "fused=False asks for torch operations" if fused is False else why_not_compiled(params, directions, decision.config)
+    if why is None:
+        kind = NativeKernel if params[0].device.type == "cpu" else TritonKernel
+        return kind(params, states, directions, constants, reduce, decision)
+    if fused:
+        raise ValueError(f"fused=True, but {why}")
     return ForeachKernel(params, states, directions, constants, reduce)
 
 
-__all__ = ["ForeachKernel", "Kernel", "NativeKernel", "Norms", "choose"]
+__all__ = ["ForeachKernel", "Kernel", "NativeKernel", "Norms", "TritonKernel", "choice", "choose", "why_not_compiled"]

@@ -15,6 +15,8 @@ from l3rs.optimizer.kernels.norms import Norms
 class ForeachKernel:
     """Keeps the directions between the passes: one temporary of the size of the parameters for each direction that is not a view."""
 
+    name = "torch operations"
+
     def __init__(
         self,
         params: Sequence[Tensor],

@@ -50,6 +50,15 @@ def addresses(tensors: Sequence[Tensor | None], params: Sequence[Tensor]) -> lis
     return found
 
 
+def point_at(grads: Sequence[Tensor], params: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[int]]:
+    """The gradients, which must be kept as long as they are pointed at, and where they begin."""
+    found = list(map(Tensor.data_ptr, grads))
+    if 0 in found:  # of no elements; or, from forward differentiation, zeros that take no memory
+        grads = [torch.zeros_like(p) if g._is_zerotensor() else g for g, p in zip(grads, params, strict=True)]
+        found = list(map(Tensor.data_ptr, grads))
+    return grads, found
+
+
 def held(tensors: Iterable[Tensor | None]) -> list[Tensor]:
     """Aliases, with which the memory stays theirs, and its address is nothing else's, whatever becomes of the tensors themselves."""
     return [t.detach() for t in tensors if t is not None]

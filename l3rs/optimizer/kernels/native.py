@@ -1,25 +1,27 @@
-"""The two passes in C, for float32 parameters on CPU: `step.c`, built when l3rs is installed where there is a C compiler."""
+"""A step in C, for float32 parameters on CPU: `step.c`, built when l3rs is installed where there is a C compiler."""
 
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from l3rs.directions import Direction
-from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, addresses, align_moments, chunks, held
-from l3rs.optimizer.kernels.norms import Norms
+from l3rs.optimizer.decision import Decided, Decision, DecisionTables
+from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, addresses, align_moments, chunks, held, point_at
 
 _version = attrgetter("_version")
 CONSTANTS = 4
 CHUNK = 65536  # elements a thread takes at a time: long enough a stretch of memory, and short enough that threads end together
+WEIGHTS, NORMS, DECIDE, APPLY = 1, 2, 4, 8  # the parts of a step
 
 
 class _Step(ctypes.Structure):
@@ -32,12 +34,35 @@ class _Step(ctypes.Structure):
     ]
 
 
-class Library(NamedTuple):
-    """The functions of step.c, and the means to run them on torch's threads."""
+FORM = (
+    *("layers", "groups", "signals", "factors", "points", "scales", "directions", "shown", "constants", "inputs", "hidden1", "hidden2"),
+    *("controller", "unit", "sized", "head", "head_bias"),
+)
+NUMBERS = ("slope", "norm_scale", "norm_floor", "loss_scale", "floor", "root")
+TABLES = (  # in the order of decide.h
+    *("steps", "ema", "clock", "group", "root_numel", "factors", "log_factors", "totals", "points", "absolute", "constants", "unit"),
+    *("size_kind", "size_row", "size_floor", "size_constant", "w1", "b1", "w2", "b2", "w3", "b3", "lam", "mu", "lengths"),
+    *("rates", "sums", "scales", "skipped", "work"),
+)
 
-    weights: Callable[..., None]
-    norms: Callable[..., None]
-    apply: Callable[..., None]
+
+class _Decide(ctypes.Structure):
+    """`Decide` in decide.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in FORM),
+        ("signal", ctypes.c_int64 * 4),
+        *((name, ctypes.c_int64 * 6) for name in ("order", "column", "show")),
+        *((name, ctypes.c_float) for name in NUMBERS),
+        *(("loss", ctypes.c_float), ("ok", ctypes.c_int32)),
+        *((f"{name}_at", ctypes.c_void_p) for name in TABLES),
+    ]
+
+
+class Library(NamedTuple):
+    """The function of step.c, and the means to run it on torch's threads."""
+
+    step: Callable[..., int]
     parallel: ctypes.c_void_p | None
 
 
@@ -53,13 +78,11 @@ def shared_library(folder: Path, name: str) -> ctypes.CDLL | None:
 def library() -> Library | None:
     """The compiled step.c; None if it was not built."""
     c = shared_library(Path(__file__).parent, "_step")
-    if c is None:
+    if c is None or not hasattr(c, "l3rs_step"):  # one that an older l3rs has left is none
         return None
-    functions = [c.l3rs_weights, c.l3rs_norms, c.l3rs_apply]
-    for function in functions:
-        function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int], None
-    weights, norms, apply = functions
-    return Library(weights, norms, apply, openmp())
+    c.l3rs_step.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
+    c.l3rs_step.restype = ctypes.c_int
+    return Library(c.l3rs_step, openmp())
 
 
 def openmp() -> ctypes.c_void_p | None:
@@ -81,20 +104,21 @@ class NativeKernel:
     changed since; a change through `p.data`, which leaves the version as it was, is seen one step late in the controller's features.
     """
 
+    name = "C"
+
     def __init__(
         self,
         params: Sequence[Tensor],
         states: Sequence[dict[str, Tensor]],
         directions: Mapping[str, Direction],
         constants: Mapping[str, tuple[float, ...]],
-        reduce: Callable[[Tensor], Tensor] | None = None,
+        reduce: Callable[[Tensor], Tensor] | None,
+        decision: Decision,
     ) -> None:
-        self.library, self.params, self.reduce = library(), list(params), reduce
+        self.library, self.params, self.reduce, self.decision = library(), list(params), reduce, decision
         align_moments(params, states)
         self.moments = [[state.get(key) for state in states] for key in MOMENTS]
         self.held = held([*params, *chain(*self.moments)])
-        columns = [ORDER.index(name) for name in directions]
-        self.columns, self.sums_of = torch.tensor(columns), torch.tensor([SUMS.index(COLUMN[name]) for name in directions])
         self.versions: list[int] = []
 
         where = chunks(params, CHUNK)
@@ -102,62 +126,92 @@ class NativeKernel:
         table = torch.zeros(len(ORDER), CONSTANTS, dtype=torch.float64)
         for name, values in constants.items():
             table[ORDER.index(name), : len(values)] = torch.tensor(values, dtype=torch.float64)
+        tables = decision.tables()
         self.scales = torch.zeros(len(params), len(ORDER), dtype=torch.float32)
         self.sums = torch.zeros(len(params), len(SUMS), dtype=torch.float64)
-        self.grads = torch.zeros(len(params), dtype=torch.int64)
-        self.pointers = self.grads.numpy()
-        self.step = _Step(sum(1 << column for column in columns), len(params), len(where))
+        self.whole = self.sums if reduce is None else torch.zeros_like(self.sums)  # over all ranks
+        self.pointers = torch.zeros(len(params), dtype=torch.int64)
+        self.step_of_c = _Step(sum(1 << ORDER.index(name) for name in directions), len(params), len(where))
         self.kept = {
             "chunk_layer": torch.tensor([chunk[0] for chunk in where], dtype=torch.int64),
             "chunk_from": torch.tensor([chunk[1] for chunk in where], dtype=torch.int64),
             "chunk_to": torch.tensor([chunk[2] for chunk in where], dtype=torch.int64),
             "p": torch.tensor(addresses(params, params), dtype=torch.int64),
-            "g": self.grads,
+            "g": self.pointers,
             "moments": torch.tensor(moments, dtype=torch.int64),
+            "steps": tables.tensors["steps"],
             "constants": table,
             "scales": self.scales,
             "partial": torch.zeros(len(where), len(SUMS), dtype=torch.float64),
             "sums": self.sums,
         }
         for name, tensor in self.kept.items():
-            setattr(self.step, name, tensor.data_ptr())
+            setattr(self.step_of_c, name, tensor.data_ptr())
+        self.decide = self._decide(tables, list(directions))
+        self.rates = self.tables["rates"].numpy()
+        self.told: Any = None
+        self.g_at = self.pointers.numpy()
+        self.result = Decided(*(tables.tensors[key] for key in ("lam", "mu", "lengths")))
         self.numel = sum(p.numel() for p in params)
 
-    def measure(self, grads: Sequence[Tensor], steps: Tensor, ok: Tensor) -> Norms:
-        self.step.steps = steps.data_ptr()
-        self._point(grads)
-        seen = list(map(_version, self.params))
-        if self.versions != seen:
-            self._run("weights")
-        self._run("norms")
-        sums = self._sums()
-        ok = ok & sums[:, 1].isfinite().all()
-        if not ok:
-            self._point([torch.zeros_like(p) for p in self.params])
-            self._run("norms")
-            sums = self._sums()
-        norms = sums.sqrt_().float()
-        return Norms(norms[:, 0], norms[:, 1], norms.index_select(1, self.sums_of), ok)
+    def _decide(self, tables: DecisionTables, directions: Sequence[str]) -> _Decide:
+        """All that `decide` in C is told; `decision.py` has checked it."""
+        f, decide = tables.form, _Decide()
+        size = f["layers"] * f["inputs"] + f["hidden1"] + f["hidden2"] + f["points"] + f["scales"] + 2 * f["factors"]
+        self.tables = {
+            **tables.tensors,
+            "rates": torch.zeros(2, f["groups"], dtype=torch.float32),
+            "sums": self.whole,
+            "scales": self.scales,
+            "skipped": self.decision.skipped,
+            "work": torch.zeros(size, dtype=torch.float32),
+        }
+        for name in FORM:
+            setattr(decide, name, f[name])
+        for name in NUMBERS:
+            setattr(decide, name, tables.numbers[name])
+        for name in TABLES:
+            setattr(decide, f"{name}_at", self.tables[name].data_ptr())
+        decide.signal[: len(tables.signals)] = tables.signals
+        for k, name in enumerate(directions):
+            decide.order[k], decide.column[k], decide.show[k] = ORDER.index(name), SUMS.index(COLUMN[name]), k in tables.shown
+        return decide
 
-    def apply(self, scales: Tensor) -> None:
-        self.scales.index_copy_(1, self.columns, scales)
-        self._run("apply")
+    def step(
+        self, grads: Sequence[Tensor], loss: Tensor | None, ok: Tensor | None, lrs: Sequence[float | Tensor], signs: Sequence[float]
+    ) -> None:
+        """As `Layers.step`."""
+        self._point(grads)
+        known = list(map(float, lrs))
+        if (known, signs) != self.told:
+            self.rates[:] = (known, signs)
+            self.told = (known, signs)
+        self.decide.loss = 0.0 if loss is None else float(loss)
+        self.decide.ok = math.isfinite(self.decide.loss) and (ok is None or bool(ok))
+        parts = NORMS | DECIDE | APPLY
+        if self.versions != list(map(_version, self.params)):
+            parts |= WEIGHTS
+        if not self.decide.ok or self._run(parts):
+            self.decide.ok = 0
+            self._point([torch.zeros_like(p) for p in self.params])  # so the moments take in zeros
+            self._run(parts)
+        self.decision.result = self.result
         torch.autograd.graph.increment_version(self.params)
         self.versions = list(map(_version, self.params))
 
     def _point(self, grads: Sequence[Tensor]) -> None:
         """Tells the kernel where the gradients are."""
-        found = list(map(Tensor.data_ptr, grads))
-        if 0 in found:  # of no elements; or, from forward differentiation, zeros that take no memory
-            grads = [torch.zeros_like(p) if g._is_zerotensor() else g for g, p in zip(grads, self.params, strict=True)]
-            found = list(map(Tensor.data_ptr, grads))
-        self.kept_grads = grads
-        self.pointers[:] = found
+        self.kept_grads, self.g_at[:] = point_at(grads, self.params)
 
-    def _sums(self) -> Tensor:
-        return self.sums.clone() if self.reduce is None else self.reduce(self.sums.clone())
+    def _run(self, parts: int) -> int:
+        """Takes these parts of a step; 1 where it ended before it wrote anything, for a gradient is not finite."""
+        if self.reduce is None:
+            return self._call(parts)
+        self._call(parts & (WEIGHTS | NORMS))
+        self.whole.copy_(self.reduce(self.sums))
+        return self._call(parts & (DECIDE | APPLY))
 
-    def _run(self, name: str) -> None:
+    def _call(self, parts: int) -> int:
         assert self.library is not None
         threads = min(torch.get_num_threads(), self.numel // CHUNK + 1)
-        getattr(self.library, name)(ctypes.addressof(self.step), self.library.parallel, threads)
+        return self.library.step(ctypes.addressof(self.step_of_c), ctypes.addressof(self.decide), parts, self.library.parallel, threads)

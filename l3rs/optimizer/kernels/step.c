@@ -1,16 +1,18 @@
 /* The step of L3RS on float32 parameters on CPU, in two passes over memory, by one thread or many.
  *
  * Directions are normalized, so their norms come before the update:
- *   l3rs_norms   reads g and the moments, and sums the squares of g and of each direction, layer by layer;
- *   l3rs_apply   reads them again, with p, writes the moments, moves p <- p - sum_k scale_k d_k, and sums the squares of the new p.
- * That is 3 + 7 words per parameter for SGD + Adam, where a fused Adam moves 7. l3rs_weights sums the squares of p alone, for the
- * first step. Nothing is written before the norms are known.
+ *   NORMS    reads g and the moments, and sums the squares of g and of each direction, layer by layer;
+ *   DECIDE   makes scales of the sums, see decide.h;
+ *   APPLY    reads them again, with p, writes the moments, moves p <- p - sum_k scale_k d_k, and sums the squares of the new p.
+ * That is 3 + 7 words per parameter for SGD + Adam, where a fused Adam moves 7. WEIGHTS sums the squares of p alone, for the first
+ * step. Nothing is written before the norms are known.
  *
  * Layers are cut into chunks, whose sums are added in a fixed order: the result does not depend on the number of threads.
  */
 #include <math.h>
 #include <stdint.h>
 
+#include "decide.h"
 #include "vector.h"
 
 /* Bits of a set of directions, in the order of their outputs, scales, moments and constants. */
@@ -177,14 +179,14 @@ typedef struct {
     int64_t set, layers, chunks;
     const int64_t *chunk_layer, *chunk_from, *chunk_to; /* (chunks), in the order of the layers */
     const int64_t *p, *g, *moments;                     /* addresses; 0 for moments that the set has no use for */
-    const float *steps;                                 /* (layers), the number of this step, from 1 */
+    const float *steps;                                 /* (layers), taken before this one; DECIDE counts it */
     const double *constants;                            /* (DIRECTIONS, CONSTANTS) */
     const float *scales;
     double *partial; /* (chunks, SUMS) */
     double *sums;    /* squares of p, g, and the directions of Adam, Lion, LAMB, Adamax */
 } Step;
 
-enum { WEIGHTS, NORMS, APPLY };
+enum { WEIGHTS = 1, NORMS = 2, DECIDE = 4, APPLY = 8 };
 
 typedef struct {
     const Step *step;
@@ -209,7 +211,7 @@ static void work(void *argument)
             l.g = (const float *)(intptr_t)s->g[layer];
             for (int k = 0; k < MOMENTS; k++) l.moment[k] = (float *)(intptr_t)s->moments[k * s->layers + layer];
             for (int k = 0; k < DIRECTIONS; k++) l.scale[k] = s->scales[layer * DIRECTIONS + k];
-            if (w->pass) rules = rules_of(s->set, s->constants, s->steps[layer]);
+            if (w->pass) rules = rules_of(s->set, s->constants, s->steps[layer] + (w->what == NORMS));
             last = layer;
         }
         if (w->pass)
@@ -239,6 +241,13 @@ static void run(const Step *s, int what, Parallel parallel, int threads)
         for (int k = first; k < end; k++) s->sums[s->chunk_layer[c] * SUMS + k] += s->partial[c * SUMS + k];
 }
 
-EXPORT void l3rs_weights(const Step *s, Parallel parallel, int threads) { run(s, WEIGHTS, parallel, threads); }
-EXPORT void l3rs_norms(const Step *s, Parallel parallel, int threads) { run(s, NORMS, parallel, threads); }
-EXPORT void l3rs_apply(const Step *s, Parallel parallel, int threads) { run(s, APPLY, parallel, threads); }
+/* Takes the parts of a step that `parts` names, in their order; returns 1, and nothing has been written but sums, if a gradient is not
+ * finite. */
+EXPORT int l3rs_step(const Step *s, const Decide *d, int parts, Parallel parallel, int threads)
+{
+    if (parts & WEIGHTS) run(s, WEIGHTS, parallel, threads);
+    if (parts & NORMS) run(s, NORMS, parallel, threads);
+    if (parts & DECIDE && decide(d)) return 1;
+    if (parts & APPLY) run(s, APPLY, parallel, threads);
+    return 0;
+}

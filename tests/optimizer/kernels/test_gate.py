@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from l3rs import L3RS
 from l3rs.learned import Celo2, portions, theta
 from l3rs.learned.celo2 import SHAPES
+from l3rs.optimizer.decision import Decision
 from l3rs.optimizer.kernels.memory_layout import addresses
 
 Run = tuple[nn.ParameterList, torch.optim.Optimizer]
@@ -198,3 +199,24 @@ def test_no_address_is_taken_of_what_has_no_memory() -> None:
     with pytest.raises(ValueError, match="has no memory"):
         addresses([p], [p])
     assert addresses([torch.zeros(0, 3)], [torch.zeros(0, 3)]) == [0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.mlp.update(w2=d.mlp["w2"][:, :-1]), r"w2 of a controller must be torch.float32 of shape \(32, 32\)"),
+        (lambda d: d.mlp.update(b3=d.mlp["b3"].double()), "b3 of a controller must be torch.float32"),
+        (lambda d: d.constants.append(torch.zeros(len(d.steps), 1)), "a controller of 49 inputs must see as many features"),
+        (lambda d: d.group.fill_(2), "group must be places from 0 to 0"),
+        (lambda d: setattr(d, "steps", d.steps[:1]), "of shape"),
+        (lambda d: setattr(d.averages, "values", d.averages.values[:, :1]), "ema of a controller must be"),
+    ],
+)
+def test_no_table_of_another_form_comes_to_a_compiled_controller(change: Callable[[Decision], object], message: str) -> None:
+    run = run_of_l3rs([(5, 7), (6,)], native=False)
+    assert step(run, 0, "alike") == ""
+    (layers,) = run[1]._tables.by_device  # type: ignore[attr-defined]
+    layers.decision.tables()
+    change(layers.decision)
+    with pytest.raises(ValueError, match=message):
+        layers.decision.tables()

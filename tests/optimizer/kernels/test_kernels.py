@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from conftest import batch, random_schedule, small_network
+from step_forms import FORMS, against_reference, against_torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,6 +16,7 @@ from l3rs.directions import DIRECTIONS
 from l3rs.optimizer.kernels import ForeachKernel, NativeKernel
 from l3rs.optimizer.kernels.memory_layout import MOMENTS, ORDER
 from l3rs.optimizer.kernels.native import CHUNK, library
+from l3rs.optimizer.kernels.triton_kernel import unusable
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler when l3rs was installed")
 SETS = [
@@ -44,6 +48,22 @@ def test_native_equals_foreach(directions: tuple[str, ...]) -> None:
         assert (p - q).norm() <= 2e-4 * q.norm().clamp_min(0.1), name
         for key, value in a.state[p].items():
             torch.testing.assert_close(value, b.state[q][key], rtol=1e-2, atol=1e-4, msg=lambda m, key=key, name=name: f"{name} {key}: {m}")
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_equals_the_reference(name: str) -> None:
+    against_reference(name)
+
+
+def test_sizes_around_a_chunk_equal_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("l3rs.optimizer.kernels.native.CHUNK", 64)
+    against_reference("all directions", (0, 1, 31, 63, 64, 65, 129))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_whatever_happens_between_steps_every_form_goes_on_as_in_torch(name: str) -> None:
+    """Two groups with lr and clocks of their own, one of them maximized, skipped steps, a pause of a layer, changed weights."""
+    against_torch(name)
 
 
 def test_one_step_is_equal_to_rounding() -> None:
@@ -136,6 +156,8 @@ def test_what_the_native_kernel_refuses_is_stepped_by_foreach_unless_it_was_dema
         optimizer = L3RS(network.named_parameters(), 5, random_schedule(network))
         optimizer.step(loss=1.0)
         assert isinstance(optimizer._tables.by_device[0].kernel, ForeachKernel)
+        assert "step: torch operations on cpu)" in repr(optimizer)
+    assert "step: C on cpu)" in repr(run(small_network(), 1, True))
     with pytest.raises(ValueError, match=r"no fused kernel for direction 'torch\.optim\.NAdam', but for sgd, adam"):
         run(small_network(), 1, True, ("torch.optim.NAdam",))
 
@@ -143,3 +165,20 @@ def test_what_the_native_kernel_refuses_is_stepped_by_foreach_unless_it_was_dema
 def test_orders_agree_with_the_directions() -> None:
     assert set(ORDER) == set(DIRECTIONS)
     assert set(MOMENTS) == {f"{name}/{key}" for name, d in DIRECTIONS.items() for key in d.init(torch.zeros(1))}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ImportError("no module"), "Triton is not installed"),
+        (RuntimeError("no C compiler\nfound"), r"Triton runs no kernel here \(RuntimeError: no C compiler\)"),
+    ],
+)
+def test_where_triton_cannot_run_it_is_said_why(error: Exception, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that torch operations take its place."""
+
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr("l3rs.optimizer.kernels.triton_kernel.import_module", fail)
+    assert re.fullmatch(told, unusable.__wrapped__(torch.device("cpu")) or "")

@@ -8,24 +8,35 @@ import torch
 from torch import Tensor
 
 from l3rs.controller.config import L3RSConfig
-
-EMA_SIGNALS = ("log_weight_norm", "log_grad_norm", "loss")
+from l3rs.controller.describe import KINDS, NUMBERS
+from l3rs.directions import direction
 
 
 def feature_names(config: L3RSConfig) -> tuple[str, ...]:
     """Names the controller's inputs in order. A checkpoint stores the names, and does not load if they differ."""
     return (
-        *(f"ema/{signal}/{factor}" for signal in EMA_SIGNALS for factor in config.ema_factors),
+        *(f"ema/{signal}/{factor}" for signal in config.signals for factor in config.ema_factors),
         *(f"relative_time/{i / (config.time_points - 1):.3f}" for i in range(config.time_points)),
         *(f"absolute_time/{scale:.0f}" for scale in config.time_scales),
-        *(f"log_direction_norm/{name}" for name in config.directions),
+        *(f"log_direction_norm/{name}" for name in shown_directions(config)),
+        *(f"layer/{what}" for what in (*KINDS, *NUMBERS) if config.descriptors),
         *(f"embedding/{i}" for i in range(config.embedding)),
     )
+
+
+def shown_directions(config: L3RSConfig) -> tuple[str, ...]:
+    """The directions whose norm is a feature."""
+    return tuple(name for name in config.directions if config.direction_norms == "all" or direction(name).scale_free)
 
 
 def log_rms(norms: Tensor, root_numel: Tensor, config: L3RSConfig) -> Tensor:
     """log(norm / sqrt(numel) + floor) / scale: a layer's log l2-norm, comparable across layer sizes. Shapes (L, ...) and (L, 1)."""
     return (norms / root_numel).add_(config.norm_floor).log_().div_(config.norm_scale)
+
+
+def log_scaled(x: Tensor, config: L3RSConfig) -> Tensor:
+    """log(x + floor) / scale, of any shape."""
+    return (x + config.norm_floor).log_().div_(config.norm_scale)
 
 
 class TimeFeatures:

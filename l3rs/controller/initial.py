@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l3rs.controller.config import L3RSConfig
 from l3rs.controller.decide import meta_shapes, unflatten
+from l3rs.controller.describe import KINDS
 from l3rs.controller.features import feature_names
 
 DEPTHS = 5
@@ -23,10 +24,11 @@ def paths(config: L3RSConfig) -> list[tuple[str, dict[str, float], float]]:
     - early, late: linear in relative time, from `HEIGHT` at the first step to 0 in the middle of the run, and from there to `HEIGHT`. The
       sum of tanh(a (t - t_i)) over the reference points grows about linearly while t goes from 0 to 1;
     - horizon: 0 at K = 10 and `HEIGHT` at K = 100. The sum of tanh(K / s_i - 1) over log-spaced s_i is about linear in log K;
-    - what a layer is, one unit for each number of `DESCRIPTION`, from the first numbers of its embedding;
+    - what a layer is, one unit for each number of `DESCRIPTION`, from the first numbers of its embedding; without embeddings, one for each
+      descriptor of its kind and depth;
     - early, late and horizon again, for the head alone.
 
-    As many as there are units in the narrower hidden layer; without embeddings, the first three.
+    As many as there are units in the narrower hidden layer; without embeddings and descriptors, the first three.
     """
     points = torch.linspace(0, 1, config.time_points, dtype=torch.float32)
     span = float(torch.tanh(config.time_slope * (1 - points)).sum())  # the sum runs from -span to span
@@ -37,15 +39,18 @@ def paths(config: L3RSConfig) -> list[tuple[str, dict[str, float], float]]:
         ("late", {"relative_time": time}, 0.0),
         ("horizon", {"absolute_time": horizon}, -horizon * shortest),
     ]
-    known = DESCRIPTION[: config.embedding]
-    whats = [(what, {f"embedding/{i}": HEIGHT}, 0.0) for i, what in enumerate(known)]
-    if not known:  # no unit can tell the head from the body
+    if config.embedding:
+        known = {what: f"embedding/{i}" for i, what in enumerate(DESCRIPTION[: config.embedding])}
+    elif config.descriptors:
+        known = {what: f"layer/{what}" for what in (*KINDS, "depth")}
+    else:  # no unit can tell the head from the body
         return clocks[: min(config.hidden)]
+    whats = [(what, {feature: HEIGHT}, 0.0) for what, feature in known.items()]
     gated = []
     for name, weights, bias in clocks:
         # Closed for the body: twice as far below 0 as the clock can reach above, with all its features at 1.
         far = 2 * (sum(abs(w) * sum(f.startswith(f"{block}/") for f in feature_names(config)) for block, w in weights.items()) + abs(bias))
-        gated.append((f"head's {name}", {**weights, "embedding/0": far}, bias - far))
+        gated.append((f"head's {name}", {**weights, known["head"]: far}, bias - far))
     return [*clocks, *whats, *gated][: min(config.hidden)]
 
 

@@ -20,6 +20,7 @@ class Adamax(Direction):
     """
 
     hyperparameters = ("beta1", "beta2", "eps")
+    scale_free = True
 
     def constants(self, raw: Mapping[str, float]) -> tuple[float, ...]:
         return shifted_sigmoid(BETA1, raw["beta1"]), shifted_sigmoid(BETA2, raw["beta2"]), EPS * math.exp(raw["eps"])

@@ -20,10 +20,12 @@ class Direction(ABC):
 
     Attributes:
         hyperparameters: names of its meta-learned hyperparameters. Their form is unconstrained, and 0 is the usual value.
+        scale_free: whether it stays the same, but for eps, when the weights are multiplied by a number and their gradients divided by it.
         lazy: whether `update` adds entries to the states that `init` did not make.
     """
 
     hyperparameters: tuple[str, ...] = ()
+    scale_free = False
     lazy = False
 
     def constants(self, raw: Mapping[str, float]) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ class Lion(Direction):
     """d = sign(beta1 m + (1 - beta1) g), then m <- beta2 m + (1 - beta2) g; without its weight decay."""
 
     hyperparameters = ("beta1", "beta2")
+    scale_free = True
 
     def constants(self, raw: Mapping[str, float]) -> tuple[float, ...]:
         return shifted_sigmoid(BETA1, raw["beta1"]), shifted_sigmoid(BETA2, raw["beta2"])

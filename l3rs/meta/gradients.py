@@ -109,7 +109,7 @@ class _Unroll:
         self.last_channels = {name for name, p in trained.items() if p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last)}
         self.sizes = [p.numel() for p in trained.values()]
         self.first = torch.cat([self._flat(name, p.detach()) for name, p in trained.items()])
-        self.optimizer = DifferentiableL3RS(learned, list(trained), self.sizes, steps)
+        self.optimizer = DifferentiableL3RS(learned, dict(network.named_parameters()), steps)
         self.meta_shapes = meta_shapes(learned.config, learned.layers)
         self.meta_theta = learned.theta.detach().to(self.first)
         self.buffers = {name: b.detach().clone() for name, b in network.named_buffers()}

@@ -8,14 +8,15 @@ direction is zero has none.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from l3rs.controller.decide import Meta, decide
-from l3rs.controller.features import EMA_SIGNALS
+from l3rs.controller.describe import Sizes, describe, layer_table
+from l3rs.controller.features import shown_directions
 from l3rs.schedules.schedule import LearnedSchedule
 
 
@@ -41,25 +42,33 @@ class DifferentiableL3RS:
 
     Args:
         learned: gives the config and the layers that it knows by name.
-        names: of the layers; all of them have a gradient in every step.
-        sizes: numbers of elements of each.
+        network: all parameters by name; those that require a gradient have one in every step.
         total_steps: K.
 
     Raises:
         ValueError: the schedule mixes a direction that is not built in, whose derivative is not known.
     """
 
-    def __init__(self, learned: LearnedSchedule, names: Sequence[str], sizes: Sequence[int], total_steps: int) -> None:
-        self.config, self.total_steps, self.sizes = learned.config, total_steps, list(sizes)
+    def __init__(self, learned: LearnedSchedule, network: Mapping[str, Tensor], total_steps: int) -> None:
+        self.config, self.total_steps = learned.config, total_steps
         unknown = [name for name in self.config.directions if not hasattr(self, name)]
         if unknown:
             raise ValueError(f"directions must be built in to have a gradient (got {unknown[0]!r})")
-        self.slots = torch.tensor(learned.slots(len(names), names), dtype=torch.long)
+        every, shapes = list(network.values()), [p.shape for p in network.values()]
+        trained = [i for i, p in enumerate(every) if p.requires_grad]
+        names = list(network)
+        self.layer_sizes = [every[i].numel() for i in trained]
+        self.slots = torch.tensor(learned.slots(len(trained), [names[i] for i in trained]), dtype=torch.long)
         self.moments = tuple(f"{name} {moment}" for name in self.config.directions for moment in KEPT.get(name, ()))
+        table = layer_table(shapes, names)
+        self.descriptors = describe(table, shapes, self.config.norm_scale)[trained].to(every[0])
+        numels = [p.numel() for p in every]
+        self.sizes_of = Sizes(table, numels, trained, lambda i: float(every[i].detach().norm()), self.config, every[0].detach())
+        self.shown = [k for k, name in enumerate(self.config.directions) if name in shown_directions(self.config)]
 
     def start(self, theta: Tensor) -> State:
         """The state before the first step."""
-        averages = theta.new_zeros(len(self.sizes), len(EMA_SIGNALS), len(self.config.ema_factors))
+        averages = theta.new_zeros(len(self.layer_sizes), len(self.config.signals), len(self.config.ema_factors))
         return State(theta, averages, tuple(torch.zeros_like(theta) for _ in self.moments))
 
     # -- base directions: d of all layers, and the moments after this step ------------------------------------------------------------
@@ -94,7 +103,7 @@ class DifferentiableL3RS:
 
     def norms(self, x: Tensor) -> Tensor:
         """l2 norm of each layer, (L,), of a flat vector."""
-        return cast(Tensor, _LayerNorms.apply(x, self.sizes))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _LayerNorms.apply(x, self.layer_sizes))  # type: ignore[no-untyped-call]
 
     def time(self, taken: int, like: Tensor) -> Tensor:
         """tanh(a (k/K - t_i)), and tanh(K / s_i - 1)."""
@@ -106,30 +115,40 @@ class DifferentiableL3RS:
         self, meta: Meta, averages: Tensor, weights: Tensor, grads: Tensor, directions: Tensor, loss: Tensor, taken: int
     ) -> tuple[Tensor, Tensor]:
         """What the controller sees, (L, F), in the order of `feature_names`, and the averages after this step."""
-        c, number = self.config, len(self.sizes)
-        root = weights.new_tensor([math.sqrt(max(size, 1)) for size in self.sizes])
+        c, number = self.config, len(self.layer_sizes)
+        root = weights.new_tensor([math.sqrt(max(size, 1)) for size in self.layer_sizes])
 
         def log_size(norms: Tensor) -> Tensor:
-            return torch.log(norms / root + c.norm_floor) / c.norm_scale
+            return torch.log(norms + c.norm_floor) / c.norm_scale
 
+        seen = {
+            "log_weight_norm": lambda: log_size(weights / root),
+            "log_grad_norm": lambda: log_size(grads / root),
+            "loss": lambda: (loss / c.loss_scale).expand(number),
+            "log_relative_grad": lambda: log_size(self.sizes_of(weights, grads) * grads),
+        }
         factors = weights.new_tensor(c.ema_factors)
-        signals = torch.stack([log_size(weights), log_size(grads), (loss / c.loss_scale).expand(number)], dim=1)
+        signals = torch.stack([seen[signal]() for signal in c.signals], dim=1) if c.signals else weights.new_zeros(number, 0)
         averages = factors * averages + (1 - factors) * signals.unsqueeze(2)
         corrected = averages / (1 - factors ** (taken + 1))
-        sizes = [log_size(norms) for norms in directions.unbind(dim=1)]
-        blocks = [corrected.flatten(1), self.time(taken, weights).expand(number, -1), torch.stack(sizes, dim=1)]
+        logs = log_size(directions[:, self.shown] / root.unsqueeze(1))
+        blocks = [corrected.flatten(1), self.time(taken, weights).expand(number, -1), logs]
+        if c.descriptors:
+            blocks.append(self.descriptors)
         if c.embedding:
             blocks.append(meta["embedding"][self.slots])
         return torch.cat(blocks, dim=1), averages
 
-    def units(self, weights: Tensor) -> Tensor:
+    def units(self, weights: Tensor, grads: Tensor) -> Tensor:
         """The length of a step at lambda = 1, (L,)."""
         c = self.config
         if c.unit == "l2":
             return torch.ones_like(weights)
         if c.unit == "relative":
             return c.lr0 * weights.clamp_min(c.relative_floor)
-        return c.lr0 * weights.new_tensor(self.sizes).sqrt()
+        if c.unit == "size":
+            return self.sizes_of.multiplier * self.sizes_of(weights, grads)
+        return c.lr0 * weights.new_tensor(self.layer_sizes).sqrt()
 
     def step(self, meta: Meta, state: State, g: Tensor, loss: Tensor, taken: int) -> State:
         """update(l) = - lambda(l) * sum_p mu_p(l) * d_p(l) / ||d_p(l)||   (Eq. 2)
@@ -152,11 +171,11 @@ class DifferentiableL3RS:
             shown = torch.where(trusted, weights.unsqueeze(1), norms)
         features, averages = self.features(meta, state.averages, weights, grads, shown, loss, taken)
         lam, mu = decide(self._mlp(meta), features, c.controller)
-        lengths = lam * self.units(weights)
+        lengths = lam * self.units(weights, grads)
         there = norms > 0
         scales = torch.where(there, lengths.unsqueeze(1) * mu / torch.where(there, norms, 1), 0)
         for scale, x in zip(scales.unbind(dim=1), d, strict=True):
-            theta = cast(Tensor, _Moved.apply(theta, scale, x, self.sizes))  # type: ignore[no-untyped-call]
+            theta = cast(Tensor, _Moved.apply(theta, scale, x, self.layer_sizes))  # type: ignore[no-untyped-call]
         return State(theta, averages, tuple(moments.values()))
 
     def _mlp(self, meta: Meta) -> Meta:

@@ -29,6 +29,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All parts of a sharded tensor, which every rank asks for; any other tensor as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def shard_reduction(params: Sequence[Tensor]) -> Callable[[Tensor], Tensor] | None:
     """Sums squares, (L,) or (L, n) with a row for each parameter, over the ranks that hold the other parts; None if all are whole.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -13,12 +13,13 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from l3rs.controller.decide import meta_shapes, unflatten
+from l3rs.controller.describe import layer_table
 from l3rs.directions import DIRECTIONS, direction
 from l3rs.directions.torch_optimizer import TorchOptimizerDirection
 from l3rs.extras import require
 from l3rs.optimizer.arguments import LONGEST, Multipliers, evaluate, multiplier, one_number, plain, whole
 from l3rs.optimizer.distributed import average_over_ranks, local
-from l3rs.optimizer.layers import Controller, expected_states, finite
+from l3rs.optimizer.layers import Controller, Network, expected_states, finite
 from l3rs.optimizer.states import check_names, differences, name_of
 from l3rs.optimizer.tables import Tables, state_of
 from l3rs.schedules.find import SPECIALISTS, load, resolve
@@ -129,7 +130,9 @@ class L3RS(torch.optim.Optimizer):
         wrapped = [name for name, d in self._controller.directions.items() if isinstance(d, TorchOptimizerDirection)]
         if sharded and wrapped:
             raise ValueError(f"direction {wrapped[0]!r} steps whole parameters, and these are sharded; use {', '.join(DIRECTIONS)}")
-        self._tables = Tables(self._controller, slot, sharded, self.fused)
+        table = layer_table([p.shape for p in every], self._names())
+        network = Network(every, table, {p: i for i, p in enumerate(every)})
+        self._tables = Tables(self._controller, slot, network, sharded, self.fused)
         for p in every:
             if p.requires_grad:
                 state_of(p, self.state, self._controller)
@@ -187,7 +190,7 @@ class L3RS(torch.optim.Optimizer):
     @_disable_dynamo  # as torch's own optimizers are where they do not compile: torch.compile leaves the step as it is
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
-        """Takes one step.
+        """Takes one step. A schedule that does not see the loss needs none; a loss that is not finite is noticed all the same.
 
         Args:
             closure: evaluates the model and returns the loss; called once, as in every optimizer.
@@ -197,26 +200,29 @@ class L3RS(torch.optim.Optimizer):
             The closure's loss, or None.
 
         Raises:
-            ValueError: there is neither a closure nor a loss, the loss is not one number, a gradient is sparse, or a layer was resized.
-                Nothing has changed then.
+            ValueError: there is neither a closure nor a loss, and the schedule sees it; the loss is not one number, a gradient is sparse,
+                or a layer was resized. Nothing has changed then.
             TypeError: the loss stands in the closure's place.
         """
         self._multipliers.read(self.param_groups, stacklevel=7)
         result = evaluate(closure, "L3RS")
         observed = loss if loss is not None else result
-        if observed is None:
+        sees_loss = self._controller.config.sees_loss
+        if observed is None and sees_loss:
             raise ValueError("L3RS watches the loss: call step(loss=loss), or step(closure) with a closure that returns it")
-        observed = one_number(observed)
+        observed = None if observed is None else one_number(observed)
         active = self._tables.active(self.param_groups, self.state)
         self._warn_past_the_end()
         if active:
             device = active[0].layers.device
-            observed = average_over_ranks(observed.float().to(device), self.process_group)
-            ok = observed.isfinite()
+            if observed is not None:
+                observed = average_over_ranks(observed.float().to(device), self.process_group)
+            ok = torch.ones((), dtype=torch.bool, device=device) if observed is None else observed.isfinite()
             if len(active) > 1:  # no device moves if there is something wrong on another
                 ok = torch.stack([ok, *(finite(a.grads).to(device) for a in active)]).all()
             for layers, grads, lr, sign in active:
-                layers.step(grads, observed.to(layers.device) * sign, ok.to(layers.device), lr)
+                seen = cast(Tensor, observed).to(layers.device) * sign if sees_loss else None
+                layers.step(grads, seen, ok.to(layers.device), lr)
         for group in self.param_groups:
             group["step"] += 1
         return result

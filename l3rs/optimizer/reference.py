@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from l3rs.controller.decide import meta_shapes, unflatten
+from l3rs.controller.describe import describe, layer_table
 from l3rs.schedules.schedule import LearnedSchedule
 
 Moments = dict[str, Any]
@@ -40,6 +41,8 @@ class ReferenceL3RS:
         self.parameters, self.total_steps, self.learned = named_parameters, total_steps, learned
         self.meta = unflatten(learned.theta, meta_shapes(learned.config, learned.layers))
         self.layers = {name: Layer() for name in named_parameters}
+        self.names = list(named_parameters)
+        self.table = layer_table([p.shape for p in named_parameters.values()], self.names)
         self.taken = 0  # k, the number of steps before the present one
 
     def between(self, usual: float, name: str) -> float:
@@ -102,16 +105,26 @@ class ReferenceL3RS:
         """Section 3.2 of the paper, one number after the other."""
         c, layer = self.learned.config, self.layers[name]
 
-        def log_size(x: Tensor) -> float:
-            return math.log(float(x.norm()) / math.sqrt(x.numel()) + c.norm_floor) / c.norm_scale
+        def log_of(x: float) -> float:
+            return math.log(x + c.norm_floor) / c.norm_scale
 
-        signals = {"weights": log_size(theta), "gradient": log_size(g), "loss": loss / c.loss_scale}
-        numbers = [self.average(layer, signal, factor, x) for signal, x in signals.items() for factor in c.ema_factors]
+        def log_size(x: Tensor) -> float:
+            return log_of(float(x.norm()) / math.sqrt(x.numel()))
+
+        seen = {
+            "log_weight_norm": log_size(theta),
+            "log_grad_norm": log_size(g),
+            "loss": loss / c.loss_scale,
+            "log_relative_grad": log_of(self.size(name) * float(g.norm())),
+        }
+        numbers = [self.average(layer, signal, factor, seen[signal]) for signal in c.signals for factor in c.ema_factors]
         for i in range(c.time_points):
             t_i = i / (c.time_points - 1)
             numbers.append(math.tanh(c.time_slope * (min(self.taken, self.total_steps) / self.total_steps - t_i)))
         numbers += [math.tanh(self.total_steps / s_i - 1) for s_i in c.time_scales]
-        numbers += [log_size(d) for d in directions.values()]
+        numbers += [log_size(d) for p, d in directions.items() if c.direction_norms == "all" or p in ("adam", "lion", "adamax")]
+        if c.descriptors:
+            numbers += describe(self.table, [p.shape for p in self.parameters.values()], c.norm_scale)[self.names.index(name)].tolist()
         if c.embedding:
             numbers += self.meta["embedding"][self.learned.layers.index(name)].tolist()
         return numbers
@@ -128,13 +141,31 @@ class ReferenceL3RS:
         weights = [math.exp(z) for z in logits[1:]]
         return math.exp(logits[0]), [w / sum(weights) for w in weights]
 
-    def unit(self, theta: Tensor) -> float:
+    def size(self, name: str) -> float:
+        """The norm of a layer's weights, or of those that it is the bias or shift of; of the head, the length that moves logits by 1."""
+        c, place = self.learned.config, self.names.index(name)
+        theta, (head, bias) = self.parameters[name], self.table.head
+        root = math.sqrt(self.table.classes)
+        if place == bias:
+            return root
+        if place == head:
+            inputs = math.sqrt(self.table.fan_in[place])
+            if bias is None or self.parameters[self.names[bias]].grad is None:
+                return root / (c.feature_rms * inputs)
+            of_head, of_bias = (float(self.parameters[self.names[i]].grad.norm()) for i in (head, bias))  # type: ignore[union-attr]
+            return root * max(of_bias / of_head if of_head > 0 else 0.0, 1 / (c.feature_rms_cap * inputs))
+        sized_by = self.parameters[self.names[self.table.sized_by[place]]]
+        return max(float(sized_by.norm()), c.relative_floor * math.sqrt(theta.numel()))
+
+    def unit(self, name: str) -> float:
         """The length of a step at lambda = 1."""
-        c = self.learned.config
+        c, theta = self.learned.config, self.parameters[name]
         if c.unit == "l2":
             return 1.0
         if c.unit == "relative":
             return c.lr0 * max(float(theta.norm()), c.relative_floor)
+        if c.unit == "size":
+            return (c.head_logits if self.names.index(name) in self.table.head else c.lr0) * self.size(name)
         return c.lr0 * math.sqrt(theta.numel())
 
     @torch.no_grad()
@@ -147,15 +178,17 @@ class ReferenceL3RS:
             assert g is not None
             found[name] = self.directions(self.layers[name], theta, g)
             seen[name] = self.features(name, theta, g, loss, found[name])
+        units = {name: self.unit(name) for name in present}  # before any layer moves
         if self.learned.config.controller == "global":
             mean = [sum(column) / len(seen) for column in zip(*seen.values(), strict=True)]
             seen = dict.fromkeys(seen, mean)
         for name, theta in present.items():
             lam, mu = self.controller(name, seen[name])
             update = torch.zeros_like(theta)
+            unit = units[name]
             for mu_p, d in zip(mu, found[name].values(), strict=True):
                 if d.norm() > 0:
-                    update -= lam * self.unit(theta) * mu_p * d / d.norm()
+                    update -= lam * unit * mu_p * d / d.norm()
             theta += update
             self.layers[name].taken += 1
         self.taken += 1

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from l3rs.directions.base import HALF
 from l3rs.optimizer.distributed import local
-from l3rs.optimizer.layers import Controller, Layers, initial_state
+from l3rs.optimizer.layers import Controller, Layers, Network, initial_state
 
 States = MutableMapping[Tensor, dict[str, Any]]
 _dtype, _device, _grad, _learns = map(attrgetter, ("dtype", "device", "grad", "requires_grad"))
@@ -38,12 +38,13 @@ class Tables:
     Args:
         controller: of the learned schedule.
         slots: where each parameter is in what is learned by layer; empty if nothing is.
+        network: all parameters, those that are not stepped too.
         sharded: whether parameters are DTensors, of which this rank has parts.
         fused: as of `L3RS`.
     """
 
-    def __init__(self, controller: Controller, slots: Mapping[Tensor, int], sharded: bool, fused: bool | None) -> None:
-        self.controller, self.slots, self.sharded, self.fused = controller, slots, sharded, fused
+    def __init__(self, controller: Controller, slots: Mapping[Tensor, int], network: Network, sharded: bool, fused: bool | None) -> None:
+        self.controller, self.slots, self.network, self.sharded, self.fused = controller, slots, network, sharded, fused
         self.by_device: list[Layers] = []
         self.params: list[Tensor] = []
         self._key: Any = None
@@ -109,7 +110,8 @@ class Tables:
             some = [params[i] for i in where]
             slots = [self.slots[p] for p in some] if self.slots else []
             theirs = [state_of(p, states, self.controller) for p in some]
-            made.append(Layers(some, theirs, slots, [owners[i] for i in where], groups, self.controller, self.fused, where))
+            mine = [owners[i] for i in where]
+            made.append(Layers(some, theirs, slots, self.network, mine, groups, self.controller, self.fused, where))
         self.by_device, self.params = made, params
 
     def _addresses(self, states: States) -> list[int]:

@@ -12,6 +12,10 @@ from l3rs.directions import DIRECTIONS
 from l3rs.optimizer.differentiable import DifferentiableL3RS
 from l3rs.optimizer.reference import ReferenceL3RS
 
+INVARIANT = {
+    "signals": ("log_relative_grad",), "descriptors": True, "direction_norms": "scale-free", "unit": "size", "lr0": 0.02,
+    "embedding": 0, "specialist": False,
+}  # fmt: skip
 FORMS = [
     {},
     {"directions": tuple(DIRECTIONS)},
@@ -22,6 +26,8 @@ FORMS = [
     {"embedding": 0, "controller": "global", "specialist": False},
     {"ema_factors": (0.0, 0.9)},
     {"ema_factors": ()},
+    INVARIANT,
+    {**INVARIANT, "directions": tuple(DIRECTIONS), "embedding": 16, "specialist": True},
 ]
 
 
@@ -33,7 +39,7 @@ def test_it_is_the_reference_to_rounding(form: dict[str, object]) -> None:
     learned = random_schedule(slow, bool(form.pop("specialist", True)), scale=0.1, **form)
     named = dict(slow.named_parameters())
     reference = ReferenceL3RS(named, 8, learned)
-    fast = DifferentiableL3RS(learned, list(named), [p.numel() for p in named.values()], 8)
+    fast = DifferentiableL3RS(learned, named, 8)
     meta = unflatten(learned.theta.double(), meta_shapes(learned.config, learned.layers))
     reference.meta = meta
     twin = small_network(torch.float64)
@@ -58,4 +64,4 @@ def test_a_direction_of_others_has_no_gradient() -> None:
     network = small_network()
     learned = random_schedule(network, directions=("sgd", "torch.optim.NAdam"))
     with pytest.raises(ValueError, match=r"directions must be built in to have a gradient \(got 'torch.optim.NAdam'\)"):
-        DifferentiableL3RS(learned, learned.layers, [1] * len(learned.layers), 5)
+        DifferentiableL3RS(learned, dict(network.named_parameters()), 5)

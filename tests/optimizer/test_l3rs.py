@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from l3rs import L3RS, L3RSConfig, LearnedSchedule
+from l3rs.controller.config import SIGNALS
 from l3rs.controller.initial import initial_theta
 from l3rs.networks.pretrained import pretrained
 from l3rs.optimizer.reference import ReferenceL3RS
@@ -31,12 +32,14 @@ def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: range) ->
     return losses
 
 
-@pytest.mark.parametrize("unit", ["rms", "l2", "relative"])
+@pytest.mark.parametrize("unit", ["rms", "l2", "relative", "size"])
 @pytest.mark.parametrize("specialist", [True, False])
 def test_equals_the_reference_over_50_steps(unit: str, specialist: bool) -> None:
     """Relative difference of every tensor below 1e-5, in float64, the two runs each going their own way."""
     fast, slow = small_network(torch.float64), small_network(torch.float64)
-    schedule = random_schedule(fast, specialist, scale=0.1, unit=unit, ema_factors=(0.0, 0.9, 0.99), lr0=1e-2 if unit != "l2" else 3e-3)
+    seen = {"signals": SIGNALS, "descriptors": True, "direction_norms": "scale-free", "head_logits": 0.1} if unit == "size" else {}
+    lr0 = 1e-2 if unit != "l2" else 3e-3
+    schedule = random_schedule(fast, specialist, scale=0.1, unit=unit, ema_factors=(0.0, 0.9, 0.99), lr0=lr0, **seen)
     optimizer = L3RS(fast.named_parameters(), 50, schedule, lr=0.1 if unit == "l2" else 1.0)
     reference = ReferenceL3RS(dict(slow.named_parameters()), 50, schedule)
     for k in range(50):

@@ -1,0 +1,206 @@
+"""What each layer of a network is, told from the names and shapes of its parameters alone; and what its lengths are measured by."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from l3rs.controller.config import L3RSConfig
+
+KINDS = ("kernel", "depthwise", "dense", "attention", "embedding", "bias", "scale", "shift", "head", "head's bias", "other")
+NUMBERS = ("depth", "log_fan_in", "log_fan_out", "log_numel", "log_classes", "log_layers")
+HEADS = {
+    "fc",
+    "head",
+    "heads",
+    "head_drop",
+    "classifier",
+    "last_linear",
+    "output",
+    "score",
+}  # what networks call the module that classifies
+EMBEDDINGS = re.compile(r"embed|cls_token|class_token|dist_token|reg_token|relative_position|bias_table|\bwpe\b|\bwte\b")
+
+
+class LayerTable(NamedTuple):
+    """The layers of a network, L of them, in the order of its parameters.
+
+    Attributes:
+        kinds: of each, one of `KINDS`.
+        sized_by: the place of the layer whose norm is the size of each: its own, its kernel's for a bias, its scale's for a shift.
+        fan_in: of each; of a vector, 1.
+        depth: of each, the share of layers that come before it, of those with as many axes (one, or more): it is the same where the
+            parameters come in one group, and where vectors and matrices come in two.
+        classes: rows of the head; 0 without a head.
+    """
+
+    kinds: tuple[str, ...]
+    sized_by: tuple[int, ...]
+    fan_in: tuple[int, ...]
+    depth: tuple[float, ...]
+    classes: int
+
+    @property
+    def head(self) -> tuple[int | None, int | None]:
+        """The places of the head's weights and biases; None for what there is not."""
+        return tuple(self.kinds.index(kind) if kind in self.kinds else None for kind in ("head", "head's bias"))  # type: ignore[return-value]
+
+
+def layer_table(shapes: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> LayerTable:
+    """Tells what each layer is.
+
+    With names, a bias belongs to the matrix of its module, and a shift to the scale of its module. Without, vectors belong to the matrix
+    before them: of an odd run of as many elements as the matrix has rows, the first is its bias; further pairs are scales and shifts. The
+    head is the last matrix of a module that is called as heads are (`HEADS`), or else the last matrix of all.
+
+    Args:
+        shapes: of the parameters.
+        names: of the parameters, or None.
+    """
+    matrices = [i for i, shape in enumerate(shapes) if len(shape) >= 2]
+    vectors = [i for i, shape in enumerate(shapes) if len(shape) < 2]
+    owner = _owners_by_order(shapes) if names is None else _owners_by_name(shapes, names)
+    called = ["" for _ in shapes] if names is None else list(names)
+    axes = [None if of is None else len(shapes[of]) for of in owner]
+    kinds = [_kind(*layer) for layer in zip(shapes, called, axes, strict=True)]
+    dense = [i for i in matrices if kinds[i] in ("dense", "kernel") and math.prod(shapes[i][2:]) == 1]
+    candidates = [i for i in dense if HEADS & set(called[i].split(".")[:-1])] or [i for i in dense if i == matrices[-1]]
+    head = candidates[-1] if candidates else None
+    if head is not None:
+        kinds[head] = "head"
+        kinds = ["head's bias" if kind == "bias" and of == head else kind for kind, of in zip(kinds, owner, strict=True)]
+    depth = {i: (place + 0.5) / len(alike) for alike in (matrices, vectors) for place, i in enumerate(alike)}
+    return LayerTable(
+        tuple(kinds),
+        tuple(i if of is None else of for i, of in enumerate(owner)),
+        tuple(math.prod(shape[1:]) if len(shape) >= 2 else 1 for shape in shapes),
+        tuple(depth[i] for i in range(len(shapes))),
+        0 if head is None else int(shapes[head][0]),
+    )
+
+
+def _owners_by_name(shapes: Sequence[Sequence[int]], names: Sequence[str]) -> list[int | None]:
+    """The place of the matrix that each vector is the bias of, or of the scale that it is the shift of; None for all others."""
+    known = {name: i for i, name in enumerate(names)}
+    owner: list[int | None] = []
+    for shape, name in zip(shapes, names, strict=True):
+        of = known.get(f"{name[:-4]}gamma") if name.endswith("beta") else known.get(f"{name[:-4]}weight") if name.endswith("bias") else None
+        owner.append(of if len(shape) <= 1 else None)
+    return owner
+
+
+def _owners_by_order(shapes: Sequence[Sequence[int]]) -> list[int | None]:
+    """The same, guessed from runs of vectors of one length."""
+    owner: list[int | None] = [None] * len(shapes)
+    start = 0
+    while start < len(shapes):
+        end = start + 1
+        while end < len(shapes) and len(shapes[start]) == 1 and list(shapes[end]) == list(shapes[start]):
+            end += 1
+        if len(shapes[start]) == 1:
+            follows = start > 0 and len(shapes[start - 1]) >= 2 and shapes[start - 1][0] == shapes[start][0]
+            if follows and (end - start) % 2:
+                owner[start] = start - 1
+                start += 1
+            for shift in range(start + 1, end, 2):
+                owner[shift] = shift - 1
+        start = end
+    return owner
+
+
+def _kind(shape: Sequence[int], name: str, owner_axes: int | None) -> str:
+    """The kind of a layer that is not of the head; `owner_axes`: of the layer that it is the bias or shift of."""
+    axes = len(shape)
+    if EMBEDDINGS.search(name) and "proj" not in name and "norm" not in name and owner_axes is None:
+        return "embedding"
+    if axes <= 1:
+        return "scale" if owner_axes is None else "bias" if owner_axes >= 2 else "shift"
+    if "attn" in name or "attention" in name or "qkv" in name:
+        return "attention"
+    if axes == 2:
+        return "dense"
+    if axes == 4 or axes == 5:
+        return "depthwise" if shape[1] == 1 and shape[0] > 1 and math.prod(shape[2:]) > 1 else "kernel"
+    return "other" if axes == 3 and min(shape) > 1 else "embedding"
+
+
+def describe(table: LayerTable, shapes: Sequence[Sequence[int]], scale: float) -> Tensor:
+    """The numbers that the controller sees of each layer, (L, 17): one of `KINDS`, and `NUMBERS`; logarithms divided by `scale`."""
+    matrices = sum(len(shape) >= 2 for shape in shapes)
+    rows = []
+    for kind, shape, fan_in, depth in zip(table.kinds, shapes, table.fan_in, table.depth, strict=True):
+        logs = (fan_in, shape[0] if shape else 1, math.prod(shape), table.classes, matrices)
+        rows.append([*(float(kind == k) for k in KINDS), depth, *(math.log(max(n, 1)) / scale for n in logs)])
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, len(KINDS) + len(NUMBERS))
+
+
+class Sizes:
+    """The size of each layer, by which the unit `size` measures its steps.
+
+    It is the norm of its weights; of a bias, that of its kernel; of a shift, that of its scale; at least `relative_floor` for each element.
+    So a function-preserving change of the network, a kernel before a normalization times a number or a ReLU network's layers times s and
+    1/s, changes lengths alike, and a run stays the same function.
+
+    The head's size is the length that moves each logit by 1, however small the head begins: sqrt(classes) for its biases, and for its
+    weights sqrt(classes) / f, where f is the norm of its inputs. For one image the gradient of the weights is the outer product of the
+    gradient of the biases with the inputs; so f is the ratio of the norms of the two gradients, and close to it for a batch (within a
+    tenth to a third for 25 classes, more where few classes balance). It is at most `feature_rms_cap` * sqrt(fan_in).
+
+    Args:
+        table: of all layers of the network.
+        numels: elements of each of these.
+        places: in the table, of the L layers that are stepped.
+        norm: of a layer by its place, in l2; asked for once, of layers that give others their size and are not stepped themselves.
+        config: gives floors and multipliers.
+        like: a tensor of the device and dtype.
+
+    Attributes:
+        multiplier: (L,), of the sizes, the length at lambda = 1.
+    """
+
+    def __init__(
+        self,
+        table: LayerTable,
+        numels: Sequence[int],
+        places: Sequence[int],
+        norm: Callable[[int], float],
+        config: L3RSConfig,
+        like: Tensor,
+    ) -> None:
+        row = {place: i for i, place in enumerate(places)}
+        by = [table.sized_by[place] for place in places]
+        floors = [config.relative_floor * math.sqrt(numels[place]) for place in places]
+        constant = {i: norm(of) for i, of in enumerate(by) if of not in row}
+        weights, biases = (None if place is None else row.get(place) for place in table.head)
+        root = math.sqrt(max(table.classes, 1))  # of the sum of squares of a vector with a 1 for each class
+        if biases is not None:
+            constant[biases] = root
+        if weights is not None:
+            norm_at_1 = math.sqrt(table.fan_in[places[weights]])  # of inputs whose root mean square is 1
+            floors[weights] = root / (norm_at_1 * config.feature_rms_cap)
+            if biases is None:
+                constant[weights] = root / (norm_at_1 * config.feature_rms)
+        self.root, self.pair = root, (weights, biases) if weights is not None and biases is not None else None
+        self.rows = torch.tensor([row.get(of, 0) for of in by], device=like.device)
+        self.floor = like.new_tensor(floors)
+        self.fixed = torch.tensor([i in constant for i in range(len(places))], device=like.device) if constant else None
+        self.constants = like.new_tensor([constant.get(i, 0.0) for i in range(len(places))])
+        self.is_weights = torch.tensor([i == weights for i in range(len(places))], device=like.device)
+        self.multiplier = like.new_tensor([config.head_logits if i in (weights, biases) else config.lr0 for i in range(len(places))])
+
+    def __call__(self, weights: Tensor, grads: Tensor) -> Tensor:
+        """The sizes, (L,), from the norms of the layers' weights and gradients, (L,)."""
+        sizes = weights[self.rows]
+        if self.fixed is not None:
+            sizes = torch.where(self.fixed, self.constants, sizes)
+        if self.pair is not None:
+            of_weights, of_biases = (grads[i] for i in self.pair)
+            moved = of_weights > 0
+            known = torch.where(moved, self.root * of_biases / torch.where(moved, of_weights, 1), 0)
+            sizes = torch.where(self.is_weights, known, sizes)
+        return torch.maximum(sizes, self.floor)

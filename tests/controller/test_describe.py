@@ -1,0 +1,107 @@
+"""What layers are, told from names and shapes, on networks of many families; and their sizes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import timm
+import torch
+from conftest import small_network
+from torch import nn
+
+from l3rs.controller.config import ANY_NETWORK
+from l3rs.controller.describe import KINDS, NUMBERS, Sizes, describe, layer_table
+
+COUNTS = {
+    "resnet18": {"kernel": 20, "scale": 20, "shift": 20},
+    "mobilenetv3_small_050": {"kernel": 42, "depthwise": 11, "bias": 19, "scale": 34, "shift": 34},
+    "vit_tiny_patch16_224": {"embedding": 2, "kernel": 1, "attention": 24, "dense": 24, "bias": 49, "scale": 25, "shift": 25},
+    "convnext_atto": {"kernel": 28, "depthwise": 12, "bias": 40, "scale": 29, "shift": 17},
+    "densenet121": {"kernel": 120, "scale": 121, "shift": 121},
+    "mixer_s32_224": {"kernel": 1, "dense": 32, "bias": 33, "scale": 17, "shift": 17},
+}
+
+
+def shapes_and_names(model: str) -> tuple[list[torch.Size], list[str]]:
+    with torch.device("meta"):
+        named = list(timm.create_model(model, num_classes=25).named_parameters())
+    return [p.shape for _, p in named], [name for name, _ in named]
+
+
+@pytest.mark.parametrize("model", COUNTS)
+def test_kinds_of_known_families(model: str) -> None:
+    shapes, names = shapes_and_names(model)
+    table = layer_table(shapes, names)
+    assert Counter(table.kinds) == {**COUNTS[model], "head": 1, "head's bias": 1}
+    weights, bias = table.head
+    assert weights is not None
+    assert bias is not None
+    assert names[weights].endswith("weight")
+    assert names[bias] == names[weights].replace("weight", "bias")
+    assert table.classes == 25
+    for i, of in enumerate(table.sized_by):  # a bias has its kernel's size, a shift its scale's, all others their own
+        suffix = names[i].rpartition(".")[2]
+        assert names[of] == (names[i].removesuffix("bias") + "weight" if suffix == "bias" else names[i])
+
+
+@pytest.mark.parametrize("model", ["resnet18", "vit_tiny_patch16_224", "densenet121", "mixer_s32_224"])
+def test_without_names_vectors_find_the_same_layers(model: str) -> None:
+    shapes, names = shapes_and_names(model)
+    with_names, without = layer_table(shapes, names), layer_table(shapes)
+    assert without.sized_by == with_names.sized_by
+    assert without.head == with_names.head
+
+
+def test_two_groups_of_decay_and_no_decay_leave_every_layer_what_it_was() -> None:
+    shapes, names = shapes_and_names("resnet18")
+    order = sorted(range(len(shapes)), key=lambda i: len(shapes[i]) > 1)
+    one, two = layer_table(shapes, names), layer_table([shapes[i] for i in order], [names[i] for i in order])
+    torch.testing.assert_close(describe(two, [shapes[i] for i in order], 4.0), describe(one, shapes, 4.0)[order])
+
+
+def test_the_head_is_found_by_name_where_it_comes_first() -> None:
+    table = layer_table([(5, 8), (5,), (8, 8), (8,)], ["head.weight", "head.bias", "body.0.weight", "body.0.bias"])
+    assert table.kinds == ("head", "head's bias", "dense", "bias")
+
+
+def test_a_network_without_matrices_has_no_head() -> None:
+    table = layer_table([(3,), (3,)])
+    assert table.kinds == ("scale", "shift")
+    assert table.head == (None, None)
+    assert describe(table, [(3,), (3,)], 4.0).shape == (2, len(KINDS) + len(NUMBERS))
+    assert layer_table([]).kinds == ()
+
+
+def test_sizes_are_norms_and_the_heads_moves_logits_by_one() -> None:
+    """A step of this length along the gradient of one image moves its logits by sqrt(classes) in norm: by 1 each, if all alike."""
+    torch.manual_seed(0)
+    head, features = nn.Linear(6, 3), torch.randn(1, 6)
+    nn.functional.cross_entropy(head(features), torch.tensor([1])).backward()
+    grads = torch.stack([p.grad.norm() for p in head.parameters() if p.grad is not None])
+    weights = torch.stack([p.detach().norm() for p in head.parameters()])
+    table = layer_table([p.shape for p in head.parameters()], ["weight", "bias"])
+    sizes = Sizes(table, [18, 3], [0, 1], lambda i: float("nan"), ANY_NETWORK, weights)
+    found = sizes(weights, grads)
+    moved = found[0] * head.weight.grad / grads[0] @ features[0]  # type: ignore[operator]
+    torch.testing.assert_close(moved.norm(), torch.tensor(3.0).sqrt())
+    torch.testing.assert_close(found[1], torch.tensor(3.0).sqrt())
+
+
+def test_sizes_of_layers_that_rest_are_asked_for() -> None:
+    network = small_network()
+    named = dict(network.named_parameters())
+    table = layer_table([p.shape for p in named.values()], list(named))
+    asked: list[int] = []
+    places = [i for i, name in enumerate(named) if name.endswith("bias")]
+    like = torch.ones(len(places))
+    Sizes(table, [p.numel() for p in named.values()], places, lambda i: asked.append(i) or 7.0, ANY_NETWORK, like)  # type: ignore[func-returns-value]
+    assert asked == [table.sized_by[i] for i in places]
+
+
+def test_a_head_whose_bias_has_no_gradient_does_not_stand_still() -> None:
+    """Two balanced classes and a head of zeros: the bias's gradient is zero, and the size its least."""
+    table = layer_table([(2, 9), (2,)], ["head.weight", "head.bias"])
+    sizes = Sizes(table, [18, 2], [0, 1], lambda i: float("nan"), ANY_NETWORK, torch.zeros(2))
+    found = sizes(torch.zeros(2), torch.tensor([0.3, 0.0]))
+    torch.testing.assert_close(found[0], torch.tensor(2.0).sqrt() / (ANY_NETWORK.feature_rms_cap * 3))

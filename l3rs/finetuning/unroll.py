@@ -42,14 +42,21 @@ class Report:
 
 def evaluate(network: nn.Module, inputs: Tensor, labels: Tensor, precision: str = "float32") -> tuple[float, float]:
     """Measures accuracy and cross entropy with BatchNorm's running statistics; leaves the network in train mode."""
+    accuracy, loss = evaluated(network, inputs, labels, precision)
+    return accuracy.item(), loss.item()
+
+
+def evaluated(network: nn.Module, inputs: Tensor, labels: Tensor, precision: str = "float32") -> tuple[Tensor, Tensor]:
+    """The same as tensors, so that the device is not waited for."""
     network.eval()
-    with torch.no_grad(), _autocast(inputs.device, precision):
+    with torch.no_grad(), autocast(inputs.device, precision):
         logits = network(inputs).float()
     network.train()
-    return (logits.argmax(1) == labels).float().mean().item(), F.cross_entropy(logits, labels).item()
+    return (logits.argmax(1) == labels).float().mean(), F.cross_entropy(logits, labels)
 
 
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The forward passes of a precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
@@ -122,7 +129,7 @@ def unroll(
     def record(step: int) -> None:
         if step in wanted:
             seen = (task.batch(images, i)[0].to(device) for i in range(max(0, step - REFRESH), step))
-            with _autocast(device, precision), where_evaluated(network, optimizer, seen, refresh and step > 0):
+            with autocast(device, precision), where_evaluated(network, optimizer, seen, refresh and step > 0):
                 report.accuracy[step], report.loss[step] = evaluate(network, held_out, held_out_labels, precision)
 
     # torch annotates closures as giving floats; they give, and `step` returns, the loss as a tensor
@@ -134,7 +141,7 @@ def unroll(
 
         def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
             optimizer.zero_grad()
-            with _autocast(device, precision):
+            with autocast(device, precision):
                 loss = F.cross_entropy(network(inputs), targets)
             loss.backward()
             return loss

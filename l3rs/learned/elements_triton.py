@@ -105,7 +105,7 @@ def _elements(
     block_segment, block_from, segments, table, now, decays, over, partial, sums, eps, delta, bound, clip, exponent, of_vectors,
     APPLY: tl.constexpr, EXPONENT: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One block of elements: takes the gradient into momentum and mean square, and sums squared features; or, as APPLY says, runs the MLP."""
+    """One block of elements: advances momentum and mean square, and sums squared features; or, as APPLY says, runs the MLP."""
     f32 = tl.pointer_type(tl.float32)
     block = tl.program_id(0)
     segment = tl.load(block_segment + block)
@@ -194,7 +194,7 @@ def _elements(
         h = tl.maximum(h, 0.0)
         second = weights + 31 * HIDDEN
         w1 = tl.load(second + units[None, :] * HIDDEN + units[:, None])  # (out, in)
-        if HIDDEN >= 16:
+        if HIDDEN >= 16:  # noqa: SIM108
             h = tl.dot(w1, h, input_precision="ieee")
         else:
             h = tl.sum(w1[:, :, None] * h[None, :, :], axis=1)
@@ -219,7 +219,7 @@ def _moments(block_segment, block_from, segments, table, now, partial, BLOCK: tl
     p = tl.load(tl.load(now + owner * 4 + 1).to(f32) + e, mask=here, other=0.0).to(tl.float64)
     tl.store(out, tl.sum(p * p))
     for k in tl.static_range(4):
-        if k == 0:
+        if k == 0:  # noqa: SIM108
             x_at = tl.load(mine + 1).to(f32)
         else:
             x_at = tl.load(mine).to(f32) + (k - 1) * tl.load(mine + 2)

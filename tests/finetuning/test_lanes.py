@@ -53,7 +53,8 @@ def test_each_run_is_the_one_that_it_is_alone(lanes: Lanes, bench: Workbench, ki
     learned = start(kind)
     generator = torch.Generator().manual_seed(0)
     runs = [
-        (learned.theta + 0.1 * torch.randn(learned.theta.shape, generator=generator), seed, k) for seed, k in ((1, 3), (1, 3), (2, 4), (3, 1))
+        (learned.theta + 0.1 * torch.randn(learned.theta.shape, generator=generator), seed, k)
+        for seed, k in ((1, 3), (1, 3), (2, 4), (3, 1))
     ]
     found = lanes.reports(learned, runs, "meta-train", refresh)
     expected = [alone(bench, learned, *run, refresh) for run in runs]

@@ -43,7 +43,8 @@ class Captured:
             self.work()
         graph = torch.cuda.CUDAGraph()
         shared = self.beside.graph if self.beside is not None else None
-        graph.capture_begin(*(() if shared is None else (shared.pool(),)), capture_error_mode="thread_local")
+        pool = {} if shared is None else {"pool": shared.pool()}
+        graph.capture_begin(capture_error_mode="thread_local", **pool)
         try:
             self.work()
         finally:
@@ -77,6 +78,16 @@ class Failed(Generic[T]):
 
     def __init__(self, error: Exception) -> None:
         self.error = error
+
+
+def succeeded(found: Iterable[T | Failed[T]]) -> list[T]:
+    """What was found, of jobs that may have failed; raises the first error."""
+    results: list[T] = []
+    for one in found:
+        if isinstance(one, Failed):
+            raise one.error
+        results.append(one)
+    return results
 
 
 def side_by_side(lanes: Sequence[L], jobs: Iterable[Callable[[L], Steps[Callable[[], T]]]]) -> list[T | Failed[T]]:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,8 @@ class Lane(OnStream):
         super().__init__(self.params[0].device)
         self.normalizations = [m for m in self.network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self.passes: Captured | None = None  # until the first task says how large a batch is
+        self.sizes: object = None
+        self.sights: list[Captured] = []
 
     def run(
         self, make: Callable[[nn.Module], Optimizer], ready: Callable[[], nn.Module], task: LoadedTask, refresh: bool = False
@@ -88,7 +91,8 @@ class Lane(OnStream):
         for p, grad in zip(self.params, self.grads, strict=True):
             p.grad = grad
         optimizer, steps = make(self.network), len(task.inputs)
-        update = Captured(lambda: optimizer.step(loss=self.loss), self.device, passes)  # type: ignore[call-arg]
+        step = cast("Callable[..., object]", optimizer.step)  # those that learn take the loss
+        update = Captured(lambda: step(loss=self.loss), self.device, passes)
         losses = torch.empty(steps, device=self.device)
         for k in range(steps):
             self._load(task, k)

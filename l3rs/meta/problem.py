@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar, cast
 
-import ray
 import torch
-from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from torch import Tensor
 
+from l3rs.finetuning.captured import succeeded
+from l3rs.finetuning.lanes import AT_ONCE, Lanes
 from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import REFRESH, Report, unroll
 from l3rs.finetuning.workbench import Workbench, workbench
@@ -28,7 +29,13 @@ from l3rs.schedules.schedule import LearnedSchedule
 REPLACEMENTS = 3  # times in a row that dead processes are replaced before the run is given up
 PATIENCE = 60.0  # seconds without a further process having started, after which those that have not are done without; five times that
 # for the first, for a cluster may have to read all of torch from a slow disk
-LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)  # a process, or what it had found out
+if find_spec("ray") is None:  # then this process is the only one
+    LOST: tuple[type[Exception], ...] = ()
+else:
+    import ray
+    from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
+
+    LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)  # a process, or what it had found out
 T = TypeVar("T")
 Tasks = Sequence[tuple[int, int]]  # (seed, steps) of each
 
@@ -129,16 +136,26 @@ class FineTuning(Problem):
 
     def _bench(self) -> Workbench:
         c = self.config
-        return (remote_bench if self.is_remote else workbench)(c.workload, c.task, "cuda" if c.gpus_per_actor else "cpu")
+        return (remote_bench if self.is_remote else workbench)(c.workload, c.task, "cuda" if c.gpus_per_actor else c.device)
+
+    @cached_property
+    def lanes(self) -> Lanes | None:
+        """On a GPU of this process, what makes several runs at once."""
+        c = self.config
+        return Lanes(c.workload, c.task, c.device, c.workers or AT_ONCE, c.precision) if c.device == "cuda" else None
 
     def loss(self, theta: Tensor) -> tuple[float, bool]:
         """Returns the objective of one candidate, and whether a run diverged."""
+        bench, c = self._bench(), self.config
+        runs = [fine_tune(self.learned, theta, bench, "meta-train", seed, steps, c.precision, c.refresh) for seed, steps in self.tasks]
+        return self._objective(runs)
+
+    def _objective(self, reports: Sequence[Report]) -> tuple[float, bool]:
+        """The same, of a candidate's runs on all tasks."""
         if not self.tasks:
             raise RuntimeError("no tasks were set for this generation")
-        bench, c = self._bench(), self.config
-        losses = []
-        for seed, steps in self.tasks:
-            report = fine_tune(self.learned, theta, bench, "meta-train", seed, steps, c.precision, c.refresh)
+        c, losses = self.config, []
+        for report, (_, steps) in zip(reports, self.tasks, strict=True):
             loss = {
                 "final": report.loss[steps],
                 "mean": sum(report.train_losses) / len(report.train_losses),
@@ -150,15 +167,24 @@ class FineTuning(Problem):
 
     def _evaluate_batch(self, batch: Any) -> None:
         rows = []
-        for theta in batch.values:
+        thetas = [theta.clone() * self.scale for theta in batch.values]
+        for candidate in self._at_once(thetas) if self.lanes is not None else (partial(self.loss, theta) for theta in thetas):
             try:
-                loss, diverged = self.loss(theta.clone() * self.scale)
+                loss, diverged = candidate()
                 rows.append((loss, float(diverged), 0.0))
             except Exception as error:  # one candidate's error must not end the run; many do, see `meta_train`
                 self.met = f"{type(error).__name__}: {error}"
                 rows.append((self.config.penalty, 0.0, 1.0))
         found = torch.tensor(rows)
         batch.set_evals(found[:, :1], eval_data=found[:, 1:])
+
+    def _at_once(self, thetas: Sequence[Tensor]) -> Iterator[Callable[[], tuple[float, bool]]]:
+        """Makes the runs of all candidates side by side, task by task; each gives its loss, or raises what it met."""
+        assert self.lanes is not None
+        runs = [(theta, seed, steps) for seed, steps in self.tasks for theta in thetas]
+        found = self.lanes.reports(self.learned, runs, "meta-train", self.config.refresh)
+        for i in range(len(thetas)):
+            yield partial(lambda mine: self._objective(succeeded(mine)), found[i :: len(thetas)])
 
     def evaluate(self, x: Any) -> None:
         """Evaluates candidates on all processes."""
@@ -185,6 +211,9 @@ class FineTuning(Problem):
         """The part of `runs` that falls to this process."""
         bench, c = self._bench(), self.config
         mine = tasks[self.actor_index or 0 :: processes]
+        if self.lanes is not None:
+            made = succeeded(self.lanes.reports(self.learned, [(theta, *task) for task in mine], purpose, c.refresh))
+            return [(r.accuracy[steps], r.loss[steps]) for (_, steps), r in zip(mine, made, strict=True)]
         reports = [(steps, fine_tune(self.learned, theta, bench, purpose, seed, steps, c.precision, c.refresh)) for seed, steps in mine]
         return [(r.accuracy[steps], r.loss[steps]) for steps, r in reports]
 

@@ -85,8 +85,8 @@ def test_an_error_is_of_its_own_run(lanes: Lanes) -> None:
 def test_lanes_take_turns_and_results_are_read_at_the_end() -> None:
     done: list[str] = []
 
-    def job(name: str, steps: int):  # noqa: ANN202
-        def on(lane: OnStream):  # noqa: ANN202
+    def job(name: str, steps: int):
+        def on(lane: OnStream):
             for k in range(steps):
                 done.append(f"{name}{k}")
                 yield

@@ -64,6 +64,8 @@ class OnStream:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self.stream is not None:  # what is there already is made by another stream
+            self.stream.wait_stream(torch.cuda.current_stream(device))
 
     def at_work(self) -> AbstractContextManager[Any]:
         """Within it, launches go to the stream."""
@@ -78,6 +80,12 @@ class Failed(Generic[T]):
 
     def __init__(self, error: Exception) -> None:
         self.error = error
+
+
+def finish(device: torch.device) -> None:
+    """Waits until all that was launched is done, before memory that it may use is given up."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def succeeded(found: Iterable[T | Failed[T]]) -> list[T]:
@@ -103,7 +111,7 @@ def side_by_side(lanes: Sequence[L], jobs: Iterable[Callable[[L], Steps[Callable
     """
     waiting = enumerate(jobs)
     active: dict[int, tuple[int, Steps[Callable[[], T]]]] = {}
-    ended: dict[int, Callable[[], T] | Failed[T]] = {}
+    ended: dict[int, tuple[L, Callable[[], T] | Failed[T]]] = {}
     more = True
     while more or active:
         for place, lane in enumerate(lanes):
@@ -119,17 +127,19 @@ def side_by_side(lanes: Sequence[L], jobs: Iterable[Callable[[L], Steps[Callable
                     next(steps)
                 continue
             except StopIteration as end:
-                ended[number] = end.value
+                ended[number] = lane, end.value
             except Exception as error:  # one job's error must not end the others
-                ended[number] = Failed(error)
+                ended[number] = lane, Failed(error)
             del active[place]
     return list(_read(ended))
 
 
-def _read(ended: dict[int, Callable[[], T] | Failed[T]]) -> Iterator[T | Failed[T]]:
+def _read(ended: dict[int, tuple[L, Callable[[], T] | Failed[T]]]) -> Iterator[T | Failed[T]]:
     for number in sorted(ended):
-        found = ended[number]
+        lane, found = ended[number]
         try:
-            yield found if isinstance(found, Failed) else found()
+            with lane.at_work():  # which waits for its stream
+                result = found if isinstance(found, Failed) else found()
         except Exception as error:
-            yield Failed(error)
+            result = Failed(error)
+        yield result

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from l3rs.data.images import ImageSet
 from l3rs.directions import DIRECTIONS
-from l3rs.finetuning.captured import Captured, Failed, OnStream, Steps, side_by_side
+from l3rs.finetuning.captured import Captured, Failed, OnStream, Steps, finish, side_by_side
 from l3rs.finetuning.tasks import Task, TaskConfig
 from l3rs.finetuning.unroll import REFRESH, Report, autocast, evaluated
 from l3rs.finetuning.workbench import Workbench
@@ -115,6 +115,7 @@ class Lane(OnStream):
         accuracy, loss = (t.clone() for t in self.found)
 
         def read() -> Report:
+            update.graph = None  # which was to live until all its launches are done
             train_losses: list[float] = losses.tolist()
             wrong = next((i for i, x in enumerate(train_losses) if not math.isfinite(x)), None)
             if wrong is not None:
@@ -132,6 +133,7 @@ class Lane(OnStream):
         sizes = task.inputs.shape[1:], task.held_out[0].shape
         if self.passes is not None and self.sizes == sizes and (self.sights or not refresh):
             return self.passes
+        finish(self.device)
         self.sizes = sizes
         self.inputs, self.labels = task.inputs[0].clone(), task.labels[0].clone()
         self.held_out, self.answers = (t.clone() for t in task.held_out)
@@ -196,7 +198,7 @@ class Lanes:
 
         def job(theta: Tensor, seed: int, steps: int) -> Callable[[Lane], Steps[Callable[[], Report]]]:
             def on(lane: Lane) -> Steps[Callable[[], Report]]:
-                head_seed, task = self._load(purpose, seed, steps)
+                head_seed, task = self.load(purpose, seed, steps)
 
                 def make(network: nn.Module) -> Optimizer:
                     return LEARNERS[learned.kind].build(learned, theta, network.named_parameters(), steps)
@@ -207,12 +209,14 @@ class Lanes:
 
         return side_by_side(self.lanes, (job(*run) for run in wanted))
 
-    def _load(self, purpose: str, seed: int, steps: int) -> tuple[int, LoadedTask]:
+    def load(self, purpose: str, seed: int, steps: int) -> tuple[int, LoadedTask]:
+        """A task on the device, and the seed of its head."""
         key = purpose, seed, steps
         if key not in self._loaded:
             tasks = self.bench.tasks(purpose)
             task = tasks.draw(seed, steps)
             self._loaded[key] = task.head_seed, LoadedTask.of(task, tasks.images, self.lanes[0].device)
             if len(self._loaded) > REMEMBERED:
+                finish(self.lanes[0].device)
                 self._loaded.popitem(last=False)
         return self._loaded[key]

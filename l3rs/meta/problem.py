@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from l3rs.finetuning.captured import succeeded
+from l3rs.finetuning.captured import Failed, Steps, side_by_side, succeeded
 from l3rs.finetuning.lanes import AT_ONCE, Lanes
 from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import REFRESH, Report, unroll
@@ -21,7 +21,8 @@ from l3rs.finetuning.workbench import Workbench, workbench
 from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
-from l3rs.meta.gradients import meta_gradient
+from l3rs.meta.gradient_lanes import GradientLane
+from l3rs.meta.gradients import MetaGradient, meta_gradient
 from l3rs.meta.nes import Problem
 from l3rs.schedules.learned import Learned
 from l3rs.schedules.schedule import LearnedSchedule
@@ -220,6 +221,8 @@ class FineTuning(Problem):
     def gradients(self, theta: Tensor) -> list[TaskGradient]:
         """The meta-gradient of each of this step's tasks at `theta`, (n,), in their order, made on all processes."""
         self.met = ""
+        if self.lanes is not None:
+            return self._gradients_at_once(theta)
         if not self._num_actors:
             return [self._gradient(theta, *task) for task in self.tasks]
         number = int(self._num_actors)
@@ -229,6 +232,36 @@ class FineTuning(Problem):
         found = dict(pair for part in parts for pair in part)
         self.met = next((task.error for task in found.values() if task.error), "")
         return [found[i] for i in range(len(self.tasks))]
+
+    @cached_property
+    def gradient_lanes(self) -> list[GradientLane]:
+        """The same networks, for meta-gradients."""
+        assert self.lanes is not None
+        return [GradientLane(cast(LearnedSchedule, self.learned), lane.network, self.config.refresh) for lane in self.lanes.lanes]
+
+    def _gradients_at_once(self, theta: Tensor) -> list[TaskGradient]:
+        """The meta-gradients of all tasks, side by side."""
+        lanes = self.lanes
+        assert lanes is not None
+        bench = {id(lane.network): lane.bench for lane in lanes.lanes}
+
+        def job(seed: int, steps: int) -> Callable[[GradientLane], Steps[Callable[[], MetaGradient]]]:
+            def on(lane: GradientLane) -> Steps[Callable[[], MetaGradient]]:
+                head_seed, task = lanes.load("meta-train", seed, steps)
+                return lane.run(theta, lambda: bench[id(lane.network)].network_for(head_seed), task)
+
+            return on
+
+        return [self._told(theta, one) for one in side_by_side(self.gradient_lanes, (job(*task) for task in self.tasks))]
+
+    def _told(self, theta: Tensor, found: MetaGradient | Failed[MetaGradient]) -> TaskGradient:
+        """What a task's meta-gradient counts for: what one task meets must not end the run; many failures do, see `meta_train`."""
+        penalty = self.config.penalty
+        if isinstance(found, Failed):
+            self.met = f"{type(found.error).__name__}: {found.error}"
+            return TaskGradient(torch.zeros_like(theta), penalty, False, self.met)
+        diverged = not math.isfinite(found.loss)
+        return TaskGradient(found.theta.cpu(), penalty if diverged else min(found.loss, penalty), diverged)
 
     def _share_of_gradients(self, theta: Tensor, tasks: Tasks, processes: int) -> list[tuple[int, TaskGradient]]:
         """What `gradients` gives, of the tasks that fall to this one of so many processes, with their places."""
@@ -253,11 +286,9 @@ class FineTuning(Problem):
                 REFRESH,
                 checkpoint=steps >= c.gradient.checkpoint_from,
             )
-        except Exception as error:  # what one task meets must not end the run; many failures do, see `meta_train`
-            self.met = f"{type(error).__name__}: {error}"
-            return TaskGradient(torch.zeros_like(theta), c.penalty, False, self.met)
-        diverged = not math.isfinite(found.loss)
-        return TaskGradient(found.theta.cpu(), c.penalty if diverged else min(found.loss, c.penalty), diverged)
+        except Exception as error:
+            return self._told(theta, Failed(error))
+        return self._told(theta, found)
 
     def _surviving(self, work: Callable[[], T], replacements: int = REPLACEMENTS) -> T:
         try:

@@ -100,5 +100,8 @@ def compare(what: str) -> None:
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    from triton_interpreter import mend_interpreter
+
     torch.set_num_threads(1)
+    mend_interpreter()
     compare(sys.argv[1])

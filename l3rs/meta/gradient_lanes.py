@@ -84,8 +84,6 @@ class GradientLane(OnStream):
             self._load(task, k)
             self.through()
             yield
-        if self.refresh:
-            _fill(self.of_buffers.values(), 0.0)
         for k in reversed(range(steps)):
             for t, was in zip(_tensors(state), kept, strict=True):
                 t.copy_(was[k])

@@ -21,6 +21,7 @@ PAGE = """Text | with | bars.
 |---|---|---|---|---|---|
 | `a` | one | `x \\| y` | | | open |
 | `b` | two | `z` | | | open |
+| `c` | three | `z` | before | a GPU | passed |
 """
 CELLS = {"date": "2026-11-28", "device": "some GPU", "torch": "2", "triton": "", "python": "3", "l3rs": "0"}
 TELLS = """
@@ -55,7 +56,7 @@ time.sleep(60)
     parts = [
         gpu.Part("hangs", telling(rows, hang), 2, ("a",)),
         gpu.Part("dies", ("-c", "import os; print('last words', flush=True); os.abort()"), 1, ("b",)),
-        gpu.Part("lacks", ("-c", f"print('needs Ray'); raise SystemExit({gpu.MISSING_LIBRARY})"), 1, ()),
+        gpu.Part("lacks", ("-c", f"print('needs Ray'); raise SystemExit({gpu.MISSING_LIBRARY})"), 1, ("c",)),
         gpu.Part("works", ("-c", "pass"), 1, ()),
     ]
     started = time.monotonic()
@@ -67,6 +68,7 @@ time.sleep(60)
     assert lines[4].endswith(f" | {gpu.date.today()} | {device} | time 3 ms; time was up after 1 s |")
     assert lines[4].startswith("| `a` | one | `x \\| y` |")
     assert lines[5].endswith(f"| {device} | failed, code -6: last words |")
+    assert lines[6] == "| `c` | three | `z` | before | a GPU | passed |"
     assert "works: done" in capsys.readouterr().out
     time.sleep(max(0.0, 1.8 - (time.monotonic() - started)))
     assert not alive.exists()
@@ -77,8 +79,8 @@ def test_results_in_words() -> None:
     assert gpu.said(tests, "done") == "1 of 3 passed, 1 skipped; failed: y"
     assert gpu.said([row(), row(what="share", value="8%", unit="")], "time was up") == "time 3 ms; share 8%; time was up"
     assert gpu.mark(PAGE, "b", "today", "GPU", "1 | 2").splitlines()[5] == "| `b` | two | `z` | today | GPU | 1 \\| 2 |"
-    with pytest.raises(ValueError, match="no row `c`"):
-        gpu.mark(PAGE, "c", "today", "GPU", "fine")
+    with pytest.raises(ValueError, match="no row `d`"):
+        gpu.mark(PAGE, "d", "today", "GPU", "fine")
 
 
 def test_every_row_that_a_part_marks_is_in_the_page() -> None:

@@ -70,6 +70,7 @@ PARTS = (
     part("candidates", 6, "candidates"),
     part("gradients", 6, "gradients"),
     part("learned", 4, "learned-step"),
+    part("large", 2, "large"),
     part("comparison", 4, "comparison"),
     part("lightning", 3, "lightning"),
 )

@@ -21,7 +21,10 @@ import l3rs  # noqa: F401  (before timm)
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_CUDA = ("tests/optimizer/test_cuda.py", "tests/learned/test_learned_on_cuda.py", "tests/meta/test_meta_on_cuda.py")
-WITHOUT_A_GPU = ("tests/optimizer/kernels", "tests/learned/test_elements_triton.py")
+WITHOUT_A_GPU = (  # of those that take a minute in the interpreter one will do
+    "tests/optimizer/kernels",
+    "tests/learned/test_elements_triton.py::test_triton_is_the_operations_of_torch_and_the_original[velo]",
+)
 ROW_OF_TEST = {  # a part of its name: the row of GPU.md that it is for; the first that fits
     "interpreter": "interpreter",
     "test_triton_is_the_operations": "interpreter",
@@ -220,6 +223,57 @@ def gradients(settings: Any, tell: Any) -> None:
         succeeded(side_by_side(mine, [job] * number))
         rate = number * steps / (time.perf_counter() - started)
         tell_rate(tell, "gradients", f"meta-gradients, {number} at once", rate, on_two_cores("meta-gradients"), settings.quick)
+
+
+def large(settings: Any, tell: Any) -> None:
+    """Steps of meta-training full ResNet-34 at 64 px, batch 128, bfloat16, against bare forward and backward passes, as they come."""
+    from step_cost import wait
+
+    from l3rs import L3RS
+    from l3rs.finetuning.lanes import Lane, LoadedTask
+    from l3rs.networks.create import resnet34
+
+    width, batch, steps = (4, 2, 3) if settings.quick else (64, 128, 40)
+    network = resnet34(width, num_classes=25).to(settings.device, memory_format=torch.channels_last).train()
+    begin = {name: t.clone() for name, t in network.state_dict().items()}
+    inputs = torch.randn(steps, batch, 3, 64, 64, device=settings.device)
+    labels = torch.arange(batch, device=settings.device).expand(steps, -1) % 25
+
+    class Bench:
+        """What a lane wants of a workbench: a network, reset."""
+
+        def __init__(self) -> None:
+            self.network = network
+
+        def ready(self) -> nn.Module:
+            network.load_state_dict(begin)
+            return network
+
+    def bare() -> None:
+        for k in range(steps):
+            network.zero_grad()
+            with torch.autocast(inputs.device.type, torch.bfloat16):
+                loss = F.cross_entropy(network(inputs[k]), labels[k])
+            loss.backward()
+
+    bench, task = Bench(), LoadedTask(inputs, labels, (inputs[0], labels[0]))
+    lane = Lane(bench, "bfloat16")  # type: ignore[arg-type]
+
+    def run() -> None:
+        with lane.at_work():
+            for _ in lane.run(lambda n: L3RS(n.named_parameters(), steps, "icons-generalist"), bench.ready, task):
+                pass
+
+    seconds = {}
+    for name, work in (("bare", bare), ("run", run)):
+        work()
+        wait(inputs.device)
+        started = time.perf_counter()
+        work()
+        wait(inputs.device)
+        seconds[name] = time.perf_counter() - started
+    tell("large", f"{1e3 * seconds['run'] / steps:.2f} ms a step, evaluation included, bare", 1e3 * seconds["bare"] / steps, "ms;")
+    tell("large", "times bare passes", seconds["run"] / seconds["bare"])
 
 
 def comparison(settings: Any, tell: Any) -> None:

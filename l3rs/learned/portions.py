@@ -56,14 +56,14 @@ class Portions:
         for start, stop, kernel in self._parts(members):
             some = members[start:stop]
             if kernel is None:
-                measured += [torch.stack(_moments(m)).to(members[0].p) for m in some]
+                measured += [torch.stack(_moments(m)).to(members[0].p).unsqueeze(0) for m in some]
                 continue
             sums = kernel.measure([m.g for m in some], [m.p for m in some])[:, :9]
             means = sums / torch.tensor([[float(m.p.numel())] for m in some], dtype=torch.float64, device=sums.device)
             means[:, 2::2] -= means[:, 1::2].square()  # E x^2 - (E x)^2 in double precision, of numbers in single: little is lost
             means[:, 2::2].clamp_(min=0)
-            measured += means.to(members[0].p)
-        return torch.stack(measured)
+            measured.append(means.to(members[0].p))
+        return torch.cat(measured)
 
     def _parts(self, members: Sequence[Member]) -> Iterator[tuple[int, int, ElementsKernel | TritonElements | None]]:
         """Where portions start and stop, and the kernel of each, or None where the kernel cannot be used."""

@@ -113,16 +113,18 @@ class VeLO(LearnedRule):
         controls = h @ theta["rnn_params/rnn_to_controls/w"] + theta["rnn_params/rnn_to_controls/b"]
         mlps = [network.like(m.p) for m, network in zip(members, self._mlps(theta, controls), strict=True)]
         lengths = (moments[:, 0] + 1e-9).sqrt() * sizes * STEP
-        for m, length, d in zip(members, lengths, self._portions.directions(members, mlps), strict=True):
-            yield d.mul_(length.to(d) * m.group["lr"])
+        scaled = {id(group): (lengths * group["lr"]).unbind() for group in {id(m.group): m.group for m in members}.values()}
+        for i, (m, d) in enumerate(zip(members, self._portions.directions(members, mlps), strict=True)):
+            yield d.mul_(scaled[id(m.group)][i].to(d))
 
     def _mlps(self, theta: dict[str, Tensor], controls: Tensor) -> Iterator[MLP]:
         """Each tensor's own MLP, 100 times the mean of controls_k stack_k."""
         stack = mlp(theta)
         mixed = controls @ torch.cat([t.flatten(1) for t in stack], 1) * (STACK_SCALE / len(stack.b0))
+        shapes = [t.shape[1:] for t in stack]
         for row in mixed:
-            parts = row.split([t[0].numel() for t in stack])
-            yield MLP(*(part.view(t.shape[1:]) for part, t in zip(parts, stack, strict=True)))
+            parts = row.split([shape.numel() for shape in shapes])
+            yield MLP(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
 
     # -- what the LSTM sees ------------------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,42 @@ def test_triton_is_the_operations_of_torch_and_the_original(what: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_it_compiles_for_a_gpu() -> None:
+    """Every form of every kernel, to the machine code of an H100, which takes no GPU."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, __file__, "compile"], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def compile_all() -> None:
+    from triton import compile as compiled
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from l3rs.learned import elements_triton as t
+
+    tables = ("tile_side", "tile_from", "sides", "now", "tile_owner", "levels", "block_segment", "block_from", "segments", "table", "first")
+    numbers = ("bound", "eps", "delta", "clip", "exponent", "of_vectors")
+    forms = [
+        (t._means, {"TILE": t.TILE}, "*fp32"),
+        (t._levels, {"TILE": t.TILE}, "*fp32"),
+        (t._moments, {"BLOCK": t.BLOCK}, "*fp64"),
+        (t._add_up, {"WIDTH": t.WIDTH}, "*fp32"),
+        (t._add_up, {"WIDTH": t.MOMENTS}, "*fp64"),
+    ]
+    for hidden in (4, 8, 32):
+        sizes = {"EXPONENT": hidden != 8, "HIDDEN": hidden, "BLOCK": t.BLOCK if hidden < 16 else t.WIDE}
+        forms += [(t._elements, {"APPLY": apply, **sizes}, "*fp32") for apply in (False, True)]
+    for kernel, constants, floats in forms:
+        signature = {
+            name: "constexpr" if name in constants else "*i64" if name in tables else "fp32" if name in numbers else floats
+            for name in kernel.arg_names
+        }
+        made = compiled(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
+        assert made.asm["cubin"]
+        assert made.asm["ptx"].count(".entry") == 1
+
+
 def directions(kind: str, number: int = 2) -> list[torch.Tensor]:
     """Of parameters that move together, each with an MLP of its own, step after step; and their states at the end."""
     from test_elements import One, network
@@ -103,5 +139,6 @@ if __name__ == "__main__":
     from triton_interpreter import mend_interpreter
 
     torch.set_num_threads(1)
-    mend_interpreter()
-    compare(sys.argv[1])
+    if sys.argv[1] != "compile":
+        mend_interpreter()
+    compile_all() if sys.argv[1] == "compile" else compare(sys.argv[1])

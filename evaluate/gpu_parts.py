@@ -211,12 +211,11 @@ def gradients(settings: Any, tell: Any) -> None:
     learned = start(workload, task)
     for number in numbers_at_once(settings):
         lanes = Lanes(workload, task, settings.device, number)
-        head_seed, loaded = lanes.load("meta-train", 1, steps)
-        bench = {id(lane.network): lane.bench for lane in lanes.lanes}
+        loaded = lanes.load("meta-train", 1, steps)
         mine = [GradientLane(learned, lane.network) for lane in lanes.lanes]
 
-        def job(lane: GradientLane, bench: Any = bench, head_seed: int = head_seed, loaded: Any = loaded) -> Any:
-            return lane.run(learned.theta, lambda: bench[id(lane.network)].network_for(head_seed), loaded)
+        def job(lane: GradientLane, lanes: Lanes = lanes, loaded: Any = loaded) -> Any:
+            return lane.run(learned.theta, lanes.begin(lane.network, "meta-train", 1, steps), loaded)
 
         succeeded(side_by_side(mine, [job] * number))  # captures
         started = time.perf_counter()

@@ -176,6 +176,11 @@ def _capturable(optimizer: Optimizer) -> bool:
     return isinstance(optimizer, L3RS) and optimizer.learned is not None and set(optimizer.learned.config.directions) <= DIRECTIONS.keys()
 
 
+def as_drawn(bench: Workbench, purpose: str, seed: int, steps: int) -> nn.Module:
+    """The network of a task, with its random head."""
+    return bench.network_for(bench.tasks(purpose).draw(seed, steps).head_seed)
+
+
 class Lanes:
     """Runs of learned optimizers on one workload, several at once.
 
@@ -184,12 +189,20 @@ class Lanes:
         device: where.
         number: of runs at once, each with a network of its own.
         precision: of forward and backward pass.
+        ready: resets the network of a workbench for a task, by its purpose, seed and steps, and gives it its head.
     """
 
-    def __init__(self, workload: Workload, task: TaskConfig, device: str, number: int = AT_ONCE, precision: str = "float32") -> None:
-        self.lanes = [Lane(Workbench(workload, task, device), precision) for _ in range(number)]
-        self.bench = self.lanes[0].bench
-        self._loaded: OrderedDict[tuple[str, int, int], tuple[int, LoadedTask]] = OrderedDict()
+    def __init__(
+        self,
+        workload: Workload,
+        task: TaskConfig,
+        device: str,
+        number: int = AT_ONCE,
+        precision: str = "float32",
+        ready: Callable[[Workbench, str, int, int], nn.Module] = as_drawn,
+    ) -> None:
+        self.lanes, self.ready = [Lane(Workbench(workload, task, device), precision) for _ in range(number)], ready
+        self._loaded: OrderedDict[tuple[str, int, int], LoadedTask] = OrderedDict()
 
     def reports(
         self, learned: Learned, wanted: Sequence[tuple[Tensor, int, int]], purpose: str, refresh: bool = False
@@ -198,24 +211,26 @@ class Lanes:
 
         def job(theta: Tensor, seed: int, steps: int) -> Callable[[Lane], Steps[Callable[[], Report]]]:
             def on(lane: Lane) -> Steps[Callable[[], Report]]:
-                head_seed, task = self.load(purpose, seed, steps)
-
                 def make(network: nn.Module) -> Optimizer:
                     return LEARNERS[learned.kind].build(learned, theta, network.named_parameters(), steps)
 
-                return lane.run(make, lambda: lane.bench.network_for(head_seed), task, refresh)
+                return lane.run(make, self.begin(lane.network, purpose, seed, steps), self.load(purpose, seed, steps), refresh)
 
             return on
 
         return side_by_side(self.lanes, (job(*run) for run in wanted))
 
-    def load(self, purpose: str, seed: int, steps: int) -> tuple[int, LoadedTask]:
-        """A task on the device, and the seed of its head."""
+    def begin(self, network: nn.Module, purpose: str, seed: int, steps: int) -> Callable[[], nn.Module]:
+        """What makes the network of a lane ready for a task."""
+        (bench,) = (lane.bench for lane in self.lanes if lane.network is network)
+        return lambda: self.ready(bench, purpose, seed, steps)
+
+    def load(self, purpose: str, seed: int, steps: int) -> LoadedTask:
+        """A task on the device."""
         key = purpose, seed, steps
         if key not in self._loaded:
-            tasks = self.bench.tasks(purpose)
-            task = tasks.draw(seed, steps)
-            self._loaded[key] = task.head_seed, LoadedTask.of(task, tasks.images, self.lanes[0].device)
+            tasks = self.lanes[0].bench.tasks(purpose)
+            self._loaded[key] = LoadedTask.of(tasks.draw(seed, steps), tasks.images, self.lanes[0].device)
             if len(self._loaded) > REMEMBERED:
                 finish(self.lanes[0].device)
                 self._loaded.popitem(last=False)

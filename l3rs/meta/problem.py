@@ -243,12 +243,11 @@ class FineTuning(Problem):
         """The meta-gradients of all tasks, side by side."""
         lanes = self.lanes
         assert lanes is not None
-        bench = {id(lane.network): lane.bench for lane in lanes.lanes}
 
         def job(seed: int, steps: int) -> Callable[[GradientLane], Steps[Callable[[], MetaGradient]]]:
             def on(lane: GradientLane) -> Steps[Callable[[], MetaGradient]]:
-                head_seed, task = lanes.load("meta-train", seed, steps)
-                return lane.run(theta, lambda: bench[id(lane.network)].network_for(head_seed), task)
+                ready = lanes.begin(lane.network, "meta-train", seed, steps)
+                return lane.run(theta, ready, lanes.load("meta-train", seed, steps))
 
             return on
 

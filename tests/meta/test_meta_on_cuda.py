@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +42,20 @@ def test_candidates_on_a_gpu_are_those_of_unroll(refresh: bool) -> None:
         expected = unroll(network, optimizer, tasks.images, drawn, refresh=refresh)
         assert found.train_losses == pytest.approx(expected.train_losses, rel=2e-2)
         assert found.loss[steps] == pytest.approx(expected.loss[steps], rel=5e-2)
+
+
+@pytest.mark.parametrize("search", ["nes", "gradient"])
+def test_meta_training_on_a_gpu_ends(search: str, tmp_path: Path) -> None:
+    """In one process, without Ray."""
+    if find_spec("evotorch") is None:
+        pytest.skip("EvoTorch is not installed")
+    from small_runs import quick
+
+    from l3rs.meta.train import meta_train
+
+    chosen = meta_train(quick(2, device="cuda", search=search, meta_batch=2), tmp_path, progress=False)
+    assert chosen.theta.isfinite().all()
+    assert (tmp_path / "quick.safetensors").exists()
 
 
 @pytest.mark.parametrize("refresh", [False, True])

@@ -17,6 +17,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +139,7 @@ def arms(trials: bool) -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def without_kernel(make: Callable[[], LearnedRule]) -> LearnedRule:
-    """The same in torch operations, as on a GPU or without a C compiler."""
+    """The same in torch operations, as without a C compiler, or, on a GPU, without Triton."""
     optimizer = make()
 
     def pre(*_) -> None:
@@ -241,28 +242,29 @@ def step_alone(width: int, rounds: int, trials: bool, device: str, others: bool 
     return rows
 
 
-def share(width: int, pixels: int, rounds: int, device: str) -> list[dict]:
-    """Rows of SHARE_FIELDS: what part of a training step, at batch 64, is the optimizer's."""
+def share(make_network: Callable[[], nn.Module], called: str, pixels: int, rounds: int, device: str, batch: int = 64) -> list[dict]:
+    """Rows of SHARE_FIELDS: what part of a training step is the optimizer's."""
     rows = []
-    inputs, labels = torch.randn(64, 3, pixels, pixels, device=device), torch.randint(1000, (64,), device=device)
+    inputs, labels = torch.randn(batch, 3, pixels, pixels, device=device), torch.randint(10, (batch,), device=device)
     makers: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
         "adam-fused": lambda n: torch.optim.Adam(n.parameters(), fused=True),
         "l3rs": lambda n: L3RS(n.named_parameters(), 100),
     }
     for name, make in makers.items():
-        network = resnet34(width).to(device, memory_format=torch.channels_last)
+        network = make_network().to(device, memory_format=torch.channels_last)
         optimizer = make(network)
         whole, part = [], []
-        for _ in trange(rounds + 1, desc=f"{name}, {pixels} px"):
+        for _ in trange(rounds + 3, desc=f"{name}, {pixels} px"):
+            wait(inputs.device)
             started = time.perf_counter()
             loss = F.cross_entropy(network(inputs), labels)
             optimizer.zero_grad()
             loss.backward()
             part.append(take_step(optimizer, loss))
             whole.append(time.perf_counter() - started)
-        times = {"training_step_ms": round(1e3 * np.median(whole[1:]), 1), "optimizer_ms": round(1e3 * np.median(part[1:]), 2)}
-        about = {"network": f"resnet34-w{width}", "pixels": pixels, "batch": 64, "arm": name, "rounds": rounds}
-        rows.append({**machine(device), **about, **times, "share": round(np.median(np.array(part[1:]) / np.array(whole[1:])), 5)})
+        times = {"training_step_ms": round(1e3 * np.median(whole[3:]), 1), "optimizer_ms": round(1e3 * np.median(part[3:]), 2)}
+        about = {"network": called, "pixels": pixels, "batch": batch, "arm": name, "rounds": rounds}
+        rows.append({**machine(device), **about, **times, "share": round(np.median(np.array(part[3:]) / np.array(whole[3:])), 5)})
     return rows
 
 
@@ -283,7 +285,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.share:
         for width, pixels, rounds in ((64, 224, 3), (16, 32, 30)):
-            rows = share(width, pixels, rounds, args.device)
+            rows = share(partial(resnet34, width), f"resnet34-w{width}", pixels, rounds, args.device)
             append_rows(args.out / "step_share.csv", rows, SHARE_FIELDS)
             for row in rows:
                 times = f"{row['optimizer_ms']:9.2f} of {row['training_step_ms']:9.1f} ms"

@@ -29,16 +29,20 @@ def what_to_install(who: str, library: str) -> str | None:
     return None
 
 
+_OF_PARTS = ("jsonargparse", "ray", "tensorboardX")  # of an extra: what commands, several processes and TensorBoard need, and ask for
+
+
 def require(who: str, needed: str) -> None:
     """Checks that libraries are installed, without importing them.
 
     Args:
         who: what needs them; the message begins with it.
-        needed: an extra, for all of its libraries, or one library as Python imports it.
+        needed: an extra, for the libraries that all of its rooms need, or one library as Python imports it.
 
     Raises:
         ModuleNotFoundError: one is missing; the message names it and its extra.
     """
-    for library in {**EXTRAS, **APART}.get(needed, (needed,)):
+    wanted = {**EXTRAS, **APART}.get(needed, (needed,))
+    for library in (name for name in wanted if needed not in EXTRAS or name not in _OF_PARTS):
         if find_spec(library) is None:
             raise ModuleNotFoundError(what_to_install(who, library), name=library)

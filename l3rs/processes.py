@@ -1,13 +1,14 @@
-"""Processes: their cores, and their end on Ctrl-C or SIGTERM."""
+"""Processes: their cores, their end on Ctrl-C or SIGTERM, and commands with a limit of time."""
 
 from __future__ import annotations
 
 import math
 import os
 import signal
+import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeAlias
@@ -114,3 +115,25 @@ def heed_parent(_: int = 0) -> None:
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
+
+
+def run_limited(command: Sequence[str], seconds: float, log: Path) -> int | None:
+    """Runs a command in a process group of its own, of which nothing is left afterwards.
+
+    Args:
+        seconds: after which the group is killed, whatever it does.
+        log: takes what the command writes.
+
+    Returns:
+        Its exit code, negative if a signal ended it; None if its time was up.
+    """
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            return process.wait(max(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            with suppress(ProcessLookupError):  # nothing is left
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -110,7 +110,7 @@ def test_what_lacks_its_extra_names_it(core: Path) -> None:
         "import l3rs.evaluation.tables": "l3rs.evaluation needs timm: pip install 'l3rs[images]'",
         "import l3rs.lightning": "l3rs.lightning needs PyTorch Lightning: pip install 'l3rs[lightning]'",
         "import l3rs.own_images.run": "l3rs.own_images needs timm: pip install 'l3rs[images]'",
-        "import l3rs.meta.train": "l3rs.meta needs EvoTorch: pip install 'l3rs[meta]'",
+        "import l3rs.meta.train": "l3rs.meta needs timm: pip install 'l3rs[images]'",
         "import l3rs; l3rs.register_with_timm()": "register_with_timm() needs timm: pip install 'l3rs[images]'",
         "from l3rs.learned import theta; open('t.state', 'w').close(); theta.read({}, 't.state')": "t.state needs msgpack: "
         "pip install 'l3rs[learned]'",
@@ -142,6 +142,32 @@ def test_images_are_enough_for_the_comparison(images: Path) -> None:
     done = command(images, "finetune", "--tasks", "1", "--steps", "2", "--optimizers", "l3rs", "adam", "--workers", "1")
     assert done.returncode == 0, done.stderr
     assert (images.parent / "empty" / "l3rs-out" / "finetune.png").exists()
+
+
+# Meta-training in one process, as on a machine where EvoTorch was carried by hand.
+META_TRAINING = """
+import sys, l3rs
+sys.path.insert(0, sys.argv[1])
+from small_runs import quick
+from l3rs.meta.train import meta_train, processes
+assert processes(quick(workers=0)) == 1
+assert meta_train(quick(1), "run", progress=False).name == "quick"
+try:
+    processes(quick(workers=2))
+except ModuleNotFoundError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_one_process_meta_trains_without_ray(tmp_path: Path) -> None:
+    """Nor TensorBoard, nor what the command alone needs; the same settings on several processes name what is missing."""
+    folder = linked(tmp_path / "libraries", "meta")
+    for name in ("ray", "tensorboardX", "jsonargparse"):
+        (folder / name).unlink()
+    done = python(folder, "-W", "ignore", "-c", META_TRAINING, str(ROOT / "tests" / "meta"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "meta-training on several processes needs Ray: pip install 'l3rs[meta]'\n"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import PRECISIONS
 from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS
-from l3rs.meta.config import CENTER_OPTIMIZERS, DISTRIBUTIONS, OBJECTIVES, SEARCHES, GradientConfig, MetaTrainConfig, NESConfig
+from l3rs.meta.config import CENTER_OPTIMIZERS, DEVICES, DISTRIBUTIONS, OBJECTIVES, SEARCHES, GradientConfig, MetaTrainConfig, NESConfig
 from l3rs.processes import exit_code
 
 ABOUT = """
@@ -38,6 +38,7 @@ PARTS: Mapping[str, tuple[type, str]] = {
 }
 CHOICES = {
     "search": SEARCHES, "optimizer": tuple(LEARNERS), "steps_distribution": DISTRIBUTIONS, "objective": OBJECTIVES, "precision": PRECISIONS,
+    "device": DEVICES,
 }  # fmt: skip
 PART_CHOICES = {"controller": CONTROLLERS, "unit": UNITS, "optimizer": CENTER_OPTIMIZERS}
 

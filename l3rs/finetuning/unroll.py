@@ -46,11 +46,17 @@ class Report:
 
 def evaluate(network: nn.Module, inputs: Tensor, labels: Tensor, precision: str = "float32") -> tuple[float, float]:
     """Measures accuracy and cross entropy with BatchNorm's running statistics; leaves the network in train mode."""
+    accuracy, loss = evaluated(network, inputs, labels, precision)
+    return accuracy.item(), loss.item()
+
+
+def evaluated(network: nn.Module, inputs: Tensor, labels: Tensor, precision: str = "float32") -> tuple[Tensor, Tensor]:
+    """The same as tensors, so that the device is not waited for."""
     network.eval()
     with torch.no_grad(), autocast(inputs.device, precision):
         logits = network(inputs).float()
     network.train()
-    return (logits.argmax(1) == labels).float().mean().item(), F.cross_entropy(logits, labels).item()
+    return (logits.argmax(1) == labels).float().mean(), F.cross_entropy(logits, labels)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -43,6 +43,7 @@ class LearnedRule(WatchesLoss):
         self._portions = Portions(self.rule, self.hidden)
         self._multipliers = Multipliers(type(self).__name__, self.multiplies)
         self._fresh: dict[Tensor, tuple[Any, State]] = {}
+        self._moved: dict[object, dict[str, Tensor]] = {}
 
     # -- what each of them says -------------------------------------------------------------------------------------------------------
 
@@ -94,6 +95,13 @@ class LearnedRule(WatchesLoss):
         if p not in self._fresh or self._fresh[p][0] != kind:
             self._fresh[p] = kind, self._initial_state(p, group, self._values(meta(p)))
         return self._fresh[p][1]
+
+    def _theta_for(self, like: Tensor) -> dict[str, Tensor]:
+        """The meta-parameters on a tensor's device and in its dtype, moved there once."""
+        kind = like.device, like.dtype
+        if kind not in self._moved:
+            self._moved[kind] = {name: t.to(like) for name, t in self.theta.items()}
+        return self._moved[kind]
 
     @staticmethod
     def _values(p: Tensor) -> Tensor:
@@ -148,7 +156,9 @@ class LearnedRule(WatchesLoss):
         return max(int(group["skipped"]) for group in self.param_groups)
 
     def _finite(self, members: Sequence[Member], loss: Tensor | None) -> bool:
-        ends = [end for m in members for end in torch.aminmax(m.g)]  # NaN if there is one
+        grads = [m.g for m in members]  # what is found of each is NaN if there is one
+        on_cuda = all(g.is_cuda for g in grads)  # where one launch is for all
+        ends = torch._foreach_norm(grads, math.inf) if on_cuda else [end for g in grads for end in torch.aminmax(g)]
         ok = all(torch.stack([end.to(ends[0]) for end in ends]).isfinite().tolist()) and (loss is None or bool(loss.float().isfinite()))
         if not ok:
             for group in self.param_groups:

@@ -109,9 +109,9 @@ class Celo2(LearnedRule):
         return initial_state(like)
 
     def _update(self, members: Sequence[Member], loss: Tensor | None) -> Iterator[Tensor]:
-        network = mlp(self.theta)
         by_mlp = [m for m in members if "adam/m" not in m.state]
-        directions = self._portions.directions(by_mlp, [network.like(m.p) for m in by_mlp])
+        networks = {kind: mlp(self._theta_for(p)) for kind, p in {(m.p.device, m.p.dtype): m.p for m in by_mlp}.items()}
+        directions = self._portions.directions(by_mlp, [networks[m.p.device, m.p.dtype] for m in by_mlp])
         for m in members:
             lr, decay = m.group["lr"], m.group["weight_decay"]
             if "adam/m" in m.state:

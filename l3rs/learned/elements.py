@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,10 +219,13 @@ class ElementsKernel:
 
 
 def refused(p: Tensor, state: State, by_matrix: bool, g: Tensor | None = None) -> bool:
-    """Whether the kernel cannot be used: not built, or a tensor whose device, dtype, shape or layout is not what C goes by."""
-    if p.device.type != "cpu" or p.dtype != torch.float32 or not p.numel() or library() is None:
+    """Whether neither this kernel nor, on CUDA, that of Triton can be used: it is not there, or a tensor's device, dtype, shape or layout
+    is not what it goes by."""
+    if p.device.type not in ("cpu", "cuda") or p.dtype != torch.float32 or not p.numel():
         return True
-    if by_matrix and math.prod(p.shape[2:]) > BLOCK:  # a block holds every spatial position
+    if p.device.type == "cuda" and (find_spec("triton") is None or p.numel() >= 2**31):  # places are 32-bit numbers there
+        return True
+    if p.device.type == "cpu" and (library() is None or (by_matrix and math.prod(p.shape[2:]) > BLOCK)):  # a block holds every position
         return True
     if g is not None and (g.shape != p.shape or g.dtype != p.dtype or g.device != p.device or g.is_neg() or g._is_zerotensor()):
         return True

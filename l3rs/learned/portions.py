@@ -1,8 +1,9 @@
-"""Parameters stepped together: a portion at a time in C where that can be, else one by one in torch operations."""
+"""Parameters stepped together: a portion at a time in C or, on CUDA, in Triton where that can be, else one by one in torch operations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,7 +11,20 @@ from torch import Tensor
 from l3rs.learned.elements import ElementsKernel, refused
 from l3rs.learned.mlp import MLP, Member, Rule, direction
 
+if TYPE_CHECKING:
+    from l3rs.learned.elements_triton import TritonElements
+
 TOGETHER = 1 << 20  # elements in a portion, unless one parameter has more; what it needs beside the state is freed before the next
+ON_CUDA = 1 << 24  # the same on CUDA, where each portion is seven launches
+
+
+def kernel_for(device: str) -> type[ElementsKernel | TritonElements]:
+    """The kernel of a type of device."""
+    if device == "cpu":
+        return ElementsKernel
+    from l3rs.learned.elements_triton import TritonElements  # only where it is used: Triton takes a second
+
+    return TritonElements
 
 
 class Portions:
@@ -23,7 +37,7 @@ class Portions:
 
     def __init__(self, rule: Rule, hidden: int) -> None:
         self.rule, self.hidden = rule, hidden
-        self._kernels: dict[object, ElementsKernel] = {}
+        self._kernels: dict[object, ElementsKernel | TritonElements] = {}
 
     def directions(self, members: Sequence[Member], mlps: Sequence[MLP]) -> Iterator[Tensor]:
         """Advances the states, and gives what each parameter's MLP makes of it, one after the other: see `direction`."""
@@ -42,34 +56,36 @@ class Portions:
         for start, stop, kernel in self._parts(members):
             some = members[start:stop]
             if kernel is None:
-                measured += [torch.stack(_moments(m)).to(members[0].p) for m in some]
+                measured += [torch.stack(_moments(m)).to(members[0].p).unsqueeze(0) for m in some]
                 continue
-            numel = torch.tensor([[float(m.p.numel())] for m in some], dtype=torch.float64)
-            means = kernel.measure([m.g for m in some], [m.p for m in some])[:, :9] / numel
+            sums = kernel.measure([m.g for m in some], [m.p for m in some])[:, :9]
+            means = sums / torch.tensor([[float(m.p.numel())] for m in some], dtype=torch.float64, device=sums.device)
             means[:, 2::2] -= means[:, 1::2].square()  # E x^2 - (E x)^2 in double precision, of numbers in single: little is lost
             means[:, 2::2].clamp_(min=0)
-            measured += means.to(members[0].p)
-        return torch.stack(measured)
+            measured.append(means.to(members[0].p))
+        return torch.cat(measured)
 
-    def _parts(self, members: Sequence[Member]) -> Iterator[tuple[int, int, ElementsKernel | None]]:
+    def _parts(self, members: Sequence[Member]) -> Iterator[tuple[int, int, ElementsKernel | TritonElements | None]]:
         """Where portions start and stop, and the kernel of each, or None where the kernel cannot be used."""
         slow = [refused(m.p, m.state, self.rule.by_matrix, m.g) for m in members]
+        most = ON_CUDA if members and members[0].p.device.type == "cuda" else TOGETHER
         start, size = 0, 0
         for i, m in enumerate(members):
-            if i > start and (slow[i] != slow[start] or size + m.p.numel() > TOGETHER):
+            if i > start and (slow[i] != slow[start] or size + m.p.numel() > most or m.p.device != members[start].p.device):
                 yield start, i, None if slow[start] else self._kernel(members[start:i])
                 start, size = i, 0
             size += m.p.numel()
         if members:
             yield start, len(members), None if slow[start] else self._kernel(members[start:])
 
-    def _kernel(self, members: Sequence[Member]) -> ElementsKernel:
+    def _kernel(self, members: Sequence[Member]) -> ElementsKernel | TritonElements:
         shapes = tuple(tuple(m.p.shape) for m in members)  # in the key too: memory that was freed may be another state's now
         key = (shapes, tuple(t.data_ptr() for m in members for t in m.state.values()))
         if key not in self._kernels:
             if len(self._kernels) > 1000:  # of parameters that came and went
                 self._kernels.clear()
-            self._kernels[key] = ElementsKernel(shapes, [m.state for m in members], self.rule, self.hidden)
+            kernel = kernel_for(members[0].p.device.type)
+            self._kernels[key] = kernel(shapes, [m.state for m in members], self.rule, self.hidden)
         return self._kernels[key]
 
 

@@ -120,7 +120,7 @@ class SmallFC(LearnedRule):
         for m in members:
             key = (m.p.dtype, m.p.device, m.group["step"])
             if key not in made:
-                made[key] = network(self.theta, m.group["step"], m.p)
+                made[key] = network(self._theta_for(m.p), m.group["step"], m.p)
             mlps.append(made[key])
         for m, d in zip(members, self._portions.directions(members, mlps), strict=True):
             yield d.mul_(self._size(m))

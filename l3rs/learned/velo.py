@@ -103,27 +103,29 @@ class VeLO(LearnedRule):
     def _update(self, members: Sequence[Member], loss: Tensor | None) -> Iterator[Tensor]:
         assert loss is not None
         like = members[0].p
-        theta = {name: t.to(like) for name, t in self.theta.items()}
+        theta = self._theta_for(like)
         of_loss = self._loss_features(-loss if members[0].group["maximize"] else loss, like)
         moments = self._portions.moments(members)
         x = self._rows(members, moments, of_loss)
         h, c = self._lstm(theta, x, *(torch.stack([m.state[name].to(like) for m in members]) for name in ("hidden", "cell")))
-        for m, hidden, cell in zip(members, h, c, strict=True):
-            m.state["hidden"].copy_(hidden), m.state["cell"].copy_(cell)
+        torch._foreach_copy_([m.state[name] for name in ("hidden", "cell") for m in members], [*h, *c])
         size = (h @ theta["rnn_params/step_size/w"] + theta["rnn_params/step_size/b"])[:, 0]
         sizes = 0.1 * size.exp() if self.FORM.exponential else size
         controls = h @ theta["rnn_params/rnn_to_controls/w"] + theta["rnn_params/rnn_to_controls/b"]
         mlps = [network.like(m.p) for m, network in zip(members, self._mlps(theta, controls), strict=True)]
-        for m, s, square, d in zip(members, sizes, moments[:, 0], self._portions.directions(members, mlps), strict=True):
-            yield d.mul_(((square + 1e-9).sqrt() * s * STEP).to(d) * m.group["lr"])
+        lengths = (moments[:, 0] + 1e-9).sqrt() * sizes * STEP
+        scaled = {id(group): (lengths * group["lr"]).unbind() for group in {id(m.group): m.group for m in members}.values()}
+        for i, (m, d) in enumerate(zip(members, self._portions.directions(members, mlps), strict=True)):
+            yield d.mul_(scaled[id(m.group)][i].to(d))
 
     def _mlps(self, theta: dict[str, Tensor], controls: Tensor) -> Iterator[MLP]:
         """Each tensor's own MLP, 100 times the mean of controls_k stack_k."""
         stack = mlp(theta)
         mixed = controls @ torch.cat([t.flatten(1) for t in stack], 1) * (STACK_SCALE / len(stack.b0))
+        shapes = [t.shape[1:] for t in stack]
         for row in mixed:
-            parts = row.split([t[0].numel() for t in stack])
-            yield MLP(*(part.view(t.shape[1:]) for part, t in zip(parts, stack, strict=True)))
+            parts = row.split([shape.numel() for shape in shapes])
+            yield MLP(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
 
     # -- what the LSTM sees ------------------------------------------------------------------------------------------------------------
 

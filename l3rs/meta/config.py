@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
-
 from l3rs.controller.config import L3RSConfig
 from l3rs.directions import DIRECTIONS
 from l3rs.finetuning.tasks import HEAD_BATCHES, TaskConfig, check_head
@@ -17,6 +15,7 @@ from l3rs.finetuning.workload import Workload, flat, from_flat
 from l3rs.learners import LEARNERS, Start
 
 SEARCHES = ("nes", "gradient", "both")
+DEVICES = ("cpu", "cuda")
 DISTRIBUTIONS, OBJECTIVES, CENTER_OPTIMIZERS = ("uniform", "log-uniform"), ("final", "mean", "error"), ("adam", "sgd")
 LONGEST = 200  # bytes of a name; file systems take 255 with what is added to it
 
@@ -115,9 +114,10 @@ class MetaTrainConfig:
         validation_tasks: tasks at each of `validation_steps`, the same every time.
         finalists: best-validated generations to compare again at the end.
         final_tasks: further meta-validation tasks to compare them on, at each of `validation_steps`.
-        workers: processes, one thread each; 0 takes one for each core, of the whole cluster.
+        workers: processes, one thread each; 0 takes one for each core, of the whole cluster. With device cuda, candidates at once.
         ray_address: address of a Ray cluster to run on; None is this machine.
         gpus_per_actor: share of a GPU for each process; 0 runs on CPU.
+        device: `cpu`, or `cuda`: one process makes all runs on one GPU, several at once, without Ray.
         schedule, nes, gradient, task: see there.
     """
 
@@ -146,6 +146,7 @@ class MetaTrainConfig:
     workers: int = 0
     ray_address: str | None = None
     gpus_per_actor: float = 0.0
+    device: str = "cpu"
     schedule: L3RSConfig = field(default_factory=L3RSConfig)
     nes: NESConfig = field(default_factory=NESConfig)
     gradient: GradientConfig = field(default_factory=GradientConfig)
@@ -161,6 +162,7 @@ class MetaTrainConfig:
             "steps_distribution": DISTRIBUTIONS,
             "objective": OBJECTIVES,
             "precision": PRECISIONS,
+            "device": DEVICES,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -171,6 +173,8 @@ class MetaTrainConfig:
         for name in ("workers", "gpus_per_actor"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0 (got {getattr(self, name)})")
+        if self.device == "cuda" and (self.ray_address or self.gpus_per_actor):
+            raise ValueError("device cuda is one process on one GPU: give neither ray_address nor gpus_per_actor with it")
         if not 0 < self.penalty < math.inf:
             raise ValueError(f"penalty must be positive and finite (got {self.penalty})")
         if not self.validation_steps or min(self.validation_steps) < 1:
@@ -211,6 +215,8 @@ class MetaTrainConfig:
 
 def read_config(path: str | Path, **values: Any) -> MetaTrainConfig:
     """Reads a YAML file, as in `configs/meta_train`; `values` replace its own."""
+    import jsonargparse  # only now: the settings themselves need no parser
+
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Workload, as_group=False)
     parser.add_class_arguments(MetaTrainConfig, as_group=False, skip={"workload"})

@@ -26,7 +26,7 @@ CURVE = (
 )  # fmt: skip
 KEPT = 3  # states
 # These may change when a run resumes: its length, its processes, the choice at the end, and the place of the images.
-FREE = ("generations", "workers", "ray_address", "gpus_per_actor", "finalists", "final_tasks", "data", "cache")
+FREE = ("generations", "workers", "ray_address", "gpus_per_actor", "device", "finalists", "final_tasks", "data", "cache")
 
 
 class MetaTrainFolder(RunFolder):

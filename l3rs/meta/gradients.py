@@ -153,24 +153,29 @@ class _Unroll:
             with torch.no_grad():
                 self._take_in(buffers, seen, k)
                 state = self.optimizer.step(meta, state, g, loss, k)
-        ends = state.theta.detach().requires_grad_()
+        ends = state.theta.detach()
         if self.refreshed:
-            buffers |= self._mean_statistics(ends)
+            buffers |= self._mean_statistics(ends.requires_grad_())
+        loss, accuracy, of_theta, of_buffers = self._evaluate(ends, buffers)
+        if not loss.isfinite():
+            return nothing
+        if self.refreshed:
+            of_theta = of_theta + self._through_mean(ends, of_buffers)
+            of_buffers = {}
+        of_meta = self._back(states, graphs, of_theta, of_buffers)
+        return MetaGradient(of_meta, loss.item(), accuracy.item(), losses)
+
+    def _evaluate(self, theta: Tensor, buffers: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """The evaluation loss and accuracy, and the derivative of the loss with respect to theta and BatchNorm's statistics."""
+        ends = theta.detach().requires_grad_()
         at = {name: b.detach().requires_grad_() for name, b in buffers.items() if name.endswith(("running_mean", "running_var"))}
         with torch.enable_grad(), _Statistics(at, recording=False):
             logits = functional_call(self.network.eval(), self._parameters(ends) | buffers | at, (self.held_out[0],))
             loss = F.cross_entropy(logits, self.held_out[1])
         self.network.train()
         found = torch.autograd.grad(loss, [ends, *at.values()], allow_unused=True)
-        if not loss.isfinite():
-            return nothing
-        of_theta, of_buffers = found[0], {name: g for name, g in zip(at, found[1:], strict=True) if g is not None}
-        if self.refreshed:
-            of_theta = of_theta + self._through_mean(ends, of_buffers)
-            of_buffers = {}
-        of_meta = self._back(states, graphs, of_theta, of_buffers)
-        accuracy = (logits.argmax(1) == self.held_out[1]).double().mean().item()
-        return MetaGradient(of_meta, loss.item(), accuracy, losses)
+        of_buffers = {name: g for name, g in zip(at, found[1:], strict=True) if g is not None}
+        return loss.detach(), (logits.argmax(1) == self.held_out[1]).double().mean(), found[0], of_buffers
 
     def _back(self, states: Sequence[State], graphs: list[_Graph], of_theta: Tensor, of_buffers: dict[str, Tensor]) -> Tensor:
         """The gradient with respect to the meta-parameters, from that with respect to the end of the run."""
@@ -188,7 +193,9 @@ class _Unroll:
             of_buffers = {name: keep * of_buffers[name] for name, (keep, _) in shares.items()}
         return total
 
-    def _through_update(self, state: State, g: Tensor, loss: Tensor, k: int, of_state: State) -> tuple[State, Tensor, Tensor, Tensor]:
+    def _through_update(
+        self, state: State, g: Tensor, loss: Tensor, k: int | Tensor, of_state: State
+    ) -> tuple[State, Tensor, Tensor, Tensor]:
         """The vector-Jacobian products of one update: with respect to the state before it, the gradient, the loss, the meta-parameters."""
         inputs = [t.detach().requires_grad_() for t in (state.theta, state.averages, *state.moments, g, loss, self.meta_theta)]
         before, (g, loss, meta_theta) = State(inputs[0], inputs[1], tuple(inputs[2:-3])), inputs[-3:]

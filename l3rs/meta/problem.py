@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar, cast
 
-import ray
 import torch
-from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
-from torch import Tensor
+from torch import Tensor, nn
 
+from l3rs.finetuning.captured import Failed, Steps, side_by_side, succeeded
+from l3rs.finetuning.lanes import AT_ONCE, Lanes
 from l3rs.finetuning.tasks import HEAD_BATCHES, TaskConfig
 from l3rs.finetuning.unroll import REFRESH, Report, unroll
 from l3rs.finetuning.workbench import Workbench, workbench
 from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
-from l3rs.meta.gradients import meta_gradient
+from l3rs.meta.gradient_lanes import GradientLane
+from l3rs.meta.gradients import MetaGradient, meta_gradient
 from l3rs.meta.nes import Problem
 from l3rs.schedules.learned import Learned
 from l3rs.schedules.schedule import LearnedSchedule
@@ -28,7 +30,13 @@ from l3rs.schedules.schedule import LearnedSchedule
 REPLACEMENTS = 3  # times in a row that dead processes are replaced before the run is given up
 PATIENCE = 60.0  # seconds without a further process having started, after which those that have not are done without; five times that
 # for the first, for a cluster may have to read all of torch from a slow disk
-LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)  # a process, or what it had found out
+if find_spec("ray") is None:  # then this process is the only one
+    LOST: tuple[type[Exception], ...] = ()
+else:
+    import ray
+    from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
+
+    LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)  # a process, or what it had found out
 T = TypeVar("T")
 Tasks = Sequence[tuple[int, int]]  # (seed, steps) of each
 
@@ -129,16 +137,30 @@ class FineTuning(Problem):
 
     def _bench(self) -> Workbench:
         c = self.config
-        return (remote_bench if self.is_remote else workbench)(c.workload, c.task, "cuda" if c.gpus_per_actor else "cpu")
+        return (remote_bench if self.is_remote else workbench)(c.workload, c.task, "cuda" if c.gpus_per_actor else c.device)
+
+    @cached_property
+    def lanes(self) -> Lanes | None:
+        """On a GPU of this process, what makes several runs at once."""
+        c = self.config
+        return Lanes(c.workload, c.task, c.device, c.workers or AT_ONCE, c.precision, self._ready) if c.device == "cuda" else None
+
+    def _ready(self, bench: Workbench, purpose: str, seed: int, steps: int) -> nn.Module:
+        """The network of a task, with the head that runs begin with."""
+        c = self.config
+        return bench.ready(purpose, seed, steps, c.head, c.head_batches, c.precision)[2]
 
     def loss(self, theta: Tensor) -> tuple[float, bool]:
         """Returns the objective of one candidate, and whether a run diverged."""
+        bench = self._bench()
+        return self._objective([self._fine_tuned(theta, bench, "meta-train", *task) for task in self.tasks])
+
+    def _objective(self, reports: Sequence[Report]) -> tuple[float, bool]:
+        """The same, of a candidate's runs on all tasks."""
         if not self.tasks:
             raise RuntimeError("no tasks were set for this generation")
-        bench, c = self._bench(), self.config
-        losses = []
-        for seed, steps in self.tasks:
-            report = self._fine_tuned(theta, bench, "meta-train", seed, steps)
+        c, losses = self.config, []
+        for report, (_, steps) in zip(reports, self.tasks, strict=True):
             loss = {
                 "final": report.loss[steps],
                 "mean": sum(report.train_losses) / len(report.train_losses),
@@ -154,15 +176,24 @@ class FineTuning(Problem):
 
     def _evaluate_batch(self, batch: Any) -> None:
         rows = []
-        for theta in batch.values:
+        thetas = [theta.clone() * self.scale for theta in batch.values]
+        for candidate in self._at_once(thetas) if self.lanes is not None else (partial(self.loss, theta) for theta in thetas):
             try:
-                loss, diverged = self.loss(theta.clone() * self.scale)
+                loss, diverged = candidate()
                 rows.append((loss, float(diverged), 0.0))
             except Exception as error:  # one candidate's error must not end the run; many do, see `meta_train`
                 self.met = f"{type(error).__name__}: {error}"
                 rows.append((self.config.penalty, 0.0, 1.0))
         found = torch.tensor(rows)
         batch.set_evals(found[:, :1], eval_data=found[:, 1:])
+
+    def _at_once(self, thetas: Sequence[Tensor]) -> Iterator[Callable[[], tuple[float, bool]]]:
+        """Makes the runs of all candidates side by side, task by task; each gives its loss, or raises what it met."""
+        assert self.lanes is not None
+        runs = [(theta, seed, steps) for seed, steps in self.tasks for theta in thetas]
+        found = self.lanes.reports(self.learned, runs, "meta-train", self.config.refresh)
+        for i in range(len(thetas)):
+            yield partial(lambda mine: self._objective(succeeded(mine)), found[i :: len(thetas)])
 
     def evaluate(self, x: Any) -> None:
         """Evaluates candidates on all processes."""
@@ -189,12 +220,17 @@ class FineTuning(Problem):
         """The part of `runs` that falls to this process."""
         bench = self._bench()
         mine = tasks[self.actor_index or 0 :: processes]
+        if self.lanes is not None:
+            made = succeeded(self.lanes.reports(self.learned, [(theta, *task) for task in mine], purpose, self.config.refresh))
+            return [(r.accuracy[steps], r.loss[steps]) for (_, steps), r in zip(mine, made, strict=True)]
         reports = [(steps, self._fine_tuned(theta, bench, purpose, seed, steps)) for seed, steps in mine]
         return [(r.accuracy[steps], r.loss[steps]) for steps, r in reports]
 
     def gradients(self, theta: Tensor) -> list[TaskGradient]:
         """The meta-gradient of each of this step's tasks at `theta`, (n,), in their order, made on all processes."""
         self.met = ""
+        if self.lanes is not None:
+            return self._gradients_at_once(theta)
         if not self._num_actors:
             return [self._gradient(theta, *task) for task in self.tasks]
         number = int(self._num_actors)
@@ -204,6 +240,35 @@ class FineTuning(Problem):
         found = dict(pair for part in parts for pair in part)
         self.met = next((task.error for task in found.values() if task.error), "")
         return [found[i] for i in range(len(self.tasks))]
+
+    @cached_property
+    def gradient_lanes(self) -> list[GradientLane]:
+        """The same networks, for meta-gradients."""
+        assert self.lanes is not None
+        return [GradientLane(cast(LearnedSchedule, self.learned), lane.network, self.config.refresh) for lane in self.lanes.lanes]
+
+    def _gradients_at_once(self, theta: Tensor) -> list[TaskGradient]:
+        """The meta-gradients of all tasks, side by side."""
+        lanes = self.lanes
+        assert lanes is not None
+
+        def job(seed: int, steps: int) -> Callable[[GradientLane], Steps[Callable[[], MetaGradient]]]:
+            def on(lane: GradientLane) -> Steps[Callable[[], MetaGradient]]:
+                ready = lanes.begin(lane.network, "meta-train", seed, steps)
+                return lane.run(theta, ready, lanes.load("meta-train", seed, steps))
+
+            return on
+
+        return [self._told(theta, one) for one in side_by_side(self.gradient_lanes, (job(*task) for task in self.tasks))]
+
+    def _told(self, theta: Tensor, found: MetaGradient | Failed[MetaGradient]) -> TaskGradient:
+        """What a task's meta-gradient counts for: what one task meets must not end the run; many failures do, see `meta_train`."""
+        penalty = self.config.penalty
+        if isinstance(found, Failed):
+            self.met = f"{type(found.error).__name__}: {found.error}"
+            return TaskGradient(torch.zeros_like(theta), penalty, False, self.met)
+        diverged = not math.isfinite(found.loss)
+        return TaskGradient(found.theta.cpu(), penalty if diverged else min(found.loss, penalty), diverged)
 
     def _share_of_gradients(self, theta: Tensor, tasks: Tasks, processes: int) -> list[tuple[int, TaskGradient]]:
         """What `gradients` gives, of the tasks that fall to this one of so many processes, with their places."""
@@ -226,11 +291,9 @@ class FineTuning(Problem):
                 REFRESH,
                 checkpoint=steps >= c.gradient.checkpoint_from,
             )
-        except Exception as error:  # what one task meets must not end the run; many failures do, see `meta_train`
-            self.met = f"{type(error).__name__}: {error}"
-            return TaskGradient(torch.zeros_like(theta), c.penalty, False, self.met)
-        diverged = not math.isfinite(found.loss)
-        return TaskGradient(found.theta.cpu(), c.penalty if diverged else min(found.loss, c.penalty), diverged)
+        except Exception as error:
+            return self._told(theta, Failed(error))
+        return self._told(theta, found)
 
     def _surviving(self, work: Callable[[], T], replacements: int = REPLACEMENTS) -> T:
         try:

@@ -6,16 +6,19 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from l3rs.plots import plot_curve
+
+BOARD = find_spec("tensorboardX") is not None  # without it there are the bar and the picture
+if BOARD:
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
 
 
 class Progress:
@@ -31,20 +34,24 @@ class Progress:
     def __init__(self, folder: Path, name: str, generation: int, generations: int, shown: bool) -> None:
         self.folder, self.name = folder, name
         self.bar = tqdm(total=generations, initial=generation, desc=name, unit="gen", disable=not shown)
+        self.validation: dict[str, str] = {}
+        if not BOARD:
+            return
         (folder / "tensorboard").mkdir(exist_ok=True)
         # Not tensorboardX's SummaryWriter: where its thread cannot write, as on a full disk, the run waits for it for ever.
         # It names its file by the second: two runs in one process and one second would share one.
         self.board = EventsWriter(str(folder / "tensorboard" / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
-        self._event(generation + 1, session_log=SessionLog(status=SessionLog.START))  # hides later ones of a run that was stopped
-        self.validation: dict[str, str] = {}
+        start = Event(wall_time=time.time(), step=generation + 1, session_log=SessionLog(status=SessionLog.START))
+        self.board.write_event(start)  # hides later ones of a run that was stopped
 
     def generation(self, row: Mapping[str, float | int | str]) -> None:
         """Shows a row of the curve."""
         step = int(row["generation"])
-        for name, value in row.items():
-            if name not in ("generation", "steps") and value != "":
-                self._event(step, summary=scalar(name, float(value)))
-        self.board.flush()
+        if BOARD:
+            for name, value in row.items():
+                if name not in ("generation", "steps") and value != "":
+                    self.board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, float(value))))
+            self.board.flush()
         if "validation_accuracy" in row:
             self.validation = {"val": f"{float(row['validation_accuracy']):.3f}"}
             plot_curve(pd.read_csv(self.folder / "curve.csv"), self.folder / "curve.png", f"{self.name}: meta-training")
@@ -60,11 +67,9 @@ class Progress:
             self.bar.set_postfix({**numbers, **self.validation, **rates, **lost})
             self.bar.update()
 
-    def _event(self, step: int, **content: Any) -> None:
-        self.board.write_event(Event(wall_time=time.time(), step=step, **content))
-
     def close(self) -> None:
         """Ends the bar and flushes TensorBoard's files."""
         self.bar.close()
-        with suppress(OSError):  # all is flushed, or an error has told of it
-            self.board.close()
+        if BOARD:
+            with suppress(OSError):  # all is flushed, or an error has told of it
+                self.board.close()

@@ -10,16 +10,17 @@ import signal
 import socket
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-import ray
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from l3rs.extras import require
 from l3rs.finetuning.tasks import task_seed
 from l3rs.finetuning.workbench import workbench
 from l3rs.learners import LEARNERS
@@ -31,6 +32,9 @@ from l3rs.meta.progress import Progress
 from l3rs.plots import plot_curve
 from l3rs.processes import cores, on_sigterm
 from l3rs.schedules.learned import Learned
+
+if find_spec("ray") is not None:
+    import ray
 
 
 def start(config: MetaTrainConfig) -> Learned:
@@ -71,8 +75,11 @@ def meta_validate(problem: FineTuning, theta: Tensor, numbers: range) -> tuple[f
 def processes(config: MetaTrainConfig) -> int:
     """Counts the processes that evaluate candidates; if there are several, it joins or starts a Ray cluster."""
     mine = cores()
-    if (config.workers or mine) == 1 and not config.ray_address and not config.gpus_per_actor:
+    if config.device == "cuda" or ((config.workers or mine) == 1 and not config.ray_address and not config.gpus_per_actor):
         return 1
+    if find_spec("ray") is None and not (config.workers or config.ray_address or config.gpus_per_actor):
+        return 1  # nobody asked for more
+    require("meta-training on several processes", "ray")
     if not ray.is_initialized():
         check_address(config.ray_address)
         # Started here even if RAY_ADDRESS is set or a cluster runs on this machine: that one counts its own cores.
@@ -110,8 +117,10 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
         FolderError: `out` holds a run of another config, another process is at work in it, or it cannot be written.
         MetaTrainingError: more than half of a generation's candidates diverged or met an error, or processes keep dying. All earlier
             generations are saved.
-        ValueError: the images, the class split or the weights cannot be used.
+        ValueError: the images, the class split, the weights or the device cannot be used.
     """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, and torch sees no CUDA GPU here")
     learned = start(config)  # finds the weights, or fails, before images are decoded
     config.workload.prepare(("meta-train", "meta-validation"), config.task, progress)
     threads = torch.get_num_threads()
@@ -223,7 +232,7 @@ def choose(folder: MetaTrainFolder, problem: FineTuning, learned: Learned, confi
         "validation_loss": round(loss, 6),
         "finalists": {str(g): [round(a, 6), round(x, 6)] for g, (a, x) in finals.items()},
         "seconds": round(sum(float(r["seconds"]) for r in rows), 1),
-        "workers": config.workers or problem.processes,
+        "workers": 1 if config.device == "cuda" else config.workers or problem.processes,
     }
     chosen: Learned = replace(cast(Any, learned), theta=folder.theta(generation), training=training)
     folder.save_learned(chosen, folder.path / f"{learned.name}.safetensors")

@@ -8,7 +8,8 @@ direction is zero has none.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -50,7 +51,8 @@ class DifferentiableL3RS:
     """
 
     def __init__(self, learned: LearnedSchedule, network: Mapping[str, Tensor], total_steps: int) -> None:
-        self.config, self.total_steps = learned.config, total_steps
+        self.config = learned.config
+        self.total_steps: int | Tensor = total_steps  # a tensor where the step is captured
         unknown = [name for name in self.config.directions if not hasattr(self, name)]
         if unknown:
             raise ValueError(f"directions must be built in to have a gradient (got {unknown[0]!r})")
@@ -58,7 +60,7 @@ class DifferentiableL3RS:
         trained = [i for i, p in enumerate(every) if p.requires_grad]
         names = list(network)
         self.layer_sizes = [every[i].numel() for i in trained]
-        self.slots = torch.tensor(learned.slots(len(trained), [names[i] for i in trained]), dtype=torch.long)
+        self.slots = torch.tensor(learned.slots(len(trained), [names[i] for i in trained]), dtype=torch.long, device=every[0].device)
         self.moments = tuple(f"{name} {moment}" for name in self.config.directions for moment in KEPT.get(name, ()))
         table = layer_table(shapes, names)
         self.descriptors = describe(table, shapes, self.config.norm_scale)[trained].to(every[0])
@@ -73,27 +75,27 @@ class DifferentiableL3RS:
 
     # -- base directions: d of all layers, and the moments after this step ------------------------------------------------------------
 
-    def sgd(self, meta: Meta, moments: dict[str, Tensor], n: int, theta: Tensor, g: Tensor) -> Tensor:
+    def sgd(self, meta: Meta, moments: dict[str, Tensor], n: int | Tensor, theta: Tensor, g: Tensor) -> Tensor:
         return g
 
-    def weight_decay(self, meta: Meta, moments: dict[str, Tensor], n: int, theta: Tensor, g: Tensor) -> Tensor:
+    def weight_decay(self, meta: Meta, moments: dict[str, Tensor], n: int | Tensor, theta: Tensor, g: Tensor) -> Tensor:
         return theta
 
-    def adam(self, meta: Meta, moments: dict[str, Tensor], n: int, theta: Tensor, g: Tensor) -> Tensor:
+    def adam(self, meta: Meta, moments: dict[str, Tensor], n: int | Tensor, theta: Tensor, g: Tensor) -> Tensor:
         return _moment_ratio("adam", above(1e-8, meta["adam/eps"]), meta, moments, n, g)
 
-    def lamb(self, meta: Meta, moments: dict[str, Tensor], n: int, theta: Tensor, g: Tensor) -> Tensor:
+    def lamb(self, meta: Meta, moments: dict[str, Tensor], n: int | Tensor, theta: Tensor, g: Tensor) -> Tensor:
         """Without its trust ratio, which normalizing takes away."""
         ratio = _moment_ratio("lamb", above(1e-6, meta["lamb/eps"]), meta, moments, n, g)
         return ratio + above(0.01, meta["lamb/weight_decay"]) * theta
 
-    def lion(self, meta: Meta, moments: dict[str, Tensor], n: int, theta: Tensor, g: Tensor) -> Tensor:
+    def lion(self, meta: Meta, moments: dict[str, Tensor], n: int | Tensor, theta: Tensor, g: Tensor) -> Tensor:
         beta1, beta2 = between(0.9, meta["lion/beta1"]), between(0.99, meta["lion/beta2"])
         m = moments["lion m"]
         moments["lion m"] = beta2 * m + (1 - beta2) * g
         return torch.sign(beta1 * m + (1 - beta1) * g)
 
-    def adamax(self, meta: Meta, moments: dict[str, Tensor], n: int, theta: Tensor, g: Tensor) -> Tensor:
+    def adamax(self, meta: Meta, moments: dict[str, Tensor], n: int | Tensor, theta: Tensor, g: Tensor) -> Tensor:
         beta1, beta2 = between(0.9, meta["adamax/beta1"]), between(0.999, meta["adamax/beta2"])
         m = moments["adamax m"] = beta1 * moments["adamax m"] + (1 - beta1) * g
         u = moments["adamax u"] = torch.maximum(beta2 * moments["adamax u"], g.abs() + above(1e-8, meta["adamax/eps"]))
@@ -105,18 +107,19 @@ class DifferentiableL3RS:
         """l2 norm of each layer, (L,), of a flat vector."""
         return cast(Tensor, _LayerNorms.apply(x, self.layer_sizes))  # type: ignore[no-untyped-call]
 
-    def time(self, taken: int, like: Tensor) -> Tensor:
+    def time(self, taken: int | Tensor, like: Tensor) -> Tensor:
         """tanh(a (k/K - t_i)), and tanh(K / s_i - 1)."""
-        c, k, whole = self.config, min(taken, self.total_steps), self.total_steps
-        relative = [math.tanh(c.time_slope * (k / whole - i / (c.time_points - 1))) for i in range(c.time_points)]
-        return like.new_tensor([*relative, *(math.tanh(whole / s - 1) for s in c.time_scales)])
+        c = self.config
+        k, whole = (torch.as_tensor(x, dtype=like.dtype, device=like.device) for x in (taken, self.total_steps))
+        points, scales = constant([i / (c.time_points - 1) for i in range(c.time_points)], like), constant(c.time_scales, like)
+        return torch.cat([torch.tanh(c.time_slope * ((k / whole).clamp(max=1) - points)), torch.tanh(whole / scales - 1)])
 
     def features(
-        self, meta: Meta, averages: Tensor, weights: Tensor, grads: Tensor, directions: Tensor, loss: Tensor, taken: int
+        self, meta: Meta, averages: Tensor, weights: Tensor, grads: Tensor, directions: Tensor, loss: Tensor, taken: int | Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the controller sees, (L, F), in the order of `feature_names`, and the averages after this step."""
         c, number = self.config, len(self.layer_sizes)
-        root = weights.new_tensor([math.sqrt(max(size, 1)) for size in self.layer_sizes])
+        root = constant([math.sqrt(max(size, 1)) for size in self.layer_sizes], weights)
 
         def log_size(norms: Tensor) -> Tensor:
             return torch.log(norms + c.norm_floor) / c.norm_scale
@@ -127,16 +130,16 @@ class DifferentiableL3RS:
             "loss": lambda: (loss / c.loss_scale).expand(number),
             "log_relative_grad": lambda: log_size(self.sizes_of(weights, grads) * grads),
         }
-        factors = weights.new_tensor(c.ema_factors)
+        factors = constant(c.ema_factors, weights)
         signals = torch.stack([seen[signal]() for signal in c.signals], dim=1) if c.signals else weights.new_zeros(number, 0)
         averages = factors * averages + (1 - factors) * signals.unsqueeze(2)
         corrected = averages / (1 - factors ** (taken + 1))
-        logs = log_size(directions[:, self.shown] / root.unsqueeze(1))
+        logs = log_size(directions.index_select(1, constant(self.shown, self.slots)) / root.unsqueeze(1))
         blocks = [corrected.flatten(1), self.time(taken, weights).expand(number, -1), logs]
         if c.descriptors:
             blocks.append(self.descriptors)
         if c.embedding:
-            blocks.append(meta["embedding"][self.slots])
+            blocks.append(meta["embedding"].index_select(0, self.slots))
         return torch.cat(blocks, dim=1), averages
 
     def units(self, weights: Tensor, grads: Tensor) -> Tensor:
@@ -148,9 +151,9 @@ class DifferentiableL3RS:
             return c.lr0 * weights.clamp_min(c.relative_floor)
         if c.unit == "size":
             return self.sizes_of.multiplier * self.sizes_of(weights, grads)
-        return c.lr0 * weights.new_tensor(self.layer_sizes).sqrt()
+        return c.lr0 * constant(self.layer_sizes, weights).sqrt()
 
-    def step(self, meta: Meta, state: State, g: Tensor, loss: Tensor, taken: int) -> State:
+    def step(self, meta: Meta, state: State, g: Tensor, loss: Tensor, taken: int | Tensor) -> State:
         """update(l) = - lambda(l) * sum_p mu_p(l) * d_p(l) / ||d_p(l)||   (Eq. 2)
 
         Args:
@@ -158,7 +161,7 @@ class DifferentiableL3RS:
             state: before the step.
             g: (n,), the gradient at `state.theta`.
             loss: (), of this step's batch.
-            taken: k, the number of steps before this one.
+            taken: k, the number of steps before this one; as a tensor, (), where the step is captured and done again for every k.
         """
         c, theta, moments = self.config, state.theta, dict(zip(self.moments, state.moments, strict=True))
         d = [getattr(self, name)(meta, moments, taken + 1, theta, g) for name in c.directions]
@@ -166,7 +169,7 @@ class DifferentiableL3RS:
         norms = torch.stack([grads if x is g else weights if x is theta else self.norms(x) for x in d], dim=1)
         shown = norms
         if "lamb" in c.directions:  # its trust ratio gives it the weights' norm, in the features alone
-            of_lamb = torch.tensor([name == "lamb" for name in c.directions], device=norms.device)
+            of_lamb = constant([float(name == "lamb") for name in c.directions], norms) > 0
             trusted = of_lamb & (norms > 0) & (weights > 0).unsqueeze(1)
             shown = torch.where(trusted, weights.unsqueeze(1), norms)
         features, averages = self.features(meta, state.averages, weights, grads, shown, loss, taken)
@@ -180,7 +183,17 @@ class DifferentiableL3RS:
 
     def _mlp(self, meta: Meta) -> Meta:
         mlp = {name: t for name, t in meta.items() if len(name) == 2}
-        return {name: t[self.slots] for name, t in mlp.items()} if self.config.controller == "layerwise" else mlp
+        return {name: t.index_select(0, self.slots) for name, t in mlp.items()} if self.config.controller == "layerwise" else mlp
+
+
+def constant(values: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers on the device and in the dtype of a tensor, made once: copies to a device cannot be captured."""
+    return _constant(tuple(values), like.dtype, like.device)
+
+
+@lru_cache(maxsize=256)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def between(usual: float, raw: Tensor) -> Tensor:
@@ -193,7 +206,7 @@ def above(usual: float, raw: Tensor) -> Tensor:
     return usual * raw.exp()
 
 
-def _moment_ratio(of: str, eps: Tensor, meta: Meta, moments: dict[str, Tensor], n: int, g: Tensor) -> Tensor:
+def _moment_ratio(of: str, eps: Tensor, meta: Meta, moments: dict[str, Tensor], n: int | Tensor, g: Tensor) -> Tensor:
     """m_hat / (sqrt(v_hat) + eps), of Adam and of LAMB."""
     beta1, beta2 = between(0.9, meta[f"{of}/beta1"]), between(0.999, meta[f"{of}/beta2"])
     before = moments[f"{of} m"], moments[f"{of} v"]
@@ -208,7 +221,8 @@ PIECE = 1 << 16  # elements at a time, so that what comes between stays in the c
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(t.split(PIECE) for t in tensors), strict=True)
+    at_a_time = PIECE if tensors[0].device.type == "cpu" else max(len(tensors[0]), 1)
+    return zip(*(t.split(at_a_time) for t in tensors), strict=True)
 
 
 def _scaled(x: Tensor, numbers: Tensor, sizes: list[int]) -> Tensor:
@@ -218,7 +232,13 @@ def _scaled(x: Tensor, numbers: Tensor, sizes: list[int]) -> Tensor:
         for part, number, out in zip(x.split(sizes), numbers.tolist(), scaled.split(sizes), strict=True):
             torch.mul(part, number, out=out)
         return scaled
-    return x * torch.repeat_interleave(numbers, torch.tensor(sizes, device=x.device), output_size=len(x))
+    return x * numbers[_layer_of(tuple(sizes), x.device)]
+
+
+@lru_cache(maxsize=16)
+def _layer_of(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """The layer of each element, (n,)."""
+    return torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device))
 
 
 class _LayerNorms(torch.autograd.Function):
@@ -262,7 +282,7 @@ class _MomentRatio(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, g: Tensor, m: Tensor, v: Tensor, beta1: Tensor, beta2: Tensor, eps: Tensor, n: int
+        ctx: Any, g: Tensor, m: Tensor, v: Tensor, beta1: Tensor, beta2: Tensor, eps: Tensor, n: int | Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         d, m_after, v_after = torch.empty_like(g), torch.empty_like(g), torch.empty_like(g)
         c1, c2 = 1 - beta1**n, 1 - beta2**n

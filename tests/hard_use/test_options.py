@@ -244,6 +244,10 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("-1", "gpus_per_actor must be at least 0 (got -1.0)"),
             (".nan", "gpus_per_actor must be at least 0 (got nan)"),
         ],
+        "--device": [
+            ("tpu", "device must be one of cpu, cuda (got 'tpu')"),
+            ("cuda --gpus-per-actor 0.5", "device cuda is one process on one GPU: give neither ray_address nor gpus_per_actor"),
+        ],
         "--schedule.directions": [
             ("[]", "directions must name at least one (got none)"),
             ("[adamm]", "no direction is called 'adamm'"),

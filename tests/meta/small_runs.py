@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-import ray
 import torch
 from safetensors.torch import load_file
 
@@ -70,6 +69,8 @@ class Told(FineTuning):
         self.made.append(self)
 
     def place(self) -> tuple[int, str]:
+        import ray  # which is not everywhere where the other runs are made
+
         return os.getpid(), ray.get_runtime_context().get_node_id()
 
     def _parallelize(self) -> None:

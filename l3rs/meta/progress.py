@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -41,8 +42,11 @@ class Progress:
         # Not tensorboardX's SummaryWriter: where its thread cannot write, as on a full disk, the run waits for it for ever.
         # It names its file by the second: two runs in one process and one second would share one.
         self.board = EventsWriter(str(folder / "tensorboard" / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
-        start = Event(wall_time=time.time(), step=generation + 1, session_log=SessionLog(status=SessionLog.START))
-        self.board.write_event(start)  # hides later ones of a run that was stopped
+        self._write(generation + 1, session_log=SessionLog(status=SessionLog.START))  # hides later ones of a run that was stopped
+
+    def _write(self, step: int, **what: Any) -> None:
+        """Writes an event of TensorBoard, with the time of day."""
+        self.board.write_event(Event(wall_time=time.time(), step=step, **what))
 
     def generation(self, row: Mapping[str, float | int | str]) -> None:
         """Shows a row of the curve."""
@@ -50,7 +54,7 @@ class Progress:
         if BOARD:
             for name, value in row.items():
                 if name not in ("generation", "steps") and value != "":
-                    self.board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, float(value))))
+                    self._write(step, summary=scalar(name, float(value)))
             self.board.flush()
         if "validation_accuracy" in row:
             self.validation = {"val": f"{float(row['validation_accuracy']):.3f}"}

@@ -273,7 +273,16 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("[9999,8]", "at most 4096"),
             ("[8]", "--schedule.hidden must be 2 values (got 8)"),
         ],
-        "--schedule.unit": [("x", "unit must be one of rms, l2, relative (got 'x')")],
+        "--schedule.signals": [
+            ("[x]", "each of signals must be one of log_weight_norm, log_grad_norm, loss, log_relative_grad (got 'x')"),
+            ("[loss,loss]", "signals must name each one once (got loss, loss)"),
+        ],
+        "--schedule.descriptors": [("=maybe", "--schedule.descriptors must be true or false (got maybe)")],
+        "--schedule.direction-norms": [("x", "direction_norms must be one of all, scale-free (got 'x')")],
+        "--schedule.head-logits": [("0", "head_logits must be positive and finite (got 0.0)")],
+        "--schedule.feature-rms": [("0", "feature_rms must be positive and finite (got 0.0)")],
+        "--schedule.feature-rms-cap": [(".inf", "feature_rms_cap must be positive and finite (got inf)")],
+        "--schedule.unit": [("x", "unit must be one of rms, l2, relative, size (got 'x')")],
         "--schedule.lr0": [("0", "lr0 must be positive and finite (got 0.0)"), (".nan", "lr0 must be positive and finite (got nan)")],
         "--schedule.relative-floor": [
             ("-1", "relative_floor must be finite and at least 0 (got -1.0)"),

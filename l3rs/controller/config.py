@@ -47,7 +47,8 @@ class L3RSConfig:
         initial_mix: logit, in nats, that the initial controller gives the last direction over the others [choice].
         initial_decay: nats by which the initial controller lowers log lambda from the first step to the last [choice].
         initial_horizon: the initial controller's lambda is proportional to K to the power of minus this, and 1 at K = 10 [choice].
-        initial_head: how many times larger a step the initial controller gives the new head, where it has embeddings [choice].
+        initial_head: how many times larger a step the initial controller gives the new head, where embeddings or descriptors tell it
+            [choice].
     """
 
     directions: tuple[str, ...] = ("sgd", "adam")
@@ -150,4 +151,4 @@ ANY_NETWORK = L3RSConfig(
 """The form of a schedule for any network: what it sees and how far it goes stay the same when the network is written otherwise [choice].
 
 Multiply a kernel before a normalization by a number: the network is the same function, its gradient is divided by that number, and a run
-is the same run. Before anything is learned, a layer moves by 2% of its size in the first of 10 steps, which was tried on two networks."""
+is the same run. Before anything is learned, a layer moves by 2% of its size in the first of 10 steps."""

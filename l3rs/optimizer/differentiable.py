@@ -65,7 +65,10 @@ class DifferentiableL3RS:
         table = layer_table(shapes, names)
         self.descriptors = describe(table, shapes, self.config.norm_scale)[trained].to(every[0])
         numels = [p.numel() for p in every]
-        self.sizes_of = Sizes(table, numels, trained, lambda i: float(every[i].detach().norm()), self.config, every[0].detach())
+        like = every[0].detach()
+        self.sizes: Sizes | None = None
+        if self.config.sized:
+            self.sizes = Sizes(table, numels, trained, lambda i: float(every[i].detach().norm()), self.config, like)
         self.shown = [k for k, name in enumerate(self.config.directions) if name in shown_directions(self.config)]
 
     def start(self, theta: Tensor) -> State:
@@ -115,7 +118,15 @@ class DifferentiableL3RS:
         return torch.cat([torch.tanh(c.time_slope * ((k / whole).clamp(max=1) - points)), torch.tanh(whole / scales - 1)])
 
     def features(
-        self, meta: Meta, averages: Tensor, weights: Tensor, grads: Tensor, directions: Tensor, loss: Tensor, taken: int | Tensor
+        self,
+        meta: Meta,
+        averages: Tensor,
+        weights: Tensor,
+        grads: Tensor,
+        sizes: Tensor | None,
+        directions: Tensor,
+        loss: Tensor,
+        taken: int | Tensor,
     ) -> tuple[Tensor, Tensor]:
         """What the controller sees, (L, F), in the order of `feature_names`, and the averages after this step."""
         c, number = self.config, len(self.layer_sizes)
@@ -128,7 +139,7 @@ class DifferentiableL3RS:
             "log_weight_norm": lambda: log_size(weights / root),
             "log_grad_norm": lambda: log_size(grads / root),
             "loss": lambda: (loss / c.loss_scale).expand(number),
-            "log_relative_grad": lambda: log_size(self.sizes_of(weights, grads) * grads),
+            "log_relative_grad": lambda: log_size(cast(Tensor, sizes) * grads),
         }
         factors = constant(c.ema_factors, weights)
         signals = torch.stack([seen[signal]() for signal in c.signals], dim=1) if c.signals else weights.new_zeros(number, 0)
@@ -142,7 +153,7 @@ class DifferentiableL3RS:
             blocks.append(meta["embedding"].index_select(0, self.slots))
         return torch.cat(blocks, dim=1), averages
 
-    def units(self, weights: Tensor, grads: Tensor) -> Tensor:
+    def units(self, weights: Tensor, sizes: Tensor | None) -> Tensor:
         """The length of a step at lambda = 1, (L,)."""
         c = self.config
         if c.unit == "l2":
@@ -150,7 +161,7 @@ class DifferentiableL3RS:
         if c.unit == "relative":
             return c.lr0 * weights.clamp_min(c.relative_floor)
         if c.unit == "size":
-            return self.sizes_of.multiplier * self.sizes_of(weights, grads)
+            return cast(Sizes, self.sizes).multiplier * cast(Tensor, sizes)
         return c.lr0 * constant(self.layer_sizes, weights).sqrt()
 
     def step(self, meta: Meta, state: State, g: Tensor, loss: Tensor, taken: int | Tensor) -> State:
@@ -172,9 +183,10 @@ class DifferentiableL3RS:
             of_lamb = constant([float(name == "lamb") for name in c.directions], norms) > 0
             trusted = of_lamb & (norms > 0) & (weights > 0).unsqueeze(1)
             shown = torch.where(trusted, weights.unsqueeze(1), norms)
-        features, averages = self.features(meta, state.averages, weights, grads, shown, loss, taken)
+        sizes = self.sizes(weights, grads) if self.sizes else None
+        features, averages = self.features(meta, state.averages, weights, grads, sizes, shown, loss, taken)
         lam, mu = decide(self._mlp(meta), features, c.controller)
-        lengths = lam * self.units(weights, grads)
+        lengths = lam * self.units(weights, sizes)
         there = norms > 0
         scales = torch.where(there, lengths.unsqueeze(1) * mu / torch.where(there, norms, 1), 0)
         for scale, x in zip(scales.unbind(dim=1), d, strict=True):

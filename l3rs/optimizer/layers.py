@@ -15,7 +15,7 @@ from l3rs.directions import Direction
 from l3rs.optimizer.decision import Decided, Decision
 from l3rs.optimizer.distributed import local, shard_reduction, whole
 from l3rs.optimizer.kernels import ForeachKernel, choose
-from l3rs.optimizer.states import fit, meta
+from l3rs.optimizer.states import meta
 
 
 class Controller(NamedTuple):
@@ -74,11 +74,8 @@ class Layers:
 
     Args:
         params: L of them.
-        states: their states in the optimizer.
-        slots: where each is in what is learned by layer; empty if nothing is.
-        network: all parameters of the optimizer.
-        groups: the number of each one's parameter group.
-        param_groups: of the optimizer, for k and K.
+        states: their states in the optimizer, which fit them.
+        decision: of these layers.
         controller: of the learned schedule.
         fused: as of `L3RS`.
         where: the places of these parameters among those of all devices.
@@ -88,22 +85,16 @@ class Layers:
         self,
         params: Sequence[Tensor],
         states: Sequence[dict[str, Any]],
-        slots: Sequence[int],
-        network: Network,
-        groups: Sequence[int],
-        param_groups: Sequence[dict[str, Any]],
+        decision: Decision,
         controller: Controller,
         fused: bool | None,
         where: Sequence[int],
     ) -> None:
-        self.device, self.where = params[0].device, where
-        for p, state, expected in zip(params, states, expected_states(params, controller), strict=True):
-            fit(p, state, expected)
-        self.decision = Decision(params, states, slots, network, groups, param_groups, controller)
+        self.device, self.where, self.decision = params[0].device, where, decision
         reduce = shard_reduction(params)  # where parameters are sharded, this rank steps its parts
         if reduce is not None:
             params, states = [local(p) for p in params], [{key: local(t) for key, t in state.items()} for state in states]
-        self.kernel = choose(params, states, controller.directions, controller.constants, reduce, fused, self.decision)
+        self.kernel = choose(params, states, controller.directions, controller.constants, reduce, fused, decision)
 
     @property
     def decided(self) -> Decided | None:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from l3rs.directions.base import HALF
+from l3rs.optimizer.decision import Decision
 from l3rs.optimizer.distributed import local
-from l3rs.optimizer.layers import Controller, Layers, Network, initial_state
+from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, initial_state
+from l3rs.optimizer.states import fit
 
 States = MutableMapping[Tensor, dict[str, Any]]
 _dtype, _device, _grad, _learns = map(attrgetter, ("dtype", "device", "grad", "requires_grad"))
@@ -107,8 +109,10 @@ class Tables:
             some = [params[i] for i in where]
             slots = [self.slots[p] for p in some] if self.slots else []
             theirs = [state_of(p, states, self.controller) for p in some]
-            mine = [owners[i] for i in where]
-            made.append(Layers(some, theirs, slots, self.network, mine, groups, self.controller, self.fused, where))
+            for p, state, expected in zip(some, theirs, expected_states(some, self.controller), strict=True):
+                fit(p, state, expected)
+            decision = Decision(some, theirs, slots, self.network, [owners[i] for i in where], groups, self.controller)
+            made.append(Layers(some, theirs, decision, self.controller, self.fused, where))
         for old, new in zip(before, made[:1], strict=False):  # what was skipped since it was last asked for is still to be told
             new.decision.skipped += old.decision.skipped.to(new.device)
         self.by_device, self.params = made, params

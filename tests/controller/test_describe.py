@@ -12,6 +12,9 @@ from torch import nn
 
 from l3rs.controller.config import ANY_NETWORK
 from l3rs.controller.describe import KINDS, NUMBERS, Sizes, describe, layer_table
+from l3rs.finetuning.workbench import workbench
+from l3rs.finetuning.workload import Workload
+from l3rs.networks.create import head_of
 
 COUNTS = {
     "resnet18": {"kernel": 20, "scale": 20, "shift": 20},
@@ -86,6 +89,23 @@ def test_sizes_are_norms_and_the_heads_moves_logits_by_one() -> None:
     moved = found[0] * head.weight.grad / grads[0] @ features[0]  # type: ignore[operator]
     torch.testing.assert_close(moved.norm(), torch.tensor(3.0).sqrt())
     torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("weights", ["icons", "glyphs"])
+def test_the_gradients_of_a_head_tell_the_norm_of_its_inputs(weights: str) -> None:
+    """Within a quarter of the mean norm, on batches of 64 images of 25 new classes."""
+    bench = workbench(Workload(weights=weights))
+    tasks = bench.tasks("meta-validation")
+    for seed in range(4):
+        task = tasks.draw(seed, 1)
+        network = bench.network_for(task.head_seed)
+        head, inputs = head_of(network), list[torch.Tensor]()
+        hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))  # noqa: B023  (called in this turn)
+        images, labels = task.batch(tasks.images, 0)
+        nn.functional.cross_entropy(network(images), labels).backward()
+        hook.remove()
+        of_weights, of_bias = (p.grad.norm().item() for p in head.parameters() if p.grad is not None)
+        assert of_weights / of_bias == pytest.approx(inputs[0].norm(dim=1).mean().item(), rel=0.25)
 
 
 def test_sizes_of_layers_that_rest_are_asked_for() -> None:

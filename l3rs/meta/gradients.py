@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from l3rs.controller.decide import meta_shapes, unflatten
 from l3rs.meta.batch_norm import batch_norm
+from l3rs.meta.twice import TWICE
 from l3rs.optimizer.differentiable import DifferentiableL3RS, State
 from l3rs.schedules.schedule import LearnedSchedule
 
@@ -283,7 +284,8 @@ class _Statistics(TorchFunctionMode):
 
     Args:
         buffers: the running statistics that the network is called with, by name.
-        recording: whether the batch's statistics have a graph, and normalization one that is cheap to differentiate twice.
+        recording: whether all is to be differentiated twice: the batch's statistics have a graph, and operations that cannot be are
+            written as ones that can, see `TWICE`.
     """
 
     def __init__(self, buffers: dict[str, Tensor], recording: bool) -> None:
@@ -294,7 +296,7 @@ class _Statistics(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.batch_norm:
             return self._batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return (TWICE.get(func, func) if self.recording else func)(*args, **(kwargs or {}))
 
     def _batch_norm(
         self,

@@ -186,6 +186,7 @@ class _Unroll:
             shares = {name: self.weights(name.rpartition(".")[0], k) for name in of_buffers}
             passed = {name: share * of_buffers[name] for name, (_, share) in shares.items() if share}
             graph = graphs.pop() if graphs else self._graph(states[k].theta, k, keep=True)
+            passed = {name: g for name, g in passed.items() if graph.seen[name].requires_grad}
             of_state, of_g, of_loss, of_meta = self._through_update(states[k], graph.g.detach(), graph.loss.detach(), k, of_state)
             total += of_meta
             outputs, weights = [graph.g, graph.loss, *(graph.seen[name] for name in passed)], [of_g, of_loss, *passed.values()]
@@ -263,9 +264,9 @@ class _Unroll:
         total = torch.zeros_like(theta)
         for batch in self._last() if of_buffers else ():
             _, seen = self._loss(theta, batch, recording=True)
-            weights = [g / self.last for g in of_buffers.values()]
-            (through,) = torch.autograd.grad([seen[name] for name in of_buffers], theta, weights)
-            total += through
+            weights = {name: g / self.last for name, g in of_buffers.items() if seen[name].requires_grad}
+            if weights:
+                total += torch.autograd.grad([seen[name] for name in weights], theta, list(weights.values()))[0]
         return total
 
     def _last(self) -> Iterator[Batch]:

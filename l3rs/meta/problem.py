@@ -61,7 +61,7 @@ def fine_tune(
     head_batches: int = HEAD_BATCHES,
     frozen: bool = False,
 ) -> Report:
-    """One run of the schedule that `theta` defines, on the task of this seed over the classes of this purpose; `frozen`: without the stem."""
+    """One run of the schedule that `theta` defines, on the task of this seed over these classes; `frozen`: without the stem."""
     tasks, task, network = bench.ready(purpose, seed, steps, head, head_batches, precision)
     with stem_kept(network, frozen):
         optimizer = LEARNERS[learned.kind].build(learned, theta, network.named_parameters(), steps)

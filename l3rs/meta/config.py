@@ -212,6 +212,7 @@ class MetaTrainConfig:
             raise ValueError("specialist must be false with a zoo: a specialist knows one network's layers by name")
         if self.device != "cpu":
             raise ValueError(f"device must be cpu with a zoo (got {self.device})")
+        assert self.variety is not None  # it has been read
 
     @cached_property
     def variety(self) -> Variety | None:

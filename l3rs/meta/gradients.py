@@ -266,7 +266,8 @@ class _Unroll:
             _, seen = self._loss(theta, batch, recording=True)
             weights = {name: g / self.last for name, g in of_buffers.items() if seen[name].requires_grad}
             if weights:
-                total += torch.autograd.grad([seen[name] for name in weights], theta, list(weights.values()))[0]
+                (through,) = torch.autograd.grad([seen[name] for name in weights], theta, list(weights.values()), allow_unused=True)
+                total = total if through is None else total + through
         return total
 
     def _last(self) -> Iterator[Batch]:

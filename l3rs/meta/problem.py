@@ -83,7 +83,7 @@ def stem_kept(network: nn.Module, frozen: bool) -> Iterator[None]:
 
 
 class TaskGradient(NamedTuple):
-    """The meta-gradient of one task, (n,), with its evaluation loss; of one that diverged or met an error zeros, and the penalty."""
+    """The meta-gradient of one task, (n,), with its evaluation loss; zeros of one that diverged, itself or in its gradient, or met an error."""
 
     theta: Tensor
     loss: float
@@ -293,8 +293,8 @@ class FineTuning(Problem):
             self.met = f"{type(found.error).__name__}: {found.error}"
             return TaskGradient(torch.zeros_like(theta), self._counted(math.nan), False, self.met)
         slope = 1 / (found.loss + LOG_FLOOR) if self.config.objective == "log" else 1.0
-        diverged = not math.isfinite(found.loss)
-        return TaskGradient(found.theta.cpu() * (0 if diverged else slope), self._counted(found.loss), diverged)
+        diverged = not (math.isfinite(found.loss) and found.theta.isfinite().all())  # a long run's gradient can be beyond float32
+        return TaskGradient(torch.zeros_like(theta) if diverged else found.theta.cpu() * slope, self._counted(found.loss), diverged)
 
     def _share_of_gradients(self, theta: Tensor, tasks: Tasks, processes: int) -> list[tuple[int, TaskGradient]]:
         """What `gradients` gives, of the tasks that fall to this one of so many processes, with their places."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -37,7 +37,8 @@ class Start:
     Attributes:
         schedule: the config of L3RS.
         specialist: for L3RS, learns an embedding or an MLP by layer name; a generalist does not.
-        files: published meta-parameters of another learned optimizer; none starts at random.
+        files: of L3RS, one schedule by name, path or Hub id, which gives the form too; of another learned optimizer, published
+            meta-parameters. None starts anew.
         lr: learning rate of another learned optimizer, see `LearnedWeights`; None takes its usual one.
         seed: of every random draw.
     """
@@ -115,8 +116,12 @@ class _L3RS(Learner):
         return model
 
     def check(self, start: Start) -> None:
-        if start.files or start.lr is not None:
-            raise ValueError("start and lr are settings of other optimizers: l3rs starts from `schedule`, and has no learning rate")
+        if start.lr is not None:
+            raise ValueError(f"lr is a setting of other optimizers: l3rs has no learning rate (got {start.lr})")
+        if len(start.files) > 1:
+            raise ValueError(f"start must be one schedule, for l3rs (got {', '.join(start.files)})")
+        if start.files:
+            return  # the form is the file's
         if start.schedule.by_layer != start.specialist:
             raise ValueError(
                 f"specialist is {start.specialist}, with schedule.embedding {start.schedule.embedding} and schedule.controller "
@@ -124,6 +129,8 @@ class _L3RS(Learner):
             )
 
     def start(self, start: Start, name: str, network: Callable[[], nn.Module]) -> LearnedSchedule:
+        if start.files:
+            return self._going_on(start, name, network)
         layers: tuple[str, ...] = ()
         description = None
         if start.specialist:
@@ -131,6 +138,26 @@ class _L3RS(Learner):
             layers, description = tuple(layer for layer, _ in made.named_parameters()), describe(made)
         theta = initial_theta(start.schedule, layers, start.seed, description)
         return LearnedSchedule(start.schedule, layers, theta, name)
+
+    def _going_on(self, start: Start, name: str, network: Callable[[], nn.Module]) -> LearnedSchedule:
+        """Takes up the meta-parameters and the form of an existing schedule, under a new name."""
+        (given,) = start.files
+        found = find.load(given)
+        usual = L3RSConfig()
+        for setting in (f.name for f in fields(usual)):
+            wanted, its = getattr(start.schedule, setting), getattr(found.config, setting)
+            if wanted not in (its, getattr(usual, setting)):
+                raise ValueError(f"schedule.{setting} must be that of the start {given}, {its}, or left out (got {wanted})")
+        if start.specialist != bool(found.layers):
+            what = f"knows {len(found.layers)} layers by name" if found.layers else "knows no layer by name"
+            raise ValueError(f"specialist must be {bool(found.layers)} with the start {given}, which {what} (got {start.specialist})")
+        if found.layers:
+            names = [layer for layer, _ in network().named_parameters()]
+            try:
+                found.slots(len(names), names)
+            except ValueError as error:
+                raise ValueError(f"start must fit the network (got {given}: {str(error).partition(';')[0]})") from None
+        return replace(found, name=name, training={})
 
     def build(self, learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None) -> L3RS:
         schedule = replace(cast(LearnedSchedule, learned), theta=theta)

@@ -162,3 +162,16 @@ def test_first_layers_that_are_frozen(statistics: str) -> None:
     learned = learned_for(network)
     next(network.parameters()).requires_grad_(False)
     check(network, learned, statistics)
+
+
+def test_a_layer_behind_a_scale_of_next_to_nothing_passes_nothing_back_where_asked() -> None:
+    network = small_network(torch.float64)
+    with torch.no_grad():
+        network[1].weight.fill_(1e-9)  # what comes before it has next to no gradient, which turns with every rounding
+    learned = learned_for(network, unit="relative")
+    exact = meta_gradient(learned, network, double, STEPS, HELD_OUT).theta
+    found = meta_gradient(learned, network, double, STEPS, HELD_OUT, insignificant=1e-4).theta
+    assert exact.norm() > 100 * found.norm() > 0
+    healthy = small_network(torch.float64)
+    same = [meta_gradient(learned_for(healthy), healthy, double, STEPS, HELD_OUT, insignificant=x).theta for x in (0.0, 1e-4)]
+    assert torch.equal(*same)

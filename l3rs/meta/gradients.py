@@ -221,8 +221,8 @@ class _Unroll:
         if not self.insignificant:
             return of_g
         change = self.optimizer.norms(g.detach()) * self.optimizer.norms(theta.detach())
-        kept = (change >= self.insignificant * change.max()).to(of_g)
-        return torch.cat([part * k for part, k in zip(of_g.split(self.sizes), kept.unbind(), strict=True)])
+        kept = (change >= self.insignificant * change.max()).unbind()
+        return torch.cat([torch.where(k, part, 0) for part, k in zip(of_g.split(self.sizes), kept, strict=True)])  # it may be infinite
 
     # -- the network -------------------------------------------------------------------------------------------------------------------
 

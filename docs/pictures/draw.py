@@ -1,10 +1,10 @@
-"""Draw the pictures of docs/idea.md from real runs of the shipped schedule.
+"""Draw the pictures of docs/idea.md from real runs of the paper's specialist.
 
     python docs/pictures/draw.py                # about a minute on one core
 
 Every picture is of the same runs: the shipped ResNet-34 on tasks of 25 meta-validation classes of Icons, 50 steps long, with L3RS
-(`icons-resnet34-paper`) and with Adam whose cosine learning rate was tuned for this length; means over the tasks. `meta-training.png` is of the
-log of the meta-training that made the schedule. The diagrams beside them, `step.svg` and `nes.svg`, are drawn by hand.
+(`icons-resnet34-paper`) and with Adam whose cosine learning rate was tuned for this length; means over the tasks. `meta-training.png` is
+of the log of the meta-training that made the schedule. The diagrams beside them, `step.svg` and `nes.svg`, are drawn by hand.
 """
 
 from __future__ import annotations

@@ -84,16 +84,17 @@ def _rows(training: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tu
     if not config and training.get("generation") == 0:
         yield "generations", "none: it was not meta-trained, and learned nothing; meta-training starts from it"
         return
-    many = isinstance(zoo := config.get("zoo"), Mapping) and isinstance(zoo.get("file"), str)
-    if many:
-        yield "networks", f"those of {Path(zoo['file']).name} that are not held out, in turn"
+    zoo = config.get("zoo")
+    many = zoo.get("file") if isinstance(zoo, Mapping) else None
+    if many is not None:
+        yield "networks", f"those of {Path(str(many)).name} that are not held out, in turn"
     elif isinstance(training.get("config"), Mapping):
         split = Path(str(config.get("split", "icons"))).name
         yield "network", _network(config, split)
         yield "class split", split.removesuffix(".json")
     if isinstance(begun := config.get("start"), list) and begun:
         yield "started from", ", ".join(Path(str(given)).name for given in begun)
-    if not many and isinstance(task := config.get("task"), Mapping):
+    if many is None and isinstance(task := config.get("task"), Mapping):
         yield "tasks", f"{task.get('classes')} classes, batches of {task.get('batch_size')}"
     if isinstance(steps := config.get("steps"), list):
         yield "steps of a run", " to ".join(map(str, steps))

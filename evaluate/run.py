@@ -24,7 +24,9 @@ from l3rs.evaluation.cells import EvaluationConfig, Rows, identity_of, missing, 
 from l3rs.evaluation.sources import read_cells
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import attempt, execute_all, execute_on_ray
+from l3rs.learners import load
 from l3rs.processes import cores
+from l3rs.schedules.learned import wrong_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "evaluate" / "results"
@@ -95,6 +97,8 @@ def make_rows(config: EvaluationConfig, args: argparse.Namespace) -> None:
     if args.plan or not todo:
         return
     config.prepare(config.purpose)
+    if config.workload.from_scratch:
+        print(*filter(None, (wrong_tool(load(arm.learned)) for arm in config.arms if arm.ours)), sep="\n")
     planned = {replace(p.run, device=args.device): p for p in todo}
     found = execute_on_ray(list(planned), args.ray_address) if args.ray_address else execute_all(list(planned), args.workers, attempt)
     failed = 0

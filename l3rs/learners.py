@@ -33,10 +33,10 @@ Named = Iterable[tuple[str, nn.Parameter]]
 
 
 def sizes_of(network: nn.Module) -> tuple[float | None, ...]:
-    """The sizes of its layers, to four digits after the point, by which a specialist knows it; None for those of the head."""
+    """The sizes of its layers, to four digits after the point, as of `LearnedSchedule`; none where it has no values yet."""
     head, named = set(head_names(network)), list(network.named_parameters())
-    found = log_sizes([p for _, p in named]) or [None] * len(named)
-    return tuple(None if name in head or size is None else round(size, 4) for (name, _), size in zip(named, found, strict=True))
+    found = log_sizes([p for _, p in named]) or []
+    return tuple(None if name in head else round(size, 4) for (name, _), size in zip(named, found, strict=False))
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,16 @@ class Learner(ABC):
         """
 
     @abstractmethod
-    def build(self, learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None) -> torch.optim.Optimizer:
+    def build(
+        self, learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None, guard: bool = True
+    ) -> torch.optim.Optimizer:
         """Builds the optimizer that `learned` defines with other meta-parameters, `theta`, (n,).
 
         Args:
             named: parameters with their names.
             total_steps: K, the length of the run.
             lr: None takes the one that belongs to `learned`.
+            guard: as of `L3RS`; others have none. Meta-training goes without, so that what is learned needs none.
         """
 
     @abstractmethod
@@ -140,9 +143,9 @@ class _L3RS(Learner):
         theta = initial_theta(start.schedule, layers, start.seed, describe(made))
         return LearnedSchedule(start.schedule, layers, theta, name, sizes=sizes_of(made))
 
-    def build(self, learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None) -> L3RS:
+    def build(self, learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None, guard: bool = True) -> L3RS:
         schedule = replace(cast(LearnedSchedule, learned), theta=theta)
-        return L3RS(named, total_steps, schedule, lr=1.0 if lr is None else lr)
+        return L3RS(named, total_steps, schedule, lr=1.0 if lr is None else lr, guard=guard)
 
     def load(self, given: str | Path, named: Named = ()) -> LearnedSchedule:
         return find.resolve(given, list(named)).schedule
@@ -168,7 +171,9 @@ class _Other(Learner):
     def start(self, start: Start, name: str, network: Callable[[], nn.Module]) -> LearnedWeights:
         return weights.starting_weights(self.name, start.lr, name, start.seed, start.files)
 
-    def build(self, learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None) -> torch.optim.Optimizer:
+    def build(
+        self, learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None, guard: bool = True
+    ) -> torch.optim.Optimizer:
         lr = cast(LearnedWeights, learned).lr if lr is None else lr
         return KINDS[self.name].build(named, theta, total_steps, lr)
 

@@ -59,7 +59,7 @@ def fine_tune(
 ) -> Report:
     """One run of the schedule that `theta` defines, on the task of this seed over the classes of this purpose."""
     tasks, task, network = bench.ready(purpose, seed, steps, head, head_batches, precision)
-    optimizer = LEARNERS[learned.kind].build(learned, theta, network.named_parameters(), steps)
+    optimizer = LEARNERS[learned.kind].build(learned, theta, network.named_parameters(), steps, guard=False)
     return unroll(network, optimizer, tasks.images, task, precision=precision, refresh=refresh)
 
 

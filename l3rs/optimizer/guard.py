@@ -1,4 +1,4 @@
-"""The guard: a run whose loss rises in its first steps goes on with shorter ones."""
+"""The guard: a run whose loss leaps in its first steps goes on with shorter ones."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import torch
 from torch import Tensor
 
 WATCHED = 20  # the first steps of a run
-CUT = 0.3  # what lengths are multiplied by, once
-RISE, SHARE = 1.5, 0.5  # nats that the loss may rise above the first step's, or this share of it if that is more
+CUT = 0.3  # what all lengths are multiplied by, once
+LEAP, SHARE = 3.0, 1.0  # nats by which a loss may be above the first one, or this share of the first one where that is more
 
 
 class Guard:
-    """Watches the loss of the first steps, and cuts all lengths, once, where two steps in turn have far more than the first.
+    """Watches the loss of the first steps, and cuts all lengths, once, where one is far above the first.
 
-    What it has seen stands in the groups, as the losses so far, `losses`, and the cut, `cut`; so a run that is resumed goes on as it would
-    have. A run that is not cut has the same bits as one that is not watched.
+    What it knows stands in the groups, the loss of the first step, `first_loss`, and the multiplier of all lengths, `cut`: so a run that is
+    resumed goes on as it would have. A run that is not cut has the same bits as one that is not watched.
 
-    The loss of a step counts in this step where it lies on the CPU. On another device it counts in the next, which never waits for the
-    device to be idle: a step behind that loss, it has a forward and a backward pass to do. Steps that are captured in a CUDA graph are not
-    watched.
+    Only the loss tells. Gradients' norms do not: in sound runs they grew to 40 times the first, and in runs that came to nothing to 6 times.
+
+    A loss on the CPU counts at once. One on a GPU counts in the next step, when the device has long had it, and still has the backward pass
+    behind it to do: so it never idles. Steps that are captured in a CUDA graph are not watched.
     """
 
     def __init__(self) -> None:
-        self._told: tuple[Tensor, torch.cuda.Event | None] | None = None  # the last loss, on its way
+        self._sent: tuple[Tensor, torch.cuda.Event | None] | None = None  # the last loss, on its way
 
     def watch(self, loss: Tensor | None, groups: Sequence[dict[str, Any]], sign: float, stacklevel: int) -> None:
         """Takes in the loss of a step, (), before the step is taken.
@@ -35,43 +36,38 @@ class Guard:
         Args:
             groups: of the optimizer.
             sign: -1 where the loss is maximized.
+            stacklevel: of the warning, for the caller.
         """
-        if groups[0]["cut"] < 1 or groups[0]["step"] >= WATCHED:
-            if groups[0]["losses"]:
-                _note(groups, losses=())
-            self._told = None
+        if loss is not None and loss.is_cuda and torch.cuda.is_current_stream_capturing():
             return
-        self.settle(groups)
-        if loss is not None and not (loss.is_cuda and torch.cuda.is_current_stream_capturing()):
-            self._told = _sent(sign * loss.detach().float())
+        self.settle(groups, stacklevel + 1)
+        if loss is not None and groups[0]["cut"] == 1 and groups[0]["step"] < WATCHED:
+            self._sent = _send(sign * loss.detach().float())
             if loss.device.type == "cpu":
-                self.settle(groups)
-        losses = groups[0]["losses"]
-        if rises(losses):
+                self.settle(groups, stacklevel + 1)
+
+    def settle(self, groups: Sequence[dict[str, Any]], stacklevel: int) -> None:
+        """Judges the loss that is on its way."""
+        if self._sent is None:
+            return
+        cell, arrived = self._sent
+        if arrived is not None:
+            arrived.synchronize()
+        self._sent, loss = None, float(cell)
+        first = groups[0]["first_loss"]
+        if not math.isfinite(loss):  # nothing moves then
+            return
+        if first is None:
+            _note(groups, first_loss=loss)
+        elif loss > first + max(LEAP, SHARE * abs(first)):
             _note(groups, cut=CUT)
             warnings.warn(
-                f"the loss rose from {losses[0]:.3g} to {losses[-2]:.3g} and {losses[-1]:.3g} within {len(losses)} steps: L3RS goes on with "
-                f"{CUT} of its lengths; guard=False leaves them as they are",
+                f"the loss leapt from {first:.3g} to {loss:.3g}: L3RS goes on with {CUT} of its lengths (guard=False lets it be)",
                 stacklevel=stacklevel,
             )
 
-    def settle(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Writes the loss that is on its way into the groups."""
-        if self._told is not None:
-            cell, arrived = self._told
-            if arrived is not None:
-                arrived.synchronize()
-            self._told, loss = None, float(cell)
-            if math.isfinite(loss):  # else nothing moves
-                _note(groups, losses=(*groups[0]["losses"], loss))
 
-
-def rises(losses: Sequence[float]) -> bool:
-    """Whether the last two of these losses are, in the mean, far above the first."""
-    return len(losses) > 2 and (losses[-1] + losses[-2]) / 2 > losses[0] + max(RISE, SHARE * abs(losses[0]))
-
-
-def _sent(loss: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+def _send(loss: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """A copy on its way to where it can be read, and what tells that it is there."""
     if not loss.is_cuda:
         return loss, None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-NEW: dict[str, Any] = {"step": 0, "skipped": 0, "losses": (), "cut": 1.0}  # of groups: the clock, and what `Guard` keeps
+NEW: dict[str, Any] = {"step": 0, "skipped": 0, "first_loss": None, "cut": 1.0}  # of groups: the clock, and what `Guard` keeps
 
 
 class L3RS(WatchesLoss):
@@ -59,13 +59,16 @@ class L3RS(WatchesLoss):
             group, unless it sets its own `step`.
         total_steps: K, the number of steps of the whole run. Later steps are decided as if at step K.
         learned: the learned schedule: `"auto"`, a shipped name, a path, a Hub id, or a `LearnedSchedule`. `"auto"` takes the shipped
-            specialist whose layer names match, else the shipped generalist; `repr` says which.
+            specialist whose layer names match, if the weights are of about the same size, layer by layer, as those of its own network; else
+            the shipped generalist. `repr` says which, and why.
         lr: multiplies every step, 1 by default; ordinary schedulers may drive `group["lr"]`.
         maximize: maximizes the loss instead of minimizing it.
         weight_decay: decoupled, as of AdamW, with the layer's step in the place of a learning rate: after the step each layer is multiplied
             by 1 - weight_decay * s. s is the root mean square of the step over the layer's elements: `length` in `decisions()`, over the
             square root of their number.
         match: how layers find their learned numbers: by `"name"`, or by `"position"` among all parameters.
+        guard: where the loss of one of the first 20 steps is far above that of the first, goes on with 0.3 of all lengths, and warns, once.
+            A run without such a leap, or whose steps are told no loss, is as without it.
         fused: takes the step in compiled code, for float32 parameters. None does so where it can: on CPU, if a C compiler was there at
             installation, and on CUDA by Triton. False takes torch operations; True refuses them. `repr` says which runs.
         process_group: the ranks that train together; None is all. Give a group of one if each rank trains on its own.
@@ -164,7 +167,7 @@ class L3RS(WatchesLoss):
             ValueError, TypeError: as the constructor; the optimizer stays as it was.
         """
         if self.param_groups:
-            param_group = {**{key: self.param_groups[0][key] for key in ("step", "losses", "cut")}, **param_group}
+            param_group = {**{key: self.param_groups[0][key] for key in ("step", "first_loss", "cut")}, **param_group}
         super().add_param_group(param_group)
         try:
             self._validate(self.param_groups[-1])
@@ -280,7 +283,7 @@ class L3RS(WatchesLoss):
         return max(int(group["skipped"]) for group in self.param_groups)
 
     def _pull(self) -> None:
-        self._guard.settle(self.param_groups)
+        self._guard.settle(self.param_groups, stacklevel=4)
         skipped = self._tables.pull(self.param_groups)
         if skipped:
             total = self.param_groups[0]["skipped"]

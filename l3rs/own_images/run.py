@@ -28,7 +28,7 @@ from l3rs.own_images.rivals import Rival
 from l3rs.own_images.training import Stopped, Training, has_batch_norm
 from l3rs.processes import exit_code
 from l3rs.schedules.find import GENERALIST, Chosen, resolve
-from l3rs.schedules.learned import identity
+from l3rs.schedules.learned import identity, wrong_tool
 from l3rs.schedules.seal import fingerprint
 from l3rs.text import first_line, printable, table
 
@@ -71,6 +71,8 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
     with Folder(config.folder, about) as folder:
         data.broken_log = folder.path / "broken.txt"
         print(chosen(config, planned, data, schedule, config.refreshed and has_batch_norm(network)))
+        if config.from_scratch and schedule is not None and (warning := wrong_tool(schedule.schedule)):
+            print(printable(warning))
         arms = config.arms(planned.steps)
         for rival in arms[1:]:
             rates = ", ".join(f"{arm.lr:g}" for arm in rival.arms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -160,7 +161,7 @@ class LearnedSchedule:
             layers, training, sizes = tuple(about["layers"]), about.get("training", {}), tuple(about.get("sizes", ()))
             if not all(isinstance(layer, str) for layer in layers) or not isinstance(training, dict):
                 raise ValueError("layers or training are not a list of names and a mapping")
-            if sizes and (len(sizes) != len(layers) or not all(s is None or isinstance(s, float) for s in sizes)):
+            if sizes and (len(sizes) != len(layers) or not all(s is None or (isinstance(s, float) and math.isfinite(s)) for s in sizes)):
                 raise ValueError(f"sizes are not a number, or null, for each of {len(layers)} layers")
             expected = feature_names(config)
             if tuple(about["features"]) != expected:

@@ -133,3 +133,32 @@ def test_what_makes_no_sense_is_refused() -> None:
         meta_gradient(learned_for(network), network, double, STEPS, HELD_OUT, "old")
     with pytest.raises(ValueError, match=r"steps must be a whole number of at least 1 \(got 0\)"):
         meta_gradient(learned_for(network), network, double, 0, HELD_OUT)
+
+
+class Gated(nn.Module):
+    """What MobileNetV3 and transformers are made of, and torch does not differentiate twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate, self.head = nn.Conv2d(1, 4, 3), nn.Sequential(nn.Linear(4, 4), nn.Hardsigmoid()), nn.Linear(4, 3)
+        self.active = nn.Hardswish(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.active(self.stem(x)).flatten(2).transpose(1, 2)
+        tokens = tokens + F.scaled_dot_product_attention(tokens, tokens, tokens)
+        pooled = tokens.mean(1)
+        return self.head(pooled * self.gate(pooled))
+
+
+def test_operations_whose_derivative_torch_cannot_differentiate() -> None:
+    torch.manual_seed(1)
+    network = Gated().double()
+    check(network, learned_for(network), "running")
+
+
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_first_layers_that_are_frozen(statistics: str) -> None:
+    network = small_network(torch.float64)
+    learned = learned_for(network)
+    next(network.parameters()).requires_grad_(False)
+    check(network, learned, statistics)

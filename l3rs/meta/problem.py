@@ -83,7 +83,7 @@ def stem_kept(network: nn.Module, frozen: bool) -> Iterator[None]:
 
 
 class TaskGradient(NamedTuple):
-    """The meta-gradient of one task, (n,), with its evaluation loss; zeros of one that diverged, itself or in its gradient, or met an error."""
+    """The meta-gradient of one task, (n,), with its evaluation loss; zeros where the run or the gradient diverged, or met an error."""
 
     theta: Tensor
     loss: float

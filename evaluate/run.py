@@ -94,11 +94,12 @@ def make_rows(config: EvaluationConfig, args: argparse.Namespace) -> None:
     todo = missing(plan(config), there[there.error.isna()] if args.again else there)  # a schedule or weights may be missing
     steps = sum(p.run.steps for p in todo)
     print(f"{config.cell}: {len(todo)} runs are missing, {steps:,} steps")
+    for given in dict.fromkeys(arm.learned for arm in config.arms if arm.ours and config.workload.from_scratch):
+        if said := wrong_tool(load(given)):
+            print(said)
     if args.plan or not todo:
         return
     config.prepare(config.purpose)
-    if config.workload.from_scratch:
-        print(*filter(None, (wrong_tool(load(arm.learned)) for arm in config.arms if arm.ours)), sep="\n")
     planned = {replace(p.run, device=args.device): p for p in todo}
     found = execute_on_ray(list(planned), args.ray_address) if args.ray_address else execute_all(list(planned), args.workers, attempt)
     failed = 0

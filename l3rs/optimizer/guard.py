@@ -21,7 +21,7 @@ class Guard:
     What it knows stands in the groups, the loss of the first step, `first_loss`, and the multiplier of all lengths, `cut`: so a run that is
     resumed goes on as it would have. A run that is not cut has the same bits as one that is not watched.
 
-    Only the loss tells. Gradients' norms do not: they grew to 40 times the first in sound runs, and to 6 times in runs that came to nothing.
+    Only the loss tells. Gradients' norms do not: they grew to 40 times the first in sound runs, and to 6 times in lost ones.
 
     A loss on the CPU counts at once. One on a GPU counts in the next step, when the device has long had it, and still has the backward pass
     behind it to do: so it never idles. Steps that are captured in a CUDA graph are not watched.
@@ -38,7 +38,8 @@ class Guard:
             sign: -1 where the loss is maximized.
             stacklevel: of the warning, for the caller.
         """
-        if loss is not None and loss.is_cuda and torch.cuda.is_current_stream_capturing():
+        on_gpu = (loss is not None and loss.is_cuda) or (self._sent is not None and self._sent[1] is not None)
+        if on_gpu and torch.cuda.is_current_stream_capturing():
             return
         self.settle(groups, stacklevel + 1)
         if loss is not None and groups[0]["cut"] == 1 and groups[0]["step"] < WATCHED:

@@ -275,7 +275,8 @@ class Scheduled(L3RSModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "monitor": "train_loss"}}
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
-        beside = ("params", "param_names", "differentiable")  # the last is set by torch when a state is loaded
+        # `differentiable` is set by torch when a state is loaded; the first loss is another where a part of the network is frozen.
+        beside = ("params", "param_names", "differentiable", "first_loss")
         self.seen.append([{k: v for k, v in g.items() if k not in beside} for g in optimizer.param_groups])
 
 
@@ -325,7 +326,7 @@ def test_a_specialist_is_found_by_the_whole_network_though_only_its_head_is_ther
         fitted = L3RSModule(network, 3)
         done = trainer(tmp_path, max_epochs=1, callbacks=[HeadThenAll(unfreeze_at_step=1)])
         done.fit(fitted, images, images)
-        assert repr(done.optimizers[0]).startswith("_NamedL3RS(learned='icons-resnet34' (names and sizes agree)")
+        assert repr(done.optimizers[0]).startswith("L3RS(learned='icons-resnet34' (names and sizes agree)")
         assert sum(len(group["params"]) for group in done.optimizers[0].param_groups) == 110
 
 

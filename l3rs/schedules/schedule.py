@@ -128,11 +128,7 @@ class LearnedSchedule:
         if not self.layers:
             return {**vars(self.config)}
         body = [size for size in self.sizes if size is not None]
-        sizes = (
-            f"kept of {len(body)}, {min(body):.2f} to {max(body):.2f} in logs: auto knows the network by them"
-            if body
-            else "not kept: auto never takes it"
-        )
+        sizes = f"of {len(body)} layers, by which auto knows their network" if body else "not kept, so that auto never takes it"
         return {"layers": f"{len(self.layers)} by name, {self.layers[0]} to {self.layers[-1]}", "sizes": sizes, **vars(self.config)}
 
     def usage(self, given: str) -> tuple[str, ...]:

@@ -271,7 +271,8 @@ class FineTuning(Problem):
     def gradient_lanes(self) -> list[GradientLane]:
         """The same networks, for meta-gradients."""
         assert self.lanes is not None
-        return [GradientLane(cast(LearnedSchedule, self.learned), lane.network, self.config.refresh) for lane in self.lanes.lanes]
+        learned, c = cast(LearnedSchedule, self.learned), self.config
+        return [GradientLane(learned, lane.network, c.refresh, insignificant=c.gradient.insignificant) for lane in self.lanes.lanes]
 
     def _gradients_at_once(self, theta: Tensor) -> list[TaskGradient]:
         """The meta-gradients of all tasks, side by side."""
@@ -318,6 +319,7 @@ class FineTuning(Problem):
                     "refreshed" if c.refresh else "running",
                     REFRESH,
                     checkpoint=steps >= c.gradient.checkpoint_from,
+                    insignificant=c.gradient.insignificant,
                 )
         except Exception as error:
             return self._told(theta, Failed(error))

@@ -229,6 +229,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--gradient.clip": [(".inf", "clip must be positive and finite (got inf)")],
         "--gradient.checkpoint-from": [("0", "checkpoint_from must be at least 1 (got 0)")],
         "--gradient.share": [("1", "share must be above 0 and below 1 (got 1.0)")],
+        "--gradient.insignificant": [("1", "insignificant must be at least 0 and below 1 (got 1.0)")],
         "--penalty": [("0", "penalty must be positive and finite (got 0.0)"), (".nan", "penalty must be positive and finite (got nan)")],
         "--precision": [("8", "precision must be one of float32, bfloat16 (got '8')")],
         "--validate-every": [("0", "validate_every must be at least 1 (got 0)")],

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
+from fingerprint import fingerprint
 
 from l3rs import learners
 from l3rs.controller.config import ANY_NETWORK
@@ -68,6 +69,8 @@ def ship(run: Path, folder: Path, name: str | None = None, newest: bool = False)
     learned = replace(cast(Any, learned), name=name, training=shareable({**learned.training, "config": config}))
     schedule, settings, curve, picture = (folder / f"{name}.{kind}" for kind in ("safetensors", "json", "csv", "png"))
     learned.write(schedule)
+    if isinstance(learned, LearnedSchedule) and learned.layers and not learned.sizes:
+        fingerprint(schedule)  # of a run of an older version
     settings.write_text(json.dumps(learned.training["config"], indent=1) + "\n")
     shutil.copyfile(run / "curve.csv", curve)
     shutil.copyfile(run / "curve.png", picture)

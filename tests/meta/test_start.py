@@ -41,6 +41,7 @@ def test_a_specialist_goes_on_where_its_layers_are_the_networks() -> None:
     assert isinstance(found, LearnedSchedule)
     assert torch.equal(found.theta, paper.theta)
     assert (found.layers, found.config, found.name, found.training) == (paper.layers, paper.config, "quick", {})
+    assert found.sizes == paper.sizes
     with pytest.raises(ValueError, match=r"start must fit the network \(got icons-resnet34-paper: .*110 layers by name, but not layer1"):
         start(going_on(PAPER_SPECIALIST, specialist=True, model="resnet50", width=None))
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,7 @@ from l3rs.cli import main
 from l3rs.controller.config import ANY_NETWORK
 from l3rs.controller.initial import initial_theta
 from l3rs.schedules.find import CHECKPOINTS, GENERALIST, PAPER_SPECIALIST, SHIPPED, SHIPPED_WEIGHTS, START, load, save
-from l3rs.schedules.learned import identity
+from l3rs.schedules.learned import identity, wrong_tool
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.schedules.seal import CheckpointError
 
@@ -158,3 +159,10 @@ def test_the_papers_specialists_are_the_very_ones_that_the_committed_rows_are_of
     for name in (PAPER_SPECIALIST, f"{PAPER_SPECIALIST}-seed1", f"{PAPER_SPECIALIST}-seed2"):
         assert identity(load(name)) in set(rows.learned)
     assert not rows.learned.str.match(r"icons-resnet34(-seed\d)? ").any()
+
+
+def test_only_what_was_meta_trained_on_pretrained_networks_is_the_wrong_tool_for_random_weights() -> None:
+    schedule = load(GENERALIST)
+    assert wrong_tool(schedule).startswith(f"{GENERALIST} was meta-trained to fine-tune pretrained networks: from random weights it is")
+    assert wrong_tool(replace(schedule, training={"config": {"from_scratch": True}})) == ""
+    assert wrong_tool(replace(schedule, training={})) == ""  # nobody knows

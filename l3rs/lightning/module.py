@@ -44,7 +44,7 @@ class L3RSMixin(pl.LightningModule):
 
     Example:
         >>> class Mine(L3RSMixin, TheirModule):
-        ...     learned = "icons-generalist"
+        ...     learned = "generalist"
     """
 
     learned: str | LearnedSchedule = "auto"

@@ -185,6 +185,8 @@ def one_generation(problem: FineTuning, search: Search, config: MetaTrainConfig)
         raise MetaTrainingError(explain(problem, search, diverged, failed))
     seconds = time.perf_counter() - started
     row |= {name: search.status[name] for name in ("mean_loss", "best_loss", "spread")}
+    if config.objective == "log":  # the mean is the geometric one then, and the spread stays one of logarithms
+        row |= {name: math.exp(search.status[name]) for name in ("mean_loss", "best_loss")}
     return row | {
         "generation": search.generation,
         "diverged": diverged,

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -87,6 +88,7 @@ def test_candidates_and_gradients_have_the_same_runs_whose_losses_count_by_their
 def test_a_run_over_a_zoo_is_made_to_its_end(small: MetaTrainConfig, tmp_path: Path) -> None:
     chosen = meta_train(small, tmp_path / "run", progress=False)
     assert chosen.training["config"]["zoo"]["classes"] == [3, 12]
+    assert (pd.read_csv(tmp_path / "run" / "curve.csv").mean_loss.dropna() > 0).all()  # in nats, not their logarithms
     assert not torch.equal(chosen.theta, start(small).theta)
 
 

@@ -24,6 +24,7 @@ from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.gradient_lanes import GradientLane
 from l3rs.meta.gradients import MetaGradient, meta_gradient
 from l3rs.meta.nes import Problem
+from l3rs.optimizer.differentiable import DifferentiableL3RS
 from l3rs.schedules.learned import Learned
 from l3rs.schedules.schedule import LearnedSchedule
 
@@ -102,6 +103,8 @@ class FineTuning(Problem):
         config: workload, tasks, objective and penalty.
         workers: processes to evaluate in; 1 is this process.
     """
+
+    form = DifferentiableL3RS  # of the steps that meta-gradients go through
 
     def __init__(self, learned: Learned, config: MetaTrainConfig, workers: int = 1) -> None:
         self.learned, self.config = learned, config
@@ -275,25 +278,28 @@ class FineTuning(Problem):
         return [(i, self._gradient(theta, *tasks[i])) for i in shares(tasks, processes)[self.actor_index or 0]]
 
     def _gradient(self, theta: Tensor, seed: int, steps: int) -> TaskGradient:
-        c = self.config
         try:
-            bench = self._bench()
-            tasks, task, network = bench.ready("meta-train", seed, steps, c.head, c.head_batches, c.precision)
-            device = next(network.parameters()).device
-            learned = replace(cast(LearnedSchedule, self.learned), theta=theta)
-            found = meta_gradient(
-                learned,
-                network,
-                lambda k: tuple(t.to(device) for t in task.batch(tasks.images, k)),  # type: ignore[arg-type, return-value]
-                steps,
-                tuple(t.to(device) for t in task.held_out(tasks.images)),  # type: ignore[arg-type]
-                "refreshed" if c.refresh else "running",
-                REFRESH,
-                checkpoint=steps >= c.gradient.checkpoint_from,
-            )
+            return self._told(theta, self._through(theta, "meta-train", seed, steps))
         except Exception as error:
             return self._told(theta, Failed(error))
-        return self._told(theta, found)
+
+    def _through(self, theta: Tensor, purpose: str, seed: int, steps: int, back: bool = True) -> MetaGradient:
+        """One run there, and `back`."""
+        c = self.config
+        tasks, task, network = self._bench().ready(purpose, seed, steps, c.head, c.head_batches, c.precision)
+        device = next(network.parameters()).device
+        return meta_gradient(
+            replace(cast(LearnedSchedule, self.learned), theta=theta),
+            network,
+            lambda k: tuple(t.to(device) for t in task.batch(tasks.images, k)),  # type: ignore[arg-type, return-value]
+            steps,
+            tuple(t.to(device) for t in task.held_out(tasks.images)),  # type: ignore[arg-type]
+            "refreshed" if c.refresh else "running",
+            REFRESH,
+            steps >= c.gradient.checkpoint_from,
+            self.form,
+            back,
+        )
 
     def _surviving(self, work: Callable[[], T], replacements: int = REPLACEMENTS) -> T:
         try:

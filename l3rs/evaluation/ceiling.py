@@ -12,12 +12,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from l3rs.controller.decide import Decision, Meta, unflatten
+from l3rs.controller.decide import Decision, Meta, meta_shapes, unflatten
 from l3rs.finetuning.tasks import task_seed
-from l3rs.finetuning.unroll import REFRESH, Report
-from l3rs.finetuning.workbench import Workbench, workbench
+from l3rs.finetuning.unroll import Report
+from l3rs.finetuning.workbench import Workbench
 from l3rs.meta.config import MetaTrainConfig
-from l3rs.meta.gradients import meta_gradient
 from l3rs.meta.problem import FineTuning
 from l3rs.optimizer.differentiable import DifferentiableL3RS
 from l3rs.schedules.schedule import LearnedSchedule
@@ -36,6 +35,9 @@ class FromTable(DifferentiableL3RS):
         table = (total_steps, len(self.layer_sizes), 1 + len(self.config.directions))
         self.meta_shapes = {"table": table} | {name: shape for name, shape in self.meta_shapes.items() if "/" in name}
 
+    def features(self, meta: Meta, averages: Tensor, *seen: Tensor | int | None) -> tuple[Tensor, Tensor]:
+        return averages.new_zeros(0), averages  # it sees nothing
+
     def decide(self, meta: Meta, features: Tensor, taken: int | Tensor) -> Decision:
         logits = meta["table"][taken]
         return Decision(logits[:, 0].exp(), logits[:, 1:].softmax(dim=1))
@@ -51,7 +53,7 @@ class Tables(FineTuning):
         self.scale = torch.ones(len(learned.theta))
 
     def _fine_tuned(self, theta: Tensor, bench: Workbench, purpose: str, seed: int, steps: int) -> Report:
-        found = self._through(theta, purpose, seed, steps, back=False)
+        found = self.through(theta, purpose, seed, steps, back=False)
         return Report(found.train_losses, {steps: found.accuracy}, {steps: found.loss})
 
 
@@ -80,20 +82,15 @@ def as_table(learned: LearnedSchedule, config: MetaTrainConfig, steps: int, seed
             decided.append(torch.cat([decision.lam.log().unsqueeze(1), decision.mu.log()], dim=1))
             return decision
 
-    bench = workbench(config.workload, config.task)
-    runs = []
+    problem = FineTuning(learned, config)
+    problem.form = Recorded
     for seed in seeds:
-        tasks, task, network = bench.ready("meta-train", task_seed(seed), steps, config.head, config.head_batches)
-        held_out = task.held_out(tasks.images)
-        decided.clear()
-        meta_gradient(learned, network, lambda k, of=(tasks, task): of[1].batch(of[0].images, k), steps, held_out, form=Recorded, back=False)
-        runs.append(torch.stack(decided))
-    logits = torch.stack(runs).mean(dim=0)
+        problem.through(learned.theta, "meta-train", task_seed(seed), steps, back=False)
+    logits = torch.stack(decided).unflatten(0, (-1, steps)).mean(dim=0)
     others = logits.new_full((*logits.shape[:2], len(directions) - len(mine)), UNUSED - math.log(len(mine)))
-    shapes = DifferentiableL3RS(learned, dict(bench.network.named_parameters()), steps).meta_shapes
-    meta = unflatten(learned.theta, shapes)
-    wanted = FromTable(with_directions(learned, directions), dict(bench.network.named_parameters()), steps).meta_shapes
-    hyperparameters = [meta.get(name, logits.new_zeros(())).flatten() for name in wanted if "/" in name]
+    known = unflatten(learned.theta, meta_shapes(learned.config, learned.layers))
+    wanted = meta_shapes(with_directions(learned, directions).config, learned.layers)
+    hyperparameters = [known.get(name, logits.new_zeros(())).flatten() for name in wanted if "/" in name]
     return torch.cat([torch.cat([logits, others], dim=2).flatten(), *hyperparameters])
 
 

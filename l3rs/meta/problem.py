@@ -104,7 +104,7 @@ class FineTuning(Problem):
         workers: processes to evaluate in; 1 is this process.
     """
 
-    form = DifferentiableL3RS  # of the steps that meta-gradients go through
+    form: type[DifferentiableL3RS] = DifferentiableL3RS  # of the steps that meta-gradients go through
 
     def __init__(self, learned: Learned, config: MetaTrainConfig, workers: int = 1) -> None:
         self.learned, self.config = learned, config
@@ -279,12 +279,12 @@ class FineTuning(Problem):
 
     def _gradient(self, theta: Tensor, seed: int, steps: int) -> TaskGradient:
         try:
-            return self._told(theta, self._through(theta, "meta-train", seed, steps))
+            return self._told(theta, self.through(theta, "meta-train", seed, steps))
         except Exception as error:
             return self._told(theta, Failed(error))
 
-    def _through(self, theta: Tensor, purpose: str, seed: int, steps: int, back: bool = True) -> MetaGradient:
-        """One run there, and `back`."""
+    def through(self, theta: Tensor, purpose: str, seed: int, steps: int, back: bool = True) -> MetaGradient:
+        """One run of the differentiable step on a task over the classes of this purpose, there and `back`."""
         c = self.config
         tasks, task, network = self._bench().ready(purpose, seed, steps, c.head, c.head_batches, c.precision)
         device = next(network.parameters()).device

@@ -16,6 +16,7 @@ from l3rs.cli.parser import Parser
 from l3rs.controller.config import CONTROLLERS, UNITS, L3RSConfig
 from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import PRECISIONS
+from l3rs.finetuning.variety import ZooConfig
 from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import CENTER_OPTIMIZERS, DEVICES, DISTRIBUTIONS, OBJECTIVES, SEARCHES, GradientConfig, MetaTrainConfig, NESConfig
@@ -35,6 +36,7 @@ PARTS: Mapping[str, tuple[type, str]] = {
     "nes": (NESConfig, "advanced options of the evolution strategies"),
     "gradient": (GradientConfig, "advanced options of meta-gradients (--search gradient or both)"),
     "task": (TaskConfig, "advanced options of the tasks"),
+    "zoo": (ZooConfig, "advanced options of many networks (in the place of one and of the options of the tasks)"),
 }
 CHOICES = {
     "search": SEARCHES, "optimizer": tuple(LEARNERS), "steps_distribution": DISTRIBUTIONS, "objective": OBJECTIVES, "precision": PRECISIONS,

@@ -15,7 +15,6 @@ from torch import Tensor
 from l3rs.controller.decide import Decision, Meta, meta_shapes, unflatten
 from l3rs.finetuning.tasks import task_seed
 from l3rs.finetuning.unroll import Report
-from l3rs.finetuning.workbench import Workbench
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.problem import FineTuning
 from l3rs.optimizer.differentiable import DifferentiableL3RS
@@ -52,7 +51,7 @@ class Tables(FineTuning):
         super().__init__(learned, config)
         self.scale = torch.ones(len(learned.theta))
 
-    def _fine_tuned(self, theta: Tensor, bench: Workbench, purpose: str, seed: int, steps: int) -> Report:
+    def _fine_tuned(self, theta: Tensor, purpose: str, seed: int, steps: int) -> Report:
         found = self.through(theta, purpose, seed, steps, back=False)
         return Report(found.train_losses, {steps: found.accuracy}, {steps: found.loss})
 

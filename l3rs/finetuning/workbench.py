@@ -91,7 +91,7 @@ class Workbench:
         return self._tasks[purpose]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)  # tasks of a zoo are of several
 def workbench(workload: Workload | None = None, task: TaskConfig | None = None, device: str = "cpu") -> Workbench:
     """This process's workbench; by default the shipped network on Icons, in tasks of 25 classes."""
     return Workbench(workload or Workload(), task or TaskConfig(), device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from l3rs.controller.config import L3RSConfig
 from l3rs.directions import DIRECTIONS
 from l3rs.finetuning.tasks import HEAD_BATCHES, TaskConfig, check_head
 from l3rs.finetuning.unroll import PRECISIONS
+from l3rs.finetuning.variety import Setting, Variety, ZooConfig
 from l3rs.finetuning.workload import Workload, flat, from_flat
 from l3rs.learners import LEARNERS, Start
 
 SEARCHES = ("nes", "gradient", "both")
 DEVICES = ("cpu", "cuda")
-DISTRIBUTIONS, OBJECTIVES, CENTER_OPTIMIZERS = ("uniform", "log-uniform"), ("final", "mean", "error"), ("adam", "sgd")
+DISTRIBUTIONS, OBJECTIVES, CENTER_OPTIMIZERS = ("uniform", "log-uniform"), ("final", "log", "mean", "error"), ("adam", "sgd")
+LOG_FLOOR = 0.05  # nats, of the objective `log`: a loss far below it is as good as none [choice]
 LONGEST = 200  # bytes of a name; file systems take 255 with what is added to it
 
 
@@ -66,7 +69,7 @@ class GradientConfig:
 
     Attributes:
         lr: learning rate at the start; it falls to 0 along a cosine.
-        clip: largest norm of a step's gradient.
+        clip: largest norm of a task's gradient.
         checkpoint_from: runs of so many steps, or more, keep no graphs: each costs a forward-backward pass more a step, and less memory.
         share: part of the generations that `both` descends before evolution strategies go on.
     """
@@ -103,7 +106,8 @@ class MetaTrainConfig:
         steps_distribution: `uniform` [paper] or `log-uniform`, which dwells on short runs.
         meta_batch: tasks a generation; all candidates see the same ones [choice].
         objective: what is minimized: `final`, the evaluation loss after K steps [paper]; `mean`, the training loss averaged over the
-            run; `error`, the share of the evaluation batch that is classified wrong after K steps.
+            run; `error`, the share of the evaluation batch that is classified wrong after K steps; `log`, the logarithm of `final`, a
+            little above 0 kept: easy and hard tasks then weigh alike, whatever loss another optimizer would have had [choice].
         refresh: gives BatchNorm the statistics of the last training batches before each evaluation, in the place of running ones [paper].
         head: every run begins with a `random` head [paper], or with one in closed form, `start`, see `l3rs.head_start`.
         head_batches: so many batches of the run are the most that a head start looks at [choice].
@@ -118,6 +122,7 @@ class MetaTrainConfig:
         ray_address: address of a Ray cluster to run on; None is this machine.
         gpus_per_actor: share of a GPU for each process; 0 runs on CPU.
         device: `cpu`, or `cuda`: one process makes all runs on one GPU, several at once, without Ray.
+        zoo: networks and sizes of tasks to draw from, in the place of `workload` and `task`.
         schedule, nes, gradient, task: see there.
     """
 
@@ -151,6 +156,7 @@ class MetaTrainConfig:
     nes: NESConfig = field(default_factory=NESConfig)
     gradient: GradientConfig = field(default_factory=GradientConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+    zoo: ZooConfig = field(default_factory=ZooConfig)
 
     def __post_init__(self) -> None:
         low, high = self.steps
@@ -187,16 +193,38 @@ class MetaTrainConfig:
         LEARNERS[self.optimizer].check(self.beginning)
         if self.search != "nes":
             self._check_gradients()
+        if self.zoo.file is not None:
+            self._check_zoo()
 
     def _check_gradients(self) -> None:
         """Raises ValueError for what has no meta-gradient."""
-        wanted = {"optimizer": "l3rs", "objective": "final", "precision": "float32"}
-        for name, value in wanted.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"{name} must be {value} with search {self.search} (got {getattr(self, name)})")
+        wanted = {"optimizer": ("l3rs",), "objective": ("final", "log"), "precision": ("float32",)}
+        for name, values in wanted.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be {' or '.join(values)} with search {self.search} (got {getattr(self, name)})")
         unknown = [name for name in self.schedule.directions if name not in DIRECTIONS]
         if unknown:
             raise ValueError(f"schedule.directions must be built in with search {self.search} (got {unknown[0]!r})")
+
+    def _check_zoo(self) -> None:
+        """Raises ValueError for what fits one network alone."""
+        if self.optimizer == "l3rs" and self.specialist:
+            raise ValueError("specialist must be false with a zoo: a specialist knows one network's layers by name")
+        if self.device != "cpu":
+            raise ValueError(f"device must be cpu with a zoo (got {self.device})")
+
+    @cached_property
+    def variety(self) -> Variety | None:
+        """The zoo, read; None is one workload."""
+        return None if self.zoo.file is None else Variety(self.zoo, self.head)
+
+    def setting(self, purpose: str, seed: int) -> Setting:
+        """What the task of this seed over the classes of this purpose is."""
+        return Setting(self.workload, self.task, self.head) if self.variety is None else self.variety.setting(purpose, seed)
+
+    def seed_for(self, seed: int, place: int) -> int:
+        """The seed of a task that has this place among many: next to `seed`, so that each network of a zoo has its turn."""
+        return seed if self.variety is None else self.variety.seed_for(seed, place)
 
     @classmethod
     def of(cls, **values: Any) -> MetaTrainConfig:

@@ -59,8 +59,13 @@ class Search(Protocol):
         """Takes up a saved state. Raises KeyError or ValueError, and changes nothing, where it is not one of this search."""
 
 
+def clipped(g: Tensor, largest: float) -> Tensor:
+    """`g`, or where its norm is above `largest`, its direction at that norm: no single task decides a step."""
+    return g * (largest / max(float(g.norm()), largest))
+
+
 class Descent:
-    """Adam on the mean meta-gradient of a step's tasks, its norm clipped, its learning rate falling to 0 along a cosine.
+    """Adam on the mean of the tasks' meta-gradients, each clipped to a norm, with a learning rate that falls to 0 along a cosine.
 
     Gradients are summed in the order of the tasks, so that the sum does not depend on the number of processes. A task whose run diverged
     or met an error teaches nothing in that step.
@@ -102,10 +107,9 @@ class Descent:
         self.status = {
             "mean_loss": losses.mean().item(), "best_loss": losses.min().item(), "spread": losses.std(unbiased=False).item(),
         }  # fmt: skip
-        taught = [task.theta for task in found if not (task.diverged or task.error)]
+        taught = [clipped(task.theta, self.config.clip) for task in found if not (task.diverged or task.error)]
         if taught:
             self._parameter.grad = sum(taught[1:], start=taught[0]) / len(taught)
-            nn.utils.clip_grad_norm_([self._parameter], self.config.clip)
             self._adam.param_groups[0]["lr"] = self.lr
             self._adam.step()
         self.generation += 1

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from l3rs.controller.decide import unflatten
 from l3rs.meta.batch_norm import batch_norm
+from l3rs.meta.twice import TWICE
 from l3rs.optimizer.differentiable import DifferentiableL3RS, State
 from l3rs.schedules.schedule import LearnedSchedule
 
@@ -194,6 +195,7 @@ class _Unroll:
             shares = {name: self.weights(name.rpartition(".")[0], k) for name in of_buffers}
             passed = {name: share * of_buffers[name] for name, (_, share) in shares.items() if share}
             graph = graphs.pop() if graphs else self._graph(states[k].theta, k, keep=True)
+            passed = {name: g for name, g in passed.items() if graph.seen[name].requires_grad}
             of_state, of_g, of_loss, of_meta = self._through_update(states[k], graph.g.detach(), graph.loss.detach(), k, of_state)
             total += of_meta
             outputs, weights = [graph.g, graph.loss, *(graph.seen[name] for name in passed)], [of_g, of_loss, *passed.values()]
@@ -271,9 +273,9 @@ class _Unroll:
         total = torch.zeros_like(theta)
         for batch in self._last() if of_buffers else ():
             _, seen = self._loss(theta, batch, recording=True)
-            weights = [g / self.last for g in of_buffers.values()]
-            (through,) = torch.autograd.grad([seen[name] for name in of_buffers], theta, weights)
-            total += through
+            weights = {name: g / self.last for name, g in of_buffers.items() if seen[name].requires_grad}
+            if weights:
+                total += torch.autograd.grad([seen[name] for name in weights], theta, list(weights.values()))[0]
         return total
 
     def _last(self) -> Iterator[Batch]:
@@ -292,7 +294,8 @@ class _Statistics(TorchFunctionMode):
 
     Args:
         buffers: the running statistics that the network is called with, by name.
-        recording: whether the batch's statistics have a graph, and normalization one that is cheap to differentiate twice.
+        recording: whether all is to be differentiated twice: the batch's statistics have a graph, and operations that cannot be are
+            written as ones that can, see `TWICE`.
     """
 
     def __init__(self, buffers: dict[str, Tensor], recording: bool) -> None:
@@ -303,7 +306,7 @@ class _Statistics(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.batch_norm:
             return self._batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return (TWICE.get(func, func) if self.recording else func)(*args, **(kwargs or {}))
 
     def _batch_norm(
         self,

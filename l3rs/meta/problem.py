@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from importlib.util import find_spec
@@ -17,13 +18,15 @@ from l3rs.finetuning.captured import Failed, Steps, side_by_side, succeeded
 from l3rs.finetuning.lanes import AT_ONCE, Lanes
 from l3rs.finetuning.tasks import HEAD_BATCHES, TaskConfig
 from l3rs.finetuning.unroll import REFRESH, Report, unroll
+from l3rs.finetuning.variety import Setting
 from l3rs.finetuning.workbench import Workbench, workbench
 from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS
-from l3rs.meta.config import MetaTrainConfig
+from l3rs.meta.config import LOG_FLOOR, MetaTrainConfig
 from l3rs.meta.gradient_lanes import GradientLane
 from l3rs.meta.gradients import MetaGradient, meta_gradient
 from l3rs.meta.nes import Problem
+from l3rs.networks.layer_groups import layer_groups
 from l3rs.optimizer.differentiable import DifferentiableL3RS
 from l3rs.schedules.learned import Learned
 from l3rs.schedules.schedule import LearnedSchedule
@@ -57,11 +60,27 @@ def fine_tune(
     refresh: bool = False,
     head: str = "random",
     head_batches: int = HEAD_BATCHES,
+    frozen: bool = False,
 ) -> Report:
-    """One run of the schedule that `theta` defines, on the task of this seed over the classes of this purpose."""
+    """One run of the schedule that `theta` defines, on the task of this seed over these classes; `frozen`: without the stem."""
     tasks, task, network = bench.ready(purpose, seed, steps, head, head_batches, precision)
-    optimizer = LEARNERS[learned.kind].build(learned, theta, network.named_parameters(), steps)
-    return unroll(network, optimizer, tasks.images, task, precision=precision, refresh=refresh)
+    with stem_kept(network, frozen):
+        optimizer = LEARNERS[learned.kind].build(learned, theta, network.named_parameters(), steps)
+        return unroll(network, optimizer, tasks.images, task, precision=precision, refresh=refresh)
+
+
+@contextmanager
+def stem_kept(network: nn.Module, frozen: bool) -> Iterator[None]:
+    """Where `frozen`, the layers before the network's first stage need no gradient, for that long."""
+    groups = layer_groups(network) if frozen else None
+    stem = [] if groups is None else [p for name, p in network.named_parameters() if groups["depth"][name] == "stem"]
+    for p in stem:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in stem:
+            p.requires_grad_(True)
 
 
 class TaskGradient(NamedTuple):
@@ -81,7 +100,7 @@ def shares(tasks: Tasks, processes: int) -> list[list[int]]:
     return taken
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)
 def remote_bench(workload: Workload, task: TaskConfig, device: str) -> Workbench:
     """Makes the workbench of a process that evaluates candidates, once: preparing it looks at every image file."""
     torch.set_num_threads(1)
@@ -138,9 +157,9 @@ class FineTuning(Problem):
         """The number of processes that evaluate candidates."""
         return max(1, self._num_actors)
 
-    def _bench(self) -> Workbench:
+    def _bench(self, setting: Setting) -> Workbench:
         c = self.config
-        return (remote_bench if self.is_remote else workbench)(c.workload, c.task, "cuda" if c.gpus_per_actor else c.device)
+        return (remote_bench if self.is_remote else workbench)(setting.workload, setting.task, "cuda" if c.gpus_per_actor else c.device)
 
     @cached_property
     def lanes(self) -> Lanes | None:
@@ -155,8 +174,7 @@ class FineTuning(Problem):
 
     def loss(self, theta: Tensor) -> tuple[float, bool]:
         """Returns the objective of one candidate, and whether a run diverged."""
-        bench = self._bench()
-        return self._objective([self._fine_tuned(theta, bench, "meta-train", *task) for task in self.tasks])
+        return self._objective([self._fine_tuned(theta, "meta-train", *task) for task in self.tasks])
 
     def _objective(self, reports: Sequence[Report]) -> tuple[float, bool]:
         """The same, of a candidate's runs on all tasks."""
@@ -166,16 +184,25 @@ class FineTuning(Problem):
         for report, (_, steps) in zip(reports, self.tasks, strict=True):
             loss = {
                 "final": report.loss[steps],
+                "log": report.loss[steps],
                 "mean": sum(report.train_losses) / len(report.train_losses),
                 "error": 1 - report.accuracy[steps],
             }[c.objective]
             losses.append(loss if math.isfinite(report.loss[steps]) else math.nan)
         diverged = any(math.isnan(x) for x in losses)
-        return sum(c.penalty if math.isnan(x) else min(x, c.penalty) for x in losses) / len(losses), diverged
+        return sum(self._counted(x) for x in losses) / len(losses), diverged
 
-    def _fine_tuned(self, theta: Tensor, bench: Workbench, purpose: str, seed: int, steps: int) -> Report:
-        c = self.config
-        return fine_tune(self.learned, theta, bench, purpose, seed, steps, c.precision, c.refresh, c.head, c.head_batches)
+    def _counted(self, loss: float) -> float:
+        """What a loss counts for; NaN is of a run that diverged."""
+        capped = self.config.penalty if math.isnan(loss) else min(loss, self.config.penalty)
+        return math.log(capped + LOG_FLOOR) if self.config.objective == "log" else capped
+
+    def _fine_tuned(self, theta: Tensor, purpose: str, seed: int, steps: int) -> Report:
+        c, setting = self.config, self.config.setting(purpose, seed)
+        bench = self._bench(setting)
+        return fine_tune(
+            self.learned, theta, bench, purpose, seed, steps, c.precision, c.refresh, setting.head, c.head_batches, setting.frozen
+        )
 
     def _evaluate_batch(self, batch: Any) -> None:
         rows = []
@@ -186,7 +213,7 @@ class FineTuning(Problem):
                 rows.append((loss, float(diverged), 0.0))
             except Exception as error:  # one candidate's error must not end the run; many do, see `meta_train`
                 self.met = f"{type(error).__name__}: {error}"
-                rows.append((self.config.penalty, 0.0, 1.0))
+                rows.append((self._counted(math.nan), 0.0, 1.0))
         found = torch.tensor(rows)
         batch.set_evals(found[:, :1], eval_data=found[:, 1:])
 
@@ -221,12 +248,11 @@ class FineTuning(Problem):
 
     def _share(self, theta: Tensor, purpose: str, tasks: Tasks, processes: int) -> list[tuple[float, float]]:
         """The part of `runs` that falls to this process."""
-        bench = self._bench()
         mine = tasks[self.actor_index or 0 :: processes]
         if self.lanes is not None:
             made = succeeded(self.lanes.reports(self.learned, [(theta, *task) for task in mine], purpose, self.config.refresh))
             return [(r.accuracy[steps], r.loss[steps]) for (_, steps), r in zip(mine, made, strict=True)]
-        reports = [(steps, self._fine_tuned(theta, bench, purpose, seed, steps)) for seed, steps in mine]
+        reports = [(steps, self._fine_tuned(theta, purpose, seed, steps)) for seed, steps in mine]
         return [(r.accuracy[steps], r.loss[steps]) for steps, r in reports]
 
     def gradients(self, theta: Tensor) -> list[TaskGradient]:
@@ -266,12 +292,12 @@ class FineTuning(Problem):
 
     def _told(self, theta: Tensor, found: MetaGradient | Failed[MetaGradient]) -> TaskGradient:
         """What a task's meta-gradient counts for: what one task meets must not end the run; many failures do, see `meta_train`."""
-        penalty = self.config.penalty
         if isinstance(found, Failed):
             self.met = f"{type(found.error).__name__}: {found.error}"
-            return TaskGradient(torch.zeros_like(theta), penalty, False, self.met)
+            return TaskGradient(torch.zeros_like(theta), self._counted(math.nan), False, self.met)
+        slope = 1 / (found.loss + LOG_FLOOR) if self.config.objective == "log" else 1.0
         diverged = not math.isfinite(found.loss)
-        return TaskGradient(found.theta.cpu(), penalty if diverged else min(found.loss, penalty), diverged)
+        return TaskGradient(found.theta.cpu() * (0 if diverged else slope), self._counted(found.loss), diverged)
 
     def _share_of_gradients(self, theta: Tensor, tasks: Tasks, processes: int) -> list[tuple[int, TaskGradient]]:
         """What `gradients` gives, of the tasks that fall to this one of so many processes, with their places."""
@@ -285,21 +311,22 @@ class FineTuning(Problem):
 
     def through(self, theta: Tensor, purpose: str, seed: int, steps: int, back: bool = True) -> MetaGradient:
         """One run of the differentiable step on a task over the classes of this purpose, there and `back`."""
-        c = self.config
-        tasks, task, network = self._bench().ready(purpose, seed, steps, c.head, c.head_batches, c.precision)
+        c, setting = self.config, self.config.setting(purpose, seed)
+        tasks, task, network = self._bench(setting).ready(purpose, seed, steps, setting.head, c.head_batches, c.precision)
         device = next(network.parameters()).device
-        return meta_gradient(
-            replace(cast(LearnedSchedule, self.learned), theta=theta),
-            network,
-            lambda k: tuple(t.to(device) for t in task.batch(tasks.images, k)),  # type: ignore[arg-type, return-value]
-            steps,
-            tuple(t.to(device) for t in task.held_out(tasks.images)),  # type: ignore[arg-type]
-            "refreshed" if c.refresh else "running",
-            REFRESH,
-            steps >= c.gradient.checkpoint_from,
-            self.form,
-            back,
-        )
+        with stem_kept(network, setting.frozen):
+            return meta_gradient(
+                replace(cast(LearnedSchedule, self.learned), theta=theta),
+                network,
+                lambda k: tuple(t.to(device) for t in task.batch(tasks.images, k)),  # type: ignore[arg-type, return-value]
+                steps,
+                tuple(t.to(device) for t in task.held_out(tasks.images)),  # type: ignore[arg-type]
+                "refreshed" if c.refresh else "running",
+                REFRESH,
+                steps >= c.gradient.checkpoint_from,
+                self.form,
+                back,
+            )
 
     def _surviving(self, work: Callable[[], T], replacements: int = REPLACEMENTS) -> T:
         try:

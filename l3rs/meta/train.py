@@ -58,7 +58,10 @@ def generation_tasks(config: MetaTrainConfig, generation: int) -> list[tuple[int
         steps = ends[0] + share * (ends[1] - ends[0])
     else:
         steps = np.exp(np.log(ends[0]) + share * np.log(ends[1] / ends[0]))
-    return [(task_seed(config.nes.seed, generation, i), min(max(round(k), low), high)) for i, k in enumerate(steps.tolist())]
+    seeds = [
+        config.seed_for(task_seed(config.nes.seed, generation, i), generation * config.meta_batch + i) for i in range(config.meta_batch)
+    ]
+    return [(seed, min(max(round(k), low), high)) for seed, k in zip(seeds, steps.tolist(), strict=True)]
 
 
 def meta_validate(problem: FineTuning, theta: Tensor, numbers: range) -> tuple[float, float]:
@@ -67,7 +70,8 @@ def meta_validate(problem: FineTuning, theta: Tensor, numbers: range) -> tuple[f
     Both are NaN if a run diverged.
     """
     # The longest first, so that the processes end together.
-    tasks = [(task_seed(number), steps) for steps in sorted(problem.config.validation_steps, reverse=True) for number in numbers]
+    c = problem.config
+    tasks = [(c.seed_for(task_seed(n), n), steps) for steps in sorted(c.validation_steps, reverse=True) for n in numbers]
     accuracies, losses = zip(*problem.runs(theta, "meta-validation", tasks), strict=True)
     return sum(accuracies) / len(tasks), sum(losses) / len(tasks)
 
@@ -122,7 +126,10 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, and torch sees no CUDA GPU here")
     learned = start(config)  # finds the weights, or fails, before images are decoded
-    config.workload.prepare(("meta-train", "meta-validation"), config.task, progress)
+    if config.variety is None:
+        config.workload.prepare(("meta-train", "meta-validation"), config.task, progress)
+    else:
+        config.variety.prepare(progress)
     threads = torch.get_num_threads()
     with MetaTrainFolder(Path(out), config) as folder:
         problem = FineTuning(learned, config, processes(config))

@@ -37,7 +37,10 @@ def read_zoo(path: str | Path, folder: str | Path) -> dict[str, Network]:
         ValueError: the file is no zoo; the message names the network and what is wrong.
     """
     known = {f.name for f in fields(Workload)} - {"from_scratch"}
-    listed = yaml.safe_load(Path(path).read_text())
+    try:
+        listed = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"the zoo {path} cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}") from None
     if not isinstance(listed, dict):
         raise ValueError(f"{path} is no zoo: it must map names of networks to what they are")
     zoo = {}

@@ -72,12 +72,15 @@ class GradientConfig:
         clip: largest norm of a task's gradient.
         checkpoint_from: runs of so many steps, or more, keep no graphs: each costs a forward-backward pass more a step, and less memory.
         share: part of the generations that `both` descends before evolution strategies go on.
+        insignificant: layers whose possible change of the loss is below this share of the largest pass nothing back in that step, see
+            `l3rs.meta.gradients.meta_gradient`.
     """
 
     lr: float = 3e-3
     clip: float = 1.0
     checkpoint_from: int = 64
     share: float = 0.5
+    insignificant: float = 1e-4
 
     def __post_init__(self) -> None:
         for name in ("lr", "clip"):
@@ -87,6 +90,8 @@ class GradientConfig:
             raise ValueError(f"checkpoint_from must be at least 1 (got {self.checkpoint_from})")
         if not 0 < self.share < 1:
             raise ValueError(f"share must be above 0 and below 1 (got {self.share})")
+        if not 0 <= self.insignificant < 1:
+            raise ValueError(f"insignificant must be at least 0 and below 1 (got {self.insignificant})")
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,7 @@ class MetaTrainConfig:
             raise ValueError("specialist must be false with a zoo: a specialist knows one network's layers by name")
         if self.device != "cpu":
             raise ValueError(f"device must be cpu with a zoo (got {self.device})")
+        assert self.variety is not None  # it has been read
 
     @cached_property
     def variety(self) -> Variety | None:

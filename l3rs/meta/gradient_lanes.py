@@ -29,14 +29,17 @@ class GradientLane(OnStream):
         network: all parameters that require a gradient are trained.
         refresh: gives BatchNorm the mean statistics of the last batches, at the last weights; else it has its running ones.
         last: so many batches.
+        insignificant: see `meta_gradient`.
 
     Raises:
         ValueError: as `meta_gradient`; or a BatchNorm has no momentum, whose mean over all batches depends on k.
     """
 
-    def __init__(self, learned: LearnedSchedule, network: nn.Module, refresh: bool = False, last: int = REFRESH) -> None:
+    def __init__(
+        self, learned: LearnedSchedule, network: nn.Module, refresh: bool = False, last: int = REFRESH, insignificant: float = 0.0
+    ) -> None:
         super().__init__(next(network.parameters()).device)
-        self.learned, self.network, self.refresh, self.last = learned, network, refresh, last
+        self.learned, self.network, self.refresh, self.last, self.insignificant = learned, network, refresh, last, insignificant
         self.sizes: object = None  # until the first task says how large a batch is
 
     def run(self, theta: Tensor, ready: Callable[[], nn.Module], task: LoadedTask) -> Steps[Callable[[], MetaGradient]]:
@@ -113,7 +116,8 @@ class GradientLane(OnStream):
         self.batch = task.inputs[0].clone(), task.labels[0].clone()
         self.held_out = task.held_out[0].clone(), task.held_out[1].clone()
         statistics = "refreshed" if self.refresh else "running"
-        self.unroll = u = _Unroll(self.learned, ready().train(), lambda _: self.batch, 1, self.held_out, statistics, self.last, True)
+        made_of = ready().train(), lambda _: self.batch, 1, self.held_out, statistics, self.last, True, self.insignificant
+        self.unroll = u = _Unroll(self.learned, *made_of)
         without = [name for name, m in u.layers.items() if m.momentum is None]
         if without:
             raise ValueError(f"BatchNorm must have a momentum to be captured, and {without[0]} has none")

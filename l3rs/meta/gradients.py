@@ -54,6 +54,7 @@ def meta_gradient(
     statistics: str = "running",
     last: int = 20,
     checkpoint: bool = False,
+    insignificant: float = 0.0,
     form: type[DifferentiableL3RS] = DifferentiableL3RS,
     back: bool = True,
 ) -> MetaGradient:
@@ -69,6 +70,10 @@ def meta_gradient(
             at the weights of its step; `refreshed`, the mean over the same batches at the last weights, as `unroll` refreshes them.
         last: so many batches.
         checkpoint: whether graphs are made again on the way back, which needs less memory and a forward-backward pass more for each step.
+        insignificant: a layer passes nothing back through its gradient in a step in which the change of the loss that the layer could make
+            (the norm of its gradient times that of its weights) is below this share of the largest. 0 is the exact gradient. Where a
+            layer's gradient is next to nothing, as behind a scale that starts at 0, its direction turns with every rounding, and the
+            exact gradient is as good as infinite.
         form: what decides on each step, and from which meta-parameters.
         back: whether to go back through the run; else the gradient is zero.
 
@@ -80,7 +85,7 @@ def meta_gradient(
     if steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1 (got {steps})")
     batch = batches if callable(batches) else batches.__getitem__
-    return _Unroll(learned, network, batch, steps, held_out, statistics, last, checkpoint, form).gradient(back)
+    return _Unroll(learned, network, batch, steps, held_out, statistics, last, checkpoint, insignificant, form).gradient(back)
 
 
 class _Graph(NamedTuple):
@@ -105,9 +110,10 @@ class _Unroll:
         statistics: str,
         last: int,
         checkpoint: bool,
+        insignificant: float,
         form: type[DifferentiableL3RS] = DifferentiableL3RS,
     ) -> None:
-        self.checkpoint = checkpoint
+        self.checkpoint, self.insignificant = checkpoint, insignificant
         self.network, self.batch, self.steps, self.held_out = network, batch, steps, held_out
         self.refreshed, self.last = statistics == "refreshed", min(last, steps)
         trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -216,7 +222,16 @@ class _Unroll:
         needed = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
         found = torch.autograd.grad([o for o, _ in needed], inputs, [w for _, w in needed], allow_unused=True)
         of = [torch.zeros_like(t) if d is None else d for t, d in zip(inputs, found, strict=True)]
-        return State(of[0], of[1], tuple(of[2:-3])), *of[-3:]  # type: ignore[return-value]
+        of_g, of_loss, of_meta = of[-3:]
+        return State(of[0], of[1], tuple(of[2:-3])), self._significant(of_g, state.theta, g), of_loss, of_meta
+
+    def _significant(self, of_g: Tensor, theta: Tensor, g: Tensor) -> Tensor:
+        """Without the layers that can change the loss by next to nothing, see `insignificant`."""
+        if not self.insignificant:
+            return of_g
+        change = self.optimizer.norms(g.detach()) * self.optimizer.norms(theta.detach())
+        kept = (change >= self.insignificant * change.max()).unbind()
+        return torch.cat([torch.where(k, part, 0) for part, k in zip(of_g.split(self.sizes), kept, strict=True)])  # it may be infinite
 
     # -- the network -------------------------------------------------------------------------------------------------------------------
 
@@ -275,7 +290,8 @@ class _Unroll:
             _, seen = self._loss(theta, batch, recording=True)
             weights = {name: g / self.last for name, g in of_buffers.items() if seen[name].requires_grad}
             if weights:
-                total += torch.autograd.grad([seen[name] for name in weights], theta, list(weights.values()))[0]
+                (through,) = torch.autograd.grad([seen[name] for name in weights], theta, list(weights.values()), allow_unused=True)
+                total = total if through is None else total + through
         return total
 
     def _last(self) -> Iterator[Batch]:

@@ -84,7 +84,7 @@ def stem_kept(network: nn.Module, frozen: bool) -> Iterator[None]:
 
 
 class TaskGradient(NamedTuple):
-    """The meta-gradient of one task, (n,), with its evaluation loss; of one that diverged or met an error zeros, and the penalty."""
+    """The meta-gradient of one task, (n,), with its evaluation loss; zeros where the run or the gradient diverged, or met an error."""
 
     theta: Tensor
     loss: float
@@ -274,7 +274,8 @@ class FineTuning(Problem):
     def gradient_lanes(self) -> list[GradientLane]:
         """The same networks, for meta-gradients."""
         assert self.lanes is not None
-        return [GradientLane(cast(LearnedSchedule, self.learned), lane.network, self.config.refresh) for lane in self.lanes.lanes]
+        learned, c = cast(LearnedSchedule, self.learned), self.config
+        return [GradientLane(learned, lane.network, c.refresh, insignificant=c.gradient.insignificant) for lane in self.lanes.lanes]
 
     def _gradients_at_once(self, theta: Tensor) -> list[TaskGradient]:
         """The meta-gradients of all tasks, side by side."""
@@ -296,8 +297,8 @@ class FineTuning(Problem):
             self.met = f"{type(found.error).__name__}: {found.error}"
             return TaskGradient(torch.zeros_like(theta), self._counted(math.nan), False, self.met)
         slope = 1 / (found.loss + LOG_FLOOR) if self.config.objective == "log" else 1.0
-        diverged = not math.isfinite(found.loss)
-        return TaskGradient(found.theta.cpu() * (0 if diverged else slope), self._counted(found.loss), diverged)
+        diverged = not (math.isfinite(found.loss) and found.theta.isfinite().all())  # a long run's gradient can be beyond float32
+        return TaskGradient(torch.zeros_like(theta) if diverged else found.theta.cpu() * slope, self._counted(found.loss), diverged)
 
     def _share_of_gradients(self, theta: Tensor, tasks: Tasks, processes: int) -> list[tuple[int, TaskGradient]]:
         """What `gradients` gives, of the tasks that fall to this one of so many processes, with their places."""
@@ -324,6 +325,7 @@ class FineTuning(Problem):
                 "refreshed" if c.refresh else "running",
                 REFRESH,
                 steps >= c.gradient.checkpoint_from,
+                c.gradient.insignificant,
                 self.form,
                 back,
             )

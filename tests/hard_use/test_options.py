@@ -39,6 +39,7 @@ NEEDED = {
     "list": ["list"],
 }
 NOT_THERE, IN_A_FILE = "nowhere", "file/x"
+ZOO = "--zoo.file zoo.yaml --specialist false --schedule.embedding 0"
 # Of each option, the values that are of its type, or of none that can be told, and cannot be; and what is said (... stands for anything).
 CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
     "finetune": {
@@ -219,7 +220,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         ],
         "--steps-distribution": [("normal", "steps_distribution must be one of uniform, log-uniform (got 'normal')")],
         "--meta-batch": [("0", "meta_batch must be at least 1 (got 0)")],
-        "--objective": [("best", "objective must be one of final, mean, error (got 'best')")],
+        "--objective": [("best", "objective must be one of final, log, mean, error (got 'best')")],
         "--search": [("descent", "search must be one of nes, gradient, both (got 'descent')")],
         "--refresh": [("=maybe", "--refresh must be true or false (got maybe)")],
         "--head": [("zero", "head must be one of random, start (got 'zero')")],
@@ -228,6 +229,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--gradient.clip": [(".inf", "clip must be positive and finite (got inf)")],
         "--gradient.checkpoint-from": [("0", "checkpoint_from must be at least 1 (got 0)")],
         "--gradient.share": [("1", "share must be above 0 and below 1 (got 1.0)")],
+        "--gradient.insignificant": [("1", "insignificant must be at least 0 and below 1 (got 1.0)")],
         "--penalty": [("0", "penalty must be positive and finite (got 0.0)"), (".nan", "penalty must be positive and finite (got nan)")],
         "--precision": [("8", "precision must be one of float32, bfloat16 (got '8')")],
         "--validate-every": [("0", "validate_every must be at least 1 (got 0)")],
@@ -315,6 +317,19 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--task.classes": [("0", "classes must be at least 1 (got 0)"), ("101", "meta-train of icons has 100 classes, and a task has 101")],
         "--task.batch-size": [("0", "batch_size must be at least 1 (got 0)"), ("99999", "which batches of 99999")],
         "--task.evaluation-size": [("0", "evaluation_size must be at least 1 (got 0)"), ("99999", "which batches of 99999")],
+        "--zoo.file": [
+            (f"{NOT_THERE} --specialist false --schedule.embedding 0", "the zoo nowhere cannot be read: No such file or directory"),
+            ("file --specialist false --schedule.embedding 0", "file is no zoo: it must map names of networks to what they are"),
+            ("file", "specialist must be false with a zoo"),
+        ],
+        "--zoo.weights": [
+            (f"{NOT_THERE} {ZOO}", "the weights nowhere/none.safetensors are not a file"),
+        ],
+        "--zoo.classes": [("[1,5]", "classes must be two whole numbers of at least 2, the smaller first (got [1, 5])")],
+        "--zoo.batch-size": [("[8,4]", "batch_size must be two whole numbers of at least 2, the smaller first (got [8, 4])")],
+        "--zoo.evaluation-size": [("[0,4]", "evaluation_size must be two whole numbers of at least 1, the smaller first (got [0, 4])")],
+        "--zoo.random-heads": [("1.5", "random_heads must be a share between 0 and 1 (got 1.5)")],
+        "--zoo.frozen": [(".nan", "frozen must be a share between 0 and 1 (got nan)")],
     },
     "info": {
         "schedule": [(NOT_THERE, "nowhere is not a file"), ("file", "cannot be read as safetensors"), ("empty", "is a folder without")]
@@ -346,6 +361,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("place")
     write_tree(root / "images", {"ant": 4, "bee": 4, "cat": 4})
     (root / "file").write_text("x")
+    (root / "zoo.yaml").write_text("one: {split: icons, model: resnet18, weights: none.safetensors, held_out: false}")
     (root / "empty").mkdir()
     (root / "run").mkdir()
     transform = Transform(16, 18, 3, "bilinear", (0.5,) * 3, (0.25,) * 3)
@@ -403,7 +419,8 @@ def test_every_option_has_its_cases() -> None:
 @pytest.mark.parametrize("command", CASES)
 def test_a_value_of_a_wrong_type_says_which_is_right(command: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for _, name, kind in (row for row in TYPED if row[0] == command):
-        pair = command == "meta-train" and name in ("--steps", "--schedule.hidden")
+        pairs = ("--steps", "--schedule.hidden", "--zoo.classes", "--zoo.batch-size", "--zoo.evaluation-size")
+        pair = command == "meta-train" and name in pairs
         said = refused(command, [name, "ten", *["ten"] * pair], place, capsys)
         assert said == f"l3rs: error: {name.replace('_', '-')} must be {ALLOWED[kind]} (got ten)"
     refused(command, ["--no-such-option", "1"], place, capsys)

@@ -158,7 +158,7 @@ def test_errors_of_most_tasks_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ({"search": "descent"}, "search must be one of nes, gradient, both"),
         ({"optimizer": "velo"}, r"optimizer must be l3rs with search gradient \(got velo\)"),
-        ({"objective": "error"}, r"objective must be final with search gradient \(got error\)"),
+        ({"objective": "error"}, r"objective must be final or log with search gradient \(got error\)"),
         ({"precision": "bfloat16"}, r"precision must be float32 with search gradient \(got bfloat16\)"),
         ({"schedule": "torch.optim.NAdam"}, r"schedule.directions must be built in with search gradient \(got 'torch.optim.NAdam'\)"),
     ],

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from l3rs import L3RS, LearnedSchedule
 from l3rs.controller.decide import meta_shapes
 from l3rs.directions import DIRECTIONS
-from l3rs.meta.gradients import STATISTICS, meta_gradient
+from l3rs.meta.gradients import STATISTICS, _Unroll, meta_gradient
 
 STEPS, HELD_OUT = 4, batch(9, torch.float64)
 
@@ -133,3 +133,51 @@ def test_what_makes_no_sense_is_refused() -> None:
         meta_gradient(learned_for(network), network, double, STEPS, HELD_OUT, "old")
     with pytest.raises(ValueError, match=r"steps must be a whole number of at least 1 \(got 0\)"):
         meta_gradient(learned_for(network), network, double, 0, HELD_OUT)
+
+
+class Gated(nn.Module):
+    """What MobileNetV3 and transformers are made of, and torch does not differentiate twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate, self.head = nn.Conv2d(1, 4, 3), nn.Sequential(nn.Linear(4, 4), nn.Hardsigmoid()), nn.Linear(4, 3)
+        self.active = nn.Hardswish(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.active(self.stem(x)).flatten(2).transpose(1, 2)
+        tokens = tokens + F.scaled_dot_product_attention(tokens, tokens, tokens)
+        pooled = tokens.mean(1)
+        return self.head(pooled * self.gate(pooled))
+
+
+def test_operations_whose_derivative_torch_cannot_differentiate() -> None:
+    torch.manual_seed(1)
+    network = Gated().double()
+    check(network, learned_for(network), "running")
+
+
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_first_layers_that_are_frozen(statistics: str) -> None:
+    network = small_network(torch.float64)
+    learned = learned_for(network)
+    next(network.parameters()).requires_grad_(False)
+    check(network, learned, statistics)
+
+
+def test_a_layer_behind_a_scale_of_next_to_nothing_passes_nothing_back_where_asked() -> None:
+    """There a gradient turns with every rounding, and the exact meta-gradient of long runs is as good as infinite."""
+    network, healthy = small_network(torch.float64), small_network(torch.float64)
+    with torch.no_grad():
+        network[1].weight.fill_(1e-9)
+        for made in (network, healthy):
+            made[1].bias.fill_(0.1)
+    for made, passed in ((network, False), (healthy, True)):
+        unroll = _Unroll(learned_for(made), made, double, 1, HELD_OUT, "running", 1, False, 1e-4)
+        g = unroll._graph(unroll.first, 0, keep=False).g
+        kept = unroll._significant(torch.ones_like(g), unroll.first, g).split(unroll.sizes)
+        assert [bool(part.all()) for part in kept] == [passed, passed, *[True] * (len(kept) - 2)]
+    exact, asked = (meta_gradient(learned_for(healthy), healthy, double, STEPS, HELD_OUT, insignificant=x) for x in (0.0, 1e-4))
+    assert torch.equal(exact.theta, asked.theta)
+    still = learned_for(network, unit="relative")  # the scale stays small
+    exact, asked = (meta_gradient(still, network, double, STEPS, HELD_OUT, insignificant=x) for x in (0.0, 1e-4))
+    assert not torch.equal(exact.theta, asked.theta)

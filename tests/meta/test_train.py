@@ -183,7 +183,8 @@ def test_a_process_looks_at_the_images_once_and_not_for_each_candidate(monkeypat
     problem = FineTuning(start(tiny(1)), tiny(1))
     problem._actor_index = 0  # as in a process of Ray's
     remote_bench.cache_clear()
-    assert problem._bench() is problem._bench()
+    setting = problem.config.setting("meta-train", 0)
+    assert problem._bench(setting) is problem._bench(setting)
     assert len(looked) == 1
 
 

@@ -14,6 +14,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,26 @@ def learn(learned: LearnedSchedule, config: MetaTrainConfig, out: Path) -> tuple
     return replace(learned, theta=search.theta), round(seconds, 1)
 
 
+def judge(
+    file: Path, tasks: int, config: MetaTrainConfig, arm: str, kind: type[FineTuning], made: Callable[[], tuple[LearnedSchedule, float]]
+) -> None:
+    """Appends the rows of an arm that are missing; `made` gives its schedule, and the seconds that learning it took."""
+    there, steps = read_rows(file, FIELDS), config.steps[0]
+    mine = set(there[(there.arm == arm) & (there.steps == steps)].task)
+    missing = [task for task in range(tasks) if task not in mine]
+    if missing:
+        schedule, seconds = made()
+        found = kind(schedule, config).runs(schedule.theta, "meta-validation", [(task_seed(task), steps) for task in missing])
+        rows = [(arm, steps, task, round(a, 6), round(x, 6), seconds) for task, (a, x) in zip(missing, found, strict=True)]
+        append_rows(file, [dict(zip(FIELDS, row, strict=True)) for row in rows], FIELDS)
+
+
+def tabled(learned: LearnedSchedule, config: MetaTrainConfig, runs: int, directions: tuple[str, ...]) -> LearnedSchedule:
+    """The table of a schedule's decisions, averaged over so many runs, in the place of its meta-parameters."""
+    theta = as_table(learned, config, config.steps[0], range(runs), directions)
+    return replace(with_directions(learned, directions), theta=theta)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs/meta_train/icons_any_network.yaml", help="of meta-training")
@@ -75,37 +96,17 @@ def main() -> None:
     base = read_config(args.config, search="gradient", workers=1, meta_batch=args.meta_batch, gradient=GradientConfig(lr=args.lr))
     begun = start(base)
     directions = tuple(dict.fromkeys([*begun.config.directions, *(DIRECTIONS if args.six else ())]))
-    schedules: dict[str, LearnedSchedule] = {START: begun} | {one.name: one for one in map(load, args.learned)}
+    compared = [load(given) for given in args.learned]
     for steps, iterations in zip(args.steps, args.iterations, strict=True):
         config = replace(base, steps=(steps, steps), generations=iterations)
-
-        def table(of: LearnedSchedule, names: tuple[str, ...], steps: int = steps, config: MetaTrainConfig = config) -> LearnedSchedule:
-            return replace(with_directions(of, names), theta=as_table(of, config, steps, range(args.recorded), names))
-
-        def judge(
-            arm: str,
-            made: Callable[[], tuple[LearnedSchedule, float]],
-            kind: type[FineTuning],
-            steps: int = steps,
-            config: MetaTrainConfig = config,
-        ) -> None:
-            """Appends the rows of an arm that are missing."""
-            there = read_rows(args.rows, FIELDS)
-            mine = set(there[(there.arm == arm) & (there.steps == steps)].task)
-            missing = [task for task in range(args.tasks) if task not in mine]
-            if missing:
-                schedule, seconds = made()
-                found = kind(schedule, config).runs(schedule.theta, "meta-validation", [(task_seed(task), steps) for task in missing])
-                rows = [(arm, steps, task, round(a, 6), round(x, 6), seconds) for task, (a, x) in zip(missing, found, strict=True)]
-                append_rows(args.rows, [dict(zip(FIELDS, row, strict=True)) for row in rows], FIELDS)
-
-        for name, schedule in schedules.items():
-            judge(name, lambda schedule=schedule: (schedule, 0.0), FineTuning)
-            if name != START:
-                judge(f"{name}, averaged", lambda schedule=schedule: (table(schedule, schedule.config.directions), 0.0), Tables)
-        what = f"table of {len(directions)} directions"
+        append = partial(judge, args.rows, args.tasks, config)
+        append(START, FineTuning, lambda: (begun, 0.0))
+        for one in compared:
+            append(one.name, FineTuning, lambda one=one: (one, 0.0))
+            append(f"{one.name}, averaged", Tables, lambda one=one, c=config: (tabled(one, c, args.recorded, one.config.directions), 0.0))
         out = args.out / f"{steps}-steps-{len(directions)}-directions"
-        judge(what, lambda out=out, config=config: learn(table(begun, directions), config, out), Tables)
+        what = f"table of {len(directions)} directions"
+        append(what, Tables, lambda c=config, out=out: learn(tabled(begun, c, args.recorded, directions), c, out))
     show(read_rows(args.rows, FIELDS), args.steps)
 
 

@@ -24,7 +24,9 @@ from l3rs.evaluation.cells import EvaluationConfig, Rows, identity_of, missing, 
 from l3rs.evaluation.sources import read_cells
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import attempt, execute_all, execute_on_ray
+from l3rs.learners import load
 from l3rs.processes import cores
+from l3rs.schedules.learned import wrong_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "evaluate" / "results"
@@ -92,6 +94,9 @@ def make_rows(config: EvaluationConfig, args: argparse.Namespace) -> None:
     todo = missing(plan(config), there[there.error.isna()] if args.again else there)  # a schedule or weights may be missing
     steps = sum(p.run.steps for p in todo)
     print(f"{config.cell}: {len(todo)} runs are missing, {steps:,} steps")
+    for given in dict.fromkeys(arm.learned for arm in config.arms if arm.ours and config.workload.from_scratch):
+        if said := wrong_tool(load(given)):
+            print(said)
     if args.plan or not todo:
         return
     config.prepare(config.purpose)

@@ -20,14 +20,23 @@ from l3rs.controller.config import L3RSConfig
 from l3rs.controller.initial import initial_theta, noise_scale
 from l3rs.learned import weights
 from l3rs.learned.weights import KINDS, LearnedWeights
+from l3rs.networks.create import head_names
 from l3rs.networks.describe import describe
 from l3rs.optimizer.l3rs import L3RS
 from l3rs.schedules import find
 from l3rs.schedules.learned import Learned
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.schedules.seal import CheckpointError
+from l3rs.schedules.sizes import log_sizes
 
 Named = Iterable[tuple[str, nn.Parameter]]
+
+
+def sizes_of(network: nn.Module) -> tuple[float | None, ...]:
+    """The sizes of its layers, to four digits after the point, as of `LearnedSchedule`; none where it has no values yet."""
+    head, named = set(head_names(network)), list(network.named_parameters())
+    found = log_sizes([p for _, p in named]) or []
+    return tuple(None if name in head else round(size, 4) for (name, _), size in zip(named, found, strict=False))
 
 
 @dataclass(frozen=True)
@@ -81,18 +90,21 @@ class Learner(ABC):
         """
 
     @abstractmethod
-    def build(self, learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None) -> torch.optim.Optimizer:
+    def build(
+        self, learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None, guard: bool = True
+    ) -> torch.optim.Optimizer:
         """Builds the optimizer that `learned` defines with other meta-parameters, `theta`, (n,).
 
         Args:
             named: parameters with their names.
             total_steps: K, the length of the run.
             lr: None takes the one that belongs to `learned`.
+            guard: as of `L3RS`; others have none. Meta-training goes without, so that what is learned needs none.
         """
 
     @abstractmethod
-    def load(self, given: str | Path, names: Iterable[str] = ()) -> Learned:
-        """Loads meta-parameters: shipped ones, from a path, or from the Hub. `auto` chooses by the `names` of the parameters.
+    def load(self, given: str | Path, named: Named = ()) -> Learned:
+        """Loads meta-parameters: shipped ones, from a path, or from the Hub. `auto` chooses by the `named` parameters.
 
         Raises:
             CheckpointError: there are none, or they cannot be used.
@@ -124,20 +136,19 @@ class _L3RS(Learner):
             )
 
     def start(self, start: Start, name: str, network: Callable[[], nn.Module]) -> LearnedSchedule:
-        layers: tuple[str, ...] = ()
-        description = None
-        if start.specialist:
-            made = network()
-            layers, description = tuple(layer for layer, _ in made.named_parameters()), describe(made)
-        theta = initial_theta(start.schedule, layers, start.seed, description)
-        return LearnedSchedule(start.schedule, layers, theta, name)
+        if not start.specialist:
+            return LearnedSchedule(start.schedule, (), initial_theta(start.schedule, (), start.seed), name)
+        made = network()
+        layers = tuple(layer for layer, _ in made.named_parameters())
+        theta = initial_theta(start.schedule, layers, start.seed, describe(made))
+        return LearnedSchedule(start.schedule, layers, theta, name, sizes=sizes_of(made))
 
-    def build(self, learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None) -> L3RS:
+    def build(self, learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None, guard: bool = True) -> L3RS:
         schedule = replace(cast(LearnedSchedule, learned), theta=theta)
-        return L3RS(named, total_steps, schedule, lr=1.0 if lr is None else lr)
+        return L3RS(named, total_steps, schedule, lr=1.0 if lr is None else lr, guard=guard)
 
-    def load(self, given: str | Path, names: Iterable[str] = ()) -> LearnedSchedule:
-        return find.resolve(given, list(names))
+    def load(self, given: str | Path, named: Named = ()) -> LearnedSchedule:
+        return find.resolve(given, list(named)).schedule
 
     def read(self, path: Path) -> LearnedSchedule:
         return LearnedSchedule.read(path)
@@ -160,11 +171,13 @@ class _Other(Learner):
     def start(self, start: Start, name: str, network: Callable[[], nn.Module]) -> LearnedWeights:
         return weights.starting_weights(self.name, start.lr, name, start.seed, start.files)
 
-    def build(self, learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None) -> torch.optim.Optimizer:
+    def build(
+        self, learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None, guard: bool = True
+    ) -> torch.optim.Optimizer:
         lr = cast(LearnedWeights, learned).lr if lr is None else lr
         return KINDS[self.name].build(named, theta, total_steps, lr)
 
-    def load(self, given: str | Path, names: Iterable[str] = ()) -> LearnedWeights:
+    def load(self, given: str | Path, named: Named = ()) -> LearnedWeights:
         return weights.load(given, self.name)
 
     def read(self, path: Path) -> LearnedWeights:

@@ -96,14 +96,14 @@ def run(args: Namespace) -> None:
 
 def compare(config: FinetuneConfig) -> None:
     """The comparison on new classes of Icons."""
-    learned = schedule_for(config)
+    chosen = schedule_for(config)
     network = fingerprint(*(t for _, t in sorted(shipped_weights().items())))[:12]
     about = {"network": network, "head": config.head, "statistics": "recent"}
     if OURS in config.optimizers:
-        about["schedule"] = identity(learned)
+        about["schedule"] = identity(chosen.schedule)
     with Results(config.out, about) as results:
         try:
-            finetune(config, learned, results)
+            finetune(config, chosen, results)
         except KeyboardInterrupt:
             print(f"\nStopped. {config.out} holds the finished runs; the same command resumes it.")
             sys.exit(exit_code())

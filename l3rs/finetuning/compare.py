@@ -25,8 +25,7 @@ from l3rs.finetuning.workbench import workbench
 from l3rs.networks.head_start import HeadStart
 from l3rs.processes import cores
 from l3rs.run_folder import FolderError, RunFolder
-from l3rs.schedules.find import load, resolve
-from l3rs.schedules.schedule import LearnedSchedule
+from l3rs.schedules.find import Chosen, resolve
 
 OPTIMIZERS = (OURS, *BASELINES)
 USUAL = (OURS, "adam", "adam-cosine", "adam-cosine-head10", "sgd-cosine", "adamw-layer-decay", "schedule-free")
@@ -166,12 +165,12 @@ def planned_runs(config: FinetuneConfig) -> list[Run]:
     ]
 
 
-def schedule_for(config: FinetuneConfig) -> LearnedSchedule:
-    """Loads the schedule of the comparison. Raises ValueError if it does not fit the shipped network."""
-    names = [name for name, _ in workbench().network.named_parameters()]
-    learned = resolve("auto", names) if config.learned == "auto" else load(config.learned)
-    learned.slots(len(names), names)
-    return learned
+def schedule_for(config: FinetuneConfig) -> Chosen:
+    """Finds the schedule of the comparison. Raises ValueError if it does not fit the shipped network."""
+    named = list(workbench().network.named_parameters())
+    chosen = resolve(config.learned, named)
+    chosen.schedule.slots(len(named), [name for name, _ in named])
+    return chosen
 
 
 def summary(results: Results, config: FinetuneConfig) -> pd.DataFrame:
@@ -241,10 +240,11 @@ def of_all(starts: Sequence[HeadStart]) -> str:
     )
 
 
-def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results) -> pd.DataFrame:
+def finetune(config: FinetuneConfig, chosen: Chosen, results: Results) -> pd.DataFrame:
     """Makes the missing runs, the table and the picture; returns the table."""
     from l3rs.plots import plot_finetune  # only now: matplotlib takes a second
 
+    learned = chosen.schedule
     runs = planned_runs(config)
     missing = results.missing(runs)
     workers = config.workers or cores()
@@ -252,7 +252,7 @@ def finetune(config: FinetuneConfig, learned: LearnedSchedule, results: Results)
     print(
         f"Fine-tuning ResNet-34 (width 16, pretrained on 200 icon classes) on {config.tasks} tasks of 25 new classes,\n"
         f"{len(config.optimizers)} optimizers, {' '.join(map(str, sorted(set(config.steps))))} steps. "
-        f"l3rs uses the schedule {text.printable(learned.name)} ({len(learned.theta)} meta-parameters);\n"
+        f"l3rs uses the schedule {text.printable(str(chosen))} ({len(learned.theta)} meta-parameters);\n"
         f"the baselines' learning rates were tuned on other classes{heads}. {len(missing)} runs on {workers} processes"
         + (f"; {len(runs) - len(missing)} are in {results.runs_file} already." if len(missing) < len(runs) else "."),
         flush=True,

@@ -212,7 +212,7 @@ class Lanes:
         def job(theta: Tensor, seed: int, steps: int) -> Callable[[Lane], Steps[Callable[[], Report]]]:
             def on(lane: Lane) -> Steps[Callable[[], Report]]:
                 def make(network: nn.Module) -> Optimizer:
-                    return LEARNERS[learned.kind].build(learned, theta, network.named_parameters(), steps)
+                    return LEARNERS[learned.kind].build(learned, theta, network.named_parameters(), steps, guard=False)
 
                 return lane.run(make, self.begin(lane.network, purpose, seed, steps), self.load(purpose, seed, steps), refresh)
 

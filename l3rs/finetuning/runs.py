@@ -92,7 +92,7 @@ def execute(run: Run) -> Report:
     trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     if arm.optimizer in LEARNERS:
         learner = LEARNERS[arm.optimizer]
-        learned = learner.load(arm.learned, [name for name, _ in trained])
+        learned = learner.load(arm.learned, trained)
         recipe = Recipe(learner.build(learned, learned.theta, trained, run.total_steps, run.lr), None)
     else:
         over = (task.batch(tasks.images, i % run.steps) for i in count())

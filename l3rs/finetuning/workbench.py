@@ -12,7 +12,7 @@ from l3rs.finetuning.tasks import HEAD_BATCHES, Task, TaskConfig, TaskDistributi
 from l3rs.finetuning.unroll import autocast
 from l3rs.finetuning.workload import Workload
 from l3rs.networks.convolution import use_matmuls
-from l3rs.networks.create import draw_head, head_of, initialize
+from l3rs.networks.create import head_of
 from l3rs.networks.head_start import HeadStart, head_start
 
 REMEMBERED = 64  # head starts; the candidates of a generation share theirs
@@ -46,10 +46,7 @@ class Workbench:
         """Resets the network, buffers included, and draws its head from this seed. It is the same object every time."""
         self.network.load_state_dict(self._start)
         self.network.zero_grad()
-        if self.workload.from_scratch:
-            initialize(self.network, head_seed)
-        else:
-            draw_head(self.network, head_seed)
+        self.workload.draw(self.network, head_seed)
         return self.network
 
     def ready(

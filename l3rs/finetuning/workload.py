@@ -22,7 +22,7 @@ from l3rs.data.images import ImageSet
 from l3rs.data.splits import ClassSplit
 from l3rs.data.trees import ImageTree, read_tree
 from l3rs.finetuning.tasks import TaskConfig, check_sizes
-from l3rs.networks.create import initialize
+from l3rs.networks.create import draw_head, head_of, initialize
 from l3rs.networks.pretrained import SHIPPED
 from l3rs.networks.source import WIDTH, Source
 
@@ -186,12 +186,19 @@ class Workload:
         """Makes the pretrained network, with a head of `num_classes` classes to be drawn.
 
         Raises:
-            ValueError: the weights are missing or do not fit, or l3rs cannot initialize a layer from scratch.
+            ValueError: the weights are missing or do not fit.
         """
         network = self.source().network(self.in_chans, num_classes)
         if self.from_scratch:
-            initialize(network, 0)  # each task draws its own; this one checks that all layers can
+            self.draw(network, 0)
         return network
+
+    def draw(self, network: nn.Module, seed: int) -> None:
+        """Draws what is new for each task, from its seed: the head, or all weights where the network starts from scratch."""
+        if self.from_scratch:
+            initialize(network, seed, lambda: self.source().network(self.in_chans, head_of(network).out_features))
+        else:
+            draw_head(network, seed)
 
 
 C = TypeVar("C")

@@ -22,7 +22,7 @@ from l3rs.finetuning.baselines import Recipe
 from l3rs.networks.create import check_model, create, head_of
 from l3rs.networks.pretrained import from_hub
 from l3rs.optimizer.l3rs import L3RS
-from l3rs.schedules.find import resolve
+from l3rs.schedules.find import Chosen, resolve
 from l3rs.schedules.schedule import LearnedSchedule
 
 MakeOptimizer = Callable[[nn.Module, int], "torch.optim.Optimizer | Recipe"]
@@ -40,6 +40,7 @@ class L3RSMixin(pl.LightningModule):
     Attributes:
         learned: the learned schedule, as of `L3RS`; set it in the class or in the constructor.
         lr_multiplier: multiplies every step; `LearningRateFinder(attr_name="lr_multiplier")` sets it.
+        guard: cuts lengths where the loss rises in the first steps, as of `L3RS`.
 
     Example:
         >>> class Mine(L3RSMixin, TheirModule):
@@ -48,6 +49,7 @@ class L3RSMixin(pl.LightningModule):
 
     learned: str | LearnedSchedule = "auto"
     lr_multiplier: float = 1.0
+    guard: bool = True
     _window: Mapping[int, Tensor | None] = {}  # replaced, never changed
 
     def l3rs_optimizer(self, params: Iterable[tuple[str, nn.Parameter]] | None = None) -> L3RS:
@@ -59,10 +61,11 @@ class L3RSMixin(pl.LightningModule):
             ValueError: the length of the run is unknown, a callback cannot be used with L3RS, or `learned` does not fit.
         """
         refuse_swa(self.trainer)
-        names = [name for name, _ in self.named_parameters()]
-        learned = self.learned if isinstance(self.learned, LearnedSchedule) else resolve(self.learned, names)
+        named = list(self.named_parameters())
+        found = resolve(self.learned, named)
+        learned = found._replace(schedule=_renamed(found.schedule, [name for name, _ in named]))
         chosen = [(name, p) for name, p in self.named_parameters() if p.requires_grad] if params is None else list(params)
-        return _NamedL3RS(self, chosen, total_steps(self.trainer), _renamed(learned, names), self.lr_multiplier)
+        return _NamedL3RS(self, chosen, total_steps(self.trainer), learned, self.lr_multiplier, guard=self.guard)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """L3RS for all parameters that require a gradient."""
@@ -272,10 +275,10 @@ class _NamedL3RS(L3RS):
     """L3RS that knows all parameters of a module by name, also those that Lightning's callbacks add without."""
 
     def __init__(
-        self, module: nn.Module, params: Sequence[tuple[str, nn.Parameter]], total_steps: int, learned: LearnedSchedule, lr: float
+        self, module: nn.Module, params: Sequence[tuple[str, nn.Parameter]], total_steps: int, learned: Chosen, lr: float, guard: bool
     ) -> None:
         self._called = {p: name for name, p in module.named_parameters()}
-        super().__init__(params, total_steps, learned, lr)
+        super().__init__(params, total_steps, learned, lr, guard=guard)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         params = param_group["params"]

@@ -65,7 +65,7 @@ def fine_tune(
     """One run of the schedule that `theta` defines, on the task of this seed over these classes; `frozen`: without the stem."""
     tasks, task, network = bench.ready(purpose, seed, steps, head, head_batches, precision)
     with stem_kept(network, frozen):
-        optimizer = LEARNERS[learned.kind].build(learned, theta, network.named_parameters(), steps)
+        optimizer = LEARNERS[learned.kind].build(learned, theta, network.named_parameters(), steps, guard=False)
         return unroll(network, optimizer, tasks.images, task, precision=precision, refresh=refresh)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
@@ -136,14 +136,19 @@ def replace_head(network: nn.Module, num_classes: int, seed: int) -> None:
     draw_head(network, seed)
 
 
-def initialize(network: nn.Module, seed: int) -> None:
+def initialize(network: nn.Module, seed: int, make: Callable[[], nn.Module] | None = None) -> None:
     """Draws all weights afresh, from `seed` alone, as the paper's randomly initialized networks (Klambauer et al. 2017).
 
     Weights of convolutions and dense layers are normal with variance 1 / fan_in, their biases zero; normalizations start as the identity.
+    What else has parameters of its own (class tokens, embeddings of positions, layer scales) starts as in a network made anew.
+
+    Args:
+        make: makes such a network, by torch's generators.
 
     Raises:
-        ValueError: a module has parameters and is none of these.
+        ValueError: something else has parameters, and there is no `make`.
     """
+    others: list[str] = []
     generator = torch.Generator().manual_seed(seed)
     for name, module in network.named_modules():
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
@@ -155,5 +160,13 @@ def initialize(network: nn.Module, seed: int) -> None:
         elif isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)):
             module.reset_parameters()
         elif next(module.parameters(recurse=False), None) is not None:
-            what = f"{name or 'the network'} is a {type(module).__name__}"
-            raise ValueError(f"{what}, and how to initialize one is not known here; give weights instead")
+            if make is None:
+                what = f"{name or 'the network'} is a {type(module).__name__}"
+                raise ValueError(f"{what}, and how to initialize one is not known here; give weights instead")
+            others += [f"{name}.{own}".removeprefix(".") for own, _ in module.named_parameters(recurse=False)]
+    if make is not None and others:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            fresh = make()
+            for name in others:
+                network.get_parameter(name).copy_(fresh.get_parameter(name))

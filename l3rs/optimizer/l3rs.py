@@ -19,17 +19,21 @@ from l3rs.directions.torch_optimizer import TorchOptimizerDirection
 from l3rs.extras import require
 from l3rs.optimizer.arguments import LONGEST, Multipliers, evaluate, multiplier, plain, whole
 from l3rs.optimizer.distributed import average_over_ranks, local
+from l3rs.optimizer.guard import Guard
 from l3rs.optimizer.kernels import choice
 from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, finite
 from l3rs.optimizer.observed import Losses, WatchesLoss
 from l3rs.optimizer.states import check_names, differences, name_of
 from l3rs.optimizer.tables import Active, Tables, state_of
-from l3rs.schedules.find import SPECIALISTS, load, resolve
+from l3rs.schedules.find import SPECIALISTS, Chosen, load, resolve
 from l3rs.schedules.schedule import LearnedSchedule
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch.distributed import ProcessGroup
+
+
+NEW: dict[str, Any] = {"step": 0, "skipped": 0, "first_loss": None, "cut": 1.0}  # of groups: the clock, and what `Guard` keeps
 
 
 class L3RS(WatchesLoss):
@@ -55,13 +59,16 @@ class L3RS(WatchesLoss):
             group, unless it sets its own `step`.
         total_steps: K, the number of steps of the whole run. Later steps are decided as if at step K.
         learned: the learned schedule: `"auto"`, a shipped name, a path, a Hub id, or a `LearnedSchedule`. `"auto"` takes the shipped
-            specialist whose layer names match, else the shipped generalist; `repr` says which.
+            specialist whose layer names match, if the weights are of about the same size, layer by layer, as those of its own network; else
+            the shipped generalist. `repr` says which, and why.
         lr: multiplies every step, 1 by default; ordinary schedulers may drive `group["lr"]`.
         maximize: maximizes the loss instead of minimizing it.
         weight_decay: decoupled, as of AdamW, with the layer's step in the place of a learning rate: after the step each layer is multiplied
             by 1 - weight_decay * s. s is the root mean square of the step over the layer's elements: `length` in `decisions()`, over the
             square root of their number.
         match: how layers find their learned numbers: by `"name"`, or by `"position"` among all parameters.
+        guard: where the loss of one of the first 20 steps is far above that of the first, goes on with 0.3 of all lengths, and warns, once.
+            A run without such a leap, or whose steps are told no loss, is as without it.
         fused: takes the step in compiled code, for float32 parameters. None does so where it can: on CPU, if a C compiler was there at
             installation, and on CUDA by Triton. False takes torch operations; True refuses them. `repr` says which runs.
         process_group: the ranks that train together; None is all. Give a group of one if each rank trains on its own.
@@ -83,22 +90,24 @@ class L3RS(WatchesLoss):
         self,
         params: ParamsT,
         total_steps: int,
-        learned: str | LearnedSchedule = "auto",
+        learned: str | LearnedSchedule | Chosen = "auto",
         lr: float | Tensor = 1.0,
         *,
         maximize: bool = False,
         weight_decay: float = 0.0,
         match: str = "name",
+        guard: bool = True,
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
     ) -> None:
         if match not in ("name", "position"):
             raise ValueError(f"match must be 'name' or 'position' (got {match!r})")
         self.learned: LearnedSchedule | None = None  # until super().__init__ has sorted the parameters into groups
-        self.match, self.fused, self.process_group = match, fused, process_group
+        self.match, self.guard, self.fused, self.process_group = match, guard, fused, process_group
         chosen = {"lr": lr, "maximize": maximize, "weight_decay": weight_decay, "total_steps": total_steps}
-        super().__init__(params, {**chosen, "step": 0, "skipped": 0})
-        self.learned = learned if isinstance(learned, LearnedSchedule) else resolve(learned, self._names() or [], match)
+        super().__init__(params, {**chosen, **NEW})
+        named = zip(self._names() or [], (p for group in self.param_groups for p in group["params"]), strict=False)
+        self.learned, self.why = resolve(learned, list(named), match)
         self._prepare()
         self._multipliers.read(self.param_groups, stacklevel=3, step=False)
         if learned == "auto" and match == "name" and self._names() is None:
@@ -125,7 +134,7 @@ class L3RS(WatchesLoss):
         raw = {name: {h: float(meta[f"{name}/{h}"]) for h in d.hyperparameters} for name, d in directions.items()}
         self._controller = Controller(config, meta, directions, {name: d.constants(raw[name]) for name, d in directions.items()})
         self._multipliers = Multipliers("L3RS")
-        self._warned_of_end = False
+        self._warned_of_end, self._guard = False, Guard()
         self._assign()
 
     def _assign(self) -> None:
@@ -158,7 +167,7 @@ class L3RS(WatchesLoss):
             ValueError, TypeError: as the constructor; the optimizer stays as it was.
         """
         if self.param_groups:
-            param_group = {"step": self.param_groups[0]["step"], **param_group}
+            param_group = {**{key: self.param_groups[0][key] for key in ("step", "first_loss", "cut")}, **param_group}
         super().add_param_group(param_group)
         try:
             self._validate(self.param_groups[-1])
@@ -194,7 +203,8 @@ class L3RS(WatchesLoss):
             by_device.setdefault(p.device, []).append(local(p))
         directions, config = self._controller.directions, self.learned.config
         forms = ", ".join(f"{choice(some, directions, config, self.fused)} on {device}" for device, some in by_device.items())
-        return f"L3RS(learned={self.learned.name!r}, {len(self.learned.theta)} meta-parameters, step: {forms})\n{super().__repr__()}"
+        why = f" ({self.why})" if self.why else ""
+        return f"L3RS(learned={self.learned.name!r}{why}, {len(self.learned.theta)} meta-parameters, step: {forms})\n{super().__repr__()}"
 
     # -- the step ----------------------------------------------------------------------------------------------------------------
 
@@ -230,7 +240,11 @@ class L3RS(WatchesLoss):
             if observed is not None:
                 observed = average_over_ranks(observed, active[0].layers.device, self.process_group)
             ok = self._all_finite(active, observed) if len(active) > 1 else None
-            lrs, signs = [group["lr"] for group in self.param_groups], [-1.0 if group["maximize"] else 1.0 for group in self.param_groups]
+            signs = [-1.0 if group["maximize"] else 1.0 for group in self.param_groups]
+            if self.guard:
+                self._guard.watch(observed, self.param_groups, signs[0], stacklevel=7)
+            cut = self.param_groups[0]["cut"]
+            lrs = [group["lr"] if cut == 1 else cut * group["lr"] for group in self.param_groups]
             for layers, grads in active:
                 layers.step(grads, observed, None if ok is None else ok.to(layers.device), lrs, signs)
                 self._decay(layers)
@@ -269,6 +283,7 @@ class L3RS(WatchesLoss):
         return max(int(group["skipped"]) for group in self.param_groups)
 
     def _pull(self) -> None:
+        self._guard.settle(self.param_groups, stacklevel=4)
         skipped = self._tables.pull(self.param_groups)
         if skipped:
             total = self.param_groups[0]["skipped"]
@@ -335,6 +350,7 @@ class L3RS(WatchesLoss):
                 raise ValueError(f"this state is of another kind of schedule; what differs: {', '.join(differ[:3])}")
         before = self.param_groups[0]["total_steps"]
         super().load_state_dict(state_dict)
+        self._guard = Guard()
         # torch shares tensors with the dict, which a step would change, and casts floating state to the dtype of its parameter, which
         # would round the float32 averages of a bfloat16 one.
         for i, p in zip(ids, params, strict=True):
@@ -347,12 +363,12 @@ class L3RS(WatchesLoss):
 
     def __getstate__(self) -> dict[str, Any]:
         self._pull()
-        own = {name: getattr(self, name) for name in ("learned", "match", "fused")}
+        own = {name: getattr(self, name) for name in ("learned", "why", "match", "guard", "fused")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"process_group": None, **state})  # process groups belong to a process
+        super().__setstate__({"process_group": None, "why": "", "guard": True, **state})  # process groups belong to a process
         for group in self.param_groups:
-            group.setdefault("weight_decay", 0.0)  # of states that are older than it
+            group.update({"weight_decay": 0.0, **NEW} | group)  # states that are older lack some
         if "learned" in state:
             self._prepare()

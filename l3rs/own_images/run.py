@@ -27,8 +27,8 @@ from l3rs.own_images.plan import Plan, plan
 from l3rs.own_images.rivals import Rival
 from l3rs.own_images.training import Stopped, Training, has_batch_norm
 from l3rs.processes import exit_code
-from l3rs.schedules.find import GENERALIST, resolve
-from l3rs.schedules.learned import identity
+from l3rs.schedules.find import GENERALIST, Chosen, resolve
+from l3rs.schedules.learned import identity, wrong_tool
 from l3rs.schedules.seal import fingerprint
 from l3rs.text import first_line, printable, table
 
@@ -66,11 +66,13 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
         "validate_every": planned.validate_every,
         "images": _fingerprint(data),
         "network": fingerprint(*(t for _, t in sorted(network.state_dict().items())))[:12],
-        "schedule": schedule,
+        "schedule": None if schedule is None else identity(schedule.schedule),
     }
     with Folder(config.folder, about) as folder:
         data.broken_log = folder.path / "broken.txt"
         print(chosen(config, planned, data, schedule, config.refreshed and has_batch_norm(network)))
+        if config.from_scratch and schedule is not None and (warning := wrong_tool(schedule.schedule)):
+            print(printable(warning))
         arms = config.arms(planned.steps)
         for rival in arms[1:]:
             rates = ", ".join(f"{arm.lr:g}" for arm in rival.arms)
@@ -127,7 +129,7 @@ def _all_grey(data: ImageFolderDataModule) -> bool:
     return True
 
 
-def chosen(config: OwnImagesConfig, planned: Plan, data: ImageFolderDataModule, schedule: str | None, refreshed: bool) -> str:
+def chosen(config: OwnImagesConfig, planned: Plan, data: ImageFolderDataModule, schedule: Chosen | None, refreshed: bool) -> str:
     """The settings of the run, and what was chosen where nobody said, in one line."""
     passes = planned.steps * data.batch_size * config.devices / data.train_images
     parts = [
@@ -135,7 +137,7 @@ def chosen(config: OwnImagesConfig, planned: Plan, data: ImageFolderDataModule, 
         f"{planned.steps} steps of {data.batch_size * config.devices} images ({passes:.3g} times through them)",
         f"{planned.validations} validation{'s' if planned.validations != 1 else ''}, every {planned.validate_every} steps",
         f"augmentation {config.augmentation}",
-        *([] if schedule is None else [f"the schedule {printable(schedule)}"]),
+        *([] if schedule is None else [f"the schedule {printable(str(schedule))}"]),
         *(["a head start"] if (config.head_start or config.head_only) and not data.multilabel else []),
         *(["recent BatchNorm statistics"] if refreshed else []),
     ]
@@ -148,18 +150,18 @@ def _fingerprint(data: ImageFolderDataModule) -> str:
     return fingerprint(json.dumps([tree.files, tree.classes]), torch.from_numpy(tree.labels), torch.from_numpy(tree.validation))[:12]
 
 
-def _schedule(config: OwnImagesConfig, network: nn.Module) -> str:
-    """Finds the schedule, and returns its name and digest. Raises ValueError, and names one that fits, if it does not fit."""
-    names = [name for name, _ in network.named_parameters()]
-    learned = resolve(config.schedule, names)
+def _schedule(config: OwnImagesConfig, network: nn.Module) -> Chosen:
+    """Finds the schedule. Raises ValueError, and names one that fits, if it does not fit."""
+    named = list(network.named_parameters())
+    found = resolve(config.schedule, named)
     try:
-        learned.slots(len(names), names)
+        found.schedule.slots(len(named), [name for name, _ in named])
     except ValueError as error:
         why = str(error).partition(";")[0]
         raise ValueError(
             f"--learned must fit {config.model} (got {config.learned}: {why}); {GENERALIST} fits any, and auto takes one that fits"
         ) from None
-    return identity(learned)
+    return found
 
 
 def _try(network: nn.Module, config: OwnImagesConfig, num_classes: int) -> None:

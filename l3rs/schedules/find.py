@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from l3rs.schedules.hub import FILE, download, is_id
 from l3rs.schedules.learned import Learned
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.schedules.seal import CheckpointError
+from l3rs.schedules.sizes import TOLERANCE
 from l3rs.text import printable
 
 SPECIALISTS, GENERALIST = ("icons-resnet34",), "icons-generalist"  # what `auto` chooses from
@@ -106,16 +109,43 @@ def save(learned: Learned, path: str | Path) -> None:
     learned.write(path)
 
 
-def resolve(learned: str | Path, names: Sequence[str], match: str = "name") -> LearnedSchedule:
-    """Finds the schedule of `L3RS(learned=...)`; `"auto"` takes the specialist that fits these names, or else the generalist."""
+class Chosen(NamedTuple):
+    """A schedule, and why `auto` took it; empty where it was asked for."""
+
+    schedule: LearnedSchedule
+    why: str = ""
+
+    def __str__(self) -> str:
+        """Its name, and why."""
+        return f"{self.schedule.name}: {self.why}" if self.why else self.schedule.name
+
+
+def resolve(learned: str | Path | LearnedSchedule | Chosen, named: Sequence[tuple[str, Tensor]], match: str = "name") -> Chosen:
+    """Finds the schedule of `L3RS(learned=...)`.
+
+    `"auto"` takes a shipped specialist only for the network that it was meta-trained on: where all names are known to it, and the sizes of
+    the weights are those of its network, see `l3rs.schedules.sizes.TOLERANCE`; of several the nearest. Else it takes the generalist. So it
+    never takes a specialist whose file keeps no sizes, as those of older versions.
+
+    Args:
+        named: the parameters with their names; empty if they have none.
+        match: as of `L3RS`.
+    """
+    if isinstance(learned, Chosen):
+        return learned
+    if isinstance(learned, LearnedSchedule):
+        return Chosen(learned)
     if learned != "auto":
-        return load(learned)
-    if names and match == "name":
-        for name in SPECIALISTS:
-            specialist = load(name)
-            try:
-                specialist.slots(len(names), names)
-            except ValueError:
-                continue
-            return specialist
-    return load(GENERALIST)
+        return Chosen(load(learned))
+    if not named or match != "name":
+        return Chosen(load(GENERALIST), "only names tell a network, and there are none")
+    known = [specialist for specialist in map(load, SPECIALISTS) if specialist.knows([name for name, _ in named])]
+    if not known:
+        return Chosen(load(GENERALIST), "no specialist knows all names")
+    gaps = [(gap, specialist) for specialist in known if (gap := specialist.apart(named)) is not None]
+    if not gaps:
+        return Chosen(load(GENERALIST), f"names agree with {known[0].name}, sizes cannot be compared")
+    gap, nearest = min(gaps, key=lambda pair: pair[0])
+    if gap <= TOLERANCE:
+        return Chosen(nearest, "names and sizes agree")
+    return Chosen(load(GENERALIST), f"names agree with {nearest.name}, sizes do not (median {gap:.2g} nats apart)")

@@ -61,6 +61,17 @@ def identity(learned: Learned) -> str:
     return f"{learned.name} {fingerprint(learned.theta)[:12]}"
 
 
+def wrong_tool(learned: Learned) -> str:
+    """Says in a line that it is the wrong tool for random weights; empty if it was meta-trained on such, or nobody knows."""
+    config = training_config(learned.training)
+    if not config or config.get("from_scratch", False):
+        return ""
+    return (
+        f"{learned.name} was meta-trained to fine-tune pretrained networks: from random weights it is the wrong tool, and schedule-free "
+        "AdamW a better one (docs/findings.md)."
+    )
+
+
 def training_facts(learned: Learned) -> dict[str, str]:
     """Facts about meta-training that all kinds share."""
     accuracy = learned.training.get("validation_accuracy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from l3rs.controller.decide import meta_shapes, unflatten
 from l3rs.controller.features import feature_names
 from l3rs.schedules.learned import training_config, training_facts
 from l3rs.schedules.seal import CheckpointError, read_sealed, write_sealed
+from l3rs.schedules.sizes import log_sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +29,8 @@ class LearnedSchedule:
         theta: float32 (n,), the meta-parameters in the order of `meta_shapes(config, layers)`.
         name: in messages.
         training: how it was meta-trained; free-form, for people.
+        sizes: of `layers` when meta-training began, as of `log_sizes`; None for those of the head, which is new for each task. Empty where
+            they were not kept, as in files of older versions.
         source: the file that it was read from; None if there was none, as after `dataclasses.replace`.
     """
 
@@ -35,6 +39,7 @@ class LearnedSchedule:
     theta: Tensor
     name: str = "unnamed"
     training: dict[str, Any] = field(default_factory=dict)
+    sizes: tuple[float | None, ...] = ()
     source: Path | None = field(default=None, init=False)
     kind = "l3rs"
 
@@ -71,6 +76,29 @@ class LearnedSchedule:
             )
         return [number[name] for name in variants[best]]
 
+    def knows(self, names: Sequence[str]) -> bool:
+        """Whether each of these layers has a slot by its name."""
+        try:
+            return bool(self.slots(len(names), names))
+        except ValueError:
+            return False
+
+    def apart(self, named: Sequence[tuple[str, Tensor]]) -> float | None:
+        """How far the sizes of the layers of a network are from those here, in nats, for the median layer but for the head.
+
+        Args:
+            named: parameters of the network, all of which have a slot by their names.
+
+        Returns:
+            None where it cannot be told: no sizes were kept, the parameters have no values yet, or they are of the head alone.
+        """
+        if not self.sizes:
+            return None
+        kept = [self.sizes[slot] for slot in self.slots(len(named), [name for name, _ in named])]
+        body = [(size, p) for size, (_, p) in zip(kept, named, strict=True) if size is not None]
+        found = log_sizes([p for _, p in body]) if body else None
+        return None if found is None else float(torch.tensor([a - b for a, (b, _) in zip(found, body, strict=True)]).abs().median())
+
     def _with_known_head(self, names: list[str]) -> list[str]:
         """Renames a head of another name to the head here."""
         head = self.layers[-1].rpartition(".")[0]
@@ -97,8 +125,11 @@ class LearnedSchedule:
 
     def settings(self) -> dict[str, Any]:
         """Its layers and its config."""
-        layers = {"layers": f"{len(self.layers)} by name, {self.layers[0]} to {self.layers[-1]}"} if self.layers else {}
-        return {**layers, **vars(self.config)}
+        if not self.layers:
+            return {**vars(self.config)}
+        body = [size for size in self.sizes if size is not None]
+        sizes = f"of {len(body)} layers, by which auto knows their network" if body else "not kept, so that auto never takes it"
+        return {"layers": f"{len(self.layers)} by name, {self.layers[0]} to {self.layers[-1]}", "sizes": sizes, **vars(self.config)}
 
     def usage(self, given: str) -> tuple[str, ...]:
         """Lines of Python that make its optimizer."""
@@ -114,6 +145,7 @@ class LearnedSchedule:
             "features": feature_names(self.config),
             "layers": self.layers,
             "training": self.training,
+            **({"sizes": self.sizes} if self.sizes else {}),
         }
         write_sealed(path, about, unflatten(self.theta, meta_shapes(self.config, self.layers)))
 
@@ -129,9 +161,11 @@ class LearnedSchedule:
             raise CheckpointError(f"{path} holds a {about['kind']}, not a schedule of L3RS; l3rs.learners.load reads it")
         try:
             config = L3RSConfig(**about["config"])
-            layers, training = tuple(about["layers"]), about.get("training", {})
+            layers, training, sizes = tuple(about["layers"]), about.get("training", {}), tuple(about.get("sizes", ()))
             if not all(isinstance(layer, str) for layer in layers) or not isinstance(training, dict):
                 raise ValueError("layers or training are not a list of names and a mapping")
+            if sizes and (len(sizes) != len(layers) or not all(s is None or (isinstance(s, float) and math.isfinite(s)) for s in sizes)):
+                raise ValueError(f"sizes are not a number, or null, for each of {len(layers)} layers")
             expected = feature_names(config)
             if tuple(about["features"]) != expected:
                 different = sorted(set(about["features"]) ^ set(expected))
@@ -149,7 +183,7 @@ class LearnedSchedule:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"{path} has l3rs metadata that this version cannot read: {error}") from None
-        learned = cls(config, layers, theta, str(about.get("name", Path(path).stem)), training)
+        learned = cls(config, layers, theta, str(about.get("name", Path(path).stem)), training, sizes)
         object.__setattr__(learned, "source", Path(path))
         return learned
 

@@ -29,10 +29,13 @@ def test_info_describes_a_schedule(capsys: pytest.CaptureFixture[str], tmp_path:
     main(["info", "icons-resnet34"])
     out = capsys.readouterr().out
     assert "directions: ('sgd', 'adam')" in out
+    assert "sizes: of 108 layers, by which auto knows their network" in out
     assert "meta-training, generations: 40" in out
     save(random_schedule(small_network()), tmp_path / "mine.safetensors")
     main(["info", str(tmp_path / "mine.safetensors")])
-    assert "layers: 7 by name, 0.weight to 6.bias" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "layers: 7 by name, 0.weight to 6.bias" in out
+    assert "sizes: not kept, so that auto never takes it" in out
     assert "nonsense is not a file" in fails(["info", "nonsense"], capsys)
 
 

@@ -255,7 +255,9 @@ def test_the_script_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Mon
         "  - {name: Adam, optimizer: adam, lr: 1.0e-3}\n  - {name: L3RS, optimizer: l3rs, learned: icons-generalist}\n"
         "  - {name: Celo (og), optimizer: celo, learned: nowhere.state}\n"
     )
-    assert "tiny: 5 runs are missing, 14 steps" in script("--config", config, "--arms", "Adam", "L3RS", "--plan")
+    first = script("--config", config, "--arms", "Adam", "L3RS", "--plan")
+    assert "tiny: 5 runs are missing, 14 steps" in first
+    assert first.count("icons-generalist was meta-trained to fine-tune pretrained networks: from random weights it is the wrong tool") == 1
     assert "tiny: 1 runs are missing, 2 steps" in script("--config", config, "--arms", "Adam", "--horizons", 2, "--tasks", 1, "--plan")
     assert "tiny: 2 runs are missing, 4 steps" in script("--config", config, "--arms", "Adam", "--horizons", 2)
     second = script("--config", config, "--horizons", 2, "--plan").splitlines()

@@ -247,9 +247,13 @@ def test_weights_from_scratch_have_variance_one_over_fan_in(own: Workload) -> No
         assert not any(state[name].any() for name in ("bias", "running_mean"))
 
 
-def test_a_network_that_is_not_known_to_start_from_scratch_is_refused_at_once(own: Workload) -> None:
-    with pytest.raises(ValueError, match="the network is a VisionTransformer, and how to initialize one is not known here; give weights"):
-        replace(own, model="test_vit", width=None).network(3)
+def test_a_vision_transformer_from_scratch_is_a_function_of_its_seed(own: Workload) -> None:
+    vit = replace(own, model="test_vit", width=None)
+    one, other = (dict(vit.network(3).named_parameters()) for _ in range(2))
+    assert all(torch.equal(p, other[name]) for name, p in one.items())
+    drawn = vit.network(3)
+    vit.draw(drawn, 1)
+    assert not torch.equal(drawn.get_parameter("pos_embed"), one["pos_embed"])
 
 
 @pytest.mark.parametrize("name", ["icons", "glyphs"])

@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -208,6 +209,36 @@ def test_networks_of_timm_start_from_scratch_as_functions_of_the_seed(model: str
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     weights = torch.cat([(m.weight.detach() * m.weight[0].numel() ** 0.5).flatten() for m in one.modules() if isinstance(m, nn.Conv2d)])
     assert float(weights.var()) == pytest.approx(1, abs=0.02)
+
+
+SCRATCH = {  # the smallest of its kind in configs/zoo.yaml, and what has parameters of its own there
+    "vit-icons": ("cls_token", "pos_embed"),
+    "convnext-icons": ("stages.0.blocks.0.gamma",),
+    "resmlp-glyphs": ("blocks.0.ls1", "blocks.0.norm1.alpha"),
+    "swin-icons": ("layers.0.blocks.0.attn.relative_position_bias_table",),
+}
+
+
+@pytest.mark.parametrize("name", SCRATCH)
+def test_networks_with_bare_parameters_start_from_scratch_as_timm_starts_them(name: str) -> None:
+    listed = yaml.safe_load((Path(__file__).parents[2] / "configs" / "zoo.yaml").read_text())[name]
+
+    def make() -> nn.Module:
+        return create(listed["model"], None, 1, 3, listed["model_args"])
+
+    one, other = make(), make()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(1)  # as after a task
+    state = torch.get_rng_state()
+    initialize(one, 4, make)
+    initialize(other, 4, make)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    torch.manual_seed(4)
+    timms = dict(make().named_parameters())
+    assert all(torch.equal(one.get_parameter(bare), timms[bare]) for bare in SCRATCH[name])
+    assert one(torch.zeros(2, 1, 32, 32)).isfinite().all()
 
 
 def test_a_layer_that_is_not_known_to_start_from_scratch_is_named() -> None:

@@ -113,6 +113,24 @@ def test_a_step_does_not_wait_for_the_device(fused: bool | None) -> None:
         assert optimizer.skipped_steps == 1
 
 
+def test_the_guard_acts_a_step_after_the_leap_and_waits_for_nothing() -> None:
+    network = small_network().cuda()
+    optimizer = L3RS(network.named_parameters(), 20, random_schedule(network))
+    losses = [torch.tensor(value, device="cuda") for value in (1.0, 9.0, 1.0, 50.0)]
+    backward(network, 0)
+    optimizer.step(loss=losses[0])  # makes the tables
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.step(loss=losses[1])
+        assert optimizer.param_groups[0]["cut"] == 1
+        with pytest.warns(UserWarning, match="the loss leapt from 1 to 9: L3RS goes on with"):
+            optimizer.step(loss=losses[2])
+        optimizer.step(loss=losses[3])  # nothing is said again: warnings are errors here
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert optimizer.param_groups[0]["cut"] == 0.3
+
+
 @pytest.mark.parametrize("fused", [None, False])
 def test_a_step_can_be_captured_in_a_cuda_graph(fused: bool | None) -> None:
     """Replayed, it does what eager steps do, its clock included, which the state dict then shows."""

@@ -180,7 +180,7 @@ def test_going_past_total_steps_warns_once() -> None:
 
 
 def test_auto_is_the_specialist_where_its_layers_match_and_the_generalist_elsewhere() -> None:
-    assert "icons-resnet34" in repr(L3RS(pretrained(25).named_parameters(), 10))
+    assert "icons-resnet34' (names and sizes agree)" in repr(L3RS(pretrained(25).named_parameters(), 10))
     assert "icons-generalist" in repr(L3RS(small_network().named_parameters(), 10))
     with pytest.warns(UserWarning, match=r"icons-resnet34 knows 110 layers by name.*pass model\.named_parameters\(\)"):
         unnamed = L3RS(pretrained(25).parameters(), 10)

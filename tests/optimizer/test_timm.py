@@ -115,7 +115,7 @@ def test_timms_factory_makes_it_once_it_is_registered(resnet: nn.Module) -> None
         create_optimizer_v2(resnet, "l3rs", lr=0.5, param_group_fn=nn.Module.named_parameters, total_steps=10),
     ):
         assert isinstance(specialist, L3RS)
-        assert "icons-resnet34" in repr(specialist)
+        assert "icons-resnet34' (names and sizes agree)" in repr(specialist)
         assert specialist.param_groups[0]["lr"] == 0.5
 
 

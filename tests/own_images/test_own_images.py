@@ -320,6 +320,8 @@ def test_a_model_with_other_layers_and_broken_images(photos: Path, tmp_path: Pat
     assert "1 broken file is left out:" in said
     assert "empty.png: it is empty" in said
     assert "the schedule icons-generalist" in said
+    assert said.index("icons-generalist was meta-trained to fine-tune pretrained networks: from random weights it is the wrong tool") > 0
+    assert said.index("it is the wrong tool") < said.index("Training with l3rs.")
     assert re.search(r"^l3rs +learned +[01]\.\d{3} ", said, flags=re.MULTILINE)
 
 

@@ -38,7 +38,7 @@ def test_every_resnet34_of_timm_and_torchvision_matches(specialist: LearnedSched
 def test_unused_slots_are_fine(specialist: LearnedSchedule) -> None:
     names = [name for name, _ in resnet(18, 2).named_parameters()]
     assert named(specialist, names) == names
-    assert "icons-resnet34" in repr(L3RS(resnet(18, 2).named_parameters(), 5))
+    assert "icons-resnet34" in repr(L3RS(resnet(18, 2).named_parameters(), 5, specialist))
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "network.", "model.backbone."])

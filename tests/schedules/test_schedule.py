@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from l3rs.cli import main
 from l3rs.controller.features import feature_names
 from l3rs.schedules.find import GENERALIST, SHIPPED, load, save
+from l3rs.schedules.learned import wrong_tool
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.schedules.seal import CheckpointError
 
@@ -130,3 +132,10 @@ def test_shipped_schedules_say_how_they_were_made(name: str) -> None:
     assert "loss" in {f.split("/")[1] for f in feature_names(schedule.config) if f.startswith("ema/")}
     assert schedule.training["config"]["steps"] == [10, 100]
     assert schedule.training["seconds"] > 0
+
+
+def test_only_what_was_meta_trained_on_pretrained_networks_is_the_wrong_tool_for_random_weights() -> None:
+    schedule = load(GENERALIST)
+    assert wrong_tool(schedule).startswith(f"{GENERALIST} was meta-trained to fine-tune pretrained networks: from random weights it is")
+    assert wrong_tool(replace(schedule, training={"config": {"from_scratch": True}})) == ""
+    assert wrong_tool(replace(schedule, training={})) == ""  # nobody knows

@@ -51,7 +51,7 @@ def test_the_block_of_a_trainer_runs(name: str, tmp_path: Path, monkeypatch: pyt
     optimizer = inside.get(name, lambda: namespace["optimizer"])()
     group = optimizer.param_groups[0]
     assert group["step"] == group["total_steps"] > 0
-    assert "icons-resnet34" in repr(optimizer) or name == "transformers"
+    assert "icons-resnet34' (names and sizes agree)" in repr(optimizer) or name == "transformers"
 
 
 def test_every_trainer_of_the_page_has_its_test() -> None:

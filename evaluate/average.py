@@ -22,7 +22,7 @@ from l3rs.schedules.variants import fixed_mix
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--learned", default="icons-resnet34", help="a shipped schedule's name, or a path (default: %(default)s)")
+    parser.add_argument("--learned", default="icons-resnet34-paper", help="a shipped schedule's name, or a path (default: %(default)s)")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50, 100], help="horizons (default: 10 25 50 100)")
     parser.add_argument("--tasks", type=int, default=4, help="runs that are averaged over (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/averaged"), help="folder (default: %(default)s)")

@@ -22,7 +22,7 @@ from l3rs.evaluation.decisions import record, time_features
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--learned", default="icons-resnet34", help="a shipped schedule's name, or a file (default: %(default)s)")
+    parser.add_argument("--learned", default="icons-resnet34-paper", help="a shipped schedule's name, or a file (default: %(default)s)")
     parser.add_argument("--steps", type=int, nargs="+", default=[25, 100], help="lengths of the runs (default: 25 100)")
     parser.add_argument("--tasks", type=int, default=2, help="tasks of each length, of seeds 0, 1, ... (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS / "decisions", help="folder (default: evaluate/results/decisions)")

@@ -113,7 +113,7 @@ def named_parameters(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def learned(network: nn.Module, kernel: type[ForeachKernel] | None = None, fused: bool | None = None) -> torch.optim.Optimizer:
     """L3RS by the shipped specialist; `kernel` takes the place of its kernel."""
-    optimizer = L3RS(named_parameters(network), 10**6, "icons-resnet34", fused=fused)
+    optimizer = L3RS(named_parameters(network), 10**6, "icons-resnet34-paper", fused=fused)
     if kernel is not None:
         optimizer.step(loss=1.0)
         (layers,) = optimizer._tables.by_device

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -46,7 +46,8 @@ class Start:
     Attributes:
         schedule: the config of L3RS.
         specialist: for L3RS, learns an embedding or an MLP by layer name; a generalist does not.
-        files: published meta-parameters of another learned optimizer; none starts at random.
+        files: of L3RS, one schedule by name, path or Hub id, which gives the form too; of another learned optimizer, published
+            meta-parameters. None starts anew.
         lr: learning rate of another learned optimizer, see `LearnedWeights`; None takes its usual one.
         seed: of every random draw.
     """
@@ -127,8 +128,12 @@ class _L3RS(Learner):
         return model
 
     def check(self, start: Start) -> None:
-        if start.files or start.lr is not None:
-            raise ValueError("start and lr are settings of other optimizers: l3rs starts from `schedule`, and has no learning rate")
+        if start.lr is not None:
+            raise ValueError(f"lr is a setting of other optimizers: l3rs has no learning rate (got {start.lr})")
+        if len(start.files) > 1:
+            raise ValueError(f"start must be one schedule, for l3rs (got {', '.join(start.files)})")
+        if start.files:
+            return  # the form is the file's
         if start.schedule.by_layer != start.specialist:
             raise ValueError(
                 f"specialist is {start.specialist}, with schedule.embedding {start.schedule.embedding} and schedule.controller "
@@ -136,12 +141,38 @@ class _L3RS(Learner):
             )
 
     def start(self, start: Start, name: str, network: Callable[[], nn.Module]) -> LearnedSchedule:
+        if start.files:
+            return self._going_on(start, name, network)
         if not start.specialist:
             return LearnedSchedule(start.schedule, (), initial_theta(start.schedule, (), start.seed), name)
         made = network()
         layers = tuple(layer for layer, _ in made.named_parameters())
         theta = initial_theta(start.schedule, layers, start.seed, describe(made))
         return LearnedSchedule(start.schedule, layers, theta, name, sizes=sizes_of(made))
+
+    def _going_on(self, start: Start, name: str, network: Callable[[], nn.Module]) -> LearnedSchedule:
+        """Takes up the meta-parameters and the form of an existing schedule, under a new name."""
+        (given,) = start.files
+        found = find.load(given)
+        usual = L3RSConfig()
+        for setting in (f.name for f in fields(usual)):
+            wanted, its = getattr(start.schedule, setting), getattr(found.config, setting)
+            if wanted not in (its, getattr(usual, setting)):
+                raise ValueError(f"schedule.{setting} must be that of the start {given}, {its}, or left out (got {wanted})")
+        if start.specialist != bool(found.layers):
+            what = f"knows {len(found.layers)} layers by name" if found.layers else "knows no layer by name"
+            raise ValueError(f"specialist must be {bool(found.layers)} with the start {given}, which {what} (got {start.specialist})")
+        sizes = found.sizes
+        if found.layers:
+            made = network()
+            names = [layer for layer, _ in made.named_parameters()]
+            try:
+                found.slots(len(names), names)
+            except ValueError as error:
+                raise ValueError(f"start must fit the network (got {given}: {str(error).partition(';')[0]})") from None
+            if tuple(names) == found.layers:
+                sizes = sizes_of(made)
+        return replace(found, name=name, training={}, sizes=sizes)
 
     def build(self, learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None, guard: bool = True) -> L3RS:
         schedule = replace(cast(LearnedSchedule, learned), theta=theta)

@@ -1,10 +1,10 @@
-"""Draw the pictures of docs/idea.md from real runs of the shipped schedule.
+"""Draw the pictures of docs/idea.md from real runs of the paper's specialist.
 
     python docs/pictures/draw.py                # about a minute on one core
 
 Every picture is of the same runs: the shipped ResNet-34 on tasks of 25 meta-validation classes of Icons, 50 steps long, with L3RS
-(`icons-resnet34`) and with Adam whose cosine learning rate was tuned for this length; means over the tasks. `meta-training.png` is of the
-log of the meta-training that made the schedule. The diagrams beside them, `step.svg` and `nes.svg`, are drawn by hand.
+(`icons-resnet34-paper`) and with Adam whose cosine learning rate was tuned for this length; means over the tasks. `meta-training.png` is
+of the log of the meta-training that made the schedule. The diagrams beside them, `step.svg` and `nes.svg`, are drawn by hand.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def runs(tasks: int, steps: int) -> dict[str, pd.DataFrame]:
         task = distribution.draw(seed, steps)
         batches = [task.batch(distribution.images, k) for k in range(steps)]
         network = bench.network_for(task.head_seed)
-        optimizer, decided = L3RS(network.named_parameters(), total_steps=steps, learned="icons-resnet34"), []
+        optimizer, decided = L3RS(network.named_parameters(), total_steps=steps, learned="icons-resnet34-paper"), []
         found["moved"].append(watch(network, optimizer, batches, lambda o=optimizer, d=decided: d.append(o.decisions())))
         found["lambda"].append(pd.concat([d["lambda"] for d in decided], axis=1, keys=range(steps)))
         found["mu"].append(pd.concat([d["mu_adam"] for d in decided], axis=1, keys=range(steps)))
@@ -131,7 +131,7 @@ def step_sizes(moved: pd.DataFrame, adam: pd.DataFrame, path: Path) -> None:
 
 def meta_training(path: Path) -> None:
     """What meta-training made of the schedule, generation by generation."""
-    with resources.files("l3rs.schedules").joinpath("checkpoints", "icons-resnet34.csv").open() as file:
+    with resources.files("l3rs.schedules").joinpath("checkpoints", "icons-resnet34-paper.csv").open() as file:
         curve = pd.read_csv(file)
     validated = curve.dropna(subset=["validation_loss"])
     figure = Figure(figsize=(6, 2.8))

@@ -51,7 +51,7 @@ def parser() -> Parser:
     parser.add_config_file("a YAML file of settings, such as those in configs/meta_train; may be given again")
     parser.add_argument("--out", type=str, required=True, metavar="FOLDER", help="folder of the run (required)")
     search = Options(
-        MetaTrainConfig, choices=CHOICES, metavars={"optimizer": "NAME", "start": "FILE", "ray_address": "HOST:PORT"},
+        MetaTrainConfig, choices=CHOICES, metavars={"optimizer": "NAME", "start": "FILE|NAME", "ray_address": "HOST:PORT"},
         texts={"specialist": "learns nothing by layer name: a generalist, which fits any network"},
     )  # fmt: skip
     search.add(parser, "name")

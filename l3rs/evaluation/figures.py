@@ -36,7 +36,7 @@ from l3rs.evaluation.tables import (
     studied,
 )
 from l3rs.evaluation.winners import winner_picture
-from l3rs.schedules.find import CHECKPOINTS, SHIPPED, SHIPPED_WEIGHTS, SPECIALISTS
+from l3rs.schedules.find import CHECKPOINTS, PAPER_SPECIALIST, SHIPPED, SHIPPED_WEIGHTS, START
 
 OTHERS = {"Celo (ft)": "celo", "VeLO from random weights": "velo"}  # meta-trainings that are not shipped
 OVERVIEWS = {  # the cell of the overview, if it has rows, and its lines: at most five
@@ -116,12 +116,12 @@ def curves(sources: Sources) -> Iterator[tuple[str, Picture]]:
     """Figure 6."""
     if not sources.of_icons:
         return
-    shipped = {name: CHECKPOINTS / f"{name}.csv" for name in (*SHIPPED, *SHIPPED_WEIGHTS)}
+    shipped = {name: CHECKPOINTS / f"{name}.csv" for name in (*SHIPPED, *SHIPPED_WEIGHTS) if name != START}
     others = {name: sources.results / "meta_train" / f"icons-{run}.csv" for name, run in OTHERS.items()}  # the run's curve.csv
     curves = {name: pd.read_csv(file) for name, file in (shipped | others).items() if file.exists()}
     lacking = [OTHERS.get(name, name) for name in (shipped | others) if name not in curves]
     commands = tuple(f"l3rs meta-train --config configs/meta_train/icons_{run}.yaml --out runs/{run}" for run in lacking)
-    yield "Meta-training", meta_training("Figure 6", SPECIALISTS[0], curves.get(SPECIALISTS[0]), commands)
+    yield "Meta-training", meta_training("Figure 6", PAPER_SPECIALIST, curves.get(PAPER_SPECIALIST), commands)
     for name, called in (("Figure 6, all", SHIPPED), ("Figure 6, others", (*SHIPPED_WEIGHTS, *OTHERS))):
         yield "Meta-training", meta_trainings(name, {c: curve for c, curve in curves.items() if c in called}, commands)
 

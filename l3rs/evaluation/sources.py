@@ -20,7 +20,7 @@ from l3rs.evaluation.cells import EvaluationConfig, Rows
 from l3rs.evaluation.pages import Section
 from l3rs.evaluation.study import Study
 from l3rs.finetuning.zoo import Network, read_zoo
-from l3rs.schedules.find import SPECIALISTS
+from l3rs.schedules.find import PAPER_SPECIALIST
 
 PAPER = {"A": 5, "A-head": 7, "B": 9, "C": 11, "D": 13, "E": 15}  # cell: the first of its two tables in the paper
 STATISTICS = "before an evaluation, the mean statistics of the last 20 training batches replace BatchNorm's running ones"
@@ -104,7 +104,7 @@ class Sources:
         """Committed rows of one or more measurements."""
         return pd.concat([pd.read_csv(self.results / f"{name}.csv") for name in names], ignore_index=True)
 
-    def decisions(self, schedule: str = SPECIALISTS[0]) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+    def decisions(self, schedule: str = PAPER_SPECIALIST) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
         """Reads the decisions of a schedule, and its time features."""
         files = [self.results / "decisions" / f"{schedule}{suffix}.parquet" for suffix in ("", "-time")]
         decided, times = (pd.read_parquet(file) if file.exists() else None for file in files)

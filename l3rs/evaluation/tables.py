@@ -22,7 +22,7 @@ from l3rs.evaluation.study import Study
 from l3rs.evaluation.winners import winner_table
 from l3rs.finetuning.arms import OURS, Arm
 from l3rs.finetuning.baselines import BASELINES
-from l3rs.schedules.find import SPECIALISTS, load
+from l3rs.schedules.find import PAPER_SPECIALIST, load
 from l3rs.schedules.variants import NAMES, TABLE_2, TABLE_3, TABLE_4
 
 PAPERS_HORIZONS = (10, 25, 50, 100, 250, 500, 1000, 2500)
@@ -174,7 +174,7 @@ def costs(sources: Sources) -> Iterator[tuple[str, Table]]:
         for optimizer, name in tuned.items():
             if found := speedup_of(outcomes, "accuracy", cell.reference, name).get(horizon):
                 faster[optimizer] = found[0]
-    yield "Cost of meta-training", break_even(load(SPECIALISTS[0]), sources.csv("tuning"), seconds, faster, names, horizon, commands)
+    yield "Cost of meta-training", break_even(load(PAPER_SPECIALIST), sources.csv("tuning"), seconds, faster, names, horizon, commands)
 
 
 def ablated(study: Study) -> Iterator[tuple[str, str, dict[str, str]]]:

@@ -104,7 +104,8 @@ class MetaTrainConfig:
         generations: updates of the search.
         search: `nes`, evolution strategies [paper]; `gradient`, descent along meta-gradients; `both`, first that and then evolution.
         optimizer: what to meta-train, `l3rs` or another learned optimizer.
-        start: files of published meta-parameters of another learned optimizer, to start from; by default it starts at random.
+        start: for L3RS, a schedule to start from, by name, path or Hub id, which gives the form of `schedule` too; for another learned
+            optimizer, files of published meta-parameters. By default it starts anew.
         lr: learning rate of another learned optimizer, see `LearnedWeights`; None is 1, and 0.03 for Celo2 [choice].
         specialist: learns an embedding or an MLP for each layer by name, for one network; a generalist fits any network.
         steps: shortest and longest run; the length K of each task is drawn between them, ends included [choice: 10 to 100].

@@ -65,6 +65,8 @@ def shareable(training: dict[str, Any]) -> dict[str, Any]:
         return training
     kept = {k: v for k, v in training["config"].items() if k not in ("data", "cache", "ray_address")}
     kept |= {k: Path(kept[k]).name for k in ("split", "weights") if isinstance(kept.get(k), str)}
+    if isinstance(zoo := kept.get("zoo"), dict):
+        kept["zoo"] = {k: Path(v).name if k in ("file", "weights") and isinstance(v, str) else v for k, v in zoo.items()}
     if isinstance(kept.get("start"), list):
         kept["start"] = [Path(str(file)).name for file in kept["start"]]
     return {**training, "config": kept}
@@ -79,16 +81,29 @@ def meta_training(training: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _rows(training: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if isinstance(training.get("config"), Mapping):
+    if not config and training.get("generation") == 0:
+        yield "generations", "none: it was not meta-trained, and learned nothing; meta-training starts from it"
+        return
+    zoo = config.get("zoo")
+    many = zoo.get("file") if isinstance(zoo, Mapping) else None
+    if many is not None:
+        yield "networks", f"those of {Path(str(many)).name} that are not held out, in turn"
+    elif isinstance(training.get("config"), Mapping):
         split = Path(str(config.get("split", "icons"))).name
         yield "network", _network(config, split)
         yield "class split", split.removesuffix(".json")
-    if isinstance(task := config.get("task"), Mapping):
+    if isinstance(begun := config.get("start"), list) and begun:
+        yield "started from", ", ".join(Path(str(given)).name for given in begun)
+    if many is None and isinstance(task := config.get("task"), Mapping):
         yield "tasks", f"{task.get('classes')} classes, batches of {task.get('batch_size')}"
     if isinstance(steps := config.get("steps"), list):
         yield "steps of a run", " to ".join(map(str, steps))
+    search = config.get("search", "nes")
     if isinstance(nes := config.get("nes"), Mapping):
-        yield "candidates", f"{nes.get('population')} a generation, sigma {nes.get('sigma')}, seed {nes.get('seed')}"
+        if search != "nes":
+            yield "search", f"meta-gradients{', then evolution strategies' if search == 'both' else ''}, seed {nes.get('seed')}"
+        if search != "gradient":
+            yield "candidates", f"{nes.get('population')} a generation, sigma {nes.get('sigma')}, seed {nes.get('seed')}"
     if "generation" in training:
         others = config.get("generations", training["generation"])
         chosen = f", chosen among {others} on meta-validation" if others != training["generation"] else ""

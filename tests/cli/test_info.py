@@ -21,12 +21,12 @@ def test_info_counts_the_meta_parameters_of_every_variant(capsys: pytest.Capture
     main(["info"])
     out = capsys.readouterr().out
     assert all(name in out for name in (*TABLE_2, *TABLE_3, *TABLE_4))
-    assert f"{len(load('icons-resnet34').theta):,} meta-parameters, knows 110 layers by name" in out
+    assert f"{len(load('icons-resnet34-paper').theta):,} meta-parameters, knows 110 layers by name" in out
     assert "kernel" in out
 
 
 def test_info_describes_a_schedule(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    main(["info", "icons-resnet34"])
+    main(["info", "icons-resnet34-paper"])
     out = capsys.readouterr().out
     assert "directions: ('sgd', 'adam')" in out
     assert "sizes: of 108 layers, by which auto knows their network" in out

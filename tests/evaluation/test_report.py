@@ -97,7 +97,7 @@ def test_a_section_ends_with_what_makes_all_that_it_lacks(page, command, section
 
 
 def test_decisions_are_a_function_of_schedule_and_task() -> None:
-    learned = load("icons-resnet34")
+    learned = load("icons-resnet34-paper")
     rows = record(learned, 2, 0)
     assert rows.columns.to_list() == [*KEY, "kind", "depth", "lambda", "length", "mu_sgd", "mu_adam"]
     assert len(rows) == 2 * 110

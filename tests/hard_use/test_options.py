@@ -204,11 +204,20 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--generations": [("0", "generations must be at least 1 (got 0)")],
         "--optimizer": [("adam", "optimizer must be one of l3rs, velo ... (got 'adam')")],
         "--start": [
-            ("[nowhere]", "start and lr are settings of other optimizers"),
+            ("[nowhere]", "nowhere is not a file; a learned schedule is one of"),
+            ("[file]", "file cannot be read as safetensors"),
+            ("[start,start]", "start must be one schedule, for l3rs (got start, start)"),
+            ("[start]", "specialist must be False with the start start, which knows no layer by name (got True)"),
+            ("[icons-resnet34-paper] --model resnet50 --from-scratch", "start must fit the network (got icons-resnet34-paper: "),
+            (
+                "[start] --specialist false --schedule.lr0 0.1",
+                "schedule.lr0 must be that of the start start, 0.02, or left out (got 0.1)",
+            ),
             ("[nowhere] --optimizer velo", "nowhere is not a file; the meta-parameters are published as"),
             ("[file] --optimizer velo", "file: there is int, not names and arrays"),
         ],
         "--lr": [
+            ("0.1", "lr is a setting of other optimizers: l3rs has no learning rate (got 0.1)"),
             ("0 --optimizer velo", "lr must be positive and finite (got 0.0)"),
             (".inf --optimizer velo", "lr must be positive and finite (got inf)"),
         ],

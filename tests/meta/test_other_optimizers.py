@@ -45,7 +45,7 @@ def test_meta_training_starts_from_published_files(tmp_path: Path) -> None:
 def test_settings_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(ValueError, match=r"optimizer must be one of l3rs, velo, celo, celo2, celo2-base.*\(got 'adam'\)"):
         MetaTrainConfig(optimizer="adam")
-    with pytest.raises(ValueError, match="start and lr are settings of other optimizers"):
+    with pytest.raises(ValueError, match=r"lr is a setting of other optimizers: l3rs has no learning rate \(got 0\.1\)"):
         MetaTrainConfig(lr=0.1)
     with pytest.raises(ValueError, match=r"lr must be positive and finite \(got -1\.0\)"):
         MetaTrainConfig(optimizer="celo", lr=-1.0)

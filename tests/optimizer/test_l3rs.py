@@ -15,6 +15,7 @@ from l3rs.controller.config import SIGNALS
 from l3rs.controller.initial import initial_theta
 from l3rs.networks.pretrained import pretrained
 from l3rs.optimizer.reference import ReferenceL3RS
+from l3rs.schedules.find import GENERALIST
 
 
 def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
@@ -181,10 +182,10 @@ def test_going_past_total_steps_warns_once() -> None:
 
 def test_auto_is_the_specialist_where_its_layers_match_and_the_generalist_elsewhere() -> None:
     assert "icons-resnet34' (names and sizes agree)" in repr(L3RS(pretrained(25).named_parameters(), 10))
-    assert "icons-generalist" in repr(L3RS(small_network().named_parameters(), 10))
+    assert GENERALIST in repr(L3RS(small_network().named_parameters(), 10))
     with pytest.warns(UserWarning, match=r"icons-resnet34 knows 110 layers by name.*pass model\.named_parameters\(\)"):
         unnamed = L3RS(pretrained(25).parameters(), 10)
-    assert "icons-generalist" in repr(unnamed)
+    assert GENERALIST in repr(unnamed)
     L3RS(small_network().parameters(), 10)  # of another network: nothing is said (warnings are errors here)
 
 

@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from l3rs import L3RS
+from l3rs.networks.create import resnet
+from l3rs.schedules.find import PAPER_SPECIALIST, SPECIALISTS, START
 
 watches_loss = pytest.mark.parametrize("make", [OPTIMIZERS[name] for name in ("L3RS", "VeLO")], ids=["L3RS", "VeLO"])
 
@@ -174,6 +176,28 @@ def test_a_schedule_that_sees_no_loss_takes_a_bare_step_and_notices_a_loss_that_
     assert equal(weights(networks[0]), weights(networks[2]))
     with pytest.warns(UserWarning, match="nothing in 1 step,"):
         assert watched.skipped_steps == 1
+
+
+@pytest.mark.parametrize("name", [START, *SPECIALISTS])
+def test_a_bare_step_does_with_a_shipped_schedule_that_sees_no_loss(name: str) -> None:
+    torch.manual_seed(0)
+    network = small_network() if name == START else resnet(18, width=4, in_chans=1, num_classes=3)
+    x, y = (batch(0)) if name == START else (torch.randn(4, 1, 32, 32), torch.tensor([0, 1, 2, 0]))
+    optimizer = L3RS(network.named_parameters(), 20, name)
+    F.cross_entropy(network(x), y).backward()
+    before = weights(network)
+    optimizer.step()
+    assert not equal(before, weights(network))
+
+
+@pytest.mark.parametrize("name", ["icons-generalist", PAPER_SPECIALIST])
+def test_a_shipped_schedule_that_sees_the_loss_still_asks_for_it(name: str) -> None:
+    network = small_network() if name == "icons-generalist" else resnet(18, width=4, in_chans=1, num_classes=3)
+    optimizer = L3RS(network.named_parameters(), 20, name)
+    for p in network.parameters():
+        p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match=r"L3RS watches the loss: call step\(loss=loss\)"):
+        optimizer.step()
 
 
 def test_a_wrapper_that_imitates_the_class_hands_the_loss_to_the_optimizer_in_it() -> None:

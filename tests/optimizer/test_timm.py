@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from l3rs import L3RS
 from l3rs.networks.pretrained import pretrained
+from l3rs.schedules.find import GENERALIST
 
 CASES = {
     "plain": lambda w, b: [w, b],
@@ -109,7 +110,7 @@ def resnet() -> nn.Module:
 
 def test_timms_factory_makes_it_once_it_is_registered(resnet: nn.Module) -> None:
     with pytest.warns(UserWarning, match="icons-resnet34 knows 110 layers by name"):
-        assert "icons-generalist" in repr(create_optimizer_v2(resnet, "l3rs", total_steps=10))
+        assert GENERALIST in repr(create_optimizer_v2(resnet, "l3rs", total_steps=10))
     for specialist in (
         create_optimizer_v2(resnet.named_parameters(), "l3rs", lr=0.5, total_steps=10),
         create_optimizer_v2(resnet, "l3rs", lr=0.5, param_group_fn=nn.Module.named_parameters, total_steps=10),

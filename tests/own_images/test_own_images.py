@@ -29,7 +29,7 @@ from l3rs.networks.create import create
 from l3rs.own_images.classifier import describe
 from l3rs.own_images.pictures import confusion, most_confused, plot_confusion
 from l3rs.own_images.rivals import COMPARED, rivals
-from l3rs.schedules.find import save
+from l3rs.schedules.find import GENERALIST, save
 
 ROOT = Path(__file__).parent.parent.parent
 NETWORK = ["--model", "resnet18", "--width", "2", "--side", "16", "--from-scratch", "--batch-size", "4", "--workers", "0"]
@@ -93,7 +93,7 @@ def test_what_a_run_leaves(run: Path) -> None:
     assert classifier.classes == ("grass", "red fox", "狐")
     assert (classifier.model, classifier.width, classifier.transform.side) == ("resnet18", 2, 16)
     assert classifier.training["optimizer"] == "l3rs"
-    assert classifier.training["learned"].startswith("icons-generalist ")
+    assert classifier.training["learned"].startswith(f"{GENERALIST} ")
 
 
 def test_the_summary_is_of_the_best_weights(run: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_schedule_that_does_not_fit_names_one_that_does(photos: Path, tmp_path
     argv = ["finetune", "--data", str(photos), *TINY, "--out", str(tmp_path / "o"), "--learned", str(tmp_path / "other.safetensors")]
     said = fails(argv, capsys)
     assert "--learned must fit resnet18 (got " in said
-    assert said.endswith("icons-generalist fits any, and auto takes one that fits")
+    assert said.endswith(f"{GENERALIST} fits any, and auto takes one that fits")
 
 
 def test_weights_that_do_not_fit_name_a_tensor(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,8 +319,8 @@ def test_a_model_with_other_layers_and_broken_images(photos: Path, tmp_path: Pat
     assert "2 classes of 4 (ant) to 4 (ant) images; 6 train, 2 validate." in said
     assert "1 broken file is left out:" in said
     assert "empty.png: it is empty" in said
-    assert "the schedule icons-generalist" in said
-    assert said.index("icons-generalist was meta-trained to fine-tune pretrained networks: from random weights it is the wrong tool") > 0
+    assert f"the schedule {GENERALIST}" in said
+    assert said.index(f"{GENERALIST} was meta-trained to fine-tune pretrained networks: from random weights it is the wrong tool") > 0
     assert said.index("it is the wrong tool") < said.index("Training with l3rs.")
     assert re.search(r"^l3rs +learned +[01]\.\d{3} ", said, flags=re.MULTILINE)
 
@@ -366,7 +366,7 @@ def test_any_number_of_classes_is_drawn(classes: int, tmp_path: Path) -> None:
 
 def test_the_config_says_which_run_is_there(run: Path) -> None:
     about = json.loads((run / "config.json").read_text())
-    assert (about["model"], about["steps"], about["schedule"].split()[0]) == ("resnet18", 7, "icons-generalist")
+    assert (about["model"], about["steps"], about["schedule"].split()[0]) == ("resnet18", 7, GENERALIST)
     assert "compare" not in about
 
 

@@ -7,6 +7,7 @@ import pytest
 from l3rs.own_images.config import OwnImagesConfig
 from l3rs.own_images.plan import Plan, plan
 from l3rs.own_images.rivals import COMPARED, UNTUNED, rivals, there
+from l3rs.schedules.find import GENERALIST
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,6 @@ def test_untuned_rivals_are_those_whose_library_is_there(monkeypatch: pytest.Mon
 
 
 def test_at_home_the_schedule_is_the_one_that_fits_and_elsewhere_the_generalist() -> None:
-    assert OwnImagesConfig("x").schedule == "icons-generalist"
+    assert OwnImagesConfig("x").schedule == GENERALIST
     assert OwnImagesConfig("x", weights="icons").schedule == "auto"
     assert OwnImagesConfig("x", learned="icons-resnet34").schedule == "icons-resnet34"

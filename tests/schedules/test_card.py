@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from l3rs import LearnedSchedule, load, save, save_pretrained
 from l3rs.schedules.card import generate_model_card, shareable
+from l3rs.schedules.find import START
 
 TRAINING = {
     "config": {
@@ -120,6 +121,32 @@ def test_paths_of_this_machine_stay_here(tmp_path: Path, schedule: LearnedSchedu
     config = about["training"]["config"]
     assert (config["split"], config["weights"], config["start"]) == ("split.json", "backbone.safetensors", ["theta.state"])
     assert load_file(tmp_path / "model.safetensors").keys()  # any reader of safetensors reads it
+
+
+def test_the_card_of_the_start_says_that_nothing_was_learned() -> None:
+    text = generate_model_card(load(START), repo_id="me/start").text
+    assert "| generations | none: it was not meta-trained, and learned nothing; meta-training starts from it |" in text
+    assert "curve.png" not in text
+
+
+def test_the_card_tells_of_meta_gradients_a_start_and_a_zoo(schedule: LearnedSchedule) -> None:
+    config = {
+        **TRAINING["config"],
+        "search": "both",
+        "start": ["start"],
+        "zoo": {"file": "/home/me/zoo.yaml", "weights": "/home/me/runs/zoo"},
+    }  # type: ignore[dict-item]
+    training = shareable({**TRAINING, "config": config})
+    assert training["config"]["zoo"] == {"file": "zoo.yaml", "weights": "zoo"}
+    text = generate_model_card(replace(schedule, training=training), repo_id="me/mine").text
+    assert "| networks | those of zoo.yaml that are not held out, in turn |" in text
+    assert "| started from | start |" in text
+    assert "| search | meta-gradients, then evolution strategies, seed " in text
+    assert "| candidates |" in text
+    assert "| network |" not in text
+    assert "batches of" not in text
+    alone = generate_model_card(replace(schedule, training={"config": {**config, "search": "gradient"}}), repo_id="me/mine").text
+    assert "| candidates |" not in alone
 
 
 HOSTILE = "<script>alert(1)</script> | a\n# b\r\n---\nlicense: mit ![x](https://x.invalid) `c` \x1b[2J \u202e \ud800 <!-- $x$"

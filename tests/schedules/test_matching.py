@@ -16,6 +16,7 @@ from torch import nn
 from l3rs import L3RS, L3RSConfig, LearnedSchedule, load
 from l3rs.controller.initial import initial_theta
 from l3rs.networks.create import resnet, resnet34
+from l3rs.schedules.find import GENERALIST
 
 
 def named(learned: LearnedSchedule, names: list[str], match: str = "name") -> list[str]:
@@ -62,7 +63,7 @@ def test_two_unknown_modules_are_not_a_head(specialist: LearnedSchedule) -> None
 
 
 def test_a_network_of_which_nothing_is_known_has_no_head(specialist: LearnedSchedule) -> None:
-    assert "icons-generalist" in repr(L3RS(nn.Linear(3, 2).named_parameters(), 5))
+    assert GENERALIST in repr(L3RS(nn.Linear(3, 2).named_parameters(), 5))
     with pytest.raises(ValueError, match="but not weight, bias"):
         specialist.slots(2, ["weight", "bias"])
 
@@ -70,10 +71,10 @@ def test_a_network_of_which_nothing_is_known_has_no_head(specialist: LearnedSche
 def test_auto_falls_back_to_the_generalist() -> None:
     resnet50 = timm.create_model("resnet50", num_classes=3)
     for params in (resnet50.named_parameters(), small_network().named_parameters()):
-        assert "icons-generalist" in repr(L3RS(params, 5))
+        assert GENERALIST in repr(L3RS(params, 5))
     with pytest.warns(UserWarning, match=r"110 parameters without names; .*pass model\.named_parameters\(\)"):
         optimizer = L3RS(resnet34(2).parameters(), 5)
-    assert "icons-generalist" in repr(optimizer)
+    assert GENERALIST in repr(optimizer)
 
 
 def test_names_are_asked_for_where_there_are_none() -> None:

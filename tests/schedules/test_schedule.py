@@ -9,6 +9,7 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import random_schedule, small_network
@@ -16,11 +17,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from l3rs.cli import main
-from l3rs.controller.features import feature_names
-from l3rs.schedules.find import GENERALIST, SHIPPED, load, save
-from l3rs.schedules.learned import wrong_tool
+from l3rs.controller.config import ANY_NETWORK
+from l3rs.controller.initial import initial_theta
+from l3rs.schedules.find import CHECKPOINTS, GENERALIST, PAPER_SPECIALIST, SHIPPED, SHIPPED_WEIGHTS, START, load, save
+from l3rs.schedules.learned import identity, wrong_tool
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.schedules.seal import CheckpointError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -120,7 +124,7 @@ def test_metadata_that_are_nested_deep_are_one_line(depth: int, file: Path, caps
 
 
 def test_no_such_file() -> None:
-    with pytest.raises(CheckpointError, match="one of icons-resnet34, icons-generalist"):
+    with pytest.raises(CheckpointError, match=f"one of icons-resnet34, {GENERALIST}"):
         load("icons-resnet50")
 
 
@@ -128,10 +132,33 @@ def test_no_such_file() -> None:
 def test_shipped_schedules_say_how_they_were_made(name: str) -> None:
     schedule = load(name)
     assert schedule.name == name
-    assert len(schedule.layers) == (0 if name == GENERALIST else 110)
-    assert "loss" in {f.split("/")[1] for f in feature_names(schedule.config) if f.startswith("ema/")}
-    assert schedule.training["config"]["steps"] == [10, 100]
-    assert schedule.training["seconds"] > 0
+    assert len(schedule.layers) == (110 if schedule.config.by_layer else 0)
+    if name == START:
+        assert schedule.training == {"generation": 0}
+    else:
+        assert schedule.training["config"]["name"] == name
+        assert 1 <= schedule.training["config"]["steps"][0] < schedule.training["config"]["steps"][1]
+        assert schedule.training["seconds"] > 0
+        assert (CHECKPOINTS / f"{name}.csv").is_file()
+        assert json.loads((CHECKPOINTS / f"{name}.json").read_text()) == schedule.training["config"]
+
+
+def test_what_is_shipped_by_name_is_there_and_nothing_else() -> None:
+    assert {file.stem for file in CHECKPOINTS.glob("*.safetensors")} == {*SHIPPED, *SHIPPED_WEIGHTS}
+
+
+def test_the_start_is_where_meta_training_starts_from() -> None:
+    start = load(START)
+    assert start.config == ANY_NETWORK
+    assert torch.equal(start.theta, initial_theta(ANY_NETWORK, (), seed=0))
+
+
+def test_the_papers_specialists_are_the_very_ones_that_the_committed_rows_are_of() -> None:
+    """Their name changed; their meta-parameters did not."""
+    rows = pd.read_parquet(ROOT / "evaluate" / "results" / "A" / "rows.parquet")
+    for name in (PAPER_SPECIALIST, f"{PAPER_SPECIALIST}-seed1", f"{PAPER_SPECIALIST}-seed2"):
+        assert identity(load(name)) in set(rows.learned)
+    assert not rows.learned.str.match(r"icons-resnet34(-seed\d)? ").any()
 
 
 def test_only_what_was_meta_trained_on_pretrained_networks_is_the_wrong_tool_for_random_weights() -> None:

@@ -1,0 +1,100 @@
+"""Put the schedule of a finished run of meta-training among those that are shipped, or make the unlearned start.
+
+    python pretrain/ship.py runs/icons-resnet34      # its schedule, settings, curve and picture
+    python pretrain/ship.py start                    # where a schedule for any network starts: nothing is learned
+
+writes NAME.safetensors, NAME.json, NAME.csv and NAME.png to `l3rs/schedules/checkpoints`, without folders of this machine. A name that is
+new also belongs in `SHIPPED` of `l3rs/schedules/find.py`. Afterwards, `python tests/optimizer/test_golden.py` writes the first steps anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+from fingerprint import fingerprint
+
+from l3rs import learners
+from l3rs.controller.config import ANY_NETWORK
+from l3rs.controller.initial import initial_theta
+from l3rs.schedules.card import shareable
+from l3rs.schedules.find import CHECKPOINTS, START
+from l3rs.schedules.learned import Learned
+from l3rs.schedules.schedule import LearnedSchedule
+from l3rs.schedules.seal import CheckpointError
+
+
+def start() -> LearnedSchedule:
+    """The unlearned start of a schedule for any network; generation 0, without a run, says that there was no meta-training."""
+    return LearnedSchedule(ANY_NETWORK, (), initial_theta(ANY_NETWORK, (), seed=0), START, {"generation": 0})
+
+
+def of_run(run: Path, newest: bool) -> Learned:
+    """The schedule of a run: the one chosen at its end, or the newest that it validated. Raises CheckpointError if there is none."""
+    if not (run / "config.json").is_file():
+        raise CheckpointError(f"{run} has no config.json: it is no run of l3rs meta-train")
+    config = json.loads((run / "config.json").read_text())
+    chosen = run / f"{config['name']}.safetensors"
+    if chosen.is_file() and not newest:
+        return learners.load(chosen)
+    if not newest:
+        raise CheckpointError(f"{run} has no {chosen.name}: it is not finished; --newest takes the newest that it validated")
+    files = sorted(run.glob("theta-*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{run} has no theta-*.safetensors yet")
+    learned, curve = learners.load(files[-1]), pd.read_csv(run / "curve.csv")
+    generation = int(files[-1].stem.removeprefix("theta-"))
+    seconds = round(float(curve.seconds[curve.generation <= generation].sum()), 1)
+    return replace(cast(Any, learned), name=config["name"], training={"config": config, "generation": generation, "seconds": seconds})
+
+
+def ship(run: Path, folder: Path, name: str | None = None, newest: bool = False) -> list[Path]:
+    """Puts the schedule of a run into a folder, with its settings, curve and picture; gives the files.
+
+    Args:
+        name: instead of the run's own.
+        newest: of a run that still goes on, the newest schedule that it validated, as a stand-in.
+
+    Raises:
+        CheckpointError: the run has no schedule yet.
+    """
+    learned = of_run(run, newest)
+    name = name or learned.name
+    config = {**learned.training["config"], "name": name}
+    learned = replace(cast(Any, learned), name=name, training=shareable({**learned.training, "config": config}))
+    schedule, settings, curve, picture = (folder / f"{name}.{kind}" for kind in ("safetensors", "json", "csv", "png"))
+    learned.write(schedule)
+    if isinstance(learned, LearnedSchedule) and learned.layers and not learned.sizes:
+        fingerprint(schedule)  # of a run of an older version
+    settings.write_text(json.dumps(learned.training["config"], indent=1) + "\n")
+    shutil.copyfile(run / "curve.csv", curve)
+    shutil.copyfile(run / "curve.png", picture)
+    return [schedule, settings, curve, picture]
+
+
+def main() -> None:
+    """Puts it there, and says where."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help=f"folder of a run of l3rs meta-train, or {START}")
+    parser.add_argument("--name", help="its name from now on (default: the run's)")
+    parser.add_argument("--newest", action="store_true", help="the newest schedule of a run that still goes on, as a stand-in")
+    parser.add_argument("--out", type=Path, default=CHECKPOINTS, help="another folder")
+    args = parser.parse_args()
+    if args.run == START:
+        files = [args.out / f"{START}.safetensors"]
+        start().write(files[0])
+    else:
+        try:
+            files = ship(Path(args.run), args.out, args.name, args.newest)
+        except (CheckpointError, OSError) as error:
+            parser.error(str(error))
+    print(*files, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

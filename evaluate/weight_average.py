@@ -58,7 +58,7 @@ Mixture = tuple[float, float]  # span and share; (0, 0) is the last weights
 def run(learned: LearnedSchedule, bench: Workbench, steps: int, task: int, mixtures: list[Mixture]) -> Iterator[tuple[float, ...]]:
     """One run, evaluated at its last weights and at mixtures: span, share, accuracy, loss. Spans within one step are the last weights."""
     tasks, drawn, network = bench.ready("meta-validation", task_seed(task), steps, "start")
-    optimizer = L3RS(network.named_parameters(), steps, learned)
+    optimizer = L3RS(network.named_parameters(), steps, learned, guard=False)  # as meta-training has it
     parameters = list(network.parameters())
     averages = {span: Average(parameters, span * steps) for span, _ in mixtures if span * steps > 1}
     optimizer.register_step_post_hook(lambda *_: [average.update() for average in averages.values()] and None)

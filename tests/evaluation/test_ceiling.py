@@ -28,7 +28,7 @@ specialist: false
 task: {classes: 5, batch_size: 8, evaluation_size: 20}
 head: start
 refresh: true
-schedule: {embedding: 0, descriptors: true, unit: size, lr0: 0.1, initial_mix: 0.5}
+schedule: {embedding: 0, descriptors: true, unit: size, lr0: 0.02, head_logits: 0.3, initial_mix: 0.5}
 """
 STEPS = 3
 

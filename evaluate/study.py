@@ -2,6 +2,7 @@
 
     python evaluate/study.py --config configs/ablations.yaml      # the paper's Tables 2 to 4, and other optimizers as base directions
     python evaluate/study.py --config configs/meta_study.yaml     # what matters most in meta-training: noise, learning rate, population
+    python evaluate/study.py --config configs/search_study.yaml   # gradients or evolution; the start of runs, their statistics and lengths
 
 One row a run is appended to the file that the config names. What is there already is not made again, and a meta-training that was stopped
 goes on where it was. Variants of the paper's tables that are one and the same are made once.
@@ -44,10 +45,9 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds or study.seeds:
         for setting in args.only or study.names:
-            config = study.config(setting, seed)
-            measure(config, setting, runs, args.tasks or study.tasks, study.purpose, out)
+            measure(study, setting, seed, runs, args.tasks or study.tasks, out)
             if study.mixes and setting in study.settings:
-                mix(config, setting, runs, out.parent / Path(study.mixes).name)
+                mix(study.config(setting, seed), setting, runs, out.parent / Path(study.mixes).name)
 
 
 if __name__ == "__main__":

@@ -20,16 +20,16 @@ from l3rs.evaluation.pages import MISSING
 START = "the start"
 
 
-def with_start(rows: pd.DataFrame, setting: str) -> pd.DataFrame:
-    """Adds a setting before any generation as one more setting, `START`, of one seed: luck has no part in it."""
+def with_start(rows: pd.DataFrame, setting: str, called: str = START) -> pd.DataFrame:
+    """Adds a setting before any generation as one more setting, of one seed: luck has no part in it. Its name begins with `START`."""
     before = rows[(rows.setting == setting) & (rows.generation == 0)]
-    whole: pd.DataFrame = pd.concat([rows, before[before.meta_seed == before.meta_seed.min()].assign(setting=START)], ignore_index=True)
+    whole: pd.DataFrame = pd.concat([rows, before[before.meta_seed == before.meta_seed.min()].assign(setting=called)], ignore_index=True)
     return whole
 
 
 def at_the_end(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     """Picks the rows after meta-training, with a column `value`; a run that diverged has the worst."""
-    ends = rows[(rows.generation > 0) | (rows.setting == START)]
+    ends = rows[(rows.generation > 0) | rows.setting.astype(str).str.startswith(START)]
     return ends.assign(value=ends[measure].fillna(WORST[measure]))
 
 

@@ -140,7 +140,7 @@ def differences(sources: Sources) -> Iterator[tuple[str, Picture]]:
         others = {name: setting for name, setting in called.items() if setting != reference}
         caption = f"{what[0].upper()}{what[1:]}: each one's lead over {reference!r}. Bars are 95% intervals, of tasks and of seeds."
         lacking = [setting for setting in others.values() if setting not in {setting for setting, _ in found}]
-        commands = (made.command(made.names if rows.empty else lacking),) if lacking else ()
+        commands = (made.command(made.judged if rows.empty else lacking),) if lacking else ()
         yield section, forest(f"{title}, differences", caption, found, others, "points of accuracy", commands)
 
 

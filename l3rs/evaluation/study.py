@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,9 @@ class Study:
         variants: adds the paper's variants, `l3rs.schedules.variants`.
         workers: processes of a meta-training; 0 takes one for each core.
         mixes: CSV file for the mean of mu along two runs of each of `settings`; None writes none.
+        uses: what the runs that judge a schedule have, by what is added to the setting's name in the rows: `head`, `refresh`, and
+            `settings`, to judge only these so. As it is, all have a random head and running statistics.
+        starts: settings that are judged before meta-training too; None is all.
     """
 
     file: Path
@@ -79,6 +82,8 @@ class Study:
     variants: bool = False
     workers: int = 0
     mixes: str | None = None
+    uses: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+    starts: tuple[str, ...] | None = None
 
     @classmethod
     def read(cls, file: Path) -> Study:
@@ -96,6 +101,19 @@ class Study:
         """The names of all settings."""
         return tuple(self.overrides)
 
+    def used(self, setting: str) -> dict[str, dict[str, Any]]:
+        """What the runs that judge a setting have, by its names in the rows."""
+        return {
+            f"{setting}{added}": {name: value for name, value in use.items() if name != "settings"}
+            for added, use in self.uses.items()
+            if setting in use.get("settings", self.names)
+        }
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """All names in the rows."""
+        return tuple(name for setting in self.names for name in self.used(setting))
+
     def config(self, setting: str, seed: int) -> MetaTrainConfig:
         """The config of a setting and a seed of meta-training."""
         changes = {**self.base, "workers": self.workers, **self.overrides[setting], "nes.seed": seed}
@@ -107,8 +125,9 @@ class Study:
         return read_rows(root / self.rows, COLUMNS)
 
     def command(self, lacking: Collection[str]) -> str:
-        """The command that makes the rows of these settings."""
-        only = "" if set(lacking) >= set(self.names) else f" --only {' '.join(map(shlex.quote, lacking))}"
+        """The command that makes these of the rows, by their names."""
+        settings = [setting for setting in self.names if not self.used(setting).keys().isdisjoint(lacking)]
+        only = "" if len(settings) == len(self.names) else f" --only {' '.join(map(shlex.quote, settings))}"
         return f"python evaluate/study.py --config configs/{self.file.name}{only}"
 
 
@@ -126,33 +145,33 @@ def trained(config: MetaTrainConfig, setting: str, runs: Path) -> Path:
     return folder
 
 
-def measure(config: MetaTrainConfig, setting: str, runs: Path, tasks: int, purpose: str, out: Path) -> None:
-    """Meta-trains `config` unless that is done, and appends to `out` the rows that are missing of its start and its end.
+def measure(study: Study, setting: str, seed: int, runs: Path, tasks: int, out: Path) -> None:
+    """Meta-trains a setting unless that is done, and appends to `out` the rows that are missing of its start and its end.
 
     Args:
-        config: its `validation_steps` are the horizons of the rows.
-        setting: its name in the rows.
+        study: the horizons of the rows are its `validation_steps`.
+        setting, seed: of meta-training.
         runs: the parent of its folder.
         tasks: at each horizon, the same for all settings.
-        purpose: of the tasks' classes.
         out: CSV file with `COLUMNS`.
     """
-    seed = config.nes.seed
+    config, uses = study.config(setting, seed), study.used(setting)
     rows = read_rows(out, COLUMNS)
-    there = rows[(rows.setting == setting) & (rows.meta_seed == seed)]
-    done = set(zip(there.generation, there.steps, there.task, strict=True))
-    wanted = [(g, s, t) for g in (0, config.generations) for t in range(tasks) for s in config.validation_steps]
+    there = rows[rows.meta_seed == seed]
+    done = set(zip(there.setting, there.generation, there.steps, there.task, strict=True))
+    generations = (0, config.generations) if study.starts is None or setting in study.starts else (config.generations,)
+    wanted = [(name, g, s, t) for name in uses for g in generations for t in range(tasks) for s in config.validation_steps]
     missing = [key for key in wanted if key not in done]
     if not missing:
         return
     folder = trained(config, setting, runs)
     seconds = round(float(pd.read_csv(folder / "curve.csv").seconds.sum()), 1)
     bench = workbench(config.workload, config.task)
-    for generation, steps, task in tqdm(missing, desc=f"{setting}, seed {seed}"):
+    for name, generation, steps, task in tqdm(missing, desc=f"{setting}, seed {seed}"):
         learned = LEARNERS[config.optimizer].read(folder / f"theta-{generation:05d}.safetensors")
-        report = fine_tune(learned, learned.theta, bench, purpose, task_seed(task), steps)
+        report = fine_tune(learned, learned.theta, bench, study.purpose, task_seed(task), steps, **uses[name])
         found = (round(report.accuracy[steps], 6), round(report.loss[steps], 6))
-        values = (setting, seed, generation, steps, task, *found, seconds if generation else 0.0)
+        values = (name, seed, generation, steps, task, *found, seconds if generation else 0.0)
         append_rows(out, [dict(zip(COLUMNS, values, strict=True))], COLUMNS)
 
 

@@ -33,6 +33,7 @@ ABLATIONS = {
 }
 ABLATED_FROM = NAMES[L3RSConfig()]  # the reference of ablations
 STUDY, STUDIED_FROM = "What matters in meta-training", "base"
+STUDIES = {"meta_study": "Settings", "search_study": "Searches"}  # their titles
 INTERVALS = (
     "Brackets: the 95% interval, for the noise of tasks and of meta-training seeds; the variance between seeds is pooled over the settings "
     "with several. A difference whose interval holds 0 is called noise. One in twenty pure-noise differences will look real."
@@ -185,8 +186,10 @@ def ablated(study: Study) -> Iterator[tuple[str, str, dict[str, str]]]:
 
 def lacking(frame: pd.DataFrame, called: Mapping[str, str], study: Study, rows: pd.DataFrame) -> tuple[str, ...]:
     """Finds the command that makes a table's missing rows; empty if none are."""
-    names = [name for name, line in zip(called.values(), (frame == MISSING).any(axis=1), strict=True) if line and name != START]
-    return (study.command(study.names if rows.empty else names),) if names else ()
+    names = [
+        name for name, line in zip(called.values(), (frame == MISSING).any(axis=1), strict=True) if line and not name.startswith(START)
+    ]
+    return (study.command(study.judged if rows.empty else names),) if names else ()
 
 
 def ablations(sources: Sources) -> Iterator[tuple[str, Table]]:
@@ -206,21 +209,25 @@ def ablations(sources: Sources) -> Iterator[tuple[str, Table]]:
 
 def study(sources: Sources) -> Iterator[tuple[str, Table]]:
     """The settings that matter most in meta-training."""
-    made, rows, called = studied(sources)
-    for measure in MEASURES:
-        caption = (
-            f"Settings of meta-training at equal cost; each is named after its difference from the base. Evaluation {measure} on "
-            "meta-validation tasks, mean ± standard deviation over tasks, seeds averaged."
-        )
-        frame = ablation(rows, called, sorted(rows.steps.unique()) or [10, 25, 50], measure)
-        yield STUDY, Table(f"Settings, {measure}", caption, frame, lacking(frame, called, made, rows))
-    yield from compared(STUDY, "Settings", rows, STUDIED_FROM, called)
+    for name, title in STUDIES.items():
+        made, rows, called = studied(sources, name)
+        for measure in MEASURES:
+            caption = (
+                f"Settings of meta-training at equal cost; each is named after its difference from the base. Evaluation {measure} on "
+                "meta-validation tasks, mean ± standard deviation over tasks, seeds averaged."
+            )
+            frame = ablation(rows, called, sorted(rows.steps.unique()) or [10, 25, 50], measure)
+            yield STUDY, Table(f"{title}, {measure}", caption, frame, lacking(frame, called, made, rows))
+        yield from compared(STUDY, title, rows, STUDIED_FROM, called)
 
 
-def studied(sources: Sources) -> tuple[Study, pd.DataFrame, dict[str, str]]:
+def studied(sources: Sources, name: str = "meta_study") -> tuple[Study, pd.DataFrame, dict[str, str]]:
     """Returns the study, its rows, and its settings with the start."""
-    made = sources.study("meta_study")
-    return made, with_start(sources.measured(made), STUDIED_FROM), {name: name for name in (START, *made.names)}
+    made = sources.study(name)
+    rows, starts = sources.measured(made), {STUDIED_FROM + added: START + added for added in made.uses}
+    for setting, start in starts.items():
+        rows = with_start(rows, setting, start)
+    return made, rows, {name: name for name in (*starts.values(), *made.judged)}
 
 
 def compared(section: str, title: str, rows: pd.DataFrame, reference: str, called: Mapping[str, str]) -> Iterator[tuple[str, Table]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from l3rs.controller.decide import meta_shapes, unflatten
+from l3rs.controller.decide import unflatten
 from l3rs.meta.batch_norm import batch_norm
 from l3rs.meta.twice import TWICE
 from l3rs.optimizer.differentiable import DifferentiableL3RS, State
@@ -55,6 +55,8 @@ def meta_gradient(
     last: int = 20,
     checkpoint: bool = False,
     insignificant: float = 0.0,
+    form: type[DifferentiableL3RS] = DifferentiableL3RS,
+    back: bool = True,
 ) -> MetaGradient:
     """The gradient through one run of `steps` steps from the network's present weights, which stay as they are.
 
@@ -72,6 +74,8 @@ def meta_gradient(
             (the norm of its gradient times that of its weights) is below this share of the largest. 0 is the exact gradient. Where a
             layer's gradient is next to nothing, as behind a scale that starts at 0, its direction turns with every rounding, and the
             exact gradient is as good as infinite.
+        form: what decides on each step, and from which meta-parameters.
+        back: whether to go back through the run; else the gradient is zero.
 
     Raises:
         ValueError: a value is not what it must be, or the schedule mixes a direction that has no derivative.
@@ -81,7 +85,7 @@ def meta_gradient(
     if steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1 (got {steps})")
     batch = batches if callable(batches) else batches.__getitem__
-    return _Unroll(learned, network, batch, steps, held_out, statistics, last, checkpoint, insignificant).gradient()
+    return _Unroll(learned, network, batch, steps, held_out, statistics, last, checkpoint, insignificant, form).gradient(back)
 
 
 class _Graph(NamedTuple):
@@ -107,6 +111,7 @@ class _Unroll:
         last: int,
         checkpoint: bool,
         insignificant: float,
+        form: type[DifferentiableL3RS] = DifferentiableL3RS,
     ) -> None:
         self.checkpoint, self.insignificant = checkpoint, insignificant
         self.network, self.batch, self.steps, self.held_out = network, batch, steps, held_out
@@ -116,8 +121,8 @@ class _Unroll:
         self.last_channels = {name for name, p in trained.items() if p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last)}
         self.sizes = [p.numel() for p in trained.values()]
         self.first = torch.cat([self._flat(name, p.detach()) for name, p in trained.items()])
-        self.optimizer = DifferentiableL3RS(learned, dict(network.named_parameters()), steps)
-        self.meta_shapes = meta_shapes(learned.config, learned.layers)
+        self.optimizer = form(learned, dict(network.named_parameters()), steps)
+        self.meta_shapes = self.optimizer.meta_shapes
         self.meta_theta = learned.theta.detach().to(self.first)
         self.buffers = {name: b.detach().clone() for name, b in network.named_buffers()}
         self.layers = _normalizations(network)
@@ -143,16 +148,18 @@ class _Unroll:
 
     # -- there and back ----------------------------------------------------------------------------------------------------------------
 
-    def gradient(self) -> MetaGradient:
+    def gradient(self, back: bool = True) -> MetaGradient:
+        keep = back and not self.checkpoint
         nothing = MetaGradient(torch.zeros_like(self.meta_theta), math.nan, math.nan, [])
         meta = unflatten(self.meta_theta, self.meta_shapes)
         state, states, losses, buffers = self.optimizer.start(self.first), [], [], dict(self.buffers)
         graphs: list[_Graph] = []
         for k in range(self.steps):
-            states.append(state)
-            graph = self._graph(state.theta, k, keep=not self.checkpoint)
+            if back:
+                states.append(state)
+            graph = self._graph(state.theta, k, keep)
             g, loss, seen = graph.g.detach(), graph.loss.detach(), {name: t.detach() for name, t in graph.seen.items()}
-            if not self.checkpoint:
+            if keep:
                 graphs.append(graph)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]) or not g.isfinite().all():
@@ -166,6 +173,8 @@ class _Unroll:
         loss, accuracy, of_theta, of_buffers = self._evaluate(ends, buffers)
         if not loss.isfinite():
             return nothing
+        if not back:
+            return replace(nothing, loss=loss.item(), accuracy=accuracy.item(), train_losses=losses)
         if self.refreshed:
             of_theta = of_theta + self._through_mean(ends, of_buffers)
             of_buffers = {}

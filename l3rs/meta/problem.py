@@ -27,6 +27,7 @@ from l3rs.meta.gradient_lanes import GradientLane
 from l3rs.meta.gradients import MetaGradient, meta_gradient
 from l3rs.meta.nes import Problem
 from l3rs.networks.layer_groups import layer_groups
+from l3rs.optimizer.differentiable import DifferentiableL3RS
 from l3rs.schedules.learned import Learned
 from l3rs.schedules.schedule import LearnedSchedule
 
@@ -121,6 +122,8 @@ class FineTuning(Problem):
         config: workload, tasks, objective and penalty.
         workers: processes to evaluate in; 1 is this process.
     """
+
+    form: type[DifferentiableL3RS] = DifferentiableL3RS  # of the steps that meta-gradients go through
 
     def __init__(self, learned: Learned, config: MetaTrainConfig, workers: int = 1) -> None:
         self.learned, self.config = learned, config
@@ -302,28 +305,30 @@ class FineTuning(Problem):
         return [(i, self._gradient(theta, *tasks[i])) for i in shares(tasks, processes)[self.actor_index or 0]]
 
     def _gradient(self, theta: Tensor, seed: int, steps: int) -> TaskGradient:
-        c = self.config
         try:
-            setting = c.setting("meta-train", seed)
-            bench = self._bench(setting)
-            tasks, task, network = bench.ready("meta-train", seed, steps, setting.head, c.head_batches, c.precision)
-            device = next(network.parameters()).device
-            learned = replace(cast(LearnedSchedule, self.learned), theta=theta)
-            with stem_kept(network, setting.frozen):
-                found = meta_gradient(
-                    learned,
-                    network,
-                    lambda k: tuple(t.to(device) for t in task.batch(tasks.images, k)),  # type: ignore[arg-type, return-value]
-                    steps,
-                    tuple(t.to(device) for t in task.held_out(tasks.images)),  # type: ignore[arg-type]
-                    "refreshed" if c.refresh else "running",
-                    REFRESH,
-                    checkpoint=steps >= c.gradient.checkpoint_from,
-                    insignificant=c.gradient.insignificant,
-                )
+            return self._told(theta, self.through(theta, "meta-train", seed, steps))
         except Exception as error:
             return self._told(theta, Failed(error))
-        return self._told(theta, found)
+
+    def through(self, theta: Tensor, purpose: str, seed: int, steps: int, back: bool = True) -> MetaGradient:
+        """One run of the differentiable step on a task over the classes of this purpose, there and `back`."""
+        c, setting = self.config, self.config.setting(purpose, seed)
+        tasks, task, network = self._bench(setting).ready(purpose, seed, steps, setting.head, c.head_batches, c.precision)
+        device = next(network.parameters()).device
+        with stem_kept(network, setting.frozen):
+            return meta_gradient(
+                replace(cast(LearnedSchedule, self.learned), theta=theta),
+                network,
+                lambda k: tuple(t.to(device) for t in task.batch(tasks.images, k)),  # type: ignore[arg-type, return-value]
+                steps,
+                tuple(t.to(device) for t in task.held_out(tasks.images)),  # type: ignore[arg-type]
+                "refreshed" if c.refresh else "running",
+                REFRESH,
+                steps >= c.gradient.checkpoint_from,
+                c.gradient.insignificant,
+                self.form,
+                back,
+            )
 
     def _surviving(self, work: Callable[[], T], replacements: int = REPLACEMENTS) -> T:
         try:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from l3rs.controller.decide import Meta, decide
+from l3rs.controller.decide import Decision, Meta, decide, meta_shapes
 from l3rs.controller.describe import Sizes, describe, layer_table
 from l3rs.controller.features import shown_directions
 from l3rs.schedules.schedule import LearnedSchedule
@@ -46,12 +46,15 @@ class DifferentiableL3RS:
         network: all parameters by name; those that require a gradient have one in every step.
         total_steps: K.
 
+    Attributes:
+        meta_shapes: names and shapes of the meta-parameters.
+
     Raises:
         ValueError: the schedule mixes a direction that is not built in, whose derivative is not known.
     """
 
     def __init__(self, learned: LearnedSchedule, network: Mapping[str, Tensor], total_steps: int) -> None:
-        self.config = learned.config
+        self.config, self.meta_shapes = learned.config, meta_shapes(learned.config, learned.layers)
         self.total_steps: int | Tensor = total_steps  # a tensor where the step is captured
         unknown = [name for name in self.config.directions if not hasattr(self, name)]
         if unknown:
@@ -185,7 +188,7 @@ class DifferentiableL3RS:
             shown = torch.where(trusted, weights.unsqueeze(1), norms)
         sizes = self.sizes(weights, grads) if self.sizes else None
         features, averages = self.features(meta, state.averages, weights, grads, sizes, shown, loss, taken)
-        lam, mu = decide(self._mlp(meta), features, c.controller)
+        lam, mu = self.decide(meta, features, taken)
         lengths = lam * self.units(weights, sizes)
         there = norms > 0
         scales = torch.where(there, lengths.unsqueeze(1) * mu / torch.where(there, norms, 1), 0)
@@ -193,9 +196,12 @@ class DifferentiableL3RS:
             theta = cast(Tensor, _Moved.apply(theta, scale, x, self.layer_sizes))  # type: ignore[no-untyped-call]
         return State(theta, averages, tuple(moments.values()))
 
-    def _mlp(self, meta: Meta) -> Meta:
+    def decide(self, meta: Meta, features: Tensor, taken: int | Tensor) -> Decision:
+        """lambda and mu of all layers in the step after `taken` others."""
         mlp = {name: t for name, t in meta.items() if len(name) == 2}
-        return {name: t.index_select(0, self.slots) for name, t in mlp.items()} if self.config.controller == "layerwise" else mlp
+        if self.config.controller == "layerwise":
+            mlp = {name: t.index_select(0, self.slots) for name, t in mlp.items()}
+        return decide(mlp, features, self.config.controller)
 
 
 def constant(values: Sequence[float], like: Tensor) -> Tensor:

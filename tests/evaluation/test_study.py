@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from l3rs.evaluation.study import COLUMNS, with_overrides
+from l3rs.evaluation.study import COLUMNS, Study, measure, with_overrides
+from l3rs.finetuning.unroll import Report
 from l3rs.meta.config import MetaTrainConfig
 
 ROOT = Path(__file__).parent.parent.parent
@@ -61,6 +63,29 @@ def test_a_study_is_run_and_goes_on_where_it_was(
     with pytest.raises(SystemExit):
         script("--only", "none")
     assert "--only must be one or more of 'plain', 'SGD, Celo2-base' (got 'none')" in capsys.readouterr().err
+
+
+def test_a_schedule_is_judged_in_the_uses_of_its_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uses = """starts: [plain]
+uses:
+  "": {head: start, refresh: true}
+  ", at random": {head: random, settings: [plain]}
+"""
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("mixes: mixes.csv", uses))
+    study, met = Study.read(tmp_path / "tiny.yaml"), []
+    monkeypatch.setattr("l3rs.evaluation.study.fine_tune", lambda *_, **use: met.append(use) or Report([], {2: 0.5}, {2: 0.5}))
+    monkeypatch.setattr("l3rs.evaluation.study.trained", lambda *_: tmp_path)
+    (tmp_path / "curve.csv").write_text("seconds\n3.0\n")
+    monkeypatch.setattr("l3rs.evaluation.study.LEARNERS", {"l3rs": SimpleNamespace(read=lambda _: SimpleNamespace(theta=None))})
+    for setting in study.names:
+        measure(study, setting, 3, tmp_path, 1, tmp_path / "rows.csv")
+    there = (tmp_path / "rows.csv").read_text().splitlines()[1:]
+    random = '"plain, at random"'
+    assert [line.rpartition(",3,")[0] for line in there] == ["plain", "plain", random, random, '"SGD, Celo2-base"']
+    assert [use["head"] for use in met] == ["start", "start", "random", "random", "start"]
+    assert study.judged == ("plain", "plain, at random", "SGD, Celo2-base")
+    assert study.command(["plain, at random"]).endswith("--only plain")
+    assert study.command(study.judged).endswith("tiny.yaml")
 
 
 def test_a_setting_that_is_none_is_named() -> None:

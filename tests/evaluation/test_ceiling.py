@@ -1,0 +1,132 @@
+"""Schedules without a controller: their gradient, that they begin as the start does, and the scripts that judge them and averages."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import batch, random_schedule, small_network
+
+from l3rs.evaluation.ceiling import UNUSED, FromTable, Tables, as_table, with_directions
+from l3rs.finetuning.tasks import task_seed
+from l3rs.meta.config import MetaTrainConfig, read_config
+from l3rs.meta.gradients import meta_gradient
+from l3rs.meta.problem import FineTuning
+from l3rs.meta.train import start
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = """
+model: resnet18
+width: 4
+from_scratch: true
+search: gradient
+specialist: false
+task: {classes: 5, batch_size: 8, evaluation_size: 20}
+head: start
+refresh: true
+schedule: {embedding: 0, descriptors: true, unit: size, lr0: 0.02, head_logits: 0.3, initial_mix: 0.5}
+"""
+STEPS = 3
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> MetaTrainConfig:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return read_config(tmp_path / "tiny.yaml", workers=1, meta_batch=1, steps=(STEPS, STEPS))
+
+
+def test_the_gradient_of_a_table_against_finite_differences() -> None:
+    network = small_network(torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    table = 0.3 * torch.randn(STEPS * 7 * 3 + 3, generator=generator, dtype=torch.float64)  # Adam's hyperparameters are the last
+    learned = replace(random_schedule(network, lr0=2e-2), theta=table)
+    held_out = batch(9, torch.float64)
+
+    def at(theta: torch.Tensor, back: bool = False) -> tuple[float, torch.Tensor]:
+        found = meta_gradient(
+            replace(learned, theta=theta), network, lambda k: batch(k, torch.float64), STEPS, held_out, form=FromTable, back=back
+        )
+        return found.loss, found.theta
+
+    loss, gradient = at(table, back=True)
+    assert at(table) == (loss, pytest.approx(torch.zeros_like(table)))
+    for part in (slice(None, -3), slice(-3, None)):
+        along = torch.zeros_like(table)
+        along[part] = torch.randn(len(table[part]), generator=generator, dtype=torch.float64)
+        along, h = along / along.norm(), 1e-5
+        far, near = (at(table + step * along)[0] - at(table - step * along)[0] for step in (2 * h, h))
+        slope = (8 * near - far) / (12 * h)
+        assert float(gradient @ along) == pytest.approx(slope, rel=1e-5, abs=1e-9)
+
+
+def test_the_table_of_a_schedule_without_eyes_makes_its_runs(config: MetaTrainConfig) -> None:
+    begun, task = start(config), [(task_seed(0), STEPS)]
+    theta = as_table(begun, config, STEPS, (0,), begun.config.directions)
+    table = replace(begun, theta=theta)
+    (mine,) = Tables(table, config).runs(theta, "meta-validation", task)
+    (its,) = FineTuning(begun, config).runs(begun.theta, "meta-validation", task)
+    assert mine == pytest.approx(its, rel=1e-4)
+    problem = Tables(table, config)
+    problem.tasks = task
+    assert problem.gradients(theta)[0].theta.any()
+    three = (*begun.config.directions, "lion")
+    wider = with_directions(begun, three)
+    logits = FromTable(wider, dict(small_network().named_parameters()), STEPS).meta_shapes
+    assert list(logits) == ["table", "adam/beta1", "adam/beta2", "adam/eps", "lion/beta1", "lion/beta2"]
+    begins = as_table(begun, config, STEPS, (0, 1), three)
+    layers = (len(begins) - 5) // (4 * STEPS)
+    shares = begins[:-5].view(STEPS, layers, 4)[..., 1:].exp()
+    assert shares[..., 2].allclose(shares[..., :2].sum(dim=-1) / 2 * torch.tensor(UNUSED).exp())
+    with pytest.raises(ValueError, match=r"directions must begin with those of the schedule, sgd, adam \(got adam, sgd\)"):
+        as_table(begun, config, STEPS, (0,), ("adam", "sgd"))
+
+
+def test_the_scripts_judge_and_go_on_where_they_were(
+    tmp_path: Path, config: MetaTrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    import ceiling
+    import weight_average
+
+    other = replace(start(config), name="other")
+    other.write(tmp_path / "other.safetensors")
+    common = ("--config", str(tmp_path / "tiny.yaml"), "--learned", str(tmp_path / "other.safetensors"), "--steps", "3")
+
+    def script(module: object, rows: str, *arguments: str) -> pd.DataFrame:
+        monkeypatch.setattr(sys, "argv", ["script", *common, *arguments, "--rows", str(tmp_path / rows)])
+        module.main()  # type: ignore[attr-defined]
+        return pd.read_csv(tmp_path / rows)
+
+    learning = ("--recorded", "1", "--out", str(tmp_path / "runs"))
+    first = script(ceiling, "a.csv", "--iterations", "2", "--tasks", "1", *learning)
+    arms = ["unlearned start", "other", "other, averaged", "table of 2 directions"]
+    assert first.arm.tolist() == arms
+    assert first.accuracy[0] == first.accuracy[1]
+    assert first.seconds[3] > 0
+    again = script(ceiling, "a.csv", "--iterations", "2", "--tasks", "2", *learning)
+    assert again.groupby("arm").task.apply(list).to_dict() == {arm: [0, 1] for arm in arms}
+    assert again.iloc[:4].equals(first)
+    assert again[again.arm == arms[3]].seconds.nunique() == 1  # nothing was learned anew
+    assert "3 steps, loss     table of 2 directions" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        script(ceiling, "a.csv", "--iterations", "2", "2")
+    averaged = script(weight_average, "b.csv", "--tasks", "1", "--others", "1")
+    assert averaged.groupby("task").size().tolist() == [2 * (1 + 2 * 4), 2 * 2]  # all mixtures of two spans of more than a step; the best
+    assert script(weight_average, "b.csv", "--tasks", "1", "--others", "1").equals(averaged)
+    assert "gains" in capsys.readouterr().out
+
+
+def test_an_average_forgets_at_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    import weight_average
+
+    p = torch.tensor([1.0])
+    average = weight_average.Average([p], 2.0)
+    for value in (1.0, 2.0, 4.0):
+        p.fill_(value)
+        average.update()
+    assert average.values()[0].item() == pytest.approx((1 * 0.25 + 2 * 0.5 + 4) / 1.75)

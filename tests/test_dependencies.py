@@ -34,7 +34,7 @@ losses = []
 for step in range(30):
     if step == 15:
         state, model = optimizer.state_dict(), copy.deepcopy(model)
-        optimizer = l3rs.L3RS(model.named_parameters(), total_steps=30)
+        optimizer = l3rs.L3RS(model.named_parameters(), total_steps=30, learned=optimizer.learned)
         optimizer.load_state_dict(state)
     loss = F.cross_entropy(model(images), labels)
     optimizer.zero_grad()

@@ -47,7 +47,7 @@ def test_both_halve_every_half_life() -> None:
         (lambda: MetaTrainConfig(steps=(0, 5)), r"steps must be two whole numbers of at least 1, .*\(got \[0, 5\]\)"),
         (lambda: MetaTrainConfig(steps=(6, 5)), r"steps must be .*, the smaller first \(got \[6, 5\]\)"),
         (lambda: MetaTrainConfig(steps_distribution="normal"), r"steps_distribution must be one of uniform, log-uniform \(got 'normal'\)"),
-        (lambda: MetaTrainConfig(objective="accuracy"), r"objective must be one of final, mean, error \(got 'accuracy'\)"),
+        (lambda: MetaTrainConfig(objective="accuracy"), r"objective must be one of final, log, mean, error \(got 'accuracy'\)"),
         (lambda: MetaTrainConfig(precision="float16"), r"precision must be one of float32, bfloat16 \(got 'float16'\)"),
         *(
             (lambda name=name: MetaTrainConfig(**{name: 0}), rf"{name} must be at least 1 \(got 0\)")

@@ -100,7 +100,7 @@ def step(run: Run, k: int, gradient: str) -> str:
         p.grad_dtype = None  # any
         p.grad = GRADIENTS[gradient](g.to(p.dtype)) if p.requires_grad else torch.zeros_like(p)
     try:
-        optimizer.step(loss=torch.tensor(1.0 + k))  # type: ignore[call-arg]
+        optimizer.step(loss=torch.tensor(1.0 + 0.5 * k))  # type: ignore[call-arg]
     except ValueError as error:
         return str(error)
     return ""

@@ -17,7 +17,7 @@ def test_a_schedules_name_controls_no_terminal(tmp_path: Path, monkeypatch: pyte
         raise KeyboardInterrupt
 
     monkeypatch.setattr(compare, "execute_all", nothing_more)
+    named = Chosen(replace(load("icons-generalist"), name="mine\x1b[31m"))
     with Results(tmp_path, {}) as results, pytest.raises(KeyboardInterrupt):
-        named = Chosen(replace(load("icons-generalist"), name="mine\x1b[31m"))
         finetune(FinetuneConfig(tasks=1, steps=(1,), out=tmp_path), named, results)
     assert r"the schedule mine\x1b[31m (" in capsys.readouterr().out

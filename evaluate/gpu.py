@@ -63,7 +63,7 @@ def part(name: str, share: float, *rows: str) -> Part:
 
 
 PARTS = (
-    part("tests", 9, "tests", "cpu", "wait", "graph", "triton", "interpreter", "learned", "lanes", "precisions"),
+    part("tests", 9, "tests", "cpu", "wait", "graph", "triton", "interpreter", "learned", "lanes", "precisions", "guard"),
     part("step", 5, "step"),
     part("share", 5, "share"),
     part("samples", 6, "samples"),

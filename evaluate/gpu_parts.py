@@ -35,6 +35,7 @@ ROW_OF_TEST = {  # a part of its name: the row of GPU.md that it is for; the fir
     "other_learned": "learned",
     "on_a_gpu": "lanes",
     "lightning": "precisions",
+    "the_guard": "guard",
 }
 TWO_CORES = ROOT / "evaluate" / "results" / "meta_throughput.csv"
 PYLO = {"velo": (206, 50), "small-fc": (191, 39)}  # samples a second on an A100, with CUDA kernels and without, as its paper reports

@@ -112,7 +112,10 @@ def test_the_script_writes_sizes_and_nothing_else_into_older_files(tmp_path: Pat
     learned, file = load(NAME), tmp_path / "old.safetensors"
     save(replace(learned, sizes=()), file)
     assert "knows its network by the sizes of 108 layers" in fingerprint(file)
-    assert file.read_bytes() == (CHECKPOINTS / f"{NAME}.safetensors").read_bytes()
+    (about, tensors), (shipped, kept) = read_sealed(file), read_sealed(CHECKPOINTS / f"{NAME}.safetensors")
+    assert about == shipped
+    assert tensors.keys() == kept.keys()
+    assert all(torch.equal(t, kept[name]) for name, t in tensors.items())
     assert "knows no network" in fingerprint(CHECKPOINTS / f"{find.GENERALIST}.safetensors")
 
 

@@ -138,6 +138,7 @@ def test_commands_that_lack_their_extra_end_in_a_line(core: Path, images: Path) 
     assert ends_in("l3rs finetune needs PyTorch Lightning: pip install 'l3rs[lightning]'", own)
 
 
+@pytest.mark.slow
 def test_images_are_enough_for_the_comparison(images: Path) -> None:
     done = command(images, "finetune", "--tasks", "1", "--steps", "2", "--optimizers", "l3rs", "adam", "--workers", "1")
     assert done.returncode == 0, done.stderr

@@ -43,7 +43,7 @@ def test_a_command_without_stdout_and_stderr_ends_as_any_other() -> None:
         assert subprocess.run(["bash", "-c", shell], check=False).returncode == code
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.slow)])
 def test_characters_that_the_terminal_lacks_are_escaped(encoding: str, tmp_path: Path) -> None:
     for name in ("猫", "犬"):
         (tmp_path / name).mkdir()

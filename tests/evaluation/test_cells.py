@@ -137,6 +137,7 @@ def test_a_run_that_fails_is_a_row_with_its_error_and_the_others_go_on() -> None
     assert math.isnan(row["accuracy"])
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_makes_the_same_rows() -> None:
     good, other = (p.run for p in plan(cell(COSINE, horizons={2: 2})))
     bad = replace(other, purpose="nobody's")

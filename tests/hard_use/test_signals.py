@@ -65,6 +65,7 @@ def test_own_images_with_processes(which: signal.Signals, code: int, tmp_path: P
     assert errors == ""
 
 
+@pytest.mark.slow
 @BOTH
 def test_predictions(which: signal.Signals, code: int, tmp_path: Path) -> None:
     classifier = Classifier("resnet18", 2, ("ant", "bee"), Transform(16, 18, 3, "bilinear", (0.5,) * 3, (0.25,) * 3))

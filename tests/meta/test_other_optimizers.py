@@ -19,7 +19,7 @@ from l3rs.meta.train import meta_train
 from l3rs.schedules.seal import CheckpointError
 
 
-@pytest.mark.parametrize(("optimizer", "changes"), [("celo2-base", {}), ("celo", {"lr": 0.5})])
+@pytest.mark.parametrize(("optimizer", "changes"), [pytest.param("celo2-base", {}, marks=pytest.mark.slow), ("celo", {"lr": 0.5})])
 def test_they_are_meta_trained_like_l3rs_and_resume_to_the_same_bits(optimizer: str, changes: dict[str, object], tmp_path: Path) -> None:
     config = quick(2, optimizer=optimizer, name="other", **changes)
     chosen = meta_train(config, tmp_path / "straight", progress=False)

@@ -164,6 +164,7 @@ def hybrid(rank: int, folder: Path) -> dict[str, Tensor]:
     return {name: p.full_tensor().detach() for name, p in network.named_parameters()}
 
 
+@pytest.mark.slow
 def test_hybrid_sharding_is_that_of_one_process(tmp_path: Path) -> None:
     """Two replicas of two shards: norms are summed over shards, and not over replicas. Losses are observed, and weights decay."""
     network = Dense()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -81,6 +80,7 @@ class Variety:
 
     def __init__(self, config: ZooConfig, head: str) -> None:
         self.config, self.head = config, head
+        self._counts: dict[tuple[str, str], tuple[list[int], list[int]]] = {}  # by split and purpose
         zoo = read_zoo(str(config.file), config.weights)
         self.workloads = tuple(_with_classes(network.workload) for network in zoo.values() if not network.held_out)
         if not self.workloads:
@@ -104,8 +104,8 @@ class Variety:
         workload = self.workloads[seed % len(self.workloads)]
         train, held_out = self._smallest(workload, purpose)
         least = next((n for n in range(c.classes[0], len(held_out)) if sum(held_out[:n]) >= c.evaluation_size[0]), len(held_out))
-        classes = min(max(_log_uniform(c.classes, sizes[0]), least), len(held_out))
-        batch = min(_log_uniform(c.batch_size, sizes[1]), sum(train[:classes]))
+        classes = min(max(whole_number(c.classes, sizes[0]), least), len(held_out))
+        batch = min(whole_number(c.batch_size, sizes[1]), sum(train[:classes]))
         task = TaskConfig(classes, batch, min(c.evaluation_size[1], sum(held_out[:classes])))
         return Setting(workload, task, "random" if shares[0] < c.random_heads else self.head, bool(shares[1] < c.frozen))
 
@@ -113,21 +113,19 @@ class Variety:
         """Numbers of train and of validation images of the classes, each from the smallest."""
         key = workload.split, purpose
         if key not in self._counts:
-            images = workload.images(purpose)
-            sides = dict(zip(images.classes, images.by_class, strict=True))
-            mine = [sides[c] for c in workload.class_split.classes[purpose]]
-            self._counts[key] = sorted(len(s[0]) for s in mine), sorted(len(s[1]) for s in mine)
+            train, held_out = zip(*workload.counts(purpose).values(), strict=True)
+            self._counts[key] = sorted(train), sorted(held_out)
         return self._counts[key]
 
-    @cached_property
-    def _counts(self) -> dict[tuple[str, str], tuple[list[int], list[int]]]:
-        return {}
 
+def whole_number(ends: tuple[int, int], share: float, logarithmic: bool = True) -> int:
+    """The whole number at this share of the way between the ends, both included, or of the way between their logarithms.
 
-def _log_uniform(ends: tuple[int, int], share: float) -> int:
-    """A whole number between the ends, both included; each counts as the cell half around it."""
+    Each stands for the cell half around it, so that shares drawn uniformly reach both ends as often as their neighbours.
+    """
     low, high = ends[0] - 0.5, ends[1] + 0.5
-    return min(max(round(low * math.exp(share * math.log(high / low))), ends[0]), ends[1])
+    found = low * math.exp(share * math.log(high / low)) if logarithmic else low + share * (high - low)
+    return min(max(round(found), ends[0]), ends[1])
 
 
 def _with_classes(workload: Workload) -> Workload:

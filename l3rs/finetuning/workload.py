@@ -159,10 +159,14 @@ class Workload:
             cache.build(tree, self.decoder, self.cache_folder(purpose), self.skip_broken, progress=progress)
         for purpose in purposes:
             if task is not None and (self.embedded or self.skip_broken):
-                images = self.images(purpose)
-                sides = dict(zip(images.classes, images.by_class, strict=True))
-                counts = {c: (len(sides[c][0]), len(sides[c][1])) for c in split.classes[purpose]}
-                check_sizes(counts, task, f"{purpose} of {split.name}" + (", without broken images," if self.skip_broken else ""))
+                broken = ", without broken images," if self.skip_broken else ""
+                check_sizes(self.counts(purpose), task, f"{purpose} of {split.name}{broken}")
+
+    def counts(self, purpose: str) -> dict[str, tuple[int, int]]:
+        """The numbers of train and of validation images of each class of a purpose; call `prepare` before, as for `images`."""
+        images = self.images(purpose)
+        sides = dict(zip(images.classes, images.by_class, strict=True))
+        return {c: (len(sides[c][0]), len(sides[c][1])) for c in self.class_split.classes[purpose]}
 
     def images(self, purpose: str) -> ImageSet:
         """Opens the decoded images of a purpose's classes, or more; call `prepare` before, for images of your own."""

@@ -18,7 +18,7 @@ from l3rs.finetuning.captured import Failed, Steps, side_by_side, succeeded
 from l3rs.finetuning.lanes import AT_ONCE, Lanes
 from l3rs.finetuning.tasks import HEAD_BATCHES, TaskConfig
 from l3rs.finetuning.unroll import REFRESH, Report, unroll
-from l3rs.finetuning.variety import Setting
+from l3rs.finetuning.variety import PURPOSES, Setting
 from l3rs.finetuning.workbench import Workbench, workbench
 from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS
@@ -72,8 +72,8 @@ def fine_tune(
 @contextmanager
 def stem_kept(network: nn.Module, frozen: bool) -> Iterator[None]:
     """Where `frozen`, the layers before the network's first stage need no gradient, for that long."""
-    groups = layer_groups(network) if frozen else None
-    stem = [] if groups is None else [p for name, p in network.named_parameters() if groups["depth"][name] == "stem"]
+    named = dict(network.named_parameters())
+    stem = [named[name] for name, depth in layer_groups(network)["depth"].items() if depth == "stem"] if frozen else []
     for p in stem:
         p.requires_grad_(False)
     try:
@@ -104,7 +104,7 @@ def shares(tasks: Tasks, processes: int) -> list[list[int]]:
 def remote_bench(workload: Workload, task: TaskConfig, device: str) -> Workbench:
     """Makes the workbench of a process that evaluates candidates, once: preparing it looks at every image file."""
     torch.set_num_threads(1)
-    workload.prepare(("meta-train", "meta-validation"), progress=False)  # on another node, decodes the images
+    workload.prepare(PURPOSES, progress=False)  # on another node, decodes the images
     return workbench(workload, task, device)
 
 

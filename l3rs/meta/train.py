@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from l3rs.extras import require
 from l3rs.finetuning.tasks import task_seed
+from l3rs.finetuning.variety import PURPOSES, whole_number
 from l3rs.finetuning.workbench import workbench
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
@@ -50,18 +51,10 @@ def generation_tasks(config: MetaTrainConfig, generation: int) -> list[tuple[int
     Each task has its own K. Of n tasks, the i-th draws K from the i-th of n equally likely parts of the range. So every generation sees
     short and long runs.
     """
-    low, high = config.steps
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([config.nes.seed, generation])))
-    share = (np.arange(config.meta_batch) + rng.random()) / config.meta_batch
-    ends = np.array([low - 0.5, high + 0.5])  # whole numbers, whose cells reach half a step beyond both ends
-    if config.steps_distribution == "uniform":
-        steps = ends[0] + share * (ends[1] - ends[0])
-    else:
-        steps = np.exp(np.log(ends[0]) + share * np.log(ends[1] / ends[0]))
-    seeds = [
-        config.seed_for(task_seed(config.nes.seed, generation, i), generation * config.meta_batch + i) for i in range(config.meta_batch)
-    ]
-    return [(seed, min(max(round(k), low), high)) for seed, k in zip(seeds, steps.tolist(), strict=True)]
+    n, share, logarithmic = config.meta_batch, float(rng.random()), config.steps_distribution == "log-uniform"
+    seeds = [config.seed_for(task_seed(config.nes.seed, generation, i), generation * n + i) for i in range(n)]
+    return [(seed, whole_number(config.steps, (i + share) / n, logarithmic)) for i, seed in enumerate(seeds)]
 
 
 def meta_validate(problem: FineTuning, theta: Tensor, numbers: range) -> tuple[float, float]:
@@ -127,7 +120,7 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
         raise ValueError("device is cuda, and torch sees no CUDA GPU here")
     learned = start(config)  # finds the weights, or fails, before images are decoded
     if config.variety is None:
-        config.workload.prepare(("meta-train", "meta-validation"), config.task, progress)
+        config.workload.prepare(PURPOSES, config.task, progress)
     else:
         config.variety.prepare(progress)
     threads = torch.get_num_threads()

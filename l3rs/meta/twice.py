@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -27,8 +26,6 @@ def _attention(*args: Any, **kwargs: Any) -> Tensor:
 TWICE: Mapping[Callable[..., Tensor], Callable[..., Tensor]] = {
     F.hardsigmoid: _hardsigmoid,
     F.hardswish: _hardswish,
-    torch._C._nn.hardsigmoid_: _hardsigmoid,
-    torch._C._nn.hardswish_: _hardswish,
     F.scaled_dot_product_attention: _attention,
 }
 """What takes the place of each."""

@@ -72,8 +72,8 @@ def fine_tune(
 @contextmanager
 def stem_kept(network: nn.Module, frozen: bool) -> Iterator[None]:
     """Where `frozen`, the layers before the network's first stage need no gradient, for that long."""
-    named = dict(network.named_parameters())
-    stem = [named[name] for name, depth in layer_groups(network)["depth"].items() if depth == "stem"] if frozen else []
+    groups = layer_groups(network)
+    stem = [network.get_parameter(str(name)) for name in groups.index[groups.depth == "stem"]] if frozen else []
     for p in stem:
         p.requires_grad_(False)
     try:

@@ -72,8 +72,10 @@ def fine_tune(
 @contextmanager
 def stem_kept(network: nn.Module, frozen: bool) -> Iterator[None]:
     """Where `frozen`, the layers before the network's first stage need no gradient, for that long."""
-    groups = layer_groups(network)
-    stem = [network.get_parameter(str(name)) for name in groups.index[groups.depth == "stem"]] if frozen else []
+    stem: list[nn.Parameter] = []
+    if frozen:
+        groups = layer_groups(network)
+        stem = [network.get_parameter(str(name)) for name in groups.index[groups.depth == "stem"]]
     for p in stem:
         p.requires_grad_(False)
     try:

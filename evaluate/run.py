@@ -5,9 +5,10 @@
     python evaluate/run.py --config configs/evaluate/equal.yaml --tasks 10 --steps 10 25 --arms L3RS    # a part; the rest another time
     python evaluate/run.py --config configs/evaluate/A.yaml --compact     # all rows to evaluate/results/A/rows.parquet, to be committed
 
-Rows are appended to a CSV file of this invocation in `--out`; runs that have a row there, or in `evaluate/results`, are not made again. A
-run that fails is a row with its error; `--again` tries those anew. Arms whose learned weights or library are not there, or
-whose learning rate was not tuned, are left out, unless `--arms` names them.
+Rows are appended to a CSV file of this invocation in `--out`. Runs that have a row there, or in `evaluate/results`, are not made again;
+of runs that another cell beside the config has made with the same settings, rows are copied. A run that fails is a row with its error;
+`--again` tries those anew. Arms whose learned weights or library are not there, or whose learning rate was not tuned, are left out,
+unless `--arms` names them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 from tqdm import tqdm
 
-from l3rs.evaluation.cells import EvaluationConfig, Rows, identity_of, missing, plan, rows_of
+from l3rs.evaluation.cells import KEY, EvaluationConfig, Planned, Rows, identity_of, missing, plan, rows_of, shared
 from l3rs.evaluation.sources import read_cells
 from l3rs.finetuning.arms import Arm
-from l3rs.finetuning.runs import attempt, execute_all, execute_on_ray
+from l3rs.finetuning.runs import CELL_FIELDS, attempt, execute_all, execute_on_ray
 from l3rs.learners import load
 from l3rs.processes import cores
 from l3rs.schedules.learned import wrong_tool
@@ -76,6 +78,18 @@ def chosen(cells: Mapping[str, EvaluationConfig], networks: Sequence[str] | None
     return [cells[name] for name in networks or cells]
 
 
+def copied(config: EvaluationConfig, todo: Sequence[Planned], args: argparse.Namespace) -> pd.DataFrame:
+    """Finds the rows of runs to make that a cell beside this one has made, each once."""
+    found = [pd.DataFrame(columns=list(CELL_FIELDS))]
+    for file in sorted(args.config.parent.glob("*.yaml")):
+        for other in read_cells(file, args.data).values():
+            if other.cell != config.cell:
+                found.append(shared(config, todo, other, Rows(args.out / other.cell, RESULTS / other.cell).read()))
+                if len(found[-1]):
+                    print(f"{config.cell}: {len(found[-1])} rows are those of {other.cell}")
+    return pd.concat([rows for rows in found if len(rows)] or found).drop_duplicates([*KEY, "steps"])
+
+
 def make_rows(config: EvaluationConfig, args: argparse.Namespace) -> None:
     """Makes the missing rows of a cell, or says how many they are, or compacts them. Raises ValueError if all runs would fail."""
     rows = Rows(args.out / config.cell, RESULTS / config.cell)
@@ -92,6 +106,9 @@ def make_rows(config: EvaluationConfig, args: argparse.Namespace) -> None:
     config = config.part(arms, args.steps or (), args.tasks)
     there = rows.read()
     todo = missing(plan(config), there[there.error.isna()] if args.again else there)  # a schedule or weights may be missing
+    if todo and not args.plan:
+        rows.append((there_too := copied(config, todo, args)).to_dict("records"))
+        todo = missing(todo, there_too)
     steps = sum(p.run.steps for p in todo)
     print(f"{config.cell}: {len(todo)} runs are missing, {steps:,} steps")
     for given in dict.fromkeys(arm.learned for arm in config.arms if arm.ours and config.workload.from_scratch):

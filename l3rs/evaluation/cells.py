@@ -141,6 +141,29 @@ def missing(planned: Iterable[Planned], rows: pd.DataFrame) -> list[Planned]:
     return [p for p in planned if any(key(p.run, horizon) not in done for horizon in p.finals)]
 
 
+def shared(config: EvaluationConfig, planned: Iterable[Planned], other: EvaluationConfig, rows: pd.DataFrame) -> pd.DataFrame:
+    """Copies the rows of another cell that are of runs of this one: the same optimizer with all its settings, on the same tasks.
+
+    Args:
+        planned: the runs of this cell.
+        rows: of the other cell.
+    """
+    wanted: dict[tuple[Any, ...], str] = {}  # the name here of a run there
+    if (config.workload, config.task, config.purpose) == (other.workload, other.task, other.purpose):
+        twins = {settings(arm): arm for arm in other.arms}
+        for p in planned:
+            if twin := twins.get(settings(p.run.arm)):
+                run = replace(p.run, cell=other.cell, arm=replace(twin, lr=p.run.lr))
+                wanted |= {key(run, horizon): p.run.arm.name for horizon in p.finals}
+    names = pd.Series([wanted.get(k) for k in rows[KEY].itertuples(index=False, name=None)], rows.index, dtype=object)
+    return rows.assign(cell=config.cell, arm=names)[names.notna() & rows.error.isna()]
+
+
+def settings(arm: Arm) -> Arm:
+    """An arm but for its name, its learning rate, and where it is run."""
+    return replace(arm, name="", lr=None, horizons=(), source="")
+
+
 def key(run: Run, horizon: int) -> tuple[Any, ...]:
     """The key among the rows of a run, or of its beginning of that length."""
     arm = run.arm

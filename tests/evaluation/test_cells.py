@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import ray
 
-from l3rs.evaluation.cells import EvaluationConfig, Planned, Rows, identity_of, missing, plan, rows_of
+from l3rs.evaluation.cells import EvaluationConfig, Planned, Rows, identity_of, missing, plan, rows_of, shared
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import CELL_FIELDS, Failure, attempt, execute, execute_all, execute_on_ray
 from l3rs.finetuning.tasks import TaskConfig
@@ -196,6 +196,25 @@ def test_a_row_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
     assert missing(planned, rows.read()) == planned[-1:]
 
 
+def test_a_run_that_another_cell_has_made_is_copied(tmp_path: Path) -> None:
+    rows = Rows(tmp_path)
+    for p in plan(replace(cell(ADAM, COSINE), cell="other")):
+        rows.append(fake(p))
+    there = rows.read()
+    mine = cell(
+        replace(ADAM, name="Adam", horizons=(2,), source="somewhere"), replace(COSINE, lr=1e-3), replace(COSINE, name="r", refresh=True)
+    )
+    copied = shared(mine, plan(mine), replace(cell(ADAM, COSINE), cell="other"), there)
+    ours = there[(there.arm == ADAM.name) & (there.horizon == 2)]
+    assert len(ours) == 3
+    assert copied[["accuracy", "loss", "lr", "task_seed"]].equals(ours[["accuracy", "loss", "lr", "task_seed"]])
+    assert set(copied[["cell", "arm"]].itertuples(index=False, name=None)) == {("test", "Adam")}
+    assert {p.run.arm.name for p in missing(plan(mine), copied)} == {"cosine", "r"}
+    for change in ({"purpose": "meta-train"}, {"task": replace(TASK, batch_size=4)}, {"workload": replace(SMALL, width=8)}):
+        assert shared(mine, plan(mine), replace(cell(ADAM, COSINE), cell="other", **change), there).empty  # type: ignore[arg-type]
+    assert shared(mine, plan(mine), replace(cell(ADAM, COSINE), cell="other"), there.assign(error="full")).empty
+
+
 def test_rows_survive_compaction(tmp_path: Path) -> None:
     rows, planned = Rows(tmp_path / "csv"), plan(cell(ADAM, COSINE))
     for p in planned:
@@ -270,6 +289,11 @@ def test_the_script_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Mon
     rows = Rows(tmp_path / "rows" / "tiny").read()
     assert rows.arm.to_list() == ["Adam", "Adam"]
     assert rows.accuracy.between(0, 1).all()
+    twin = tmp_path / "twin.yaml"
+    twin.write_text(config.read_text().replace("cell: tiny", "cell: twin").replace("name: Adam,", "name: the same,"))
+    assert "twin: 2 rows are those of tiny\ntwin: 0 runs are missing" in script("--config", twin, "--arms", "the same", "--horizons", 2)
+    assert Rows(tmp_path / "rows" / "twin").read().accuracy.tolist() == rows.accuracy.tolist()
+    twin.unlink()
     with pytest.raises(SystemExit):
         script("--config", config, "--arms", "Celo (og)")  # asked for by name, it is missed
     assert "nowhere.state is not a file" in capsys.readouterr().err

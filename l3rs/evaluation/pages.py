@@ -112,6 +112,25 @@ def as_markdown(title: str, lead: str, sections: Sequence[Section], pictures: st
     return "\n\n".join(parts) + "\n"
 
 
+FILLED = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def fill(page: str, tables: Iterable[Table]) -> str:
+    """Writes tables into a page of Markdown, each between `<!-- table: NAME -->` and `<!-- end of table -->`, each on its own line.
+
+    Raises:
+        ValueError: there is no such table.
+    """
+    by_name = {table.name: table for table in tables}
+
+    def block(found: re.Match[str]) -> str:
+        if found[2] not in by_name:
+            raise ValueError(f"there is no table {found[2]!r}; there are {', '.join(by_name)}")
+        return f"{found[1]}{table_markdown(by_name[found[2]].frame)}\n{found[3]}"
+
+    return FILLED.sub(block, page)
+
+
 def table_html(table: Table) -> str:
     """Writes a table with its caption; every cell has its headers by `scope`. On narrow screens it scrolls."""
     frame, anchor = table.frame, slug(table.name)

@@ -7,6 +7,7 @@ accuracy 0, and as an infinite loss.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import pandas as pd
 
@@ -15,6 +16,7 @@ from l3rs.evaluation.ablation_tables import START, ablation, contrast_table, con
 from l3rs.evaluation.calibration import calibration_table, multiplied
 from l3rs.evaluation.cell_tables import MEASURES, Cell, against_best, interquartile_means, means, of_a_seed, over_seeds, paired, unique
 from l3rs.evaluation.cost_tables import break_even, step_tables
+from l3rs.evaluation.headlines import by_cell, headline, pooled
 from l3rs.evaluation.pages import MISSING, Table
 from l3rs.evaluation.sources import BEYOND, NETWORKS, PAPER, STATISTICS, Sources
 from l3rs.evaluation.speedups import speedup_of, steps_to_match
@@ -22,7 +24,7 @@ from l3rs.evaluation.study import Study
 from l3rs.evaluation.winners import winner_table
 from l3rs.finetuning.arms import OURS, Arm
 from l3rs.finetuning.baselines import BASELINES
-from l3rs.schedules.find import PAPER_SPECIALIST, load
+from l3rs.schedules.find import GENERALIST, PAPER_SPECIALIST, SPECIALISTS, load
 from l3rs.schedules.variants import NAMES, TABLE_2, TABLE_3, TABLE_4
 
 PAPERS_HORIZONS = (10, 25, 50, 100, 250, 500, 1000, 2500)
@@ -50,6 +52,10 @@ MATCHED = (
 )
 COSTS = "Runs it takes: to have a run of 25 steps, tuning included: every learning rate that was tried is one, and a finder's steps count."
 UNMET = "Networks that no schedule met"
+AGAINST = ("best tuned", "best without tuning", "nothing learned", "older generalist")  # what L3RS is compared with on networks
+AWAY = ("B", "C", "D", "E")  # cells of other images or weights
+HEADLINES = {"recipes": ("best tuned", "best without tuning"), "equal": ("best tuned", "nothing learned")}  # what L3RS is compared with
+PAID_WITH = 100  # steps of the runs that pay for meta-training
 RUNS = 25  # steps of the runs that the cost of having an optimizer is counted in
 
 
@@ -94,6 +100,37 @@ def contested(sources: Sources) -> dict[str, Cell]:
 def network_cells(sources: Sources) -> dict[str, Cell]:
     """Picks the cells of networks that no schedule met, by the networks' names."""
     return {name.removeprefix(f"{NETWORKS}-"): cell for name, cell in sources.cells.items() if name.startswith(f"{NETWORKS}-")}
+
+
+def as_used(sources: Sources) -> dict[str, Cell]:
+    """Takes what begins with a head start as the L3RS of the paper's cells, a cell for each of the two schedules."""
+    found = {}
+    for name, cell in sources.cells.items():
+        for called, schedule in (("specialist", SPECIALISTS[0]), ("generalist", GENERALIST)) if name in AWAY else ():
+            ours = [arm for arm in cell.config.arms if arm.head == "start" and arm.learned == schedule]
+            if ours:
+                horizons = [10, 25, 50, 100]
+                found[f"{cell.about}, {called}"] = cell.part([*ours, *(arm for arm in cell.config.arms if not arm.ours)], horizons)
+    return found
+
+
+def headlines(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """The short tables, those of README and the findings."""
+    how = "The best is the one least behind L3RS on these tasks. Leads are in points, paired by task, with bootstrap 95% intervals."
+    for name, kinds in HEADLINES.items():
+        if cell := sources.cells.get(name):
+            yield "In short", Table(f"{BEYOND[name][0]}, in short", f"{BEYOND[name][1]} {how}", headline(cell.without_seeds(), kinds))
+    if cells := as_used(sources):
+        caption = (
+            f"The paper's cells: runs of L3RS with a head start and refreshed statistics against the best other as the paper has it. {how}"
+        )
+        yield "In short", Table("Away from home, in short", caption, by_cell(cells, "best other").rename_axis("cell"))
+    if cells := network_cells(sources):
+        caption = f"Networks that no schedule met: `generalist` at lr = 1 against others on the same network. {how}"
+        each = f"{caption} All tasks of all networks count alike; after the semicolon the network where the lead is least."
+        yield "In short", Table("Networks, in short", each, pooled(cells, AGAINST))
+        for kind in AGAINST:
+            yield "In short", Table(f"Networks, {kind}", f"{caption} Here the other is the {kind}.", by_cell(cells, kind))
 
 
 def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
@@ -158,23 +195,25 @@ def costs(sources: Sources) -> Iterator[tuple[str, Table]]:
     """Table 1, and the break-even page."""
     for table in step_tables(sources.csv("step_cost", "learned_cost"), sources.csv("step_share")):
         yield "Cost of a step", table
-    horizon = 100
-    names: dict[str, str] = {}
-    seconds: dict[str, float] = {}
-    faster: dict[str, float] = {}
-    commands: tuple[str, ...] = ()
-    cell = sources.cells.get("A")
-    if cell and cell.reference:
-        tuned = {arm.optimizer: arm.name for arm in cell.config.arms if arm.lr is None and arm.optimizer in BASELINES}
-        outcomes, names, commands = cell.outcomes("accuracy"), tuned, cell.commands()
-        ran = cell.rows[(cell.rows.horizon == horizon) & (cell.rows.steps == horizon)].dropna(subset=["seconds"])
-        for optimizer, name in {OURS: cell.reference, **tuned}.items():
-            if len(mine := ran[ran.arm == name]):
-                seconds[optimizer] = float(mine.seconds.median())
-        for optimizer, name in tuned.items():
-            if found := speedup_of(outcomes, "accuracy", cell.reference, name).get(horizon):
-                faster[optimizer] = found[0]
-    yield "Cost of meta-training", break_even(load(PAPER_SPECIALIST), sources.csv("tuning"), seconds, faster, names, horizon, commands)
+    tuning = sources.csv("tuning")
+    for name, schedule in {"recipes": SPECIALISTS[0], "A": PAPER_SPECIALIST}.items():
+        cell = sources.cells.get(name)
+        seconds: dict[str, float] = {}
+        faster: dict[str, float] = {}
+        tuned: dict[str, str] = {}
+        if cell and cell.reference:
+            tuned = {arm.optimizer: arm.name for arm in cell.config.arms if arm.tuned and arm.optimizer in BASELINES}
+            outcomes = cell.outcomes("accuracy")
+            ran = cell.rows[(cell.rows.horizon == PAID_WITH) & (cell.rows.steps == PAID_WITH)].dropna(subset=["seconds"])
+            for optimizer, arm in {OURS: cell.reference, **tuned}.items():
+                if len(mine := ran[ran.arm == arm]):
+                    seconds[optimizer] = float(mine.seconds.median())
+            for optimizer, arm in tuned.items():
+                if found := speedup_of(outcomes, "accuracy", cell.reference, arm).get(PAID_WITH):
+                    faster[optimizer] = found[0]
+        commands = cell.commands() if cell else ()
+        table = break_even(load(schedule), tuning, seconds, faster, tuned, PAID_WITH, commands)
+        yield "Cost of meta-training", replace(table, name=table.name + ("" if name in PAPER else f", {name}"))
 
 
 def ablated(study: Study) -> Iterator[tuple[str, str, dict[str, str]]]:
@@ -306,4 +345,13 @@ def of_icons(sources: Sources) -> Iterator[tuple[str, Table]]:
         yield from ablations(sources)
 
 
-TABLES: tuple[Callable[[Sources], Iterator[tuple[str, Table]]], ...] = (summary, seeds, beyond, networks, cell_tables, others, of_icons)
+TABLES: tuple[Callable[[Sources], Iterator[tuple[str, Table]]], ...] = (
+    headlines,
+    summary,
+    seeds,
+    beyond,
+    networks,
+    cell_tables,
+    others,
+    of_icons,
+)

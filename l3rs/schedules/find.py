@@ -18,7 +18,8 @@ from l3rs.text import printable
 SPECIALISTS, GENERALIST = ("icons-resnet34",), "generalist"  # what `auto` chooses from
 START = "start"  # learned nothing: where meta-training of a schedule for any network starts
 PAPER_SPECIALIST = "icons-resnet34-paper"  # by the paper's protocol: random heads, running statistics, evolution strategies
-_PAPERS = (PAPER_SPECIALIST, f"{PAPER_SPECIALIST}-seed1", f"{PAPER_SPECIALIST}-seed2", "icons-resnet34-six", "icons-generalist")
+OLDER_GENERALIST = "icons-generalist"  # met one network
+_PAPERS = (PAPER_SPECIALIST, f"{PAPER_SPECIALIST}-seed1", f"{PAPER_SPECIALIST}-seed2", "icons-resnet34-six", OLDER_GENERALIST)
 SHIPPED = (*SPECIALISTS, GENERALIST, START, *_PAPERS)
 SHIPPED_WEIGHTS = {"icons-celo2-base": "celo2-base"}  # of other learned optimizers, and which
 FORMS = f"a learned schedule is one of {', '.join(SHIPPED)}, a path, or a Hub id, OWNER/NAME or OWNER/NAME@REVISION"

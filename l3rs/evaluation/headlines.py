@@ -1,0 +1,110 @@
+"""The short tables of README and the findings: L3RS against the best of the tuned optimizers, and of those that need no tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from l3rs.evaluation.cell_tables import Cell, nothing, number, unique
+from l3rs.evaluation.pages import MISSING
+from l3rs.evaluation.speedups import in_words, speedup_of
+from l3rs.finetuning.arms import Arm
+from l3rs.schedules.find import OLDER_GENERALIST, START
+from l3rs.stats import bootstrap_interval
+
+KINDS: Mapping[str, Callable[[Arm], bool]] = {
+    "best other": lambda arm: not arm.ours,
+    "best tuned": lambda arm: arm.tuned,
+    "best without tuning": lambda arm: not arm.ours and not arm.tuned,
+    "nothing learned": lambda arm: arm.ours and arm.learned == START and arm.lr is None,
+    "older generalist": lambda arm: arm.ours and arm.learned == OLDER_GENERALIST,
+}  # of what L3RS is compared with; `nothing learned` is where its meta-training begins
+
+
+def arms_of(cell: Cell, kind: str) -> list[str]:
+    """Names the arms of one of `KINDS`."""
+    return [arm.name for arm in unique(cell.config.arms) if KINDS[kind](arm)]
+
+
+def ahead_of(cell: Cell, table: pd.DataFrame, kind: str, horizon: int) -> tuple[str, pd.Series[float]] | None:
+    """Finds the arm of a kind that is least behind L3RS at a horizon, and the lead of L3RS over it by task; None without rows.
+
+    Only arms that ran most of L3RS's tasks count. The best is chosen on these same tasks, in its favour.
+    """
+    ours = (cell.reference, horizon)
+    if ours not in table.columns:
+        return None
+    there = [arm for arm in arms_of(cell, kind) if (arm, horizon) in table.columns]
+    gaps = {arm: (table[ours] - table[arm, horizon]).dropna() for arm in there}
+    most = max(map(len, gaps.values()), default=0)
+    best = min((arm for arm in there if len(gaps[arm]) == most), key=lambda arm: float(gaps[arm].mean()), default="")
+    return (best, gaps[best]) if most else None
+
+
+def points(gaps: pd.Series[float]) -> str:
+    """The mean of paired differences in points of accuracy, with its bootstrap 95% interval: `+1.5 (1.0 to 2.0)`."""
+    low, high = bootstrap_interval(gaps.to_numpy())
+    return f"{100 * gaps.mean():+.1f}" + ("" if np.isnan(low) else f" ({100 * low:.1f} to {100 * high:.1f})")
+
+
+def headline(cell: Cell, kinds: Sequence[str]) -> pd.DataFrame:
+    """Makes a table with a line a length of a run: the accuracy of L3RS; for each kind the best of it, and L3RS's lead in points.
+
+    It ends with how many times as many steps the best of the first kind needs to have what L3RS has.
+    """
+    table, horizons = cell.outcomes("accuracy"), sorted(cell.config.horizons)
+    columns = ["L3RS", *(head for kind in kinds for head in (kind, "L3RS minus it")), f"steps that the {kinds[0]} needs", "tasks"]
+    lines = [[MISSING] * len(columns) for _ in horizons]
+    for line, horizon in zip(lines, horizons, strict=True):
+        mine = table[cell.reference, horizon].dropna()
+        if len(mine):
+            line[0] = number(float(mine.mean()))
+        for place, kind in enumerate(kinds):
+            if found := ahead_of(cell, table, kind, horizon):
+                best, gaps = found
+                of_best = number(float(table[best, horizon].loc[gaps.index].mean()))
+                line[1 + 2 * place : 3 + 2 * place] = of_best + named(cell, kind, best), points(gaps)
+                if not place:
+                    times = speedup_of(table, "accuracy", cell.reference or "", best).get(horizon)
+                    line[-2:] = in_words(*times) if times else MISSING, f"{len(gaps)}"
+    return pd.DataFrame(lines, pd.Index([f"{horizon:,}" for horizon in horizons], name="steps"), columns, dtype=object)
+
+
+def pooled(cells: Mapping[str, Cell], kinds: Sequence[str]) -> pd.DataFrame:
+    """Makes a table with a line a length of a run: the mean lead of L3RS over the best of each kind, chosen for each cell, over all tasks.
+
+    After the semicolon the cell where the lead is least.
+    """
+    tables = {name: cell.outcomes("accuracy") for name, cell in cells.items()}
+    horizons = sorted({horizon for cell in cells.values() for horizon in cell.config.horizons})
+    frame = nothing([f"{horizon:,}" for horizon in horizons], [*(f"L3RS minus {kind}" for kind in kinds), "networks", "tasks"], "steps")
+    for horizon in horizons:
+        for kind in kinds:
+            found = {name: ahead_of(cell, tables[name], kind, horizon) for name, cell in cells.items()}
+            gaps = {name: one[1] for name, one in found.items() if one}
+            if gaps:
+                least = min(gaps, key=lambda name: float(gaps[name].mean()))
+                together = pd.concat(gaps.values())
+                frame.loc[f"{horizon:,}", f"L3RS minus {kind}"] = f"{points(together)}; {least} {100 * gaps[least].mean():+.1f}"
+                if kind == kinds[0]:
+                    frame.loc[f"{horizon:,}", ["networks", "tasks"]] = f"{len(gaps)}", f"{len(together)}"
+    return frame
+
+
+def by_cell(cells: Mapping[str, Cell], kind: str) -> pd.DataFrame:
+    """Makes a table of L3RS's lead over the best of a kind, in points: a line a cell that has rows, a column a length of a run."""
+    horizons = sorted({horizon for cell in cells.values() for horizon in cell.config.horizons})
+    frame = nothing(list(cells), [f"{horizon:,} steps" for horizon in horizons], "network")
+    for name, cell in cells.items():
+        table = cell.outcomes("accuracy")
+        for horizon in cell.config.horizons:
+            if found := ahead_of(cell, table, kind, horizon):
+                frame.loc[name, f"{horizon:,} steps"] = points(found[1]) + named(cell, kind, found[0])
+    return frame[(frame != MISSING).any(axis=1)]
+
+
+def named(cell: Cell, kind: str, arm: str) -> str:
+    """The name of an arm after a comma; empty if it is the only one of its kind."""
+    return "" if len(arms_of(cell, kind)) == 1 else f", {arm.removesuffix(' tuned')}"

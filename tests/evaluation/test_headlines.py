@@ -1,0 +1,68 @@
+"""The short tables of README and the findings, and that the pages hold what the rows say."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from l3rs.evaluation.cell_tables import Cell
+from l3rs.evaluation.cells import EvaluationConfig, identity_of
+from l3rs.evaluation.headlines import by_cell, headline, pooled
+from l3rs.evaluation.pages import Table, fill
+from l3rs.finetuning.arms import Arm
+from l3rs.finetuning.runs import CELL_FIELDS
+
+OURS = Arm("L3RS", "l3rs", learned="icons-resnet34")
+START = Arm("L3RS unlearned", "l3rs", learned="start")
+ARMS = (OURS, START, Arm("SGD tuned", "sgd-cosine"), Arm("Adam tuned", "adam-cosine"), Arm("Adam 1e-3", "adam", 1e-3))
+
+
+def cell(accuracies: dict[str, dict[int, list[float]]]) -> Cell:
+    """A cell of these accuracies, by arm and length of a run, a number a task."""
+    config = EvaluationConfig("test", ARMS, {10: 3, 25: 3})
+    rows = [
+        {"cell": "test", "arm": arm.name, "lr": config.rate(arm, h), "learned": identity, "meta_seed": 0, "head": "random", "horizon": h,
+         "steps": h, "task_seed": seed, "accuracy": x, "loss": 1.0, "error": None}
+        for arm in ARMS for identity in [identity_of(arm.optimizer, arm.learned)]
+        for h, values in accuracies.get(arm.name, {}).items() for seed, x in enumerate(values)
+    ]  # fmt: skip
+    return Cell(config, "test.yaml", pd.DataFrame(rows, columns=list(CELL_FIELDS)), "A test")
+
+
+KNOWN = {
+    "L3RS": {10: [0.8, 0.9, 0.7], 25: [0.9, 0.9, 0.9]},
+    "L3RS unlearned": {10: [0.7, 0.8, 0.6]},
+    "SGD tuned": {10: [0.7, 0.8, 0.6], 25: [0.8, 0.8, 0.8]},
+    "Adam tuned": {10: [0.79, 0.8], 25: [0.9, 0.9, 0.9]},
+    "Adam 1e-3": {10: [0.9, 1.0, 0.8]},
+}
+
+
+def test_a_headline_has_the_best_of_each_kind_and_the_lead_over_it() -> None:
+    frame = headline(cell(KNOWN), ["best tuned", "best without tuning"])
+    assert frame.loc["10"].tolist() == [
+        "0.800", "0.700, SGD", "+10.0 (10.0 to 10.0)", "0.900", "-10.0 (-10.0 to -10.0)", "2.5 times (1.6 to never)", "3"
+    ]  # fmt: skip
+    assert frame.loc["25"].tolist() == ["0.900", "0.900, Adam", "+0.0 (0.0 to 0.0)", "missing", "missing", "1.0 times (1.0 to 1.0)", "3"]
+
+
+def test_cells_are_pooled_by_task_and_the_worst_is_named() -> None:
+    worse = cell(KNOWN | {"L3RS": {10: [0.6, 0.7, 0.5]}})
+    frame = pooled({"one": cell(KNOWN), "two": worse, "none": cell({})}, ["best tuned", "nothing learned"])
+    lead, _, worst = frame.loc["10", "L3RS minus best tuned"].partition("; ")
+    assert lead.startswith("+0.0 (-")
+    assert worst == "two -10.0"
+    assert frame.loc["10", ["networks", "tasks"]].tolist() == ["2", "6"]
+    assert frame.loc["25", "L3RS minus nothing learned"] == "missing"
+    lines = by_cell({"one": cell(KNOWN), "none": cell({})}, "nothing learned")
+    assert lines.to_dict("index") == {"one": {"10 steps": "+10.0 (10.0 to 10.0)", "25 steps": "missing"}}
+
+
+def test_tables_are_written_between_their_comments() -> None:
+    frame = pd.DataFrame({"a": ["1"]}, index=pd.Index(["x"], name="n"))
+    page = "before\n\n<!-- table: T -->\nold\n<!-- end of table -->\nafter\n"
+    filled = fill(page, [Table("T", "", frame)])
+    assert filled == "before\n\n<!-- table: T -->\n| n | a |\n| --- | --- |\n| x | 1 |\n<!-- end of table -->\nafter\n"
+    assert fill(filled, [Table("T", "", frame)]) == filled
+    with pytest.raises(ValueError, match="there is no table 'T'; there are U"):
+        fill(page, [Table("U", "", frame)])

@@ -86,8 +86,7 @@ def test_the_start_is_that_of_the_readme() -> None:
 def test_the_readme_fits_on_a_screen_or_two() -> None:
     text = without_code(ROOT / "README.md")
     assert len(text.split()) <= 900
-    (results,) = [table for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE) if "L3RS minus best other" in table]
-    assert len(results.splitlines()) <= 2 + 6  # a head, a rule, and six rows
+    assert len(re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)) <= 4  # three of results, and where to go next
     assert len(blocks("../README.md", "sh")) == 2  # .ci/run takes them from here: set-up, and tests
 
 

@@ -75,7 +75,7 @@ def headline(cell: Cell, kinds: Sequence[str]) -> pd.DataFrame:
 def pooled(cells: Mapping[str, Cell], kinds: Sequence[str]) -> pd.DataFrame:
     """Makes a table with a line a length of a run: the mean lead of L3RS over the best of each kind, chosen for each cell, over all tasks.
 
-    After the semicolon the cell where the lead is least.
+    After the semicolon the cell where the lead is least. Lines and columns without rows are left out.
     """
     tables = {name: cell.outcomes("accuracy") for name, cell in cells.items()}
     horizons = sorted({horizon for cell in cells.values() for horizon in cell.config.horizons})
@@ -90,7 +90,8 @@ def pooled(cells: Mapping[str, Cell], kinds: Sequence[str]) -> pd.DataFrame:
                 frame.loc[f"{horizon:,}", f"L3RS minus {kind}"] = f"{points(together)}; {least} {100 * gaps[least].mean():+.1f}"
                 if kind == kinds[0]:
                     frame.loc[f"{horizon:,}", ["networks", "tasks"]] = f"{len(gaps)}", f"{len(together)}"
-    return frame
+    there = frame != MISSING
+    return frame.loc[there.any(axis=1), there.any()]
 
 
 def by_cell(cells: Mapping[str, Cell], kind: str) -> pd.DataFrame:

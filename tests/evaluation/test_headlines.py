@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from l3rs.evaluation.cell_tables import Cell
 from l3rs.evaluation.cells import EvaluationConfig, identity_of
 from l3rs.evaluation.headlines import by_cell, headline, pooled
-from l3rs.evaluation.pages import Table, fill
+from l3rs.evaluation.pages import FILLED, Table, fill
+from l3rs.evaluation.sources import NETWORKS, Sources
+from l3rs.evaluation.tables import AWAY, HEADLINES, headlines
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import CELL_FIELDS
 
+ROOT = Path(__file__).parent.parent.parent
+NUMBER = re.compile(r"(?<![-\w.])\d+\.\d+")
 OURS = Arm("L3RS", "l3rs", learned="icons-resnet34")
 START = Arm("L3RS unlearned", "l3rs", learned="start")
 ARMS = (OURS, START, Arm("SGD tuned", "sgd-cosine"), Arm("Adam tuned", "adam-cosine"), Arm("Adam 1e-3", "adam", 1e-3))
@@ -53,7 +61,7 @@ def test_cells_are_pooled_by_task_and_the_worst_is_named() -> None:
     assert lead.startswith("+0.0 (-")
     assert worst == "two -10.0"
     assert frame.loc["10", ["networks", "tasks"]].tolist() == ["2", "6"]
-    assert frame.loc["25", "L3RS minus nothing learned"] == "missing"
+    assert list(pooled({"one": cell(KNOWN)}, ["nothing learned"]).index) == ["10"]
     lines = by_cell({"one": cell(KNOWN), "none": cell({})}, "nothing learned")
     assert lines.to_dict("index") == {"one": {"10 steps": "+10.0 (10.0 to 10.0)", "25 steps": "missing"}}
 
@@ -66,3 +74,20 @@ def test_tables_are_written_between_their_comments() -> None:
     assert fill(filled, [Table("T", "", frame)]) == filled
     with pytest.raises(ValueError, match="there is no table 'T'; there are U"):
         fill(page, [Table("U", "", frame)])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/findings.md"])
+def test_the_numbers_of_a_page_are_those_of_the_rows(page: str, tmp_path: Path) -> None:
+    """`python evaluate/tables.py --fill PAGE` would change nothing, and prose repeats only numbers that tables have."""
+    text = (ROOT / page).read_text()
+    assert fill(text, made(tmp_path.parent / "nowhere")) == text
+    prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|arXiv [0-9.]+", "", FILLED.sub("", text), flags=re.DOTALL)
+    tables = {number for found in FILLED.finditer(text) for number in NUMBER.findall(found[0])}
+    assert [number for number in NUMBER.findall(prose) if number not in tables] == []
+
+
+@cache
+def made(nowhere: Path) -> list[Table]:
+    """The short tables, of committed rows."""
+    cells = sorted({*HEADLINES, NETWORKS, *AWAY})
+    return [table for _, table in headlines(Sources(ROOT, nowhere, cells))]

@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import pandas as pd
 from fingerprint import fingerprint
 
 from l3rs import learners
@@ -34,36 +33,26 @@ def start() -> LearnedSchedule:
     return LearnedSchedule(ANY_NETWORK, (), initial_theta(ANY_NETWORK, (), seed=0), START, {"generation": 0})
 
 
-def of_run(run: Path, newest: bool) -> Learned:
-    """The schedule of a run: the one chosen at its end, or the newest that it validated. Raises CheckpointError if there is none."""
+def of_run(run: Path) -> Learned:
+    """The schedule that a run chose at its end. Raises CheckpointError if there is none."""
     if not (run / "config.json").is_file():
         raise CheckpointError(f"{run} has no config.json: it is no run of l3rs meta-train")
-    config = json.loads((run / "config.json").read_text())
-    chosen = run / f"{config['name']}.safetensors"
-    if chosen.is_file() and not newest:
-        return learners.load(chosen)
-    if not newest:
-        raise CheckpointError(f"{run} has no {chosen.name}: it is not finished; --newest takes the newest that it validated")
-    files = sorted(run.glob("theta-*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{run} has no theta-*.safetensors yet")
-    learned, curve = learners.load(files[-1]), pd.read_csv(run / "curve.csv")
-    generation = int(files[-1].stem.removeprefix("theta-"))
-    seconds = round(float(curve.seconds[curve.generation <= generation].sum()), 1)
-    return replace(cast(Any, learned), name=config["name"], training={"config": config, "generation": generation, "seconds": seconds})
+    chosen = run / f"{json.loads((run / 'config.json').read_text())['name']}.safetensors"
+    if not chosen.is_file():
+        raise CheckpointError(f"{run} has no {chosen.name}: it is not finished")
+    return learners.load(chosen)
 
 
-def ship(run: Path, folder: Path, name: str | None = None, newest: bool = False) -> list[Path]:
+def ship(run: Path, folder: Path, name: str | None = None) -> list[Path]:
     """Puts the schedule of a run into a folder, with its settings, curve and picture; gives the files.
 
     Args:
         name: instead of the run's own.
-        newest: of a run that still goes on, the newest schedule that it validated, as a stand-in.
 
     Raises:
         CheckpointError: the run has no schedule yet.
     """
-    learned = of_run(run, newest)
+    learned = of_run(run)
     name = name or learned.name
     config = {**learned.training["config"], "name": name}
     learned = replace(cast(Any, learned), name=name, training=shareable({**learned.training, "config": config}))
@@ -82,7 +71,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help=f"folder of a run of l3rs meta-train, or {START}")
     parser.add_argument("--name", help="its name from now on (default: the run's)")
-    parser.add_argument("--newest", action="store_true", help="the newest schedule of a run that still goes on, as a stand-in")
     parser.add_argument("--out", type=Path, default=CHECKPOINTS, help="another folder")
     args = parser.parse_args()
     if args.run == START:
@@ -90,7 +78,7 @@ def main() -> None:
         start().write(files[0])
     else:
         try:
-            files = ship(Path(args.run), args.out, args.name, args.newest)
+            files = ship(Path(args.run), args.out, args.name)
         except (CheckpointError, OSError) as error:
             parser.error(str(error))
     print(*files, sep="\n")

@@ -52,24 +52,29 @@ def points(gaps: pd.Series[float]) -> str:
 def headline(cell: Cell, kinds: Sequence[str]) -> pd.DataFrame:
     """Makes a table with a line a length of a run: the accuracy of L3RS; for each kind the best of it, and L3RS's lead in points.
 
-    It ends with how many times as many steps the best of the first kind needs to have what L3RS has.
+    For the first kind it also has how many times as many steps the best needs to have what L3RS has.
     """
-    table, horizons = cell.outcomes("accuracy"), sorted(cell.config.horizons)
-    columns = ["L3RS", *(head for kind in kinds for head in (kind, "L3RS minus it")), f"steps that the {kinds[0]} needs", "tasks"]
-    lines = [[MISSING] * len(columns) for _ in horizons]
-    for line, horizon in zip(lines, horizons, strict=True):
-        mine = table[cell.reference, horizon].dropna()
-        if len(mine):
-            line[0] = number(float(mine.mean()))
-        for place, kind in enumerate(kinds):
-            if found := ahead_of(cell, table, kind, horizon):
+    table, ours = cell.outcomes("accuracy"), cell.reference or ""
+    lines = {}
+    for horizon in sorted(cell.config.horizons):
+        mine = table[ours, horizon].dropna()
+        line = [number(float(mine.mean())) if len(mine) else MISSING]
+        tasks = MISSING
+        for kind in kinds:
+            found = ahead_of(cell, table, kind, horizon)
+            texts = [MISSING, MISSING, MISSING]
+            if found:
                 best, gaps = found
+                times = speedup_of(table, "accuracy", ours, best).get(horizon)
                 of_best = number(float(table[best, horizon].loc[gaps.index].mean()))
-                line[1 + 2 * place : 3 + 2 * place] = of_best + named(cell, kind, best), points(gaps)
-                if not place:
-                    times = speedup_of(table, "accuracy", cell.reference or "", best).get(horizon)
-                    line[-2:] = in_words(*times) if times else MISSING, f"{len(gaps)}"
-    return pd.DataFrame(lines, pd.Index([f"{horizon:,}" for horizon in horizons], name="steps"), columns, dtype=object)
+                texts = [of_best + named(cell, kind, best), points(gaps), in_words(*times) if times else MISSING]
+            if kind == kinds[0]:
+                tasks = str(len(found[1])) if found else MISSING
+            line += texts if kind == kinds[0] else texts[:2]
+        lines[f"{horizon:,}"] = [*line, tasks]
+    heads = [[kind, "L3RS minus it", "steps that it needs"][: 2 + (kind == kinds[0])] for kind in kinds]
+    columns = ["L3RS", *(head for some in heads for head in some), "tasks"]
+    return pd.DataFrame.from_dict(lines, orient="index", columns=columns, dtype=object).rename_axis("steps")
 
 
 def pooled(cells: Mapping[str, Cell], kinds: Sequence[str]) -> pd.DataFrame:

@@ -49,9 +49,9 @@ KNOWN = {
 def test_a_headline_has_the_best_of_each_kind_and_the_lead_over_it() -> None:
     frame = headline(cell(KNOWN), ["best tuned", "best without tuning"])
     assert frame.loc["10"].tolist() == [
-        "0.800", "0.700, SGD", "+10.0 (10.0 to 10.0)", "0.900", "-10.0 (-10.0 to -10.0)", "2.5 times (1.6 to never)", "3"
+        "0.800", "0.700, SGD", "+10.0 (10.0 to 10.0)", "2.5 times (1.6 to never)", "0.900", "-10.0 (-10.0 to -10.0)", "3"
     ]  # fmt: skip
-    assert frame.loc["25"].tolist() == ["0.900", "0.900, Adam", "+0.0 (0.0 to 0.0)", "missing", "missing", "1.0 times (1.0 to 1.0)", "3"]
+    assert frame.loc["25"].tolist() == ["0.900", "0.900, Adam", "+0.0 (0.0 to 0.0)", "1.0 times (1.0 to 1.0)", "missing", "missing", "3"]
 
 
 def test_cells_are_pooled_by_task_and_the_worst_is_named() -> None:

@@ -77,7 +77,7 @@ def tune(arms: Sequence[Arm], horizons: Collection[int], model: Run, file: Path,
     results.parent.mkdir(parents=True, exist_ok=True)
     lead = (
         f"# python evaluate/tune.py{f' --config {args.config}' if args.config else ''}\n"
-        "# Horizon: the learning rate with the best mean accuracy on meta-train tasks. "
+        f"# Horizon: the learning rate with the best mean accuracy on {args.tasks} meta-train tasks. "
         f"All rows: {results.relative_to(ROOT) if results.is_relative_to(ROOT) else results}\n"
     )
     Tuning(results, args.tasks, args.workers, sorted(args.steps or horizons), model).tune(arms, file, lead)

@@ -87,12 +87,14 @@ def compared_cells(sources: Sources) -> dict[str, Cell]:
 
 
 def contested(sources: Sources) -> dict[str, Cell]:
-    """Picks all cells that compare L3RS with others; of L3RS what has the head and statistics of the reference, without other seeds."""
+    """Picks all cells that compare L3RS with others; of L3RS what has the head, statistics and lr of the reference, without other seeds."""
     found = {}
     for name, cell in sources.cells.items():
         first = cell.config.arms[0]
         if cell.reference:
-            arms = [arm for arm in cell.config.arms if not arm.ours or (arm.head, arm.refresh) == (first.head, first.refresh)]
+            arms = [
+                arm for arm in cell.config.arms if not arm.ours or (arm.head, arm.refresh, arm.lr) == (first.head, first.refresh, first.lr)
+            ]
             found[name] = cell.part(arms).without_seeds()
     return found
 

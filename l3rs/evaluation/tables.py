@@ -92,9 +92,8 @@ def contested(sources: Sources) -> dict[str, Cell]:
     for name, cell in sources.cells.items():
         first = cell.config.arms[0]
         if cell.reference:
-            arms = [
-                arm for arm in cell.config.arms if not arm.ours or (arm.head, arm.refresh, arm.lr) == (first.head, first.refresh, first.lr)
-            ]
+            same = [arm for arm in cell.config.arms if (arm.head, arm.refresh, arm.lr) == (first.head, first.refresh, first.lr)]
+            arms = [arm for arm in cell.config.arms if not arm.ours or arm in same]
             found[name] = cell.part(arms).without_seeds()
     return found
 

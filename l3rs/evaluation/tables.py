@@ -54,7 +54,10 @@ COSTS = "Runs it takes: to have a run of 25 steps, tuning included: every learni
 UNMET = "Networks that no schedule met"
 AGAINST = ("best tuned", "best without tuning", "nothing learned", "older generalist")  # what L3RS is compared with on networks
 AWAY = ("B", "C", "D", "E")  # cells of other images or weights
-HEADLINES = {"recipes": ("best tuned", "best without tuning"), "equal": ("best tuned", "nothing learned")}  # what L3RS is compared with
+HEADLINES = {  # what L3RS is compared with
+    "recipes": ("best tuned", "best without tuning"),
+    "equal": ("best tuned", "best without tuning", "nothing learned"),
+}
 PAID_WITH = 100  # steps of the runs that pay for meta-training
 RUNS = 25  # steps of the runs that the cost of having an optimizer is counted in
 

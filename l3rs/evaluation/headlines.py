@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from l3rs.evaluation.cell_tables import Cell, nothing, number, unique
+from l3rs.evaluation.cell_tables import Cell, nothing, number, tasks_note, unique
 from l3rs.evaluation.pages import MISSING
 from l3rs.evaluation.speedups import in_words, speedup_of
 from l3rs.finetuning.arms import Arm
@@ -31,16 +31,15 @@ def arms_of(cell: Cell, kind: str) -> list[str]:
 def ahead_of(cell: Cell, table: pd.DataFrame, kind: str, horizon: int) -> tuple[str, pd.Series[float]] | None:
     """Finds the arm of a kind that is least behind L3RS at a horizon, and the lead of L3RS over it by task; None without rows.
 
-    Only arms that ran most of L3RS's tasks count. The best is chosen on these same tasks, in its favour.
+    It takes the tasks that all arms of the kind with rows have run. The best is chosen on these same tasks, in its favour.
     """
-    ours = (cell.reference, horizon)
-    if ours not in table.columns:
+    there = [arm for arm in (cell.reference, *arms_of(cell, kind)) if (arm, horizon) in table.columns]
+    ran = table[[(arm, horizon) for arm in there]].droplevel("horizon", axis=1).dropna(axis=1, how="all").dropna()
+    if cell.reference not in ran or ran.shape[1] < 2 or ran.empty:
         return None
-    there = [arm for arm in arms_of(cell, kind) if (arm, horizon) in table.columns]
-    gaps = {arm: (table[ours] - table[arm, horizon]).dropna() for arm in there}
-    most = max(map(len, gaps.values()), default=0)
-    best = min((arm for arm in there if len(gaps[arm]) == most), key=lambda arm: float(gaps[arm].mean()), default="")
-    return (best, gaps[best]) if most else None
+    gaps = -ran.drop(columns=cell.reference).sub(ran[cell.reference], axis=0)
+    best = str(gaps.mean().idxmin())
+    return best, gaps[best]
 
 
 def points(gaps: pd.Series[float]) -> str:
@@ -58,22 +57,18 @@ def headline(cell: Cell, kinds: Sequence[str]) -> pd.DataFrame:
     lines = {}
     for horizon in sorted(cell.config.horizons):
         mine = table[ours, horizon].dropna()
-        line = [number(float(mine.mean())) if len(mine) else MISSING]
-        tasks = MISSING
+        line = lines[f"{horizon:,}"] = [number(float(mine.mean())) if len(mine) else MISSING]
         for kind in kinds:
-            found = ahead_of(cell, table, kind, horizon)
             texts = [MISSING, MISSING, MISSING]
-            if found:
+            if found := ahead_of(cell, table, kind, horizon):
                 best, gaps = found
                 times = speedup_of(table, "accuracy", ours, best).get(horizon)
                 of_best = number(float(table[best, horizon].loc[gaps.index].mean()))
-                texts = [of_best + named(cell, kind, best), points(gaps), in_words(*times) if times else MISSING]
-            if kind == kinds[0]:
-                tasks = str(len(found[1])) if found else MISSING
+                lead = points(gaps) + tasks_note(cell.config, horizon, len(gaps))
+                texts = [of_best + named(cell, kind, best), lead, in_words(*times) if times else MISSING]
             line += texts if kind == kinds[0] else texts[:2]
-        lines[f"{horizon:,}"] = [*line, tasks]
-    heads = [[kind, "L3RS minus it", "steps that it needs"][: 2 + (kind == kinds[0])] for kind in kinds]
-    columns = ["L3RS", *(head for some in heads for head in some), "tasks"]
+    columns = ["L3RS", *(head for kind in kinds for head in (kind, "L3RS minus it"))]
+    columns.insert(3, "steps that it needs")
     return pd.DataFrame.from_dict(lines, orient="index", columns=columns, dtype=object).rename_axis("steps")
 
 
@@ -107,7 +102,8 @@ def by_cell(cells: Mapping[str, Cell], kind: str) -> pd.DataFrame:
         table = cell.outcomes("accuracy")
         for horizon in cell.config.horizons:
             if found := ahead_of(cell, table, kind, horizon):
-                frame.loc[name, f"{horizon:,} steps"] = points(found[1]) + named(cell, kind, found[0])
+                lead = points(found[1]) + tasks_note(cell.config, horizon, len(found[1]))
+                frame.loc[name, f"{horizon:,} steps"] = lead + named(cell, kind, found[0])
     return frame[(frame != MISSING).any(axis=1)]
 
 

@@ -37,7 +37,7 @@ def ahead_of(cell: Cell, table: pd.DataFrame, kind: str, horizon: int) -> tuple[
     ran = table[[(arm, horizon) for arm in there]].droplevel("horizon", axis=1).dropna(axis=1, how="all").dropna()
     if cell.reference not in ran or ran.shape[1] < 2 or ran.empty:
         return None
-    gaps = -ran.drop(columns=cell.reference).sub(ran[cell.reference], axis=0)
+    gaps = ran.drop(columns=cell.reference).rsub(ran[cell.reference], axis=0)
     best = str(gaps.mean().idxmin())
     return best, gaps[best]
 

@@ -26,8 +26,8 @@ LEAD = (
     "rates, and with baselines whose learning rate was tuned for each length of a run, on classes that none of them has seen.\n\n"
     "Every number is made from rows of runs, by evaluate/report.py. All optimizers of a cell run the same tasks. A run that diverged "
     "counts as 0 accuracy and an infinite loss. Where rows are missing it says so, and the section ends with the command that makes them. "
-    "L3RS was meta-trained on classes of Icons, for 10 to 100 steps: in cell A it is a specialist at home, and it is one meta-training "
-    "seed."
+    "In the paper's cells, A to E, L3RS is `icons-resnet34-paper`, by the paper's protocol. With head starts, in `recipes` and `equal`, "
+    "and on networks that no schedule met it is what `learned='auto'` takes today. Both were meta-trained on other classes of these images."
 )
 LEFT_OUT = "Figure 10"  # of the HTML page, which is to stay small
 REST = "The same page in Markdown, report.md, also has Figures 10, of losses; here their numbers are in the tables."

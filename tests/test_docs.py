@@ -186,7 +186,8 @@ def test_meta_training_on_a_cluster_as_on_the_page(tmp_path: Path, monkeypatch: 
 def test_the_pictures_are_drawn(tmp_path: Path) -> None:
     run(sys.executable, str(DOCS / "pictures" / "draw.py"), "--tasks", "1", "--steps", "10", "--out", str(tmp_path), cwd=tmp_path)
     drawn = sorted(file.name for file in tmp_path.glob("*.png"))
-    assert drawn == sorted(file.name for file in (DOCS / "pictures").glob("*.png"))
+    assert len(drawn) > 3
+    assert set(drawn) <= {file.name for file in (DOCS / "pictures").glob("*.png")}  # others are by evaluate/figures.py
     assert all(matplotlib.image.imread(tmp_path / name).std() > 0.05 for name in drawn)
 
 

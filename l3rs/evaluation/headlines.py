@@ -95,7 +95,7 @@ def pooled(cells: Mapping[str, Cell], kinds: Sequence[str]) -> pd.DataFrame:
 
 
 def by_cell(cells: Mapping[str, Cell], kind: str) -> pd.DataFrame:
-    """Makes a table of L3RS's lead over the best of a kind, in points: a line a cell that has rows, a column a length of a run."""
+    """Makes a table of L3RS's lead over the best of a kind, in points: a line a cell, a column a length of a run; without empty ones."""
     horizons = sorted({horizon for cell in cells.values() for horizon in cell.config.horizons})
     frame = nothing(list(cells), [f"{horizon:,} steps" for horizon in horizons], "network")
     for name, cell in cells.items():
@@ -104,7 +104,8 @@ def by_cell(cells: Mapping[str, Cell], kind: str) -> pd.DataFrame:
             if found := ahead_of(cell, table, kind, horizon):
                 lead = points(found[1]) + tasks_note(cell.config, horizon, len(found[1]))
                 frame.loc[name, f"{horizon:,} steps"] = lead + named(cell, kind, found[0])
-    return frame[(frame != MISSING).any(axis=1)]
+    there = frame != MISSING
+    return frame.loc[there.any(axis=1), there.any()]
 
 
 def named(cell: Cell, kind: str, arm: str) -> str:

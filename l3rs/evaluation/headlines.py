@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from l3rs.evaluation.cell_tables import Cell, nothing, number, tasks_note, unique
+from l3rs.evaluation.cell_tables import Cell, columns, nothing, number, tasks_note, unique
 from l3rs.evaluation.pages import MISSING
-from l3rs.evaluation.speedups import in_words, speedup_of
+from l3rs.evaluation.speedups import speedup_of
 from l3rs.finetuning.arms import Arm
 from l3rs.schedules.find import OLDER_GENERALIST, START
 from l3rs.stats import bootstrap_interval
@@ -18,9 +19,9 @@ KINDS: Mapping[str, Callable[[Arm], bool]] = {
     "best other": lambda arm: not arm.ours,
     "best tuned": lambda arm: arm.tuned,
     "best without tuning": lambda arm: not arm.ours and not arm.tuned,
-    "nothing learned": lambda arm: arm.ours and arm.learned == START and arm.lr is None,
+    "schedule by hand": lambda arm: arm.ours and arm.learned == START and arm.lr is None,
     "older generalist": lambda arm: arm.ours and arm.learned == OLDER_GENERALIST,
-}  # of what L3RS is compared with; `nothing learned` is where its meta-training begins
+}  # of what L3RS is compared with; the `schedule by hand` is where its meta-training begins
 
 
 def arms_of(cell: Cell, kind: str) -> list[str]:
@@ -31,15 +32,18 @@ def arms_of(cell: Cell, kind: str) -> list[str]:
 def ahead_of(cell: Cell, table: pd.DataFrame, kind: str, horizon: int) -> tuple[str, pd.Series[float]] | None:
     """Finds the arm of a kind that is least behind L3RS at a horizon, and the lead of L3RS over it by task; None without rows.
 
-    It takes the tasks that all arms of the kind with rows have run. The best is chosen on these same tasks, in its favour.
+    The best is chosen on the tasks that all arms of the kind have run, of those that have rows, in its favour.
     """
-    there = [arm for arm in (cell.reference, *arms_of(cell, kind)) if (arm, horizon) in table.columns]
-    ran = table[[(arm, horizon) for arm in there]].droplevel("horizon", axis=1).dropna(axis=1, how="all").dropna()
-    if cell.reference not in ran or ran.shape[1] < 2 or ran.empty:
+    ours = (cell.reference, horizon)
+    there = [(arm, horizon) for arm in arms_of(cell, kind) if (arm, horizon) in table.columns and table[arm, horizon].notna().any()]
+    if ours not in table.columns or not there:
         return None
-    gaps = ran.drop(columns=cell.reference).rsub(ran[cell.reference], axis=0)
-    best = str(gaps.mean().idxmin())
-    return best, gaps[best]
+    gaps = table[there].rsub(table[ours], axis=0).droplevel("horizon", axis=1)
+    common = gaps.dropna()
+    if common.empty:
+        return None
+    best = str(common.mean().idxmin())
+    return best, gaps[best].dropna()
 
 
 def points(gaps: pd.Series[float]) -> str:
@@ -63,31 +67,39 @@ def headline(cell: Cell, kinds: Sequence[str]) -> pd.DataFrame:
             if found := ahead_of(cell, table, kind, horizon):
                 best, gaps = found
                 times = speedup_of(table, "accuracy", ours, best).get(horizon)
+                longest = max(h for a, h in columns(table) if a == best and table[a, h].notna().any())
                 of_best = number(float(table[best, horizon].loc[gaps.index].mean()))
                 lead = points(gaps) + tasks_note(cell.config, horizon, len(gaps))
-                texts = [of_best + named(cell, kind, best), lead, in_words(*times) if times else MISSING]
+                texts = [of_best + named(cell, kind, best), lead, needed(times, longest / horizon) if times else MISSING]
             line += texts if kind == kinds[0] else texts[:2]
-    columns = ["L3RS", *(head for kind in kinds for head in (kind, "L3RS minus it"))]
-    columns.insert(3, "steps that it needs")
-    return pd.DataFrame.from_dict(lines, orient="index", columns=columns, dtype=object).rename_axis("steps")
+    heads = ["L3RS", *(head for kind in kinds for head in (kind, "L3RS minus it"))]
+    heads.insert(3, "steps it needs")
+    return pd.DataFrame.from_dict(lines, orient="index", columns=heads, dtype=object).rename_axis("steps")
+
+
+def needed(times: tuple[float, float, float], ran: float) -> str:
+    """A speedup with its interval: `1.5 times (1.3 to 1.8)`. What is beyond runs of `ran` times as many steps, the longest, is `over 4`."""
+    middle, low, high = (f"{x:.1f}" if math.isfinite(x) else f"over {ran:g}" for x in times)
+    if not math.isfinite(times[0]):
+        return f"{middle} times" + (f" ({low} at least)" if math.isfinite(times[1]) else "")
+    return f"{middle} times" + ("" if math.isnan(times[1]) else f" ({low} to {high})")
 
 
 def pooled(cells: Mapping[str, Cell], kinds: Sequence[str]) -> pd.DataFrame:
     """Makes a table with a line a length of a run: the mean lead of L3RS over the best of each kind, chosen for each cell, over all tasks.
 
-    After the semicolon the cell where the lead is least. Lines and columns without rows are left out.
+    Lines and columns without rows are left out.
     """
     tables = {name: cell.outcomes("accuracy") for name, cell in cells.items()}
     horizons = sorted({horizon for cell in cells.values() for horizon in cell.config.horizons})
     frame = nothing([f"{horizon:,}" for horizon in horizons], [*(f"L3RS minus {kind}" for kind in kinds), "networks", "tasks"], "steps")
     for horizon in horizons:
         for kind in kinds:
-            found = {name: ahead_of(cell, tables[name], kind, horizon) for name, cell in cells.items()}
-            gaps = {name: one[1] for name, one in found.items() if one}
+            found = [ahead_of(cell, tables[name], kind, horizon) for name, cell in cells.items()]
+            gaps = [one[1] for one in found if one]
             if gaps:
-                least = min(gaps, key=lambda name: float(gaps[name].mean()))
-                together = pd.concat(gaps.values())
-                frame.loc[f"{horizon:,}", f"L3RS minus {kind}"] = f"{points(together)}; {least} {100 * gaps[least].mean():+.1f}"
+                together = pd.concat(gaps)
+                frame.loc[f"{horizon:,}", f"L3RS minus {kind}"] = points(together)
                 if kind == kinds[0]:
                     frame.loc[f"{horizon:,}", ["networks", "tasks"]] = f"{len(gaps)}", f"{len(together)}"
     there = frame != MISSING

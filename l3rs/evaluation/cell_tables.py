@@ -258,9 +258,10 @@ class Standing(NamedTuple):
 
 
 def standings(cell: Cell) -> list[Standing]:
-    """Compares each arm of L3RS at each horizon with the best other optimizer among those that ran most of its tasks.
+    """Compares each arm of L3RS at each horizon with the best other optimizer.
 
-    The best is the one least behind, chosen on these same tasks, in its favour.
+    The best is the one least behind, in its favour: on the tasks that all others with rows have run, or, if there is none, of those that
+    ran most.
     """
     table = cell.outcomes("accuracy")
     entries = summarize(table)
@@ -275,7 +276,8 @@ def standings(cell: Cell) -> list[Standing]:
             if not most:
                 found.append(Standing(arm, horizon, mean))
                 continue
-            best = str(gaps.loc[:, gaps.count() == most].mean().idxmin())
+            common = gaps.dropna(axis=1, how="all").dropna()
+            best = str((common if len(common) else gaps.loc[:, gaps.count() == most]).mean().idxmin())
             (ahead,) = differences(table[[(arm, horizon), (best, horizon)]], "accuracy", arm).values()
             found.append(Standing(arm, horizon, mean, best, entries[best, horizon].mean, ahead))
     return found

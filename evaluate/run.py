@@ -79,11 +79,15 @@ def chosen(cells: Mapping[str, EvaluationConfig], networks: Sequence[str] | None
 
 
 def copied(config: EvaluationConfig, todo: Sequence[Planned], args: argparse.Namespace) -> pd.DataFrame:
-    """Finds the rows of runs to make that a cell beside this one has made, each once."""
+    """Finds the rows of runs to make that a cell beside this one has made, each once. What is no cell is passed over."""
     found = [pd.DataFrame(columns=list(CELL_FIELDS))]
     for file in sorted(args.config.parent.glob("*.yaml")):
-        for other in read_cells(file, args.data).values():
-            if other.cell != config.cell:
+        try:
+            cells = read_cells(file, args.data)
+        except ValueError:
+            continue
+        for other in cells.values():
+            if other.cell != config.cell and other.workload == config.workload:
                 found.append(shared(config, todo, other, Rows(args.out / other.cell, RESULTS / other.cell).read()))
                 if len(found[-1]):
                     print(f"{config.cell}: {len(found[-1])} rows are those of {other.cell}")
@@ -106,9 +110,10 @@ def make_rows(config: EvaluationConfig, args: argparse.Namespace) -> None:
     config = config.part(arms, args.steps or (), args.tasks)
     there = rows.read()
     todo = missing(plan(config), there[there.error.isna()] if args.again else there)  # a schedule or weights may be missing
-    if todo and not args.plan:
-        rows.append((there_too := copied(config, todo, args)).to_dict("records"))
-        todo = missing(todo, there_too)
+    if len(new := copied(config, todo, args)):
+        todo = missing(todo, new)
+        if not args.plan:
+            rows.append(new.to_dict("records"))
     steps = sum(p.run.steps for p in todo)
     print(f"{config.cell}: {len(todo)} runs are missing, {steps:,} steps")
     for given in dict.fromkeys(arm.learned for arm in config.arms if arm.ours and config.workload.from_scratch):

@@ -19,6 +19,7 @@ from run import RESULTS, ROOT
 from l3rs.evaluation.pages import as_markdown, fill
 from l3rs.evaluation.sources import Sources, arguments, collect
 from l3rs.evaluation.tables import TABLES
+from l3rs.text import first_line
 
 
 def main() -> None:
@@ -32,7 +33,10 @@ def main() -> None:
         sys.exit(str(error))
     sections = collect(sources, TABLES)
     for page in args.fill:
-        page.write_text(fill(page.read_text(), (table for _, tables in sections for table in tables)))
+        try:
+            page.write_text(fill(page.read_text(), (table for _, tables in sections for table in tables)))
+        except (OSError, ValueError) as error:
+            sys.exit(f"{page}: {first_line(error)}")
         print(f"Wrote the tables of {page}.")
     if args.fill:
         return

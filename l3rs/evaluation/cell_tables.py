@@ -257,12 +257,23 @@ class Standing(NamedTuple):
     ahead: Difference | None = None
 
 
-def standings(cell: Cell) -> list[Standing]:
-    """Compares each arm of L3RS at each horizon with the best other optimizer.
+def least_behind(mine: pd.Series[float], table: pd.DataFrame, others: Sequence[str], horizon: int) -> tuple[str, pd.Series[float]] | None:
+    """Finds the arm that is least behind `mine`, an accuracy for each task, and the lead of `mine` over it by task; None without rows.
 
-    The best is the one least behind, in its favour: on the tasks that all others with rows have run, or, if there is none, of those that
-    ran most.
+    The best is chosen on the tasks that all of these arms with rows have run, or, if there is none, among those that ran most: an arm
+    whose rows are still few can be the best.
     """
+    there = [(other, horizon) for other in others if (other, horizon) in table.columns]
+    gaps = table[there].rsub(mine, axis=0).droplevel("horizon", axis=1).dropna(axis=1, how="all")
+    if gaps.empty:
+        return None
+    common = gaps.dropna()
+    best = str((common if len(common) else gaps.loc[:, gaps.count() == gaps.count().max()]).mean().idxmin())
+    return best, gaps[best].dropna()
+
+
+def standings(cell: Cell) -> list[Standing]:
+    """Compares each arm of L3RS at each horizon with the best other optimizer, the one that is `least_behind`."""
     table = cell.outcomes("accuracy")
     entries = summarize(table)
     found = []
@@ -271,13 +282,11 @@ def standings(cell: Cell) -> list[Standing]:
         others = [arm.name for arm in arms if not arm.ours]
         for arm in (arm.name for arm in arms if arm.ours):
             mean = entries[arm, horizon].mean if (arm, horizon) in entries else None
-            gaps = table[[(o, horizon) for o in others]].rsub(table[arm, horizon], axis=0).droplevel("horizon", axis=1)
-            most = gaps.count().max() if others else 0
-            if not most:
+            nearest = least_behind(table[arm, horizon], table, others, horizon)
+            if nearest is None:
                 found.append(Standing(arm, horizon, mean))
                 continue
-            common = gaps.dropna(axis=1, how="all").dropna()
-            best = str((common if len(common) else gaps.loc[:, gaps.count() == most]).mean().idxmin())
+            best = nearest[0]
             (ahead,) = differences(table[[(arm, horizon), (best, horizon)]], "accuracy", arm).values()
             found.append(Standing(arm, horizon, mean, best, entries[best, horizon].mean, ahead))
     return found
@@ -322,12 +331,10 @@ def over_seeds(config: EvaluationConfig, table: pd.DataFrame, arms: Sequence[str
             continue
         mean = mine.mean(axis=1)
         column = [number(x) for x in (*mine.mean(), mean.mean())] + [f"{100 * mine.mean().std():.1f}"]
-        gaps = table[[(o, horizon) for o in others if (o, horizon) in table.columns]].droplevel("horizon", axis=1).rsub(mean, axis=0)
-        best = gaps.loc[:, gaps.count() == max(1, gaps.count().max())].mean()
-        if len(best):
-            gap = gaps[best.idxmin()].dropna()
+        if nearest := least_behind(mean, table, others, horizon):
+            best, gap = nearest
             low, high = stats.bootstrap_interval(gap.to_numpy())
-            column += [f"{100 * gap.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), n={len(gap)}", str(best.idxmin())]
+            column += [f"{100 * gap.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), n={len(gap)}", best]
         else:
             column += [MISSING, MISSING]
         found[f"{horizon} steps"] = column

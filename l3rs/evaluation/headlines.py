@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from l3rs.evaluation.cell_tables import Cell, columns, nothing, number, tasks_note, unique
+from l3rs.evaluation.cell_tables import Cell, columns, least_behind, nothing, number, tasks_note, unique
 from l3rs.evaluation.pages import MISSING
 from l3rs.evaluation.speedups import speedup_of
 from l3rs.finetuning.arms import Arm
@@ -30,20 +30,9 @@ def arms_of(cell: Cell, kind: str) -> list[str]:
 
 
 def ahead_of(cell: Cell, table: pd.DataFrame, kind: str, horizon: int) -> tuple[str, pd.Series[float]] | None:
-    """Finds the arm of a kind that is least behind L3RS at a horizon, and the lead of L3RS over it by task; None without rows.
-
-    The best is chosen on the tasks that all arms of the kind have run, of those that have rows, in its favour.
-    """
+    """Finds the arm of a kind that is `least_behind` L3RS at a horizon, and the lead of L3RS over it by task; None without rows."""
     ours = (cell.reference, horizon)
-    there = [(arm, horizon) for arm in arms_of(cell, kind) if (arm, horizon) in table.columns and table[arm, horizon].notna().any()]
-    if ours not in table.columns or not there:
-        return None
-    gaps = table[there].rsub(table[ours], axis=0).droplevel("horizon", axis=1)
-    common = gaps.dropna()
-    if common.empty:
-        return None
-    best = str(common.mean().idxmin())
-    return best, gaps[best].dropna()
+    return least_behind(table[ours], table, arms_of(cell, kind), horizon) if ours in table.columns else None
 
 
 def points(gaps: pd.Series[float]) -> str:
@@ -67,7 +56,7 @@ def headline(cell: Cell, kinds: Sequence[str]) -> pd.DataFrame:
             if found := ahead_of(cell, table, kind, horizon):
                 best, gaps = found
                 times = speedup_of(table, "accuracy", ours, best).get(horizon)
-                longest = max(h for a, h in columns(table) if a == best and table[a, h].notna().any())
+                longest = max(h for arm, h in columns(table.dropna(axis=1, how="all")) if arm == best)
                 of_best = number(float(table[best, horizon].loc[gaps.index].mean()))
                 lead = points(gaps) + tasks_note(cell.config, horizon, len(gaps))
                 texts = [of_best + named(cell, kind, best), lead, needed(times, longest / horizon) if times else MISSING]

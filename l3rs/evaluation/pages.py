@@ -112,15 +112,18 @@ def as_markdown(title: str, lead: str, sections: Sequence[Section], pictures: st
     return "\n\n".join(parts) + "\n"
 
 
-FILLED = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+OPENED = "<!-- table: "
+FILLED = re.compile(rf"({OPENED}([^\n]*?) -->\n)(?:(?!{OPENED}).)*?(<!-- end of table -->)", re.DOTALL)
 
 
 def fill(page: str, tables: Iterable[Table]) -> str:
     """Writes tables into a page of Markdown, each between `<!-- table: NAME -->` and `<!-- end of table -->`, each on its own line.
 
     Raises:
-        ValueError: there is no such table.
+        ValueError: there is no such table, or one has no end.
     """
+    if page.count(OPENED) != len(FILLED.findall(page)):
+        raise ValueError("a table has no `<!-- end of table -->` before the next one, or before the end of the page")
     by_name = {table.name: table for table in tables}
 
     def block(found: re.Match[str]) -> str:

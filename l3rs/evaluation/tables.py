@@ -120,7 +120,7 @@ def as_used(sources: Sources) -> dict[str, Cell]:
 
 def headlines(sources: Sources) -> Iterator[tuple[str, Table]]:
     """The short tables, those of README and the findings."""
-    how = "The best is the one least behind L3RS on these tasks. Leads are in points, paired by task, with bootstrap 95% intervals."
+    how = "The best is the one least behind L3RS. Leads are in points, paired by task, with bootstrap 95% intervals."
     for name, kinds in HEADLINES.items():
         if cell := sources.cells.get(name):
             yield "In short", Table(f"{BEYOND[name][0]}, in short", f"{BEYOND[name][1]} {how}", headline(cell.without_seeds(), kinds))
@@ -134,7 +134,8 @@ def headlines(sources: Sources) -> Iterator[tuple[str, Table]]:
         each = f"{caption} All tasks of all networks count alike."
         yield "In short", Table("Networks, in short", each, pooled(cells, AGAINST))
         for kind in AGAINST:
-            yield "In short", Table(f"Networks, {kind}", f"{caption} Here the other is the {kind}.", by_cell(cells, kind))
+            if len(frame := by_cell(cells, kind)):
+                yield "In short", Table(f"Networks, {kind}", f"{caption} Here the other is the {kind}.", frame)
 
 
 def summary(sources: Sources) -> Iterator[tuple[str, Table]]:

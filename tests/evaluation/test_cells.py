@@ -291,6 +291,9 @@ def test_the_script_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Mon
     assert rows.accuracy.between(0, 1).all()
     twin = tmp_path / "twin.yaml"
     twin.write_text(config.read_text().replace("cell: tiny", "cell: twin").replace("name: Adam,", "name: the same,"))
+    (tmp_path / "compose.yaml").write_text("services: {web: {image: nginx}}\n")  # no cell, and none of ours
+    assert "twin: 0 runs are missing" in script("--config", twin, "--arms", "the same", "--horizons", 2, "--plan")
+    assert not (tmp_path / "rows" / "twin").exists()
     assert "twin: 2 rows are those of tiny\ntwin: 0 runs are missing" in script("--config", twin, "--arms", "the same", "--horizons", 2)
     assert Rows(tmp_path / "rows" / "twin").read().accuracy.tolist() == rows.accuracy.tolist()
     twin.unlink()

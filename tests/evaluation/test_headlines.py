@@ -19,7 +19,7 @@ from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import CELL_FIELDS
 
 ROOT = Path(__file__).parent.parent.parent
-NUMBER = re.compile(r"(?<![-\w.])\d+\.\d+")
+NUMBER = re.compile(r"(?<![\w.])(?<!\w-)\d+\.\d+")
 OURS = Arm("L3RS", "l3rs", learned="icons-resnet34")
 START = Arm("L3RS unlearned", "l3rs", learned="start")
 ARMS = (OURS, START, Arm("SGD tuned", "sgd-cosine"), Arm("Adam tuned", "adam-cosine"), Arm("Adam 1e-3", "adam", 1e-3))
@@ -73,6 +73,9 @@ def test_tables_are_written_between_their_comments() -> None:
     assert fill(filled, [Table("T", "", frame)]) == filled
     with pytest.raises(ValueError, match="there is no table 'T'; there are U"):
         fill(page, [Table("U", "", frame)])
+    for unclosed in ("<!-- table: T -->\nprose\n" + page, page + "<!-- table: T -->\nprose\n"):
+        with pytest.raises(ValueError, match="a table has no `<!-- end of table -->`"):
+            fill(unclosed, [Table("T", "", frame)])  # or prose would go with it
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/findings.md"])

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from l3rs.evaluation.cell_tables import WORST, number
+from l3rs.evaluation.cell_tables import WORST, number, signed
 from l3rs.evaluation.pages import MISSING
 
 START = "the start"
@@ -125,7 +125,7 @@ def contrast_table(found: Mapping[tuple[str, int], Contrast], variants: Mapping[
             return MISSING
         if not math.isfinite(c.mean):
             return "diverged"
-        return f"{c.mean:+.{digits}f}" + ("" if math.isnan(c.low) else f" ({c.low:+.{digits}f} to {c.high:+.{digits}f})")
+        return signed(c.mean, c.low, c.high, 1, digits)
 
     def verdict(setting: str) -> str:
         here = {h: found[setting, h] for h in horizons if (setting, h) in found}

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from l3rs.evaluation.cell_figures import legend, panels
-from l3rs.evaluation.cell_tables import Cell, by_horizon, columns, differences, unique
+from l3rs.evaluation.cell_tables import Cell, by_horizon, columns, differences, signed, unique
 from l3rs.evaluation.pages import Picture
 from l3rs.finetuning.arms import Arm
 from l3rs.plots import STYLES, look
@@ -36,8 +36,7 @@ def calibration_table(cells: Mapping[str, Cell]) -> pd.DataFrame:
 
         def text(arm: Arm, horizon: int, found: dict = found) -> str | None:  # type: ignore[type-arg]
             d = found.get((arm.name, horizon))
-            interval = "" if d is None or np.isnan(d.low) else f" ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
-            return None if d is None else f"{100 * d.mean:+.1f}{interval}, n={d.tasks}"
+            return None if d is None else f"{signed(d.mean, d.low, d.high)}, n={d.tasks}"
 
         others = [next(arm for arm in cell.config.arms if arm.name == called) for rate, called in rates.items() if rate != 1]
         part = by_horizon(cell.config, text, others)

@@ -214,6 +214,17 @@ def number(x: float) -> str:
     return f"{x:.3f}" if math.isfinite(x) else "diverged"
 
 
+def signed(mean: float, low: float = math.nan, high: float = math.nan, scale: float = 100, digits: int = 1) -> str:
+    """Formats a lead with its interval, if it has one: `+1.5 (1.0 to 2.0)`. `scale` is 100 for points of accuracy."""
+    mean, low, high = (round(scale * x, digits) + 0.0 for x in (mean, low, high))  # + 0.0: there is no -0.0
+    return f"{mean:+.{digits}f}" + ("" if math.isnan(low) else f" ({low:.{digits}f} to {high:.{digits}f})")
+
+
+def points(gaps: pd.Series[float]) -> str:
+    """The mean of paired differences in points of accuracy, with its bootstrap 95% interval."""
+    return signed(float(gaps.mean()), *stats.bootstrap_interval(gaps.to_numpy()))
+
+
 def interquartile_means(config: EvaluationConfig, table: pd.DataFrame) -> pd.DataFrame:
     """The mean of the middle half of the tasks."""
     entries = summarize(table)
@@ -240,8 +251,7 @@ def paired(config: EvaluationConfig, table: pd.DataFrame, measure: str, referenc
         tail = f"{d.probability:.0%}, n={d.tasks}"
         if not math.isfinite(d.mean):
             return f"diverged; {tail}"
-        interval = "" if math.isnan(d.low) else f" ({scale * d.low:+.{digits}f} to {scale * d.high:+.{digits}f})"
-        return f"{scale * d.mean:+.{digits}f}{interval}; {tail}"
+        return f"{signed(d.mean, d.low, d.high, scale, digits)}; {tail}"
 
     return by_horizon(config, text, [arm for arm in unique(config.arms) if arm.name != reference])
 
@@ -301,8 +311,7 @@ def against_best(cells: Mapping[str, Cell]) -> pd.DataFrame:
         if s.ahead is None or s.best is None or s.of_best is None:
             return [mean] + [MISSING] * (len(columns) - 1)
         d = s.ahead
-        interval = "" if math.isnan(d.low) else f" ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
-        return [mean, number(s.of_best), s.best, f"{100 * d.mean:+.1f}{interval}", f"{d.probability:.0%}", str(d.tasks)]
+        return [mean, number(s.of_best), s.best, signed(d.mean, d.low, d.high), f"{d.probability:.0%}", str(d.tasks)]
 
     lines: dict[str, list[str]] = {}
     for name, cell in cells.items():
@@ -333,8 +342,7 @@ def over_seeds(config: EvaluationConfig, table: pd.DataFrame, arms: Sequence[str
         column = [number(x) for x in (*mine.mean(), mean.mean())] + [f"{100 * mine.mean().std():.1f}"]
         if nearest := least_behind(mean, table, others, horizon):
             best, gap = nearest
-            low, high = stats.bootstrap_interval(gap.to_numpy())
-            column += [f"{100 * gap.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), n={len(gap)}", best]
+            column += [f"{points(gap)}, n={len(gap)}", best]
         else:
             column += [MISSING, MISSING]
         found[f"{horizon} steps"] = column

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
-from l3rs.evaluation.cell_tables import Cell, columns, least_behind, nothing, number, tasks_note, unique
+from l3rs.evaluation.cell_tables import Cell, columns, least_behind, nothing, number, points, tasks_note, unique
 from l3rs.evaluation.pages import MISSING
 from l3rs.evaluation.speedups import speedup_of
 from l3rs.finetuning.arms import Arm
 from l3rs.schedules.find import OLDER_GENERALIST, START
-from l3rs.stats import bootstrap_interval
 
 KINDS: Mapping[str, Callable[[Arm], bool]] = {
     "best other": lambda arm: not arm.ours,
@@ -33,12 +31,6 @@ def ahead_of(cell: Cell, table: pd.DataFrame, kind: str, horizon: int) -> tuple[
     """Finds the arm of a kind that is `least_behind` L3RS at a horizon, and the lead of L3RS over it by task; None without rows."""
     ours = (cell.reference, horizon)
     return least_behind(table[ours], table, arms_of(cell, kind), horizon) if ours in table.columns else None
-
-
-def points(gaps: pd.Series[float]) -> str:
-    """The mean of paired differences in points of accuracy, with its bootstrap 95% interval: `+1.5 (1.0 to 2.0)`."""
-    low, high = bootstrap_interval(gaps.to_numpy())
-    return f"{100 * gaps.mean():+.1f}" + ("" if np.isnan(low) else f" ({100 * low:.1f} to {100 * high:.1f})")
 
 
 def headline(cell: Cell, kinds: Sequence[str]) -> pd.DataFrame:

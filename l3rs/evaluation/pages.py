@@ -144,18 +144,26 @@ def table_html(table: Table) -> str:
     )
     return (
         f'<div class="scroll" role="region" aria-labelledby="{anchor}" tabindex="0">\n<table>\n'
-        f'<caption id="{anchor}"><strong>{escape(table.name)}.</strong> {escape(table.caption)}</caption>\n'
+        f'<caption id="{anchor}"><strong>{escape(table.name)}.</strong> {_text(table.caption)}</caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>"
     )
 
 
 def _cell(text: str) -> str:
-    return f'<td class="missing">{text}</td>' if text == MISSING else f"<td>{escape(text)}</td>"
+    if text == MISSING:
+        return f'<td class="missing">{text}</td>'
+    parts = map(escape, re.split("(?<=[,;] )", text))  # a line may break between them, but not in one
+    return f"<td>{'<wbr>'.join(parts)}</td>"
+
+
+def _text(plain: str) -> str:
+    """A caption: words between backticks are code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(plain))
 
 
 def picture_html(picture: Picture) -> str:
     """Writes a picture into the page, with its caption and its content in words."""
-    caption = f'<figcaption id="{slug(picture.name)}"><strong>{escape(picture.name)}.</strong> {escape(picture.caption)}</figcaption>'
+    caption = f'<figcaption id="{slug(picture.name)}"><strong>{escape(picture.name)}.</strong> {_text(picture.caption)}</figcaption>'
     if picture.figure is None:
         return f'<figure>{caption}<p class="missing">There are no rows for this figure yet.</p></figure>'
     data = base64.b64encode(webp(picture.figure)).decode()
@@ -192,6 +200,7 @@ nav li { padding: .3rem 0; break-inside: avoid; }
 table { border-collapse: separate; border-spacing: 0; font-size: .85rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .5rem; font-size: .9rem; width: min(60rem, calc(100vw - 2rem)); }
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); vertical-align: top; }
+wbr { white-space: normal; }
 th:first-child { text-align: left; white-space: normal; min-width: 8.5rem; max-width: 18rem; }
 th:first-child { position: sticky; left: 0; background: var(--paper); }
 thead th { border-bottom: 2px solid var(--line); }
@@ -209,7 +218,7 @@ pre { overflow-x: auto; background: var(--soft); padding: .7rem; font-size: .8re
 def as_html(title: str, lead: str, sections: Sequence[Section]) -> str:
     """Writes the page as one file: no scripts, no other files. `lead` is plain text; blank lines part paragraphs."""
     contents = "\n".join(f'<li><a href="#{slug(heading)}">{escape(heading)}</a></li>' for heading, _ in sections)
-    paragraphs = "\n".join(f"<p>{escape(p)}</p>" for p in lead.split("\n\n"))
+    paragraphs = "\n".join(f"<p>{_text(p)}</p>" for p in lead.split("\n\n"))
     body = "\n".join(section_html(heading, items) for heading, items in sections)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'

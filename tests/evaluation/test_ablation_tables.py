@@ -90,10 +90,10 @@ def test_what_a_difference_says() -> None:
     made = pd.concat([rows(lambda s, seed, t, g=g: 0.5 + 0.001 * (seed + t) + (g if s == "b" else 0), steps=h) for h, g in steps.items()])
     table = contrast_table(contrasts(made, "a", "accuracy"), {"the second": "b", "the third": "c"}, "accuracy")
     assert table.loc["the second", "verdict"] == "better at 10; worse at 90"
-    assert table.loc["the second", "50 steps"] == "+0.0 (-0.3 to +0.3)"
+    assert table.loc["the second", "50 steps"] == "+0.0 (-0.3 to 0.3)"
     assert set(table.loc["the third"]) == {MISSING}
     same = contrast_table(contrasts(rows(lambda s, seed, t: 0.01 * seed), "a", "loss"), {"the second": "b"}, "loss")
-    assert same.loc["the second"].to_list() == ["+0.000 (-0.030 to +0.030)", "within the noise"]
+    assert same.loc["the second"].to_list() == ["+0.000 (-0.030 to 0.030)", "within the noise"]
 
 
 def test_without_a_second_seed_nothing_is_said() -> None:

@@ -62,11 +62,11 @@ def check(picture: Picture) -> None:
 def test_a_known_difference_comes_out() -> None:
     table = cell().outcomes("accuracy")
     found = paired(CONFIG, table, "accuracy", "L3RS")
-    assert found.loc["Adam constant 1e-3"].to_list() == ["+10.0 (+10.0 to +10.0); 100%, n=4", "+0.0 (+0.0 to +0.0); 50%, n=4"]
+    assert found.loc["Adam constant 1e-3"].to_list() == ["+10.0 (10.0 to 10.0); 100%, n=4", "+0.0 (0.0 to 0.0); 50%, n=4"]
     assert means(CONFIG, table).loc["Adam cosine tuned", "10 steps"] == "0.565 ± 0.013 (lr 0.01)"
     assert interquartile_means(CONFIG, table).loc["L3RS", "10 steps"] == "0.715"
     line = against_best({"A": cell()}).loc["A, 10 steps, L3RS"]
-    assert line.to_list() == ["0.715", "0.615", "Adam constant 1e-3", "+10.0 (+10.0 to +10.0)", "100%", "4"]
+    assert line.to_list() == ["0.715", "0.615", "Adam constant 1e-3", "+10.0 (10.0 to 10.0)", "100%", "4"]
 
 
 def test_how_far_ahead_it_is_of_the_best_other() -> None:

@@ -69,7 +69,7 @@ def test_calibration_compares_multipliers_of_the_same_schedule() -> None:
     table = calibration_table({"net": made})
     assert table["10 steps"].to_dict() == {
         "net, against lr 0.3": "-5.0 (-5.0 to -5.0), n=4",
-        "net, against lr 3": "+20.0 (+20.0 to +20.0), n=4",
+        "net, against lr 3": "+20.0 (20.0 to 20.0), n=4",
     }
     picture = calibration_picture({"net": made}, "Calibration", "", ())
     assert "net, 10 steps, 0.765 at 0.3, 0.715 at 1, 0.515 at 3" in picture.alt

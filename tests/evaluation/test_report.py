@@ -16,7 +16,7 @@ from l3rs.schedules.find import load
 class Tags(HTMLParser):
     """All tags with their attributes; fails where they are not nested."""
 
-    VOID = ("meta", "img", "link", "br")
+    VOID = ("meta", "img", "link", "br", "wbr")
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -72,6 +72,15 @@ def test_tables_have_captions_and_scopes(sections: list[tuple[str, list[Table | 
     identifiers = [a["id"] for _, a in tags.found if "id" in a]
     assert len(set(identifiers)) == len(identifiers)
     assert all(region["aria-labelledby"] in identifiers for region in tags.of("div"))
+
+
+def test_long_cells_break_between_their_parts_and_captions_have_code() -> None:
+    frame = pd.DataFrame([["+1.5 (1.0 to 2.0), n=5; 60%"]], pd.Index(["a"], name="network"), ["x"], dtype=object)
+    page = as_html("A title", "Of `auto` & others.", [("First", [Table("Table 1", "What `a < b` is.", frame)])])
+    assert "<td>+1.5 (1.0 to 2.0), <wbr>n=5; <wbr>60%</td>" in page
+    assert "<p>Of <code>auto</code> &amp; others.</p>" in page
+    assert "What <code>a &lt; b</code> is." in page
+    Tags(page)
 
 
 def test_the_markdown_page_has_the_same(sections: list[tuple[str, list[Table | Picture]]], tmp_path) -> None:  # type: ignore[no-untyped-def]

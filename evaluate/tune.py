@@ -17,6 +17,7 @@ edge. Rows that are there already are not run again, so a killed run goes on whe
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -76,7 +77,7 @@ def tune(arms: Sequence[Arm], horizons: Collection[int], model: Run, file: Path,
     """Tunes arms at some lengths of a run, and writes the rates to `file` and the rows to `results`."""
     results.parent.mkdir(parents=True, exist_ok=True)
     lead = (
-        f"# python evaluate/tune.py{f' --config {args.config}' if args.config else ''}\n"
+        f"# {shlex.join(['python', 'evaluate/tune.py', *sys.argv[1:]])}\n"
         f"# Horizon: the learning rate with the best mean accuracy on {args.tasks} meta-train tasks. "
         f"All rows: {results.relative_to(ROOT) if results.is_relative_to(ROOT) else results}\n"
     )

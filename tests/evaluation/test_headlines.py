@@ -14,7 +14,7 @@ from l3rs.evaluation.cells import EvaluationConfig, identity_of
 from l3rs.evaluation.headlines import by_cell, headline, pooled
 from l3rs.evaluation.pages import FILLED, Table, fill
 from l3rs.evaluation.sources import NETWORKS, Sources
-from l3rs.evaluation.tables import AWAY, HEADLINES, headlines
+from l3rs.evaluation.tables import AWAY, HEADLINES, headlines, study
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import CELL_FIELDS
 
@@ -78,11 +78,16 @@ def test_tables_are_written_between_their_comments() -> None:
             fill(unclosed, [Table("T", "", frame)])  # or prose would go with it
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/findings.md"])
-def test_the_numbers_of_a_page_are_those_of_the_rows(page: str, tmp_path: Path) -> None:
-    """`python evaluate/tables.py --fill PAGE` would change nothing, and prose repeats only numbers that tables have."""
+@pytest.mark.parametrize("page", ["README.md", "docs/findings.md", "docs/what-matters.md"])
+def test_the_tables_of_a_page_are_those_of_the_rows(page: str, tmp_path: Path) -> None:
+    """`python evaluate/tables.py --fill PAGE` would change nothing."""
     text = (ROOT / page).read_text()
     assert fill(text, made(tmp_path.parent / "nowhere")) == text
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/findings.md"])
+def test_prose_repeats_only_numbers_that_tables_have(page: str) -> None:
+    text = (ROOT / page).read_text()
     prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|arXiv [0-9.]+", "", FILLED.sub("", text), flags=re.DOTALL)
     tables = {number for found in FILLED.finditer(text) for number in NUMBER.findall(found[0])}
     assert [number for number in NUMBER.findall(prose) if number not in tables] == []
@@ -90,6 +95,6 @@ def test_the_numbers_of_a_page_are_those_of_the_rows(page: str, tmp_path: Path) 
 
 @cache
 def made(nowhere: Path) -> list[Table]:
-    """The short tables, of committed rows."""
-    cells = sorted({*HEADLINES, NETWORKS, *AWAY})
-    return [table for _, table in headlines(Sources(ROOT, nowhere, cells))]
+    """The short tables, and those of studies, of committed rows."""
+    sources = Sources(ROOT, nowhere, sorted({*HEADLINES, NETWORKS, *AWAY}))
+    return [table for tables in (headlines(sources), study(sources)) for _, table in tables]

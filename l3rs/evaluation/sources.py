@@ -45,6 +45,7 @@ BEYOND = {  # cell: its section and caption
     ),
 }
 NETWORKS = "networks"  # cells of networks that no schedule met
+SCRATCH = "scratch"  # the same from random weights
 
 
 class Sources:
@@ -81,7 +82,7 @@ class Sources:
         """The cells with a config, by name."""
         found = {}
         stress = sorted(file.stem for file in self.configs.glob("stress-*.yaml"))
-        for name in self.only or (*PAPER, *stress, *BEYOND, NETWORKS):
+        for name in self.only or (*PAPER, *stress, *BEYOND, NETWORKS, SCRATCH):
             file = self.configs / f"{name}.yaml"
             configs = read_cells(file) if file.exists() else {}
             for network, config in configs.items():
@@ -115,7 +116,8 @@ def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfi
     """Reads the cells of a YAML file: one, under an empty name, or, if it has a `zoo`, one for each network held out there, by its name.
 
     A zoo is a mapping: `file`, one that `l3rs.finetuning.zoo.read_zoo` reads, by its path from this one; `weights`, the folder of the
-    networks' weights; `tasks`, the size of tasks by split. The network's name replaces `{network}` in `cell` and `rates`.
+    networks' weights; `tasks`, the size of tasks by split; `from_scratch`, whether random weights take the place of theirs. The network's
+    name replaces `{network}` in `cell` and `rates`.
 
     Args:
         data: replaces the folder of the images.
@@ -160,7 +162,8 @@ def of_zoo(
             named = {key: str(given[key]).replace("{network}", called) for key, called in names.items() if key in given}
             task = zoo.get("tasks", {}).get(split)
             config = make({**given, **named, **({} if task is None else {"task": task})})
-            found[name] = replace(config, workload=network.workload)
+            scratch = replace(network.workload, weights=None, from_scratch=True)
+            found[name] = replace(config, workload=scratch if zoo.get("from_scratch") else network.workload)
     return found
 
 

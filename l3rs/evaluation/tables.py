@@ -18,7 +18,7 @@ from l3rs.evaluation.cell_tables import MEASURES, Cell, against_best, interquart
 from l3rs.evaluation.cost_tables import break_even, step_tables
 from l3rs.evaluation.headlines import by_cell, headline, pooled
 from l3rs.evaluation.pages import MISSING, Table
-from l3rs.evaluation.sources import BEYOND, NETWORKS, PAPER, STATISTICS, Sources
+from l3rs.evaluation.sources import BEYOND, NETWORKS, PAPER, SCRATCH, STATISTICS, Sources
 from l3rs.evaluation.speedups import speedup_of, steps_to_match
 from l3rs.evaluation.study import Study
 from l3rs.evaluation.winners import winner_table
@@ -90,20 +90,23 @@ def compared_cells(sources: Sources) -> dict[str, Cell]:
 
 
 def contested(sources: Sources) -> dict[str, Cell]:
-    """Picks all cells that compare L3RS with others; of L3RS what has the head, statistics and lr of the reference, without other seeds."""
+    """Picks the cells that compare L3RS with others, but for those from random weights.
+
+    Of L3RS it has the arms with the head, statistics and lr of the reference, without other seeds.
+    """
     found = {}
     for name, cell in sources.cells.items():
         first = cell.config.arms[0]
-        if cell.reference:
+        if cell.reference and not name.startswith(f"{SCRATCH}-"):
             same = [arm for arm in cell.config.arms if (arm.head, arm.refresh, arm.lr) == (first.head, first.refresh, first.lr)]
             arms = [arm for arm in cell.config.arms if not arm.ours or arm in same]
             found[name] = cell.part(arms).without_seeds()
     return found
 
 
-def network_cells(sources: Sources) -> dict[str, Cell]:
+def network_cells(sources: Sources, which: str = NETWORKS) -> dict[str, Cell]:
     """Picks the cells of networks that no schedule met, by the networks' names."""
-    return {name.removeprefix(f"{NETWORKS}-"): cell for name, cell in sources.cells.items() if name.startswith(f"{NETWORKS}-")}
+    return {name.removeprefix(f"{which}-"): cell for name, cell in sources.cells.items() if name.startswith(f"{which}-")}
 
 
 def as_used(sources: Sources) -> dict[str, Cell]:
@@ -288,8 +291,8 @@ def compared(section: str, title: str, rows: pd.DataFrame, reference: str, calle
 def others(sources: Sources) -> Iterator[tuple[str, Table]]:
     """Cells off the conditions of meta-training, and other cells that `--cells` names."""
     stress = {name.removeprefix("stress-"): cell for name, cell in sources.cells.items() if name.startswith("stress-")}
-    known = (*PAPER, *BEYOND)
-    rest = {name: cell for name, cell in sources.cells.items() if not (name in known or name.startswith(("stress-", f"{NETWORKS}-")))}
+    elsewhere = ("stress-", f"{NETWORKS}-", f"{SCRATCH}-")
+    rest = {name: cell for name, cell in sources.cells.items() if name not in (*PAPER, *BEYOND) and not name.startswith(elsewhere)}
     for section, heads, about, cells in (
         ("Stress", "condition", "L3RS off the conditions of its meta-training,", stress),
         ("Other cells", "cell", "L3RS", rest),
@@ -342,6 +345,13 @@ def networks(sources: Sources) -> Iterator[tuple[str, Table]]:
         yield UNMET, Table(f"Network {name}", caption, frame)
 
 
+def from_scratch(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """The same networks from random weights, for which L3RS is not made."""
+    if cells := network_cells(sources, SCRATCH):
+        caption = "The same networks from random weights, for which L3RS is not made, against the best other optimizer, as in the summary."
+        yield UNMET, Table("From random weights", caption, against_best(cells).rename_axis("network"), every_command(cells))
+
+
 def of_icons(sources: Sources) -> Iterator[tuple[str, Table]]:
     """Tables without a cell."""
     if sources.of_icons:
@@ -356,6 +366,7 @@ TABLES: tuple[Callable[[Sources], Iterator[tuple[str, Table]]], ...] = (
     seeds,
     beyond,
     networks,
+    from_scratch,
     cell_tables,
     others,
     of_icons,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from l3rs.evaluation.figures import FIGURES
 from l3rs.evaluation.sources import PAPER, Sources, collect, read_cell, read_cells
-from l3rs.evaluation.tables import TABLES, others, summary
+from l3rs.evaluation.tables import TABLES, from_scratch, others, summary
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = ROOT / "configs" / "evaluate"
@@ -80,6 +81,10 @@ def test_a_config_with_a_zoo_has_a_cell_for_each_network_that_is_held_out(
         "large": ("networks-large", "rates/large.yaml", "folder/large.safetensors", 25),
     }
     assert len({config.workload for config in cells.values()}) == 2  # also with model_args
+    random = FAMILY.replace("networks-{", "scratch-{").replace("{file", "{from_scratch: true, file")
+    (tmp_path / "evaluate" / "scratch.yaml").write_text(random)
+    scratch = read_cells(tmp_path / "evaluate" / "scratch.yaml")["large"].workload
+    assert scratch == replace(cells["large"].workload, weights=None, from_scratch=True)
     with pytest.raises(ValueError, match=r"networks\.yaml has 2 cells, one for each network, where one is needed"):
         read_cell(file)
     out = ["--config", str(file), "--out", str(tmp_path / "rows"), "--workers", "1"]
@@ -91,7 +96,8 @@ def test_a_config_with_a_zoo_has_a_cell_for_each_network_that_is_held_out(
         run.main()
     assert "--networks names 'met'; there are small-glyphs, large" in capsys.readouterr().err
     sources = Sources(ROOT, tmp_path / "rows", configs=tmp_path / "evaluate")
-    assert list(sources.cells) == ["networks-small-glyphs", "networks-large"]
+    assert list(sources.cells) == ["networks-small-glyphs", "networks-large", "scratch-small-glyphs", "scratch-large"]
+    assert [table.name for _, table in from_scratch(sources)] == ["From random weights"]
     assert sources.cells["networks-large"].commands()[0].endswith("networks.yaml --networks large")
 
 

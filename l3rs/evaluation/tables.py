@@ -129,7 +129,8 @@ def headlines(sources: Sources) -> Iterator[tuple[str, Table]]:
             yield "In short", Table(f"{BEYOND[name][0]}, in short", f"{BEYOND[name][1]} {how}", headline(cell.without_seeds(), kinds))
     if cells := as_used(sources):
         caption = (
-            f"The paper's cells: runs of L3RS with a head start and refreshed statistics against the best other as the paper has it. {how}"
+            "The paper's cells: runs of L3RS with a head start and refreshed statistics against the best other, as the paper has them or, "
+            f"where it says so, with a head start too. {how}"
         )
         yield "In short", Table("Away from home, in short", caption, by_cell(cells, "best other").rename_axis("cell"))
     if cells := network_cells(sources):

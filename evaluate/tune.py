@@ -2,10 +2,12 @@
 
     python evaluate/tune.py
     python evaluate/tune.py --names schedule-free muon-cosine --steps 10 25 50 100
+    python evaluate/tune.py --head start --steps 10 25 50 100    # runs begin with a head in closed form, and end with refreshed statistics
     python evaluate/tune.py --names celo2-base --learned icons-celo2-base --steps 10 25 50 100    # Celo2 needs one too
 
 appends one row a run to `evaluate/results/tuning.csv` and writes the chosen values to `l3rs/finetuning/baselines.yaml`, those
-of Icons25, which are shipped. For another network or other images,
+of Icons25, which are shipped; with `--head start`, to files of their own, `tuning-start.csv` and `baselines-start.yaml`. For another
+network or other images,
 
     python evaluate/tune.py --config configs/evaluate/imagenet/A.yaml --device cuda
 
@@ -27,10 +29,11 @@ from run import RESULTS, ROOT, chosen
 
 from l3rs.evaluation.cells import EvaluationConfig
 from l3rs.evaluation.sources import read_cells
-from l3rs.evaluation.tuning import HORIZONS, START, Tuning, tuned_arms
+from l3rs.evaluation.tuning import HORIZONS, START, TRIED, Tuning, tuned_arms
 from l3rs.finetuning.arms import Arm
-from l3rs.finetuning.baselines import BASELINES
+from l3rs.finetuning.baselines import BASELINES, SHIPPED
 from l3rs.finetuning.runs import Run
+from l3rs.finetuning.tasks import HEADS
 from l3rs.processes import cores
 
 
@@ -43,14 +46,16 @@ def main() -> None:
     parser.add_argument("--data", help="the images' folder, for the one that the config names; for splits that are not embedded")
     parser.add_argument("--names", nargs="+", choices=list(START), help="which to tune (default: the cell's, or all baselines)")
     parser.add_argument("--steps", type=int, nargs="+", help="for which horizons (default: the cell's, or 10 to 100)")
+    parser.add_argument("--head", choices=HEADS, default="random", help="what runs begin with, without --config (default: %(default)s)")
     parser.add_argument("--learned", default="auto", help="Celo2's weights: a file, or icons-celo2-base")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where runs are made (default: %(default)s)")
     args = parser.parse_args()
     try:
         if args.config is None:
-            arms = [Arm(name, name, learned=args.learned) for name in args.names or BASELINES]
+            begun = {"head": args.head, "refresh": args.head == "start"}
+            arms = [Arm(name, name, learned=args.learned, **begun) for name in args.names or BASELINES]
             model = Run("tune", arms[0], 1, 0, "meta-train", device=args.device)
-            tune(arms, HORIZONS, model, ROOT / "l3rs" / "finetuning" / "baselines.yaml", RESULTS / "tuning.csv", args)
+            tune(arms, HORIZONS, model, ROOT / "l3rs" / "finetuning" / SHIPPED[args.head], RESULTS / TRIED[args.head], args)
         else:
             for cell in chosen(read_cells(args.config, args.data), args.networks):
                 if "{network}" in args.config.read_text() and not cell.workload.class_split.classes["meta-train"]:

@@ -167,12 +167,15 @@ class Cell(NamedTuple):
         needed = {arm.learned: arm for arm in self.config.arms if arm.name in lacking and learned_now(arm) is None}
         pages = {file: "reproduce" if arm.ours else "learned-optimizers" for file, arm in needed.items()}
         files = [f"# {arm.name} needs the file {file}: see docs/{pages[file]}.md" for file, arm in needed.items()]
-        untuned = [arm.optimizer for arm in unique(self.config.arms) if rate_now(self.config, arm, min(self.config.horizons)) is None]
+        untuned = [arm for arm in unique(self.config.arms) if rate_now(self.config, arm, min(self.config.horizons)) is None]
         if not self.config.workload.class_split.classes["meta-train"]:
             untuned = []  # another cell tunes their learning rates
-        where = f" --config {self.file}" if self.config.rates else ""
-        tune = [f"python evaluate/tune.py{where} --names {' '.join(dict.fromkeys(untuned))}"] if untuned else []
-        return (*files, *tune, f"python evaluate/run.py --config {self.file}")
+        tune = {}
+        for arm in untuned:
+            where = f" --config {self.file}" if self.config.rates else " --head start" if arm.head == "start" else ""
+            command = f"python evaluate/tune.py{where} --names"
+            tune[command] = f"{tune.get(command, command)} {arm.optimizer}"
+        return (*files, *tune.values(), f"python evaluate/run.py --config {self.file}")
 
 
 def by_horizon(config: EvaluationConfig, text: Callable[[Arm, int], str | None], arms: Sequence[Arm] | None = None) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from l3rs.evaluation.pages import MISSING, Table
 from l3rs.evaluation.sources import BEYOND, NETWORKS, PAPER, SCRATCH, STATISTICS, Sources
 from l3rs.evaluation.speedups import speedup_of, steps_to_match
 from l3rs.evaluation.study import Study
+from l3rs.evaluation.tuning import TRIED
 from l3rs.evaluation.winners import winner_table
 from l3rs.finetuning.arms import OURS, Arm
 from l3rs.finetuning.baselines import BASELINES
@@ -321,10 +322,15 @@ def beyond(sources: Sources) -> Iterator[tuple[str, Table]]:
 
 def costs_of(cell: Cell, sources: Sources) -> list[str]:
     """The runs that each optimizer of a cell takes, tuning included, a text an arm."""
-    file = sources.root / cell.config.rates if cell.config.rates else sources.results / "tuning.csv"
-    file = file.with_suffix(".csv")
-    tried = pd.read_csv(file).groupby(["optimizer", "steps"]).lr.nunique() if file.exists() else pd.Series(dtype=int)
-    return [f"{arm.cost(RUNS, int(tried.get((arm.optimizer, RUNS), 3))):g}" for arm in unique(cell.config.arms)]
+    if cell.config.rates:
+        files = dict.fromkeys(TRIED, (sources.root / cell.config.rates).with_suffix(".csv"))
+    else:
+        files = {head: sources.results / name for head, name in TRIED.items()}
+    tried = {
+        head: pd.read_csv(file).groupby(["optimizer", "steps"]).lr.nunique() if file.exists() else pd.Series(dtype=int)
+        for head, file in files.items()
+    }
+    return [f"{arm.cost(RUNS, int(tried[arm.head].get((arm.optimizer, RUNS), 3))):g}" for arm in unique(cell.config.arms)]
 
 
 def networks(sources: Sources) -> Iterator[tuple[str, Table]]:

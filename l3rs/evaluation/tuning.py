@@ -30,6 +30,7 @@ START = {
     "celo2": -1.5,
     "celo2-base": -1.5,
 }  # log10 of the first guess
+TRIED = {"random": "tuning.csv", "start": "tuning-start.csv"}  # rows behind the shipped rates, by the head that runs begin with
 MOST = 20  # half decades from 1, at most
 
 

@@ -103,14 +103,14 @@ class Arm:
         """The learning rate of a run of this many steps.
 
         Args:
-            file: of tuned learning rates; None takes the shipped ones, tuned on Icons25.
+            file: of tuned learning rates; None takes the shipped ones, tuned on Icons25 in runs that begin with such a head.
 
         Raises:
             ValueError: it was not tuned.
         """
         if self.lr is not None:
             return self.lr
-        return tuned_learning_rate(self.optimizer, steps, file) if self.tuned else PUBLISHED.get(self.optimizer, 1.0)
+        return tuned_learning_rate(self.optimizer, steps, file, self.head) if self.tuned else PUBLISHED.get(self.optimizer, 1.0)
 
     def make(self, network: nn.Module, steps: int, batches: Iterable[tuple[Tensor, Tensor]] = ()) -> Recipe:
         """Makes the baseline for a network, for a run of this many steps.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from l3rs import stats, text
 from l3rs.files import append_rows, whole_rows, write_atomically
 from l3rs.finetuning.arms import OURS, Arm
-from l3rs.finetuning.baselines import BASELINES, tuned_learning_rate
+from l3rs.finetuning.baselines import BASELINES, tuned_learning_rate, tuned_learning_rates
 from l3rs.finetuning.runs import FIELDS, Run, execute, execute_all, row
 from l3rs.finetuning.tasks import HEADS
 from l3rs.finetuning.unroll import Report
@@ -70,6 +70,8 @@ class FinetuneConfig:
                 raise ValueError(f"--optimizers has {name}, which {lacking}")
         if self.head not in HEADS:
             raise ValueError(f"--head must be one of {', '.join(HEADS)} (got {self.head!r})")
+        if untuned := [name for name in self.optimizers if name in BASELINES and name not in tuned_learning_rates(head=self.head)]:
+            raise ValueError(f"--optimizers has {untuned[0]}, whose learning rate was not tuned for head starts: add --head random")
         if self.seed < 0:
             raise ValueError(f"--seed must be a whole number of at least 0 (got {self.seed})")
         if self.workers < 0:
@@ -189,7 +191,7 @@ def summary(results: Results, config: FinetuneConfig) -> pd.DataFrame:
             mine = accuracy[steps, name].to_numpy()
             mean, low, high = stats.mean_interval(mine)
             line = {"steps": steps, "optimizer": name, "accuracy": mean, "low": low, "high": high, "loss": loss[steps, name]}
-            line["lr"] = Arm(name, name).rate(steps)
+            line["lr"] = Arm(name, name, head=config.head).rate(steps)
             if name != OURS and OURS in config.optimizers:
                 gaps = stats.mean_interval(mine - accuracy[steps, OURS].to_numpy())
                 line["difference"], line["difference_low"], line["difference_high"] = gaps
@@ -204,7 +206,7 @@ def baseline_steps(results: Results, config: FinetuneConfig, accuracy: float) ->
     """
     r = results.runs
     r = r[(r.optimizer != OURS) & r.task_seed.between(config.seed, config.seed + config.tasks - 1)]
-    r = r[[lr == tuned_learning_rate(name, steps) for name, steps, lr in zip(r.optimizer, r.steps, r.lr, strict=True)]]
+    r = r[[lr == tuned_learning_rate(name, steps, head=config.head) for name, steps, lr in zip(r.optimizer, r.steps, r.lr, strict=True)]]
     means = r.assign(accuracy=r.accuracy.fillna(0)).groupby(["steps", "optimizer"]).accuracy.agg(["mean", "size"])
     envelope = means[means["size"] == config.tasks]["mean"].groupby("steps").max().cummax()
     return stats.crossing([math.log(s) for s in envelope.index], envelope.to_list(), accuracy)
@@ -248,12 +250,13 @@ def finetune(config: FinetuneConfig, chosen: Chosen, results: Results) -> pd.Dat
     runs = planned_runs(config)
     missing = results.missing(runs)
     workers = config.workers or cores()
-    heads = ",\nfrom random heads; these runs start with heads in closed form (--head)" if config.head == "start" else ""
+    heads = {"start": "heads in closed form", "random": "random heads"}[config.head]
     print(
         f"Fine-tuning ResNet-34 (width 16, pretrained on 200 icon classes) on {config.tasks} tasks of 25 new classes,\n"
         f"{len(config.optimizers)} optimizers, {' '.join(map(str, sorted(set(config.steps))))} steps. "
         f"l3rs uses the schedule {text.printable(str(chosen))} ({len(learned.theta)} meta-parameters);\n"
-        f"the baselines' learning rates were tuned on other classes{heads}. {len(missing)} runs on {workers} processes"
+        f"all begin with {heads} (--head), and the baselines' learning rates were tuned so, on other classes. "
+        f"{len(missing)} runs on {workers} processes"
         + (f"; {len(runs) - len(missing)} are in {results.runs_file} already." if len(missing) < len(runs) else "."),
         flush=True,
     )

@@ -130,7 +130,7 @@ class OwnImagesConfig:
             )
         self._check_pairs()
         self.source()  # checks model, width and weights
-        for rival in rivals(self.compare):
+        for rival in rivals(self.compare, head=self.head):
             if self.precision == "16-mixed" and any(arm.optimizer == "autogluon" for arm in rival.arms):
                 raise ValueError("--precision must be 32-true or bf16-mixed with --compare autogluon, which clips gradients (got 16-mixed)")
 
@@ -164,6 +164,11 @@ class OwnImagesConfig:
         return self.augment or ("none" if self.weights in SHIPPED else "crop")
 
     @property
+    def head(self) -> str:
+        """What its head is at first."""
+        return "start" if self.head_start else "random"
+
+    @property
     def refreshed(self) -> bool:
         """Whether BatchNorm's statistics are of the last batches: those of an average are averages too, and a head alone moves none."""
         return self.refresh and not self.average and not self.head_only
@@ -180,7 +185,7 @@ class OwnImagesConfig:
             ours = Arm(HEAD_ALONE, "adam", lr, source="in closed form, then Adam tuned on Icons25")
         else:
             ours = Arm(OURS, OURS, source="learned")
-        return [Rival((ours,)), *rivals(self.compare, steps)]
+        return [Rival((ours,)), *rivals(self.compare, steps, self.head)]
 
     @property
     def folder(self) -> Path:

@@ -30,9 +30,9 @@ class Rival:
     arms: tuple[Arm, ...]
 
 
-def rivals(texts: Sequence[str], steps: int = 100) -> list[Rival]:
-    """Reads `adam`, `adam=3e-4` and `adam=1e-4,3e-4,1e-3`. Raises ValueError. `steps` of a run choose the tuned learning rate."""
-    read = [_rival(text, steps) for text in dict.fromkeys(texts)]
+def rivals(texts: Sequence[str], steps: int = 100, head: str = "random") -> list[Rival]:
+    """Reads `adam`, `adam=3e-4` and `adam=1e-4,3e-4,1e-3`. Raises ValueError. A run's `steps` and `head` choose the tuned learning rate."""
+    read = [_rival(text, steps, head) for text in dict.fromkeys(texts)]
     names = [arm.name for rival in read for arm in rival.arms]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -40,7 +40,7 @@ def rivals(texts: Sequence[str], steps: int = 100) -> list[Rival]:
     return read
 
 
-def _rival(text: str, steps: int) -> Rival:
+def _rival(text: str, steps: int, head: str) -> Rival:
     name, equals, values = text.partition("=")
     if name not in COMPARED:
         raise ValueError(
@@ -55,8 +55,8 @@ def _rival(text: str, steps: int) -> Rival:
         return Rival(tuple(Arm(f"{name}={lr:g}", name, lr, source=grid) for lr in rates))
     if name in PUBLISHED:
         return Rival((Arm(name, name, PUBLISHED[name], source="published"),))
-    source = f"tuned on Icons25, at {nearest_horizon(name, steps)} steps"
-    return Rival((Arm(name, name, tuned_learning_rate(name, steps), source=source),))
+    source = f"tuned on Icons25, at {nearest_horizon(name, steps, head=head)} steps"
+    return Rival((Arm(name, name, tuned_learning_rate(name, steps, head=head), source=source),))
 
 
 def _rate(value: str, text: str) -> float:

@@ -14,12 +14,12 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import l3rs.finetuning.unroll
-from l3rs.evaluation.tuning import START
+from l3rs.evaluation.tuning import START, TRIED
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.baselines import BASELINES, RECIPES, tuned_learning_rate, tuned_learning_rates
 from l3rs.finetuning.compare import OPTIMIZERS, FinetuneConfig
 from l3rs.finetuning.runs import Run, execute
-from l3rs.finetuning.tasks import TaskConfig
+from l3rs.finetuning.tasks import HEADS, TaskConfig
 from l3rs.finetuning.unroll import PRECISIONS, Report, evaluate, unroll
 from l3rs.finetuning.workbench import workbench
 from l3rs.finetuning.workload import Workload
@@ -29,8 +29,8 @@ from l3rs.networks.create import head_names, resnet, resnet34
 from l3rs.plots import STYLES, colours
 
 ROOT = Path(__file__).parent.parent.parent
-ROWS = ROOT / "evaluate" / "results" / "tuning.csv"
-OF_CELLS = ROOT / "evaluate" / "results" / "rates"
+ROWS = ROOT / "evaluate" / "results"
+OF_CELLS = ROWS / "rates"
 RATES = dict.fromkeys(BASELINES, 0.01) | {
     "adam-cosine-head10": 0.003,
     "adamw-cosine-head10": 0.003,
@@ -62,20 +62,24 @@ def test_the_nearest_horizon_in_log_steps_is_taken() -> None:
     assert tuned_learning_rate("adam-cosine", 1000) == chosen[100]
     with pytest.raises(ValueError, match="'adamw'; there are adam, adam-cosine"):
         tuned_learning_rate("adamw", 10)
+    with pytest.raises(ValueError, match="'adamw' in runs with a head start; there are schedule-free"):
+        tuned_learning_rate("adamw", 10, head="start")
 
 
-CHOSEN = [pytest.param(None, ROWS, name, id=name) for name in tuned_learning_rates()] + [
-    pytest.param(str(file), file.with_suffix(".csv"), name, id=f"{file.stem}-{name}")
+CHOSEN = [
+    pytest.param(None, head, ROWS / TRIED[head], name, id=f"{head}-{name}") for head in HEADS for name in tuned_learning_rates(head=head)
+] + [
+    pytest.param(str(file), "random", file.with_suffix(".csv"), name, id=f"{file.stem}-{name}")
     for file in sorted(OF_CELLS.glob("*.yaml"))
     for name in tuned_learning_rates(str(file))
 ]
 
 
-@pytest.mark.parametrize(("file", "rows", "name"), CHOSEN)
-def test_chosen_values_are_the_best_of_the_rows_and_not_at_an_edge(file: str | None, rows: Path, name: str) -> None:
+@pytest.mark.parametrize(("file", "head", "rows", "name"), CHOSEN)
+def test_chosen_values_are_the_best_of_the_rows_and_not_at_an_edge(file: str | None, head: str, rows: Path, name: str) -> None:
     assert name in (*BASELINES, *KINDS)
     every = pd.read_csv(rows)
-    for steps, lr in tuned_learning_rates(file)[name].items():
+    for steps, lr in tuned_learning_rates(file, head)[name].items():
         tried = every[(every.optimizer == name) & (every.steps == steps)]
         means = tried.assign(accuracy=tried.accuracy.fillna(0)).groupby("lr").accuracy.mean()
         assert means[lr] == means.max()
@@ -86,7 +90,7 @@ def test_every_baseline_can_be_tuned_and_the_quick_comparison_has_tuned_ones() -
     assert set(BASELINES) <= set(START)
     usual = ("l3rs", "adam", "adam-cosine", "adam-cosine-head10", "sgd-cosine", "adamw-layer-decay", "schedule-free")
     assert FinetuneConfig().optimizers == usual
-    assert set(FinetuneConfig().optimizers) <= {"l3rs", *tuned_learning_rates()}
+    assert set(FinetuneConfig().optimizers) <= {"l3rs", *tuned_learning_rates(head="start")} < {"l3rs", *tuned_learning_rates()}
 
 
 def test_learning_rates_of_the_head_alone_are_tuned_with_the_rest_frozen(

@@ -9,7 +9,7 @@ from torch import nn
 
 from l3rs.finetuning.baselines.automatic import DOG, PRODIGY, autogluon, l_dog, none, prodigy
 from l3rs.finetuning.baselines.fastai import BASE_LR, fine_tune, one_cycle
-from l3rs.finetuning.baselines.rates import nearest_horizon, tuned_learning_rate, tuned_learning_rates
+from l3rs.finetuning.baselines.rates import SHIPPED, nearest_horizon, tuned_learning_rate, tuned_learning_rates
 from l3rs.finetuning.baselines.recipe import Library, Recipe
 from l3rs.finetuning.baselines.usual import (
     SCHEDULE_FREE,
@@ -73,6 +73,7 @@ __all__ = [
     "LIBRARIES",
     "PUBLISHED",
     "RECIPES",
+    "SHIPPED",
     "Library",
     "Recipe",
     "nearest_horizon",

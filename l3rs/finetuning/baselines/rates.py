@@ -3,42 +3,47 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
 import yaml
 
+SHIPPED: Mapping[str, str] = {"random": "baselines.yaml", "start": "baselines-start.yaml"}  # by the head that runs begin with
+
 
 @lru_cache(maxsize=8)
-def tuned_learning_rates(file: str | None = None) -> dict[str, dict[int, float]]:
+def tuned_learning_rates(file: str | None = None, head: str = "random") -> dict[str, dict[int, float]]:
     """Reads the learning rates that `evaluate/tune.py` found on meta-train tasks, by baseline (or Celo2) and horizon.
 
     Args:
-        file: of `evaluate/tune.py`; None is the shipped one, tuned on Icons25.
+        file: of `evaluate/tune.py`; None is the shipped one, tuned on Icons25
+        head: in runs that begin with a `random` head, or with one in closed form, `start`: the best rates are others.
 
     Raises:
         ValueError: there is no such file.
     """
     try:
-        raw = yaml.safe_load((Path(file) if file else resources.files("l3rs.finetuning") / "baselines.yaml").read_text())
+        raw = yaml.safe_load((Path(file) if file else resources.files("l3rs.finetuning") / SHIPPED[head]).read_text())
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror}); evaluate/tune.py writes it") from None
     return {name: {int(steps): float(lr) for steps, lr in chosen.items()} for name, chosen in raw.items()}
 
 
-def tuned_learning_rate(name: str, steps: int, file: str | None = None) -> float:
+def tuned_learning_rate(name: str, steps: int, file: str | None = None, head: str = "random") -> float:
     """Returns the tuned learning rate of a baseline at the tuned horizon nearest to `steps`, in log steps.
 
     Raises:
         ValueError: it was not tuned; the message names the tuned ones.
     """
-    rates = tuned_learning_rates(file)
+    return tuned_learning_rates(file, head)[name][nearest_horizon(name, steps, file, head)]
+
+
+def nearest_horizon(name: str, steps: int, file: str | None = None, head: str = "random") -> int:
+    """Finds the tuned horizon of a baseline nearest to `steps`, in log steps. Raises ValueError as `tuned_learning_rate`."""
+    rates = tuned_learning_rates(file, head)
     if name not in rates:
-        raise ValueError(f"no learning rate was tuned for {name!r}; there are {', '.join(rates)}")
-    return rates[name][nearest_horizon(name, steps, file)]
-
-
-def nearest_horizon(name: str, steps: int, file: str | None = None) -> int:
-    """Finds the tuned horizon of a baseline nearest to `steps`, in log steps."""
-    return min(tuned_learning_rates(file)[name], key=lambda k: (abs(math.log(k / steps)), k))
+        began = " in runs with a head start" if head == "start" and file is None else ""
+        raise ValueError(f"no learning rate was tuned for {name!r}{began}; there are {', '.join(rates)}")
+    return min(rates[name], key=lambda k: (abs(math.log(k / steps)), k))

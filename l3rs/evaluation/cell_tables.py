@@ -170,12 +170,12 @@ class Cell(NamedTuple):
         untuned = [arm for arm in unique(self.config.arms) if rate_now(self.config, arm, min(self.config.horizons)) is None]
         if not self.config.workload.class_split.classes["meta-train"]:
             untuned = []  # another cell tunes their learning rates
-        tune = {}
+        names: dict[str, dict[str, None]] = {}
         for arm in untuned:
             where = f" --config {self.file}" if self.config.rates else " --head start" if arm.head == "start" else ""
-            command = f"python evaluate/tune.py{where} --names"
-            tune[command] = f"{tune.get(command, command)} {arm.optimizer}"
-        return (*files, *tune.values(), f"python evaluate/run.py --config {self.file}")
+            names.setdefault(where, {})[arm.optimizer] = None
+        tune = [f"python evaluate/tune.py{where} --names {' '.join(mine)}" for where, mine in names.items()]
+        return (*files, *tune, f"python evaluate/run.py --config {self.file}")
 
 
 def by_horizon(config: EvaluationConfig, text: Callable[[Arm, int], str | None], arms: Sequence[Arm] | None = None) -> pd.DataFrame:

@@ -119,6 +119,8 @@ def test_what_is_missing_names_its_command() -> None:
         "python evaluate/tune.py --names celo2",
         "python evaluate/run.py --config A.yaml",
     )
+    started = EvaluationConfig("A", tuple(Arm(f"SOAP{i}", "soap-cosine", head="start") for i in (1, 2)), {10: 1})
+    assert Cell(started, "A.yaml", rows(), "").commands()[0] == "python evaluate/tune.py --head start --names soap-cosine"
 
 
 def test_the_first_arm_is_what_others_are_compared_with() -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from l3rs.evaluation import tuning
 from l3rs.evaluation.cells import EvaluationConfig, Rows, missing, plan
-from l3rs.evaluation.sources import read_cell
+from l3rs.evaluation.sources import read_cell, read_cells
 from l3rs.evaluation.tuning import Tuning, tuned_arms
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import Run
@@ -84,9 +84,25 @@ def test_what_cannot_be_tuned_is_told() -> None:
             tuned_arms(EvaluationConfig("c", mixed, {10: 1}, rates="rates.yaml"))
 
 
-def test_on_equal_terms_rates_are_tuned_with_the_head_start_and_refreshed_statistics(made: list[Run], tmp_path: Path) -> None:
-    cell = read_cell(ROOT / "configs" / "evaluate" / "equal.yaml")
-    arms = tuned_arms(cell)
+def test_with_head_starts_rates_go_to_files_of_their_own(made: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    import tune
+
+    monkeypatch.setattr(tune, "ROOT", tmp_path)
+    monkeypatch.setattr(tune, "RESULTS", tmp_path)
+    (tmp_path / "l3rs" / "finetuning").mkdir(parents=True)
+    asked = ["--head", "start", "--names", "adam-cosine", "--steps", "10", "--workers", "1"]
+    monkeypatch.setattr("sys.argv", ["tune.py", *asked])
+    tune.main()
+    assert {(run.arm.head, run.arm.refresh) for run in made} == {("start", True)}
+    written = (tmp_path / "l3rs" / "finetuning" / "baselines-start.yaml").read_text()
+    assert yaml.safe_load(written) == {"adam-cosine": {10: 0.03}}
+    assert written.startswith(f"# python evaluate/tune.py {' '.join(asked)}\n")
+    assert set(pd.read_csv(tmp_path / "tuning-start.csv").lr) >= {0.01, 0.03, 0.1}
+
+
+def test_rates_of_a_network_are_tuned_with_the_head_start_and_refreshed_statistics(made: list[Run], tmp_path: Path) -> None:
+    arms = tuned_arms(read_cells(ROOT / "configs" / "evaluate" / "networks.yaml")["densenet-icons"])
     Tuning(tmp_path / "rows.csv", 1, 1, (10,), MODEL).tune(arms[:2], tmp_path / "rates.yaml", "")
     assert {(run.arm.head, run.arm.refresh) for run in made} == {("start", True)}
     assert {arm.optimizer for arm in arms}.isdisjoint({"l3rs", "none"})

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from optimizer.test_distributed import on_ranks
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -225,11 +226,24 @@ def test_a_batch_with_an_image_of_nan_does_not_count() -> None:
     assert is_close(network, by_hand(network, [good]))
 
 
+def test_the_head_of_a_network_that_does_not_say_is_the_last_dense_layer_that_is_called_so() -> None:
+    torch.manual_seed(0)
+    network = torchvision.models.mobilenet_v3_small(num_classes=C)  # classifier.0, an activation, dropout, and classifier.3
+    batches = [(torch.randn(20, 3, 32, 32), torch.randint(C, (20,)))]
+    named = copy.deepcopy(network)
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    head_start(network, batches)
+    head_start(named, batches, head=named.classifier[3])
+    moved = [name for name, p in network.named_parameters() if not torch.equal(p, before[name])]
+    assert moved == ["classifier.3.weight", "classifier.3.bias"]
+    assert torch.equal(network.classifier[3].weight, named.classifier[3].weight)
+
+
 @pytest.mark.parametrize(
     ("network", "batches", "message"),
     [
         (Network(), [], "at least one batch"),
-        (nn.Sequential(nn.Linear(2, 3)), data(), "no dense head"),
+        (nn.Sequential(nn.Linear(2, 3)), data(), r"no dense head .*; say which layer it is, as in head=network\.fc"),
         (Network(head=nn.Conv2d(8, C, 1)), data(), "no dense head"),
         (Network(head=nn.utils.parametrizations.weight_norm(nn.Linear(8, C))), data(), "weights of its own"),
         (Network(classes=4), data(), r"from 0 to 3, the classes of the head \(got 4\)"),

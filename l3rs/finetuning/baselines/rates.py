@@ -37,7 +37,8 @@ def tuned_learning_rate(name: str, steps: int, file: str | None = None, head: st
     Raises:
         ValueError: it was not tuned; the message names the tuned ones.
     """
-    return tuned_learning_rates(file, head)[name][nearest_horizon(name, steps, file, head)]
+    horizon = nearest_horizon(name, steps, file, head)
+    return tuned_learning_rates(file, head)[name][horizon]
 
 
 def nearest_horizon(name: str, steps: int, file: str | None = None, head: str = "random") -> int:

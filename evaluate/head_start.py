@@ -12,17 +12,18 @@ import pandas as pd
 
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import Run, execute, execute_all
+from l3rs.schedules.find import SPECIALISTS
 
 STARTS = {
-    "L3RS, random head": Arm("", "l3rs", learned="icons-resnet34-paper", refresh=True),
-    "L3RS, head start": Arm("", "l3rs", learned="icons-resnet34-paper", refresh=True, head="start"),
+    "L3RS, random head": Arm("", "l3rs", learned=SPECIALISTS[0], refresh=True),
+    "L3RS, head start": Arm("", "l3rs", learned=SPECIALISTS[0], refresh=True, head="start"),
     "schedule-free, random head": Arm("", "schedule-free", refresh=True),
     "schedule-free, head start": Arm("", "schedule-free", refresh=True, head="start"),
 }
 STATISTICS = {
-    "running": Arm("", "l3rs", learned="icons-resnet34-paper", head="start"),
-    "recent": Arm("", "l3rs", learned="icons-resnet34-paper", head="start", recent=True),
-    "refreshed": Arm("", "l3rs", learned="icons-resnet34-paper", head="start", refresh=True),
+    "running": Arm("", "l3rs", learned=SPECIALISTS[0], head="start"),
+    "recent": Arm("", "l3rs", learned=SPECIALISTS[0], head="start", recent=True),
+    "refreshed": Arm("", "l3rs", learned=SPECIALISTS[0], head="start", refresh=True),
 }
 
 

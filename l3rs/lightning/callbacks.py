@@ -17,7 +17,8 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from l3rs.networks.layer_groups import head_inside, layer_groups
+from l3rs.networks.create import head_inside
+from l3rs.networks.layer_groups import layer_groups
 from l3rs.optimizer.l3rs import L3RS
 from l3rs.plots import plot_decisions
 
@@ -110,7 +111,7 @@ class HeadThenAll(BaseFinetuning):
     Args:
         unfreeze_at_step: the number of steps that the head is trained alone.
         unfreeze_at_epoch: or the number of epochs.
-        head: the name of the head in the module; None asks the network, as a model of timm knows it.
+        head: the name of the head in the module; None asks the network, as `l3rs.head_start` does.
 
     Raises:
         ValueError: not exactly one of step and epoch is given, or it is below 1; when training is set up, there is no such head, or

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from l3rs.lightning.callbacks import BatchNormMode, HeadThenAll
 from l3rs.networks import head_start, recent_statistics
-from l3rs.networks.layer_groups import head_inside
+from l3rs.networks.create import head_inside
 
 
 class HeadStart(Callback):
@@ -31,7 +31,7 @@ class HeadStart(Callback):
 
     Args:
         batches: so many are the most that it looks at; with several processes, on each.
-        head: the name of the head in the module; None asks the network, as a model of timm knows it.
+        head: the name of the head in the module; None asks the network, as `l3rs.head_start` does.
 
     Attributes:
         found: what it saw and chose; None before.

@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import timm
@@ -14,6 +15,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 import l3rs.networks.narrow  # noqa: F401  (it registers its networks with timm)
+from l3rs.controller.describe import HEADS
 from l3rs.text import first_line
 
 # What a caller of `create` says otherwise, and what would load a file or run code of a name.
@@ -108,6 +110,24 @@ def head_of(network: nn.Module) -> nn.Linear:
     if not isinstance(head, nn.Linear):
         raise ValueError(f"{type(network).__name__} has no dense head (get_classifier() gives {type(head).__name__})")
     return head
+
+
+def head_inside(module: nn.Module) -> nn.Linear:
+    """The head of the first network in the module that says which it is, as those of timm do.
+
+    Where none does, as of torchvision, it is the last dense layer that is called as heads are: `fc`, `head`, `classifier` or the like.
+
+    Raises:
+        ValueError: there is none.
+    """
+    saying = [m for m in module.modules() if callable(getattr(m, "get_classifier", None))]
+    for network in saying:
+        with suppress(ValueError):
+            return head_of(network)
+    called = [m for name, m in module.named_modules() if isinstance(m, nn.Linear) and HEADS & set(name.split("."))]
+    if saying or not called:
+        raise ValueError(f"{type(module).__name__} does not say which dense layer is its head: say it by head=...")
+    return called[-1]
 
 
 def head_names(network: nn.Module) -> tuple[str, ...]:

@@ -26,8 +26,7 @@ from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from l3rs.controller.describe import HEADS
-from l3rs.networks.create import head_of
+from l3rs.networks.create import head_inside
 from l3rs.networks.ridge import Judged, Moments, judge, losses_at, narrow
 
 HEAD_BATCHES = 100  # [choice]
@@ -127,7 +126,7 @@ def head_start(
             however often it comes; without numbers, those whose inputs are equal are the same. An image whose features are not finite
             does not count, nor do those that BatchNorm mixes with it.
         limit: so many batches, the first ones, are the most that are looked at; None looks at all.
-        head: its head; None asks the network, as a model of timm knows it, or takes its last dense layer that is called as heads are.
+        head: its head; None asks the network, see `l3rs.networks.create.head_inside`.
         config: how the head is chosen.
 
     Returns:
@@ -140,7 +139,7 @@ def head_start(
     config = config or HeadStartConfig()
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 batch (got {limit})")
-    head = _head(network) if head is None else head
+    head = head_inside(network) if head is None else head
     if not isinstance(head, nn.Linear) or parametrize.is_parametrized(head):
         raise ValueError(f"the head must be a dense layer with weights of its own (got {type(head).__name__})")
     with torch.no_grad(), _untouched(network, head, _generators(batches)):
@@ -151,17 +150,6 @@ def head_start(
             if head.bias is not None:
                 head.bias.copy_(_of_the_first(bias))
     return found
-
-
-def _head(network: nn.Module) -> nn.Linear:
-    """The head of a network of timm, or, of one that does not say, its last dense layer that is called as heads are (`HEADS`)."""
-    called = [m for name, m in network.named_modules() if isinstance(m, nn.Linear) and HEADS & set(name.split("."))]
-    if called and not hasattr(network, "get_classifier"):
-        return called[-1]
-    try:
-        return head_of(network)
-    except ValueError as error:
-        raise ValueError(f"{error}; say which layer it is, as in head=network.fc") from None
 
 
 class _Seen(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from torch import nn
 
-from l3rs.networks.create import head_of
+from l3rs.networks.create import head_inside
 
 
 def layer_groups(module: nn.Module) -> pd.DataFrame:
@@ -54,16 +54,6 @@ def _common_prefix(names: list[str]) -> int:
     while all(name.count(".") > common for name in names) and len({name.split(".")[common] for name in names}) == 1:
         common += 1
     return common
-
-
-def head_inside(module: nn.Module) -> nn.Module:
-    """The head of the first network in the module that says which it is."""
-    for candidate in module.modules():
-        try:
-            return head_of(candidate)
-        except ValueError:
-            continue
-    raise ValueError(f"no network in {type(module).__name__} says which of its layers is the head: give its name, HeadThenAll(head=...)")
 
 
 def _head_or_last(module: nn.Module) -> nn.Module:

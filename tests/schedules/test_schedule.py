@@ -158,7 +158,9 @@ def test_the_papers_specialists_are_the_very_ones_that_the_committed_rows_are_of
     rows = pd.read_parquet(ROOT / "evaluate" / "results" / "A" / "rows.parquet")
     for name in (PAPER_SPECIALIST, f"{PAPER_SPECIALIST}-seed1", f"{PAPER_SPECIALIST}-seed2"):
         assert identity(load(name)) in set(rows.learned)
-    assert not rows.learned.str.match(r"icons-resnet34(-seed\d)? ").any()
+    todays = rows.learned.str.match(r"icons-resnet34(-seed\d)? ")
+    assert todays.any()
+    assert set(rows[todays]["head"]) == {"start"}
 
 
 def test_only_what_was_meta_trained_on_pretrained_networks_is_the_wrong_tool_for_random_weights() -> None:

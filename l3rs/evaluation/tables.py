@@ -16,7 +16,7 @@ from l3rs.evaluation.ablation_tables import START, ablation, contrast_table, con
 from l3rs.evaluation.calibration import calibration_table, multiplied
 from l3rs.evaluation.cell_tables import MEASURES, Cell, against_best, interquartile_means, means, of_a_seed, over_seeds, paired, unique
 from l3rs.evaluation.cost_tables import break_even, step_tables
-from l3rs.evaluation.headlines import by_cell, headline, pooled
+from l3rs.evaluation.headlines import KINDS, by_cell, headline, pooled
 from l3rs.evaluation.pages import MISSING, Table
 from l3rs.evaluation.sources import BEYOND, NETWORKS, PAPER, SCRATCH, STATISTICS, Sources
 from l3rs.evaluation.speedups import speedup_of, steps_to_match
@@ -118,7 +118,8 @@ def as_used(sources: Sources) -> dict[str, Cell]:
             ours = [arm for arm in cell.config.arms if arm.head == "start" and arm.learned == schedule]
             if ours:
                 horizons = [10, 25, 50, 100]
-                found[f"{cell.about}, {called}"] = cell.part([*ours, *(arm for arm in cell.config.arms if not arm.ours)], horizons)
+                others = [arm for arm in cell.config.arms if not arm.ours or KINDS["schedule by hand"](arm)]
+                found[f"{cell.about}, {called}"] = cell.part([*ours, *others], horizons)
     return found
 
 
@@ -134,6 +135,8 @@ def headlines(sources: Sources) -> Iterator[tuple[str, Table]]:
             f"where it says so, with a head start too. {how}"
         )
         yield "In short", Table("Away from home, in short", caption, by_cell(cells, "best other").rename_axis("cell"))
+        if len(frame := by_cell(cells, "schedule by hand")):
+            yield "In short", Table("Away from home, schedule by hand", caption, frame.rename_axis("cell"))
     if cells := network_cells(sources):
         caption = f"Networks that no schedule met: `generalist` at lr = 1 against others on the same network. {how}"
         each = f"{caption} All tasks of all networks count alike."

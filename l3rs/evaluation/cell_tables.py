@@ -285,17 +285,22 @@ def least_behind(mine: pd.Series[float], table: pd.DataFrame, others: Sequence[s
     return best, gaps[best].dropna()
 
 
+def others_of(mine: Arm, arms: Sequence[Arm]) -> list[str]:
+    """Names the arms that an arm of L3RS is compared with: not those with a head start, where it has a random head itself."""
+    return [arm.name for arm in arms if not arm.ours and (arm.head == "random" or arm.head == mine.head)]
+
+
 def standings(cell: Cell) -> list[Standing]:
-    """Compares each arm of L3RS at each horizon with the best other optimizer, the one that is `least_behind`."""
+    """Compares each arm of L3RS at each horizon with the best of `others_of` it, the one that is `least_behind`."""
     table = cell.outcomes("accuracy")
     entries = summarize(table)
     found = []
     for horizon in sorted(cell.config.horizons):
         arms = [arm for arm in unique(cell.config.arms) if (arm.name, horizon) in table.columns]
-        others = [arm.name for arm in arms if not arm.ours]
-        for arm in (arm.name for arm in arms if arm.ours):
+        for mine in (arm for arm in arms if arm.ours):
+            arm = mine.name
             mean = entries[arm, horizon].mean if (arm, horizon) in entries else None
-            nearest = least_behind(table[arm, horizon], table, others, horizon)
+            nearest = least_behind(table[arm, horizon], table, others_of(mine, arms), horizon)
             if nearest is None:
                 found.append(Standing(arm, horizon, mean))
                 continue
@@ -332,7 +337,7 @@ def over_seeds(config: EvaluationConfig, table: pd.DataFrame, arms: Sequence[str
     Below, in points: the standard deviation of the seeds' means, and the lead of their mean over the best other optimizer, as in
     `standings`. It takes only tasks and horizons that all of these arms have.
     """
-    others = [arm.name for arm in unique(config.arms) if not arm.ours]
+    others = others_of(config.arms[0], unique(config.arms))
     ahead = "mean minus the best other, points"
     lines = [*arms, "mean of the seeds", "between seeds, points", ahead, "which"]
     horizons = [h for h in sorted(config.horizons) if all((arm, h) in table.columns for arm in arms)]

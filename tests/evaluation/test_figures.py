@@ -13,7 +13,7 @@ from conftest import random_schedule, small_network
 from PIL import Image
 
 from l3rs.evaluation.cell_figures import ahead, meta_training, profiles, progress
-from l3rs.evaluation.cell_tables import Cell, against_best, interquartile_means, means, outcomes, paired
+from l3rs.evaluation.cell_tables import Cell, against_best, interquartile_means, means, others_of, outcomes, paired
 from l3rs.evaluation.cells import EvaluationConfig
 from l3rs.evaluation.cost_tables import break_even, meta_training_seconds, step_tables, tuning_cost
 from l3rs.evaluation.decision_figures import decision_pictures, trust
@@ -121,6 +121,13 @@ def test_what_is_missing_names_its_command() -> None:
     )
     started = EvaluationConfig("A", tuple(Arm(f"SOAP{i}", "soap-cosine", head="start") for i in (1, 2)), {10: 1})
     assert Cell(started, "A.yaml", rows(), "").commands()[0] == "python evaluate/tune.py --head start --names soap-cosine"
+
+
+def test_an_arm_with_a_random_head_is_not_compared_with_head_starts() -> None:
+    ours = {head: Arm(head, "l3rs", learned="nowhere", head=head) for head in ("random", "start")}
+    others = (Arm("Adam", "adam"), Arm("Adam with head start", "adam", head="start"))
+    assert others_of(ours["random"], (*ours.values(), *others)) == ["Adam"]
+    assert others_of(ours["start"], (*ours.values(), *others)) == ["Adam", "Adam with head start"]
 
 
 def test_the_first_arm_is_what_others_are_compared_with() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import closing
+from dataclasses import replace
 
 import pandas as pd
 
@@ -14,16 +15,17 @@ from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import Run, execute, execute_all
 from l3rs.schedules.find import SPECIALISTS
 
-STARTS = {
-    "L3RS, random head": Arm("", "l3rs", learned=SPECIALISTS[0], refresh=True),
-    "L3RS, head start": Arm("", "l3rs", learned=SPECIALISTS[0], refresh=True, head="start"),
-    "schedule-free, random head": Arm("", "schedule-free", refresh=True),
-    "schedule-free, head start": Arm("", "schedule-free", refresh=True, head="start"),
-}
+OURS, OTHER = Arm("", "l3rs", learned=SPECIALISTS[0]), Arm("", "schedule-free", refresh=True)
 STATISTICS = {
-    "running": Arm("", "l3rs", learned=SPECIALISTS[0], head="start"),
-    "recent": Arm("", "l3rs", learned=SPECIALISTS[0], head="start", recent=True),
-    "refreshed": Arm("", "l3rs", learned=SPECIALISTS[0], head="start", refresh=True),
+    "running": replace(OURS, head="start"),
+    "recent": replace(OURS, head="start", recent=True),
+    "refreshed": replace(OURS, head="start", refresh=True),
+}
+STARTS = {
+    "L3RS, random head": replace(OURS, refresh=True),
+    "L3RS, head start": STATISTICS["refreshed"],
+    "schedule-free, random head": OTHER,
+    "schedule-free, head start": replace(OTHER, head="start"),
 }
 
 

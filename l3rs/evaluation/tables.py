@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import pandas as pd
 
@@ -325,15 +327,17 @@ def beyond(sources: Sources) -> Iterator[tuple[str, Table]]:
 
 def costs_of(cell: Cell, sources: Sources) -> list[str]:
     """The runs that each optimizer of a cell takes, tuning included, a text an arm."""
-    if cell.config.rates:
-        files = dict.fromkeys(TRIED, (sources.root / cell.config.rates).with_suffix(".csv"))
-    else:
-        files = {head: sources.results / name for head, name in TRIED.items()}
-    tried = {
-        head: pd.read_csv(file).groupby(["optimizer", "steps"]).lr.nunique() if file.exists() else pd.Series(dtype=int)
-        for head, file in files.items()
-    }
-    return [f"{arm.cost(RUNS, int(tried[arm.head].get((arm.optimizer, RUNS), 3))):g}" for arm in unique(cell.config.arms)]
+
+    @cache
+    def tried(file: Path) -> pd.Series[int]:
+        return pd.read_csv(file).groupby(["optimizer", "steps"]).lr.nunique() if file.exists() else pd.Series(dtype=int)
+
+    def runs(arm: Arm) -> float:
+        given = cell.config.rates
+        rows = tried((sources.root / given).with_suffix(".csv") if given else sources.results / TRIED[arm.head])
+        return arm.cost(RUNS, int(rows.get((arm.optimizer, RUNS), 3)))
+
+    return [f"{runs(arm):g}" for arm in unique(cell.config.arms)]
 
 
 def networks(sources: Sources) -> Iterator[tuple[str, Table]]:

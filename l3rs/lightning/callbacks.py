@@ -196,7 +196,7 @@ class HeadThenAll(BaseFinetuning):
 
     def _head(self, pl_module: pl.LightningModule) -> nn.Module:
         if self.head is None:
-            return head_inside(pl_module)
+            return head_inside(pl_module, "give its name, HeadThenAll(head=...)")
         try:
             return pl_module.get_submodule(self.head)
         except AttributeError:

@@ -64,7 +64,8 @@ class HeadStart(Callback):
         rank_zero_info(str(self.found))
 
     def _head(self, pl_module: pl.LightningModule) -> nn.Linear:
-        found = head_inside(pl_module) if self.head is None else dict(pl_module.named_modules()).get(self.head)
+        cure = "give its name, HeadStart(head=...)"
+        found = head_inside(pl_module, cure) if self.head is None else dict(pl_module.named_modules()).get(self.head)
         if not isinstance(found, nn.Linear):
             raise ValueError(f"head must be the name of a dense layer of {type(pl_module).__name__} (got {self.head!r})")
         return found

@@ -112,10 +112,13 @@ def head_of(network: nn.Module) -> nn.Linear:
     return head
 
 
-def head_inside(module: nn.Module) -> nn.Linear:
+def head_inside(module: nn.Module, cure: str = "name it") -> nn.Linear:
     """The head of the first network in the module that says which it is, as those of timm do.
 
     Where none does, as of torchvision, it is the last dense layer that is called as heads are: `fc`, `head`, `classifier` or the like.
+
+    Args:
+        cure: how a caller can be told which it is, for the error.
 
     Raises:
         ValueError: there is none.
@@ -126,7 +129,7 @@ def head_inside(module: nn.Module) -> nn.Linear:
             return head_of(network)
     called = [m for name, m in module.named_modules() if isinstance(m, nn.Linear) and HEADS & set(name.split("."))]
     if saying or not called:
-        raise ValueError(f"{type(module).__name__} does not say which dense layer is its head: say it by head=...")
+        raise ValueError(f"{type(module).__name__} has no dense head that says so, or is called so: {cure}")
     return called[-1]
 
 

@@ -139,7 +139,7 @@ def head_start(
     config = config or HeadStartConfig()
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 batch (got {limit})")
-    head = head_inside(network) if head is None else head
+    head = head_inside(network, "give it, head_start(network, batches, head=...)") if head is None else head
     if not isinstance(head, nn.Linear) or parametrize.is_parametrized(head):
         raise ValueError(f"the head must be a dense layer with weights of its own (got {type(head).__name__})")
     with torch.no_grad(), _untouched(network, head, _generators(batches)):

@@ -13,6 +13,7 @@ import l3rs.cli.finetune
 from l3rs.cli import main
 from l3rs.cli.config_file import DEEPEST, deepest
 from l3rs.data.splits import PURPOSES
+from l3rs.finetuning.baselines import tuned_learning_rates
 from l3rs.finetuning.compare import FinetuneConfig
 
 LONG = "n" * 300
@@ -125,6 +126,16 @@ def test_a_baseline_whose_library_is_not_there_is_refused_before_any_run(
     said = fails(["finetune", "--optimizers", "l3rs", "schedule-free", "--out", str(tmp_path / "run")], capsys)
     assert "--optimizers has schedule-free, which needs schedulefree: pip install schedulefree" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_baseline_that_was_not_tuned_for_head_starts_is_refused_before_any_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(tuned_learning_rates(head="start"), "adam")
+    said = fails(["finetune", "--optimizers", "l3rs", "adam", "--out", str(tmp_path / "run")], capsys)
+    assert "--optimizers has adam, whose learning rate was not tuned for head starts: add --head random" in said
+    assert not (tmp_path / "run").exists()
+    FinetuneConfig(optimizers=("l3rs", "adam"), head="random")
 
 
 def test_an_optimizer_that_is_named_twice_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:

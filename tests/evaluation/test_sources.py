@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from l3rs.evaluation.cell_tables import unique
 from l3rs.evaluation.figures import FIGURES
 from l3rs.evaluation.sources import PAPER, Sources, collect, read_cell, read_cells
-from l3rs.evaluation.tables import TABLES, from_scratch, others, summary
+from l3rs.evaluation.tables import TABLES, costs_of, from_scratch, others, summary
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = ROOT / "configs" / "evaluate"
@@ -106,3 +108,12 @@ def test_a_file_that_is_no_cell_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cell\.yaml: .*horizon") as error:
         read_cell(tmp_path / "cell.yaml")
     assert "\n" not in str(error.value)
+
+
+def test_what_an_arm_costs_counts_the_rates_that_were_tried_for_its_head(tmp_path: Path) -> None:
+    sources = Sources(ROOT, tmp_path, ["equal"])
+    cell = sources.cells["equal"]
+    tried = pd.read_csv(ROOT / "evaluate" / "results" / "tuning-start.csv").query("steps == 25").groupby("optimizer").lr.nunique()
+    costs = dict(zip((arm.name for arm in unique(cell.config.arms)), costs_of(cell, sources), strict=True))
+    assert costs["Adam cosine tuned"] == str(tried["adam-cosine"]) != "3"
+    assert (costs["L3RS"], costs["Head alone"]) == ("1", "0")

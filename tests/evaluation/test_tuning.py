@@ -84,7 +84,9 @@ def test_what_cannot_be_tuned_is_told() -> None:
             tuned_arms(EvaluationConfig("c", mixed, {10: 1}, rates="rates.yaml"))
 
 
-def test_with_head_starts_rates_go_to_files_of_their_own(made: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_head_starts_rates_go_to_files_of_their_own(
+    made: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
     import tune
 
@@ -99,6 +101,10 @@ def test_with_head_starts_rates_go_to_files_of_their_own(made: list[Run], tmp_pa
     assert yaml.safe_load(written) == {"adam-cosine": {10: 0.03}}
     assert written.startswith(f"# python evaluate/tune.py {' '.join(asked)}\n")
     assert set(pd.read_csv(tmp_path / "tuning-start.csv").lr) >= {0.01, 0.03, 0.1}
+    monkeypatch.setattr("sys.argv", ["tune.py", *asked, "--config", str(ROOT / "configs" / "evaluate" / "networks.yaml")])
+    with pytest.raises(SystemExit):
+        tune.main()
+    assert "--head is for the shipped rates; the arms of" in capsys.readouterr().err
 
 
 def test_rates_of_a_network_are_tuned_with_the_head_start_and_refreshed_statistics(made: list[Run], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import l3rs.finetuning.unroll
 from l3rs.evaluation.tuning import START, TRIED
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.baselines import BASELINES, RECIPES, tuned_learning_rate, tuned_learning_rates
-from l3rs.finetuning.compare import OPTIMIZERS, FinetuneConfig
+from l3rs.finetuning.compare import OPTIMIZERS, FinetuneConfig, planned_runs
 from l3rs.finetuning.runs import Run, execute
 from l3rs.finetuning.tasks import HEADS, TaskConfig
 from l3rs.finetuning.unroll import PRECISIONS, Report, evaluate, unroll
@@ -91,6 +91,15 @@ def test_every_baseline_can_be_tuned_and_the_quick_comparison_has_tuned_ones() -
     usual = ("l3rs", "adam", "adam-cosine", "adam-cosine-head10", "sgd-cosine", "adamw-layer-decay", "schedule-free")
     assert FinetuneConfig().optimizers == usual
     assert set(FinetuneConfig().optimizers) <= {"l3rs", *tuned_learning_rates(head="start")} < {"l3rs", *tuned_learning_rates()}
+
+
+def test_runs_take_the_rates_that_were_tuned_for_their_head() -> None:
+    found = {}
+    for head in HEADS:
+        runs = planned_runs(FinetuneConfig(tasks=1, steps=(10,), optimizers=("adam-cosine",), head=head))
+        found[head] = {run.lr for run in runs}
+        assert found[head] == {tuned_learning_rates(head=head)["adam-cosine"][10]}
+    assert found["start"] != found["random"]
 
 
 def test_learning_rates_of_the_head_alone_are_tuned_with_the_rest_frozen(

@@ -375,7 +375,7 @@ def test_head_then_all_says_what_it_needs(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             HeadThenAll(**wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"L3RSModule does not say which dense layer is its head: say it by head="):
+    with pytest.raises(ValueError, match=r"give its name, HeadThenAll\(head=\.\.\.\)"):
         fit(tmp_path, module(), 2, max_epochs=1, callbacks=[HeadThenAll(unfreeze_at_step=1)])
     with pytest.raises(ValueError, match="head is 'classifier'"):
         fit(tmp_path, module(), 2, max_epochs=1, callbacks=[HeadThenAll(unfreeze_at_step=1, head="classifier")])

@@ -243,8 +243,8 @@ def test_the_head_of_a_network_that_does_not_say_is_the_last_dense_layer_that_is
     ("network", "batches", "message"),
     [
         (Network(), [], "at least one batch"),
-        (nn.Sequential(nn.Linear(2, 3)), data(), r"Sequential does not say which dense layer is its head: say it by head="),
-        (Network(head=nn.Conv2d(8, C, 1)), data(), "Network does not say which dense layer"),
+        (nn.Sequential(nn.Linear(2, 3)), data(), r"Sequential has no dense head .*: give it, head_start\(network, batches, head=\.\.\.\)"),
+        (Network(head=nn.Conv2d(8, C, 1)), data(), "no dense head"),
         (Network(head=nn.utils.parametrizations.weight_norm(nn.Linear(8, C))), data(), "weights of its own"),
         (Network(classes=4), data(), r"from 0 to 3, the classes of the head \(got 4\)"),
         (Network(), [(x, F.one_hot(y, C).float()) for x, y in data()], "labels must be whole numbers"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from l3rs.finetuning.baselines import tuned_learning_rate
 from l3rs.own_images.config import OwnImagesConfig
 from l3rs.own_images.plan import Plan, plan
 from l3rs.own_images.rivals import COMPARED, UNTUNED, rivals, there
@@ -43,6 +44,13 @@ def test_a_grid_is_several_runs_of_one_rival_and_a_name_alone_has_a_rate_from_so
     assert [rival.arms[0].source for rival in (grid, tuned, published)] == ["best of 3", "tuned on Icons25, at 100 steps", "published"]
     with pytest.raises(ValueError, match=r"once \(got adam=0\.001 twice\)"):
         rivals(["adam=1e-3", "adam=0.001,0.01"])
+
+
+def test_a_rival_has_the_rate_that_was_tuned_for_the_head_that_it_begins_with() -> None:
+    for begins, head in ((True, "start"), (False, "random")):
+        (arm,) = OwnImagesConfig("x", compare=("adam-cosine",), head_start=begins).arms(10)[1].arms
+        assert arm.lr == tuned_learning_rate("adam-cosine", 10, head=head)
+    assert tuned_learning_rate("adam-cosine", 10, head="start") != tuned_learning_rate("adam-cosine", 10)
 
 
 def test_untuned_rivals_are_those_whose_library_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None
     """Plots evaluation accuracy: left along the longest runs, right at the end of each run, by its length."""
     figure = Figure(figsize=(9.5, 4.2))
     left, right = figure.subplots(1, 2)
-    horizon = int(table.steps.max())
+    horizon, along = int(table.steps.max()), []
     for name in table.optimizer.unique():
         style = look(*STYLES[name])
         ends = table[table.optimizer == name]
@@ -102,19 +102,18 @@ def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None
         points = pd.DataFrame(
             {step: mean_interval(group.accuracy.fillna(0).to_numpy()) for step, group in c.groupby("steps")}, index=["mean", "low", "high"]
         ).T
+        along.append(points)
         left.plot(points.index, points["mean"], label=name, **style)
         left.fill_between(points.index, points["low"], points["high"], color=style["color"], alpha=0.12, linewidth=0)
         error = [ends.accuracy - ends.low, ends.high - ends.accuracy]
         right.errorbar(ends.steps, ends.accuracy, yerr=error, capsize=2, elinewidth=1, label=name, **style)
-    left.set(title=f"along runs of {horizon} steps", xlabel="step", ylabel="evaluation accuracy", ylim=(0, 1))
+    left.set(title=f"along runs of {horizon} steps", xlabel="step", ylabel="evaluation accuracy")
     right.set(title="at the end of runs", xlabel="length of the run (steps)", xscale="log")
     ticks = sorted(table.steps.unique())
     right.set_xticks(ticks, [str(t) for t in ticks])
     right.minorticks_off()
-    right.set_ylim(
-        max(0.0, table.fillna(0).low.min() - 0.02), min(1.0, table.fillna(1).high.max() + 0.02)
-    )  # shares, whatever t says of few tasks
-    for axes in (left, right):
+    for axes, shown in ((left, pd.concat(along)), (right, table)):
+        axes.set_ylim(max(0.0, shown.low.fillna(0).min() - 0.02), min(1.0, shown.high.fillna(1).max() + 0.02))  # shares, whatever t says
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle("Fine-tuning on 25 new classes; bands and bars: 95% interval over tasks", fontsize=11)

@@ -78,7 +78,7 @@ class GradientConfig:
 
     lr: float = 3e-3
     clip: float = 1.0
-    checkpoint_from: int = 64
+    checkpoint_from: int = 128
     share: float = 0.5
     insignificant: float = 1e-4
 

@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from l3rs.controller.decide import unflatten
 from l3rs.finetuning.captured import Captured, OnStream, Steps, finish
 from l3rs.finetuning.lanes import LoadedTask
 from l3rs.finetuning.unroll import REFRESH
-from l3rs.meta.gradients import MetaGradient, _Unroll
-from l3rs.optimizer.differentiable import State
+from l3rs.meta.gradients import MetaGradient, _tensors, _Unroll
 from l3rs.schedules.schedule import LearnedSchedule
 
 
@@ -146,8 +144,7 @@ class GradientLane(OnStream):
         with torch.no_grad():
             buffers = dict(self.buffers)
             u._take_in(buffers, {name: t.detach() for name, t in graph.seen.items()}, 0)
-            meta = unflatten(u.meta_theta, u.meta_shapes)
-            after = u.optimizer.step(meta, self.state, graph.g.detach(), graph.loss.detach(), self.clock)
+            after = u._update(self.state, graph, self.clock, keep=False).after
             _copy([*_tensors(self.state), *self.buffers.values(), self.loss], [*_tensors(after), *buffers.values(), graph.loss.detach()])
 
     def _see(self) -> None:
@@ -182,7 +179,7 @@ class GradientLane(OnStream):
         """The way back of `_there`; `state` is that from before the step."""
         u = self.unroll
         graph = u._graph(self.state.theta, 0, keep=True)
-        of, of_g, of_loss, of_meta = u._through_update(self.state, graph.g.detach(), graph.loss.detach(), self.clock, self.of)
+        of, of_g, of_loss, of_meta = u._through_update(u._update(self.state, graph, self.clock, keep=True), self.of)
         shares = {name: u.weights(name.rpartition(".")[0], 0) for name in graph.seen}
         passed = {name: share * self.of_buffers[name] for name, (_, share) in shares.items() if share}
         outputs = [graph.g, graph.loss, *(graph.seen[name] for name in passed)]
@@ -192,10 +189,6 @@ class GradientLane(OnStream):
             _copy(_tensors(self.of), _tensors(of._replace(theta=of.theta + through)))
             for name, (keep, _) in shares.items():
                 self.of_buffers[name] *= keep
-
-
-def _tensors(state: State) -> list[Tensor]:
-    return [state.theta, state.averages, *state.moments]
 
 
 def _copy(to: Sequence[Tensor], found: Sequence[Tensor]) -> None:

@@ -1,15 +1,14 @@
 """Meta-gradients: the exact gradient of the evaluation loss after K steps with respect to all meta-parameters.
 
-Reverse mode through the unroll. The run keeps the state before each step, K times the parameters and moments. On the way back the
-vector-Jacobian products of each step are taken, from the last to the first: those of the update, then one through the network's
-gradient, which is a product with its Hessian. The graph of that gradient is kept from the way there, or, where K graphs would fill the
-memory, made again (a checkpoint at every step).
+Reverse mode through the unroll. On the way back the vector-Jacobian products of each step are taken, from the last to the first: those
+of the update, then one through the network's gradient, which is a product with its Hessian. The graphs of both are kept from the way
+there, or, where K of them would fill the memory, made again from the state before each step (a checkpoint).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -97,6 +96,16 @@ class _Graph(NamedTuple):
     seen: dict[str, Tensor]
 
 
+class _Update(NamedTuple):
+    """One update: the state, gradient, loss and meta-parameters that it is differentiated by, and the state that it leads to."""
+
+    state: State
+    g: Tensor
+    loss: Tensor
+    meta: Tensor
+    after: State
+
+
 class _Unroll:
     """One run there and back; the arguments are those of `meta_gradient`."""
 
@@ -151,34 +160,31 @@ class _Unroll:
     def gradient(self, back: bool = True) -> MetaGradient:
         keep = back and not self.checkpoint
         nothing = MetaGradient(torch.zeros_like(self.meta_theta), math.nan, math.nan, [])
-        meta = unflatten(self.meta_theta, self.meta_shapes)
-        state, states, losses, buffers = self.optimizer.start(self.first), [], [], dict(self.buffers)
-        graphs: list[_Graph] = []
+        state, losses, buffers = self.optimizer.start(self.first), [], dict(self.buffers)
+        kept: list[State | tuple[_Graph, _Update]] = []  # of each step: what it came from, or all that it made
         for k in range(self.steps):
-            if back:
-                states.append(state)
             graph = self._graph(state.theta, k, keep)
-            g, loss, seen = graph.g.detach(), graph.loss.detach(), {name: t.detach() for name, t in graph.seen.items()}
-            if keep:
-                graphs.append(graph)
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]) or not g.isfinite().all():
+            losses.append(graph.loss.item())
+            if not math.isfinite(losses[-1]) or not torch.linalg.vector_norm(graph.g.detach(), math.inf).isfinite():
                 return nothing
             with torch.no_grad():
-                self._take_in(buffers, seen, k)
-                state = self.optimizer.step(meta, state, g, loss, k)
-        ends = state.theta.detach()
+                self._take_in(buffers, graph.seen, k)
+            update = self._update(state, graph, k, keep)
+            if back:
+                kept.append((graph, update) if keep else state)
+            state = _detached(update.after)
+        ends, seen = state.theta.detach(), dict[int, dict[str, Tensor]]()
         if self.refreshed:
-            buffers |= self._mean_statistics(ends.requires_grad_())
+            buffers |= self._mean_statistics(ends.requires_grad_(), seen, keep)
         loss, accuracy, of_theta, of_buffers = self._evaluate(ends, buffers)
         if not loss.isfinite():
             return nothing
         if not back:
             return replace(nothing, loss=loss.item(), accuracy=accuracy.item(), train_losses=losses)
         if self.refreshed:
-            of_theta = of_theta + self._through_mean(ends, of_buffers)
+            of_theta = of_theta + self._through_mean(ends, of_buffers, seen)
             of_buffers = {}
-        of_meta = self._back(states, graphs, of_theta, of_buffers)
+        of_meta = self._back(kept, of_theta, of_buffers)
         return MetaGradient(of_meta, loss.item(), accuracy.item(), losses)
 
     def _evaluate(self, theta: Tensor, buffers: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
@@ -193,16 +199,17 @@ class _Unroll:
         of_buffers = {name: g for name, g in zip(at, found[1:], strict=True) if g is not None}
         return loss.detach(), (logits.argmax(1) == self.held_out[1]).double().mean(), found[0], of_buffers
 
-    def _back(self, states: Sequence[State], graphs: list[_Graph], of_theta: Tensor, of_buffers: dict[str, Tensor]) -> Tensor:
+    def _back(self, kept: list[State | tuple[_Graph, _Update]], of_theta: Tensor, of_buffers: dict[str, Tensor]) -> Tensor:
         """The gradient with respect to the meta-parameters, from that with respect to the end of the run."""
         total = torch.zeros_like(self.meta_theta)
-        of_state = State(of_theta, torch.zeros_like(states[0].averages), tuple(torch.zeros_like(m) for m in states[0].moments))
+        of_state = self.optimizer.start(torch.zeros_like(of_theta))._replace(theta=of_theta)
         for k in reversed(range(self.steps)):
             shares = {name: self.weights(name.rpartition(".")[0], k) for name in of_buffers}
             passed = {name: share * of_buffers[name] for name, (_, share) in shares.items() if share}
-            graph = graphs.pop() if graphs else self._graph(states[k].theta, k, keep=True)
+            step = kept.pop()
+            graph, update = self._again(step, k) if isinstance(step, State) else step
             passed = {name: g for name, g in passed.items() if graph.seen[name].requires_grad}
-            of_state, of_g, of_loss, of_meta = self._through_update(states[k], graph.g.detach(), graph.loss.detach(), k, of_state)
+            of_state, of_g, of_loss, of_meta = self._through_update(update, of_state)
             total += of_meta
             outputs, weights = [graph.g, graph.loss, *(graph.seen[name] for name in passed)], [of_g, of_loss, *passed.values()]
             (through,) = torch.autograd.grad(outputs, graph.theta, weights)
@@ -210,20 +217,25 @@ class _Unroll:
             of_buffers = {name: keep * of_buffers[name] for name, (keep, _) in shares.items()}
         return total
 
-    def _through_update(
-        self, state: State, g: Tensor, loss: Tensor, k: int | Tensor, of_state: State
-    ) -> tuple[State, Tensor, Tensor, Tensor]:
+    def _again(self, state: State, k: int) -> tuple[_Graph, _Update]:
+        """Both graphs of a step, from the state before it."""
+        graph = self._graph(state.theta, k, keep=True)
+        return graph, self._update(state, graph, k, keep=True)
+
+    def _update(self, state: State, graph: _Graph, k: int | Tensor, keep: bool) -> _Update:
+        """The update of step k; `keep`: with the graph that it is differentiated through."""
+        state, (g, loss, meta) = _detached(state, keep), (t.detach().requires_grad_(keep) for t in (graph.g, graph.loss, self.meta_theta))
+        with torch.set_grad_enabled(keep):
+            after = self.optimizer.step(unflatten(meta, self.meta_shapes), state, g, loss, k)
+        return _Update(state, g, loss, meta, after)
+
+    def _through_update(self, update: _Update, of_after: State) -> tuple[State, Tensor, Tensor, Tensor]:
         """The vector-Jacobian products of one update: with respect to the state before it, the gradient, the loss, the meta-parameters."""
-        inputs = [t.detach().requires_grad_() for t in (state.theta, state.averages, *state.moments, g, loss, self.meta_theta)]
-        before, (g, loss, meta_theta) = State(inputs[0], inputs[1], tuple(inputs[2:-3])), inputs[-3:]
-        with torch.enable_grad():
-            after = self.optimizer.step(unflatten(meta_theta, self.meta_shapes), before, g, loss, k)
-        outputs, weights = [after.theta, after.averages, *after.moments], [of_state.theta, of_state.averages, *of_state.moments]
-        needed = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
+        inputs = [*_tensors(update.state), update.g, update.loss, update.meta]
+        needed = [(o, w) for o, w in zip(_tensors(update.after), _tensors(of_after), strict=True) if o.requires_grad]
         found = torch.autograd.grad([o for o, _ in needed], inputs, [w for _, w in needed], allow_unused=True)
-        of = [torch.zeros_like(t) if d is None else d for t, d in zip(inputs, found, strict=True)]
-        of_g, of_loss, of_meta = of[-3:]
-        return State(of[0], of[1], tuple(of[2:-3])), self._significant(of_g, state.theta, g), of_loss, of_meta
+        *of, of_g, of_loss, of_meta = [torch.zeros_like(t) if d is None else d for t, d in zip(inputs, found, strict=True)]
+        return State(of[0], of[1], tuple(of[2:])), self._significant(of_g, update.state.theta, update.g), of_loss, of_meta
 
     def _significant(self, of_g: Tensor, theta: Tensor, g: Tensor) -> Tensor:
         """Without the layers that can change the loss by next to nothing, see `insignificant`."""
@@ -274,28 +286,37 @@ class _Unroll:
             keep, share = self.weights(name.rpartition(".")[0], k)
             buffers[name] = keep * buffers[name] + share * value if share else buffers[name]
 
-    def _mean_statistics(self, theta: Tensor) -> dict[str, Tensor]:
-        """The mean of the last batches' statistics at these weights."""
+    def _mean_statistics(self, theta: Tensor, seen: dict[int, dict[str, Tensor]], keep: bool) -> dict[str, Tensor]:
+        """The mean of the last batches' statistics at these weights; `keep`: puts those of each batch into `seen`, with their graphs."""
         total: dict[str, Tensor] = {}
-        for batch in self._last():
-            with torch.no_grad():
-                for name, value in self._loss(theta, batch, recording=False)[1].items():
-                    total[name] = total.get(name, 0) + value.detach() / self.last
+        for k in range(self.steps - self.last, self.steps):
+            _, found = self._loss(theta, self.batch(k), recording=keep)
+            for name, value in found.items():
+                total[name] = total.get(name, 0) + value.detach() / self.last
+            if keep:
+                seen[k] = found
         return total
 
-    def _through_mean(self, theta: Tensor, of_buffers: dict[str, Tensor]) -> Tensor:
+    def _through_mean(self, theta: Tensor, of_buffers: dict[str, Tensor], seen: dict[int, dict[str, Tensor]]) -> Tensor:
         """The vector-Jacobian product of `_mean_statistics`, batch by batch."""
         total = torch.zeros_like(theta)
-        for batch in self._last() if of_buffers else ():
-            _, seen = self._loss(theta, batch, recording=True)
-            weights = {name: g / self.last for name, g in of_buffers.items() if seen[name].requires_grad}
+        for k in range(self.steps - self.last, self.steps) if of_buffers else ():
+            found = seen.pop(k) if k in seen else self._loss(theta, self.batch(k), recording=True)[1]
+            weights = {name: g / self.last for name, g in of_buffers.items() if found[name].requires_grad}
             if weights:
-                (through,) = torch.autograd.grad([seen[name] for name in weights], theta, list(weights.values()), allow_unused=True)
+                (through,) = torch.autograd.grad([found[name] for name in weights], theta, list(weights.values()), allow_unused=True)
                 total = total if through is None else total + through
         return total
 
-    def _last(self) -> Iterator[Batch]:
-        return (self.batch(k) for k in range(self.steps - self.last, self.steps))
+
+def _tensors(state: State) -> list[Tensor]:
+    return [state.theta, state.averages, *state.moments]
+
+
+def _detached(state: State, leaf: bool = False) -> State:
+    """The same numbers without their graph; `leaf`: to be differentiated by."""
+    theta, averages, *moments = (t.detach().requires_grad_(leaf) for t in _tensors(state))
+    return State(theta, averages, tuple(moments))
 
 
 def _normalizations(network: nn.Module) -> dict[str, Any]:

@@ -104,3 +104,26 @@ def by_cell(cells: Mapping[str, Cell], kind: str) -> pd.DataFrame:
 def named(cell: Cell, kind: str, arm: str) -> str:
     """The name of an arm after a comma; empty if it is the only one of its kind."""
     return "" if len(arms_of(cell, kind)) == 1 else f", {arm.removesuffix(' tuned')}"
+
+
+def by_arm(cells: Mapping[str, Cell]) -> pd.DataFrame:
+    """Makes a table of L3RS's mean lead over each other arm, in points, over all tasks of all cells: a line an arm, a column a length.
+
+    Of L3RS it leaves out other multipliers. `n` is the number of tasks, where an arm did not run all of them. Empty lines and columns
+    are left out.
+    """
+    tables = {name: cell.outcomes("accuracy") for name, cell in cells.items()}
+    horizons = sorted({horizon for cell in cells.values() for horizon in cell.config.horizons})
+    at_one = [(cell, arm) for cell in cells.values() for arm in cell.config.arms if not arm.ours or arm.rate(1) == 1]
+    others = [arm for cell, arm in at_one if arm.name != cell.reference]
+    frame = nothing([arm.name for arm in unique(others)], [f"{horizon:,} steps" for horizon in horizons], "other")
+    for horizon in horizons:
+        ours = {name: table[cells[name].reference, horizon].dropna() for name, table in tables.items()}
+        tasks = sum(map(len, ours.values()))
+        for arm in frame.index:
+            ran = [(mine - tables[name][arm, horizon]).dropna() for name, mine in ours.items() if (arm, horizon) in tables[name]]
+            if sum(map(len, ran)):
+                gaps = pd.concat(ran)
+                frame.loc[arm, f"{horizon:,} steps"] = points(gaps) + ("" if len(gaps) == tasks else f", n={len(gaps)}")
+    there = frame != MISSING
+    return frame.loc[there.any(axis=1), there.any()]

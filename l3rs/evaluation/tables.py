@@ -18,7 +18,7 @@ from l3rs.evaluation.ablation_tables import START, ablation, contrast_table, con
 from l3rs.evaluation.calibration import calibration_table, multiplied
 from l3rs.evaluation.cell_tables import MEASURES, Cell, against_best, interquartile_means, means, of_a_seed, over_seeds, paired, unique
 from l3rs.evaluation.cost_tables import break_even, step_tables
-from l3rs.evaluation.headlines import KINDS, by_cell, headline, pooled
+from l3rs.evaluation.headlines import KINDS, by_arm, by_cell, headline, pooled
 from l3rs.evaluation.pages import MISSING, Table
 from l3rs.evaluation.sources import BEYOND, NETWORKS, PAPER, SCRATCH, STATISTICS, Sources
 from l3rs.evaluation.speedups import speedup_of, steps_to_match
@@ -143,6 +143,7 @@ def headlines(sources: Sources) -> Iterator[tuple[str, Table]]:
         caption = f"Networks that no schedule met: `generalist` at lr = 1 against others on the same network. {how}"
         each = f"{caption} All tasks of all networks count alike."
         yield "In short", Table("Networks, in short", each, pooled(cells, AGAINST))
+        yield "In short", Table("Networks, each other", each, by_arm(cells))
         for kind in AGAINST:
             if len(frame := by_cell(cells, kind)):
                 yield "In short", Table(f"Networks, {kind}", f"{caption} Here the other is the {kind}.", frame)

@@ -11,7 +11,7 @@ import pytest
 
 from l3rs.evaluation.cell_tables import Cell
 from l3rs.evaluation.cells import EvaluationConfig, identity_of
-from l3rs.evaluation.headlines import by_cell, headline, pooled
+from l3rs.evaluation.headlines import by_arm, by_cell, headline, pooled
 from l3rs.evaluation.pages import FILLED, Table, fill
 from l3rs.evaluation.sources import NETWORKS, Sources
 from l3rs.evaluation.tables import AWAY, HEADLINES, headlines, study
@@ -63,6 +63,14 @@ def test_cells_are_pooled_by_task() -> None:
     assert list(pooled({"one": cell(KNOWN)}, ["schedule by hand"]).index) == ["10"]
     lines = by_cell({"one": cell(KNOWN), "none": cell({})}, "schedule by hand")
     assert lines.to_dict("index") == {"one": {"10 steps": "+10.0 (10.0 to 10.0)"}}
+    each = by_arm({"one": cell(KNOWN), "two": worse, "none": cell({})})
+    assert each["10 steps"].to_dict() == {
+        "L3RS unlearned": "+0.0 (-6.7 to 6.7)",
+        "SGD tuned": "+0.0 (-6.7 to 6.7)",
+        "Adam tuned": "-4.5 (-14.5 to 5.5), n=4",
+        "Adam 1e-3": "-20.0 (-26.7 to -13.3)",
+    }
+    assert each.loc["Adam tuned", "25 steps"] == "+0.0 (0.0 to 0.0)"
 
 
 def test_tables_are_written_between_their_comments() -> None:

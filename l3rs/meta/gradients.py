@@ -165,7 +165,7 @@ class _Unroll:
         for k in range(self.steps):
             graph = self._graph(state.theta, k, keep)
             losses.append(graph.loss.item())
-            if not math.isfinite(losses[-1]) or not torch.linalg.vector_norm(graph.g.detach(), math.inf).isfinite():
+            if not math.isfinite(losses[-1]) or not torch.linalg.vector_norm(graph.g.detach()).isfinite():
                 return nothing
             with torch.no_grad():
                 self._take_in(buffers, graph.seen, k)

@@ -1,6 +1,7 @@
 """What a head in closed form and BatchNorm's recent statistics are worth, on meta-validation tasks of Icons: docs/head-start.md.
 
 python evaluate/head_start.py
+python evaluate/head_start.py --weights glyphs --learned generalist --only start    # another network, away from its own images
 """
 
 from __future__ import annotations
@@ -13,31 +14,47 @@ import pandas as pd
 
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import Run, execute, execute_all
+from l3rs.finetuning.workload import Workload
 from l3rs.schedules.find import SPECIALISTS
 
-OURS, OTHER = Arm("", "l3rs", learned=SPECIALISTS[0]), Arm("", "schedule-free", refresh=True)
-STATISTICS = {
-    "running": replace(OURS, head="start"),
-    "recent": replace(OURS, head="start", recent=True),
-    "refreshed": replace(OURS, head="start", refresh=True),
-}
-STARTS = {
-    "L3RS, random head": replace(OURS, refresh=True),
-    "L3RS, head start": STATISTICS["refreshed"],
-    "schedule-free, random head": OTHER,
-    "schedule-free, head start": replace(OTHER, head="start"),
-}
+HEAD_START = "L3RS, head start"
+
+
+def tables(learned: str) -> dict[str, dict[str, Arm]]:
+    """Lists the arms of the two tables, by the names of their lines."""
+    ours, other = Arm("", "l3rs", learned=learned), Arm("", "schedule-free", refresh=True)
+    started = replace(ours, head="start", refresh=True)
+    starts = {
+        "L3RS, random head": replace(ours, refresh=True),
+        HEAD_START: started,
+        "schedule-free, random head": other,
+        "schedule-free, head start": replace(other, head="start"),
+    }
+    statistics = {
+        "running": replace(ours, head="start"),
+        "recent": replace(ours, head="start", recent=True),
+        "refreshed": started,
+    }
+    return {"start": starts, "statistics": statistics}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=8, help="meta-validation tasks (default: %(default)s)")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50, 100], help="lengths of runs (default: 10 25 50 100)")
+    parser.add_argument("--weights", choices=("icons", "glyphs"), default="icons", help="network (default: %(default)s)")
+    parser.add_argument("--learned", default=SPECIALISTS[0], help="the schedule (default: %(default)s)")
+    parser.add_argument("--only", choices=("start", "statistics"), help="one of the two tables")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     args = parser.parse_args()
-    arms = {arm: name for table in (STARTS, STATISTICS) for name, arm in table.items()}  # L3RS with both is there once
+    shown = {title: arms for title, arms in tables(args.learned).items() if args.only in (None, title)}
+    arms = list(dict.fromkeys(arm for group in shown.values() for arm in group.values()))  # L3RS with both is there once
+    workload = Workload(split="icons", weights=args.weights)
     runs = [
-        Run("heads", arm, k, seed, "meta-validation", evaluate_at=(0,)) for k in args.steps for seed in range(args.tasks) for arm in arms
+        Run("heads", arm, k, seed, "meta-validation", evaluate_at=(0,), workload=workload)
+        for k in args.steps
+        for seed in range(args.tasks)
+        for arm in arms
     ]
     rows = []
     with closing(execute_all(runs, args.workers, execute)) as ended:
@@ -46,12 +63,12 @@ def main() -> None:
             of = {"arm": run.arm, "steps": run.steps, "task": run.task_seed, "ridge": found and found.ridge, "scale": found and found.scale}
             rows.append(of | {"accuracy": report.accuracy[run.steps], "loss": report.loss[run.steps], "at 0": report.accuracy[0]})
     table = pd.DataFrame(rows)
-    for title, group in (("start", STARTS), ("statistics", STATISTICS)):
+    for title, group in shown.items():
         print(f"\n{title}: accuracy (loss) after so many steps")
         for name, arm in group.items():
             mine = table[table.arm == arm].groupby("steps")[["accuracy", "loss"]].mean()
             print(f"{name:28}" + "  ".join(f"{k} {m.accuracy:.3f} ({m.loss:.3f})" for k, m in mine.iterrows()))
-    begun = table[table.arm == STARTS["L3RS, head start"]].groupby("steps")[["at 0", "ridge", "scale"]].mean()
+    begun = table[table.arm == tables(args.learned)["start"][HEAD_START]].groupby("steps")[["at 0", "ridge", "scale"]].mean()
     print("\nthe head alone, with no step, from the batches of so many\n" + begun.round(3).to_string())
 
 

@@ -119,7 +119,7 @@ def test_what_is_missing_names_its_command() -> None:
         "python evaluate/tune.py --names celo2",
         "python evaluate/run.py --config A.yaml",
     )
-    started = EvaluationConfig("A", tuple(Arm(f"SOAP{i}", "soap-cosine", head="start") for i in (1, 2)), {10: 1})
+    started = EvaluationConfig("A", tuple(Arm(f"SOAP{i}", "soap-cosine", head="start") for i in (1, 2)), {1000: 1})
     assert Cell(started, "A.yaml", rows(), "").commands()[0] == "python evaluate/tune.py --head start --names soap-cosine"
 
 

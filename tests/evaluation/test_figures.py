@@ -119,8 +119,8 @@ def test_what_is_missing_names_its_command() -> None:
         "python evaluate/tune.py --names celo2",
         "python evaluate/run.py --config A.yaml",
     )
-    started = EvaluationConfig("A", tuple(Arm(f"SOAP{i}", "soap-cosine", head="start") for i in (1, 2)), {1000: 1})
-    assert Cell(started, "A.yaml", rows(), "").commands()[0] == "python evaluate/tune.py --head start --names soap-cosine"
+    started = EvaluationConfig("A", tuple(Arm(f"Celo2 {i}", "celo2", learned="nowhere", head="start") for i in (1, 2)), {10: 1})
+    assert Cell(started, "A.yaml", rows(), "").commands()[1] == "python evaluate/tune.py --head start --names celo2"
 
 
 def test_an_arm_with_a_random_head_is_not_compared_with_head_starts() -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import Run, execute, execute_all
 from l3rs.finetuning.workload import Workload
-from l3rs.schedules.find import SPECIALISTS
+from l3rs.schedules.find import SPECIALISTS, load
 
 HEAD_START = "L3RS, head start"
 
@@ -47,7 +47,14 @@ def main() -> None:
     parser.add_argument("--only", choices=("start", "statistics"), help="one of the two tables")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     args = parser.parse_args()
-    shown = {title: arms for title, arms in tables(args.learned).items() if args.only in (None, title)}
+    if min(args.tasks, *args.steps) < 1:
+        parser.error(f"--tasks and --steps must be at least 1 (got {min(args.tasks, *args.steps)})")
+    try:
+        load(args.learned)
+    except ValueError as error:
+        parser.error(str(error))
+    every = tables(args.learned)
+    shown = {title: arms for title, arms in every.items() if args.only in (None, title)}
     arms = list(dict.fromkeys(arm for group in shown.values() for arm in group.values()))  # L3RS with both is there once
     workload = Workload(split="icons", weights=args.weights)
     runs = [
@@ -68,7 +75,7 @@ def main() -> None:
         for name, arm in group.items():
             mine = table[table.arm == arm].groupby("steps")[["accuracy", "loss"]].mean()
             print(f"{name:28}" + "  ".join(f"{k} {m.accuracy:.3f} ({m.loss:.3f})" for k, m in mine.iterrows()))
-    begun = table[table.arm == tables(args.learned)["start"][HEAD_START]].groupby("steps")[["at 0", "ridge", "scale"]].mean()
+    begun = table[table.arm == every["start"][HEAD_START]].groupby("steps")[["at 0", "ridge", "scale"]].mean()
     print("\nthe head alone, with no step, from the batches of so many\n" + begun.round(3).to_string())
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -21,14 +20,12 @@ import torch
 from meta_throughput import bare
 from tqdm import tqdm
 
+from l3rs.finetuning.runs import peak, start_peak
 from l3rs.meta.config import GradientConfig, MetaTrainConfig
 from l3rs.meta.problem import FineTuning
 from l3rs.meta.train import start
 
-
-def peak() -> float:
-    """MiB that this process had at most so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+DEVICE = torch.device("cpu")
 
 
 def measured(steps: int, kept: bool) -> dict[str, object]:
@@ -38,9 +35,9 @@ def measured(steps: int, kept: bool) -> dict[str, object]:
     learned = start(config)
     problem = FineTuning(learned, config)
     problem.through(learned.theta, "meta-train", 0, 2)  # loads what is needed
-    before = peak()
+    before = start_peak(DEVICE)
     problem.through(learned.theta, "meta-train", 0, steps)  # the first run takes its memory from the system, which the next ones have
-    used, passes = peak() - before, [bare(config, 50)]
+    used, passes = peak(DEVICE) - before, [bare(config, 50)]
     started = time.perf_counter()
     problem.through(learned.theta, "meta-train", 0, steps)
     seconds = time.perf_counter() - started

@@ -83,8 +83,7 @@ def pooled(cells: Mapping[str, Cell], kinds: Sequence[str]) -> pd.DataFrame:
                 frame.loc[f"{horizon:,}", f"L3RS minus {kind}"] = points(together)
                 if kind == kinds[0]:
                     frame.loc[f"{horizon:,}", ["networks", "tasks"]] = f"{len(gaps)}", f"{len(together)}"
-    there = frame != MISSING
-    return frame.loc[there.any(axis=1), there.any()]
+    return without_empty(frame)
 
 
 def by_cell(cells: Mapping[str, Cell], kind: str) -> pd.DataFrame:
@@ -97,8 +96,7 @@ def by_cell(cells: Mapping[str, Cell], kind: str) -> pd.DataFrame:
             if found := ahead_of(cell, table, kind, horizon):
                 lead = points(found[1]) + tasks_note(cell.config, horizon, len(found[1]))
                 frame.loc[name, f"{horizon:,} steps"] = lead + named(cell, kind, found[0])
-    there = frame != MISSING
-    return frame.loc[there.any(axis=1), there.any()]
+    return without_empty(frame)
 
 
 def named(cell: Cell, kind: str, arm: str) -> str:
@@ -125,5 +123,10 @@ def by_arm(cells: Mapping[str, Cell]) -> pd.DataFrame:
             if sum(map(len, ran)):
                 gaps = pd.concat(ran)
                 frame.loc[arm, f"{horizon:,} steps"] = points(gaps) + ("" if len(gaps) == tasks else f", n={len(gaps)}")
+    return without_empty(frame)
+
+
+def without_empty(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leaves out lines and columns in which everything is missing."""
     there = frame != MISSING
     return frame.loc[there.any(axis=1), there.any()]

@@ -173,9 +173,10 @@ class _Unroll:
             if back:
                 kept.append((graph, update) if keep else state)
             state = _detached(update.after)
-        ends, seen = state.theta.detach(), dict[int, dict[str, Tensor]]()
+        ends, seen = state.theta.detach(), list[dict[str, Tensor]]()
         if self.refreshed:
-            buffers |= self._mean_statistics(ends.requires_grad_(), seen, keep)
+            mean, seen = self._mean_statistics(ends.requires_grad_(), keep)
+            buffers |= mean
         loss, accuracy, of_theta, of_buffers = self._evaluate(ends, buffers)
         if not loss.isfinite():
             return nothing
@@ -286,22 +287,22 @@ class _Unroll:
             keep, share = self.weights(name.rpartition(".")[0], k)
             buffers[name] = keep * buffers[name] + share * value if share else buffers[name]
 
-    def _mean_statistics(self, theta: Tensor, seen: dict[int, dict[str, Tensor]], keep: bool) -> dict[str, Tensor]:
-        """The mean of the last batches' statistics at these weights; `keep`: puts those of each batch into `seen`, with their graphs."""
-        total: dict[str, Tensor] = {}
+    def _mean_statistics(self, theta: Tensor, keep: bool) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+        """The mean of the last batches' statistics at these weights; `keep`: and those of each batch, with their graphs."""
+        total, seen = dict[str, Tensor](), list[dict[str, Tensor]]()
         for k in range(self.steps - self.last, self.steps):
             _, found = self._loss(theta, self.batch(k), recording=keep)
             for name, value in found.items():
                 total[name] = total.get(name, 0) + value.detach() / self.last
             if keep:
-                seen[k] = found
-        return total
+                seen.append(found)
+        return total, seen
 
-    def _through_mean(self, theta: Tensor, of_buffers: dict[str, Tensor], seen: dict[int, dict[str, Tensor]]) -> Tensor:
+    def _through_mean(self, theta: Tensor, of_buffers: dict[str, Tensor], seen: list[dict[str, Tensor]]) -> Tensor:
         """The vector-Jacobian product of `_mean_statistics`, batch by batch."""
         total = torch.zeros_like(theta)
-        for k in range(self.steps - self.last, self.steps) if of_buffers else ():
-            found = seen.pop(k) if k in seen else self._loss(theta, self.batch(k), recording=True)[1]
+        for k in reversed(range(self.steps - self.last, self.steps)) if of_buffers else ():
+            found = seen.pop() if seen else self._loss(theta, self.batch(k), recording=True)[1]
             weights = {name: g / self.last for name, g in of_buffers.items() if found[name].requires_grad}
             if weights:
                 (through,) = torch.autograd.grad([found[name] for name in weights], theta, list(weights.values()), allow_unused=True)

@@ -181,9 +181,10 @@ class Cell(NamedTuple):
 def by_horizon(config: EvaluationConfig, text: Callable[[Arm, int], str | None], arms: Sequence[Arm] | None = None) -> pd.DataFrame:
     """Makes a table of text, an arm a line, a horizon a column. None becomes `missing`, or stays empty if no run is planned."""
 
+    planned = {(arm.name, horizon) for arm in config.arms for horizon in arm.horizons or config.horizons}  # arms may share a name
+
     def entry(arm: Arm, horizon: int) -> str:
-        planned = not arm.horizons or horizon in arm.horizons
-        return (text(arm, horizon) or MISSING) if planned else ""
+        return (text(arm, horizon) or MISSING) if (arm.name, horizon) in planned else ""
 
     horizons = sorted(config.horizons)
     arms = unique(config.arms) if arms is None else arms

@@ -23,6 +23,7 @@ from l3rs.finetuning.zoo import Network, read_zoo
 from l3rs.schedules.find import PAPER_SPECIALIST
 
 PAPER = {"A": 5, "A-head": 7, "B": 9, "C": 11, "D": 13, "E": 15}  # cell: the first of its two tables in the paper
+AWAY = ("B", "C", "D", "E")  # cells of other images or weights
 STATISTICS = "before an evaluation, the mean statistics of the last 20 training batches replace BatchNorm's running ones"
 BEYOND = {  # cell: its section and caption
     "recipes": (
@@ -46,6 +47,7 @@ BEYOND = {  # cell: its section and caption
 }
 NETWORKS = "networks"  # cells of networks that no schedule met
 SCRATCH = "scratch"  # the same from random weights
+ELSEWHERE = ("resnet18-w16", "resnet34-w64")  # cells of other networks, by the paper's protocol
 
 
 class Sources:
@@ -82,7 +84,7 @@ class Sources:
         """The cells with a config, by name."""
         found = {}
         stress = sorted(file.stem for file in self.configs.glob("stress-*.yaml"))
-        for name in self.only or (*PAPER, *stress, *BEYOND, NETWORKS, SCRATCH):
+        for name in self.only or (*PAPER, *stress, *BEYOND, *ELSEWHERE, NETWORKS, SCRATCH):
             file = self.configs / f"{name}.yaml"
             configs = read_cells(file) if file.exists() else {}
             for network, config in configs.items():

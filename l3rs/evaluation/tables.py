@@ -20,7 +20,8 @@ from l3rs.evaluation.cell_tables import MEASURES, Cell, against_best, interquart
 from l3rs.evaluation.cost_tables import break_even, step_tables
 from l3rs.evaluation.headlines import KINDS, by_arm, by_cell, headline, pooled
 from l3rs.evaluation.pages import MISSING, Table
-from l3rs.evaluation.sources import BEYOND, NETWORKS, PAPER, SCRATCH, STATISTICS, Sources
+from l3rs.evaluation.protocol import protocol
+from l3rs.evaluation.sources import AWAY, BEYOND, NETWORKS, PAPER, SCRATCH, STATISTICS, Sources
 from l3rs.evaluation.speedups import speedup_of, steps_to_match
 from l3rs.evaluation.study import Study
 from l3rs.evaluation.tuning import TRIED
@@ -56,7 +57,6 @@ MATCHED = (
 COSTS = "Runs it takes: to have a run of 25 steps, tuning included: every learning rate that was tried is one, and a finder's steps count."
 UNMET = "Networks that no schedule met"
 AGAINST = ("best tuned", "best without tuning", "schedule by hand", "older generalist")  # what L3RS is compared with on networks
-AWAY = ("B", "C", "D", "E")  # cells of other images or weights
 HEADLINES = {  # what L3RS is compared with
     "recipes": ("best tuned", "best without tuning"),
     "equal": ("best tuned", "best without tuning", "schedule by hand"),
@@ -382,6 +382,7 @@ TABLES: tuple[Callable[[Sources], Iterator[tuple[str, Table]]], ...] = (
     beyond,
     networks,
     from_scratch,
+    protocol,
     cell_tables,
     others,
     of_icons,

@@ -13,8 +13,9 @@ from l3rs.evaluation.cell_tables import Cell
 from l3rs.evaluation.cells import EvaluationConfig, identity_of
 from l3rs.evaluation.headlines import by_arm, by_cell, headline, pooled
 from l3rs.evaluation.pages import FILLED, Table, fill
-from l3rs.evaluation.sources import NETWORKS, Sources
-from l3rs.evaluation.tables import AWAY, HEADLINES, headlines, study
+from l3rs.evaluation.protocol import beside_the_best, protocol, with_leads
+from l3rs.evaluation.sources import AWAY, ELSEWHERE, NETWORKS, Sources
+from l3rs.evaluation.tables import HEADLINES, ablations, headlines, seeds, study
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import CELL_FIELDS
 
@@ -73,6 +74,27 @@ def test_cells_are_pooled_by_task() -> None:
     assert each.loc["Adam tuned", "25 steps"] == "+0.0 (0.0 to 0.0)"
 
 
+def test_accuracies_stand_beside_the_lead_of_the_first_arm() -> None:
+    frame = with_leads(cell(KNOWN))
+    assert frame.loc["Adam"].to_dict() == {"10 steps": "0.795 (+5.5: 1.0 to 10.0), n=2", "25 steps": "0.900 (+0.0: 0.0 to 0.0)"}
+    assert frame.loc["L3RS"].tolist() == ["0.800", "0.900"]
+    assert frame.loc["Adam 1e-3"].tolist() == ["0.900 (-10.0: -10.0 to -10.0)", ""]
+    assert list(with_leads(cell(KNOWN), [25]).index) == ["L3RS", "SGD", "Adam"]
+    assert with_leads(cell({})).empty
+
+
+def test_each_arm_of_l3rs_stands_beside_the_best_other() -> None:
+    """The one that ran other tasks has another best, and says so."""
+    frame = beside_the_best({"one": cell(KNOWN), "none": cell({})})
+    assert frame.loc["one, 10 steps"].tolist() == ["0.900, Adam 1e-3", "0.800 (-10.0: -10.0 to -10.0)", "0.700 (-20.0: -20.0 to -20.0)"]
+    assert frame.loc["one, 25 steps"].tolist() == ["0.900, Adam", "0.900 (+0.0: 0.0 to 0.0)", ""]
+    assert list(frame.index) == ["one, 10 steps", "one, 25 steps"]
+    assert list(beside_the_best({"one": cell(KNOWN)}, [25]).columns) == ["best other", "L3RS"]
+    fewer = {"L3RS": {10: [0.8, 0.9]}, "L3RS unlearned": {10: [0.6]}, "SGD tuned": {10: [0.7, 0.9]}, "Adam tuned": {10: [0.75, 0.7]}}
+    lines = beside_the_best({"one": cell(fewer)})
+    assert lines.loc["one, 10 steps"].tolist() == ["0.800, SGD", "0.850 (+5.0: 0.0 to 10.0)", "0.600 (-15.0 over Adam)"]
+
+
 def test_tables_are_written_between_their_comments() -> None:
     frame = pd.DataFrame({"a": ["1"]}, index=pd.Index(["x"], name="n"))
     page = "before\n\n<!-- table: T -->\nold\n<!-- end of table -->\nafter\n"
@@ -86,7 +108,7 @@ def test_tables_are_written_between_their_comments() -> None:
             fill(unclosed, [Table("T", "", frame)])  # or prose would go with it
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/findings.md", "docs/what-matters.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/findings.md", "docs/what-matters.md", "docs/paper-protocol.md"])
 def test_the_tables_of_a_page_are_those_of_the_rows(page: str, tmp_path: Path) -> None:
     """`python evaluate/tables.py --fill PAGE` would change nothing."""
     text = (ROOT / page).read_text()
@@ -103,6 +125,7 @@ def test_prose_repeats_only_numbers_that_tables_have(page: str) -> None:
 
 @cache
 def made(nowhere: Path) -> list[Table]:
-    """The short tables, and those of studies, of committed rows."""
-    sources = Sources(ROOT, nowhere, sorted({*HEADLINES, NETWORKS, *AWAY}))
-    return [table for tables in (headlines(sources), study(sources)) for _, table in tables]
+    """The tables of pages, of committed rows."""
+    stress = [file.stem for file in (ROOT / "configs" / "evaluate").glob("stress-*.yaml")]
+    sources = Sources(ROOT, nowhere, sorted({*HEADLINES, NETWORKS, "A", *AWAY, "refreshed", "averaged", *ELSEWHERE, *stress}))
+    return [table for tables in (headlines, study, protocol, seeds, ablations) for _, table in tables(sources)]

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from l3rs.controller.decide import meta_shapes, unflatten
 from l3rs.controller.describe import layer_table
-from l3rs.directions import DIRECTIONS, direction
+from l3rs.directions import DIRECTIONS
 from l3rs.directions.torch_optimizer import TorchOptimizerDirection
 from l3rs.extras import require
 from l3rs.optimizer.arguments import LONGEST, Multipliers, evaluate, multiplier, plain, whole
@@ -25,7 +24,8 @@ from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, 
 from l3rs.optimizer.observed import Losses, WatchesLoss
 from l3rs.optimizer.states import check_names, differences, name_of
 from l3rs.optimizer.tables import Active, Tables, state_of
-from l3rs.schedules.find import SPECIALISTS, Chosen, load, resolve
+from l3rs.schedules.find import GENERALIST, SPECIALISTS, Chosen, load, resolve
+from l3rs.schedules.learned import identity
 from l3rs.schedules.schedule import LearnedSchedule
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-NEW: dict[str, Any] = {"step": 0, "skipped": 0, "first_loss": None, "cut": 1.0}  # of groups: the clock, and what `Guard` keeps
+# Of groups: the clock, what `Guard` keeps, and the identity of the schedule, which a saved run is known by.
+NEW: dict[str, Any] = {"step": 0, "skipped": 0, "first_loss": None, "cut": 1.0, "schedule": None}
 
 
 class L3RS(WatchesLoss):
@@ -128,11 +129,9 @@ class L3RS(WatchesLoss):
     def _prepare(self) -> None:
         """Builds the controller and the tables from the learned schedule and the groups."""
         assert self.learned is not None
-        config = self.learned.config
-        directions = {name: direction(name) for name in config.directions}
-        meta = unflatten(self.learned.theta.detach().float(), meta_shapes(config, self.learned.layers))
-        raw = {name: {h: float(meta[f"{name}/{h}"]) for h in d.hyperparameters} for name, d in directions.items()}
-        self._controller = Controller(config, meta, directions, {name: d.constants(raw[name]) for name, d in directions.items()})
+        self._controller = Controller.of(self.learned)
+        for group in self.param_groups:
+            group["schedule"] = identity(self.learned)
         self._multipliers = Multipliers("L3RS")
         self._warned_of_end, self._guard = False, Guard()
         self._assign()
@@ -167,7 +166,7 @@ class L3RS(WatchesLoss):
             ValueError, TypeError: as the constructor; the optimizer stays as it was.
         """
         if self.param_groups:
-            param_group = {**{key: self.param_groups[0][key] for key in ("step", "first_loss", "cut")}, **param_group}
+            param_group = {**{key: self.param_groups[0][key] for key in ("step", "first_loss", "cut", "schedule")}, **param_group}
         super().add_param_group(param_group)
         try:
             self._validate(self.param_groups[-1])
@@ -331,26 +330,38 @@ class L3RS(WatchesLoss):
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a saved run; the dict stays as it is.
+        """Loads a saved run; the dict stays as it is. Where `auto` took another schedule than the run has, it takes the run's.
 
         Raises:
-            ValueError: the state belongs to other parameters, or to a schedule with other directions or averages.
+            ValueError: the state belongs to other parameters, or to a run under another schedule.
         """
+        assert self.learned is not None
         check_names(state_dict["param_groups"], self.param_groups)
+        recorded = state_dict["param_groups"][0].get("schedule") or identity(self.learned)  # older states do not have it
+        chosen = self._schedule_of(recorded)
+        controller = self._controller if chosen is None or chosen.schedule is self.learned else Controller.of(chosen.schedule)
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
-        fresh = dict(zip(ids, expected_states(params, self._controller), strict=False))  # torch says where their numbers differ
+        fresh = dict(zip(ids, expected_states(params, controller), strict=False))  # torch says where their numbers differ
         for place, (i, expected) in enumerate(fresh.items()):
-            saved = {key: t for key, t in state_dict["state"].get(i, {}).items() if not key.startswith(self._controller.lazy)}
+            saved = {key: t for key, t in state_dict["state"].get(i, {}).items() if not key.startswith(controller.lazy)}
             differ = differences(saved, expected) if saved else []
             if differ and saved.keys() == expected.keys() and differ != ["ema"]:
                 shapes = f"{tuple(saved[differ[0]].shape)}, and would be {tuple(expected[differ[0]].shape)} here"
                 raise ValueError(f"this state is of another network: {differ[0]} of {name_of(place, self.param_groups)} has shape {shapes}")
             if differ:
                 raise ValueError(f"this state is of another kind of schedule; what differs: {', '.join(differ[:3])}")
+        if chosen is None:
+            mine = identity(self.learned)
+            raise ValueError(f"this state is of a run under {recorded}, and this optimizer has {mine}: pass that schedule as `learned`")
         before = self.param_groups[0]["total_steps"]
+        if chosen.schedule is not self.learned:
+            self.learned, self.why = chosen
+            self._prepare()
         super().load_state_dict(state_dict)
         self._guard = Guard()
+        for group in self.param_groups:
+            group["schedule"] = identity(self.learned)
         # torch shares tensors with the dict, which a step would change, and casts floating state to the dtype of its parameter, which
         # would round the float32 averages of a bfloat16 one.
         for i, p in zip(ids, params, strict=True):
@@ -361,13 +372,23 @@ class L3RS(WatchesLoss):
         if after != before:
             warnings.warn(f"the loaded state is of a run of total_steps={after}; that takes the place of {before}", stacklevel=2)
 
+    def _schedule_of(self, recorded: str) -> Chosen | None:
+        """Finds the schedule of a saved run by its identity: the one here, or after `auto` one that it takes elsewhere; None if neither."""
+        assert self.learned is not None
+        mark = recorded.rpartition(" ")[2]  # names may change
+        if identity(self.learned).endswith(f" {mark}"):
+            return Chosen(self.learned, self.why)
+        others = map(load, (*SPECIALISTS, GENERALIST) if self.why else ())
+        return next((Chosen(other, "the loaded run has it") for other in others if identity(other).endswith(f" {mark}")), None)
+
     def __getstate__(self) -> dict[str, Any]:
         self._pull()
         own = {name: getattr(self, name) for name in ("learned", "why", "match", "guard", "fused")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"process_group": None, "why": "", "guard": True, **state})  # process groups belong to a process
+        lacking = {"process_group": None, "why": "", "guard": True}.items()  # of a pickle: a process group belongs to its process
+        super().__setstate__({**{name: value for name, value in lacking if name not in self.__dict__}, **state})
         for group in self.param_groups:
             group.update({"weight_decay": 0.0, **NEW} | group)  # states that are older lack some
         if "learned" in state:

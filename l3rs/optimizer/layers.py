@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from l3rs.controller.config import L3RSConfig
-from l3rs.controller.decide import Meta
+from l3rs.controller.decide import Meta, meta_shapes, unflatten
 from l3rs.controller.describe import LayerTable, Sizes, describe
-from l3rs.directions import Direction
+from l3rs.directions import Direction, direction
 from l3rs.optimizer.decision import Decided, Decision
 from l3rs.optimizer.distributed import local, shard_reduction, whole
 from l3rs.optimizer.kernels import ForeachKernel, choose
 from l3rs.optimizer.states import meta
+from l3rs.schedules.schedule import LearnedSchedule
 
 
 class Controller(NamedTuple):
@@ -25,6 +26,15 @@ class Controller(NamedTuple):
     meta: Meta
     directions: Mapping[str, Direction]
     constants: Mapping[str, tuple[float, ...]]
+
+    @classmethod
+    def of(cls, learned: LearnedSchedule) -> Controller:
+        """That of a schedule."""
+        config = learned.config
+        directions = {name: direction(name) for name in config.directions}
+        numbers = unflatten(learned.theta.detach().float(), meta_shapes(config, learned.layers))
+        raw = {name: {h: float(numbers[f"{name}/{h}"]) for h in d.hyperparameters} for name, d in directions.items()}
+        return cls(config, numbers, directions, {name: d.constants(raw[name]) for name, d in directions.items()})
 
     @property
     def lazy(self) -> tuple[str, ...]:

@@ -7,13 +7,20 @@ python evaluate/head_start.py --weights glyphs --learned generalist --only start
 from __future__ import annotations
 
 import argparse
+import statistics
+import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 
 import pandas as pd
+import torch
 
+from l3rs import L3RS, head_start
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import Run, execute, execute_all
+from l3rs.finetuning.unroll import unroll
+from l3rs.finetuning.workbench import workbench
 from l3rs.finetuning.workload import Workload
 from l3rs.schedules.find import SPECIALISTS, load
 
@@ -36,6 +43,22 @@ def tables(learned: str) -> dict[str, dict[str, Arm]]:
         "refreshed": started,
     }
     return {"start": starts, "statistics": statistics}
+
+
+def shares(workload: Workload, steps: Sequence[int], learned: str, repeats: int = 3) -> dict[int, float]:
+    """The time of a head start from every batch, as a share of that of the run after it, by its length: the median of some tasks."""
+    bench = workbench(workload)
+    found = {}
+    for k in steps:
+        each = []
+        for seed in range(repeats):
+            tasks, task, network = bench.ready("meta-train", seed, k)
+            began = time.perf_counter()
+            head_start(network, [task.batch(tasks.images, i) for i in range(k)])
+            took = time.perf_counter() - began
+            each.append(took / unroll(network, L3RS(network.named_parameters(), k, learned), tasks.images, task).seconds)
+        found[k] = statistics.median(each)
+    return found
 
 
 def main() -> None:
@@ -77,6 +100,12 @@ def main() -> None:
             print(f"{name:28}" + "  ".join(f"{k} {m.accuracy:.3f} ({m.loss:.3f})" for k, m in mine.iterrows()))
     begun = table[table.arm == every["start"][HEAD_START]].groupby("steps")[["at 0", "ridge", "scale"]].mean()
     print("\nthe head alone, with no step, from the batches of so many\n" + begun.round(3).to_string())
+    torch.set_num_threads(1)
+    took = shares(workload, args.steps, args.learned)
+    print(
+        "\ntime of a head start from all batches of so many steps, as a share of the run: "
+        + ", ".join(f"{k} {x:.2f}" for k, x in took.items())
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What a scheduler of the learning rate does to L3RS, whose `lr` is a multiplier: accuracies on meta-validation tasks of Icons.
 
-Every scheduler runs on the same tasks, heads and batches: python evaluate/schedulers.py --tasks 10 --steps 25 100
+Every scheduler runs on the same tasks, head starts and batches, with the schedule that `auto` takes:
+
+    python evaluate/schedulers.py --tasks 10 --steps 25 100
 """
 
 from __future__ import annotations
@@ -56,13 +58,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench = workbench()
-    tasks = bench.tasks("meta-validation")
     for steps in options.steps:
         accuracy: dict[str, list[float]] = {name: [] for name in SCHEDULERS}
         for seed in range(options.tasks):
-            task = tasks.draw(seed, steps)
             for name, make in SCHEDULERS.items():
-                network = bench.network_for(task.head_seed)
+                tasks, task, network = bench.ready("meta-validation", seed, steps, "start")
                 optimizer = L3RS(network.named_parameters(), steps)
                 report = unroll(network, optimizer, tasks.images, task, make(optimizer, steps), refresh=True)
                 accuracy[name].append(100 * report.accuracy[steps])

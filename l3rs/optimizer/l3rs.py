@@ -50,9 +50,9 @@ class L3RS(WatchesLoss):
     l3rs/optimizer/reference.py is the readable twin: the step as the paper has it, in plain loops. This class takes the same step fast,
     and tables.py keeps its books. docs/how-l3rs-decides.md walks through one step.
 
-    Most schedules see the loss: call `step(loss=loss)` or `step(closure)`, or `observe(loss)` where a trainer calls `step()`. Others take
-    a bare `step()`. `torch.distributed` ranks average the loss, like gradients. If the loss or a gradient is not finite, no layer moves
-    in that step, the moments take in zeros, and `skipped_steps` counts it.
+    The guard watches the loss, and schedules of the paper's form see it: call `step(loss=loss)` or `step(closure)`, or `observe(loss)`
+    where a trainer calls `step()`. Other schedules take a bare `step()`. `torch.distributed` ranks average the loss, like gradients. If the
+    loss or a gradient is not finite, no layer moves in that step, the moments take in zeros, and `skipped_steps` counts it.
 
     Args:
         params: `model.named_parameters()`, or parameters, or groups of either. A specialist needs names; a generalist does not. A group

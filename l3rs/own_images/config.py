@@ -175,7 +175,7 @@ class OwnImagesConfig:
 
     @property
     def schedule(self) -> str:
-        """The schedule to find: `auto` is the generalist, which is the better one away from home, and at home whichever fits best."""
+        """The schedule to find: `auto` is the generalist, which met many networks, and at home whichever fits best."""
         return GENERALIST if self.learned == "auto" and self.weights not in SHIPPED else self.learned
 
     def arms(self, steps: int) -> list[Rival]:

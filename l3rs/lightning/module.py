@@ -287,6 +287,12 @@ class _NamedL3RS(L3RS):
             params = [(self._called[p], p) for p in params]
         super().add_param_group({**param_group, "params": params})
 
+    def _called_as_here(self, learned: LearnedSchedule) -> LearnedSchedule:
+        return _renamed(learned, list(self._called.values()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_called": self._called}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._assign()  # BaseFinetuning puts back groups that were added before a resume without adding them

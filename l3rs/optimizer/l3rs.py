@@ -22,10 +22,9 @@ from l3rs.optimizer.guard import Guard
 from l3rs.optimizer.kernels import choice
 from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, finite
 from l3rs.optimizer.observed import Losses, WatchesLoss
-from l3rs.optimizer.states import check_names, differences, name_of
+from l3rs.optimizer.states import SCHEDULE, check_groups, check_names, check_states, saved_mark, schedule_mark
 from l3rs.optimizer.tables import Active, Tables, state_of
 from l3rs.schedules.find import GENERALIST, SPECIALISTS, Chosen, load, resolve
-from l3rs.schedules.learned import identity
 from l3rs.schedules.schedule import LearnedSchedule
 
 if TYPE_CHECKING:
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-# Of groups: the clock, what `Guard` keeps, and the identity of the schedule, which a saved run is known by.
-NEW: dict[str, Any] = {"step": 0, "skipped": 0, "first_loss": None, "cut": 1.0, "schedule": None}
+NEW: dict[str, Any] = {"step": 0, "skipped": 0, "first_loss": None, "cut": 1.0}  # of groups: the clock, and what `Guard` keeps
 
 
 class L3RS(WatchesLoss):
@@ -130,8 +128,6 @@ class L3RS(WatchesLoss):
         """Builds the controller and the tables from the learned schedule and the groups."""
         assert self.learned is not None
         self._controller = Controller.of(self.learned)
-        for group in self.param_groups:
-            group["schedule"] = identity(self.learned)
         self._multipliers = Multipliers("L3RS")
         self._warned_of_end, self._guard = False, Guard()
         self._assign()
@@ -166,7 +162,7 @@ class L3RS(WatchesLoss):
             ValueError, TypeError: as the constructor; the optimizer stays as it was.
         """
         if self.param_groups:
-            param_group = {**{key: self.param_groups[0][key] for key in ("step", "first_loss", "cut", "schedule")}, **param_group}
+            param_group = {**{key: self.param_groups[0][key] for key in ("step", "first_loss", "cut")}, **param_group}
         super().add_param_group(param_group)
         try:
             self._validate(self.param_groups[-1])
@@ -193,6 +189,8 @@ class L3RS(WatchesLoss):
         for p in group["params"]:
             if not p.is_floating_point():
                 raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; L3RS steps real floating parameters")
+        if not whole(group["step"]) == group["step"] >= 0:
+            raise ValueError(f"step must be a whole number of at least 0, the steps that were taken (got {group['step']!r})")
         group["total_steps"], group["lr"], group["weight_decay"] = whole(steps), number, decay
 
     def __repr__(self) -> str:
@@ -242,7 +240,7 @@ class L3RS(WatchesLoss):
             signs = [-1.0 if group["maximize"] else 1.0 for group in self.param_groups]
             if self.guard:
                 self._guard.watch(observed, self.param_groups, signs[0], stacklevel=7)
-            cut = self.param_groups[0]["cut"]
+            cut = self.param_groups[0]["cut"] if self.guard else 1.0
             lrs = [group["lr"] if cut == 1 else cut * group["lr"] for group in self.param_groups]
             for layers, grads in active:
                 layers.step(grads, observed, None if ok is None else ok.to(layers.device), lrs, signs)
@@ -324,62 +322,94 @@ class L3RS(WatchesLoss):
     # -- saving and loading --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns tensors by parameter in `state`, and numbers in `param_groups`, as every optimizer does. The schedule is not in it."""
+        """Returns tensors by parameter in `state`, and numbers in `param_groups`, as every optimizer does.
+
+        The schedule is not in it, but its name and fingerprint, in each group as `l3rs_schedule`.
+        """
+        assert self.learned is not None
         self._pull()
         plain(self.param_groups)
-        return super().state_dict()
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            group[SCHEDULE] = schedule_mark(self.learned)
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a saved run; the dict stays as it is. Where `auto` took another schedule than the run has, it takes the run's.
 
         Raises:
-            ValueError: the state belongs to other parameters, or to a run under another schedule.
+            ValueError: the state belongs to other parameters, to another optimizer, or to a run under another schedule; the optimizer stays
+                as it was.
         """
+        before, steps = dict(self.__dict__), self.param_groups[0]["total_steps"]
+        last = self.register_load_state_dict_pre_hook(
+            lambda _, saved: self._check(saved)
+        )  # after those of users, which may change the dict
+        try:
+            super().load_state_dict(state_dict)
+        except Exception:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+        finally:
+            last.remove()
+        after = self.param_groups[0]["total_steps"]
+        if after != steps:
+            warnings.warn(f"the loaded state is of a run of total_steps={after}; that takes the place of {steps}", stacklevel=2)
+
+    def _check(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Gives what torch is to load of a state dict, and keeps what `_finish_loading` needs."""
         assert self.learned is not None
-        check_names(state_dict["param_groups"], self.param_groups)
-        recorded = state_dict["param_groups"][0].get("schedule") or identity(self.learned)  # older states do not have it
-        chosen = self._schedule_of(recorded)
-        controller = self._controller if chosen is None or chosen.schedule is self.learned else Controller.of(chosen.schedule)
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        groups = state_dict["param_groups"]
+        check_groups(groups)
+        check_names(groups, self.param_groups)
+        mark, mine = saved_mark(groups), schedule_mark(self.learned)
+        found = self._schedule_of(mine if mark is None else mark)
+        under = "" if found else f"; it is of a run under {mark}, and this optimizer has {mine}"
+        learned = found.schedule if found else self.learned
+        controller = self._controller if learned is self.learned else Controller.of(learned)
+        ids = [i for group in groups for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         fresh = dict(zip(ids, expected_states(params, controller), strict=False))  # torch says where their numbers differ
-        for place, (i, expected) in enumerate(fresh.items()):
-            saved = {key: t for key, t in state_dict["state"].get(i, {}).items() if not key.startswith(controller.lazy)}
-            differ = differences(saved, expected) if saved else []
-            if differ and saved.keys() == expected.keys() and differ != ["ema"]:
-                shapes = f"{tuple(saved[differ[0]].shape)}, and would be {tuple(expected[differ[0]].shape)} here"
-                raise ValueError(f"this state is of another network: {differ[0]} of {name_of(place, self.param_groups)} has shape {shapes}")
-            if differ:
-                raise ValueError(f"this state is of another kind of schedule; what differs: {', '.join(differ[:3])}")
-        if chosen is None:
-            mine = identity(self.learned)
-            raise ValueError(f"this state is of a run under {recorded}, and this optimizer has {mine}: pass that schedule as `learned`")
-        before = self.param_groups[0]["total_steps"]
-        if chosen.schedule is not self.learned:
-            self.learned, self.why = chosen
-            self._prepare()
-        super().load_state_dict(state_dict)
-        self._guard = Guard()
+        state = {i: state_dict["state"].get(i, {}) for i in ids}
+        check_states(state, fresh, self.param_groups, controller.lazy, under)
+        if not found:
+            raise ValueError(f"this state is of a run under {mark}, and this optimizer has {mine}: pass that schedule as `learned`")
+        self._loading = found, state, fresh
+        stripped = [{key: value for key, value in group.items() if key != SCHEDULE} for group in groups]
+        return {**state_dict, "state": {i: s for i, s in state.items() if s}, "param_groups": stripped}  # no states of no parameter
+
+    def _schedule_of(self, mark: str) -> Chosen | None:
+        """Finds the schedule of a saved run: the one here, or after `auto` one that it takes elsewhere; None if it is neither."""
+        assert self.learned is not None
+        own = Chosen(self.learned, self.why)
+        others = [Chosen(load(name), "the loaded run has it") for name in ((*SPECIALISTS, GENERALIST) if self.why else ())]
+        fingerprint = mark.rpartition(" ")[2]  # names may change
+        return next((one for one in (own, *others) if schedule_mark(one.schedule).endswith(f" {fingerprint}")), None)
+
+    def _finish_loading(self) -> None:
+        """Takes over the state that torch has put in its place."""
+        (learned, why), state, fresh = self._loading
+        del self._loading
         for group in self.param_groups:
-            group["schedule"] = identity(self.learned)
+            self._validate(group)
         # torch shares tensors with the dict, which a step would change, and casts floating state to the dtype of its parameter, which
         # would round the float32 averages of a bfloat16 one.
-        for i, p in zip(ids, params, strict=True):
-            for key, t in state_dict["state"].get(i, {}).items():
-                self.state[p][key] = t.detach().to(p.device, fresh[i][key].dtype if key in fresh[i] else t.dtype, copy=True)
-        self._tables.forget()
-        after = self.param_groups[0]["total_steps"]
-        if after != before:
-            warnings.warn(f"the loaded state is of a run of total_steps={after}; that takes the place of {before}", stacklevel=2)
+        params = [p for group in self.param_groups for p in group["params"]]
+        for (i, saved), p in zip(state.items(), params, strict=True):
+            for key, t in saved.items():
+                if isinstance(t, Tensor):
+                    self.state[p][key] = t.detach().to(p.device, fresh[i][key].dtype if key in fresh[i] else t.dtype, copy=True)
+        self._guard = Guard()
+        if learned is self.learned:
+            self._tables.forget()
+        else:
+            self.learned, self.why = self._called_as_here(learned), why
+            self._prepare()
 
-    def _schedule_of(self, recorded: str) -> Chosen | None:
-        """Finds the schedule of a saved run by its identity: the one here, or after `auto` one that it takes elsewhere; None if neither."""
-        assert self.learned is not None
-        mark = recorded.rpartition(" ")[2]  # names may change
-        if identity(self.learned).endswith(f" {mark}"):
-            return Chosen(self.learned, self.why)
-        others = map(load, (*SPECIALISTS, GENERALIST) if self.why else ())
-        return next((Chosen(other, "the loaded run has it") for other in others if identity(other).endswith(f" {mark}")), None)
+    def _called_as_here(self, learned: LearnedSchedule) -> LearnedSchedule:
+        """The schedule of a loaded run, with its layers called as here."""
+        return learned
 
     def __getstate__(self) -> dict[str, Any]:
         self._pull()
@@ -387,9 +417,13 @@ class L3RS(WatchesLoss):
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        lacking = {"process_group": None, "why": "", "guard": True}.items()  # of a pickle: a process group belongs to its process
-        super().__setstate__({**{name: value for name, value in lacking if name not in self.__dict__}, **state})
+        """Of a copy or a pickle, or, within `load_state_dict`, of torch's state and groups alone."""
+        copied = "learned" in state
+        older = {"process_group": None, "why": "", "guard": True} if copied else {}  # process groups belong to a process
+        super().__setstate__({**older, **state})
         for group in self.param_groups:
             group.update({"weight_decay": 0.0, **NEW} | group)  # states that are older lack some
-        if "learned" in state:
+        if copied:
             self._prepare()
+        else:
+            self._finish_loading()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from l3rs.schedules.schedule import without_wrappers
+from l3rs.schedules.schedule import LearnedSchedule, without_wrappers
+from l3rs.schedules.seal import fingerprint
+from l3rs.text import printable
 
 Group = Mapping[str, Any]
+SCHEDULE = "l3rs_schedule"  # a key of the groups of a state dict: what `schedule_mark` gave
+LONGEST_MARK = 300  # characters
 
 
 def meta(p: Tensor) -> Tensor:
@@ -20,9 +25,13 @@ def meta(p: Tensor) -> Tensor:
 
 def differences(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> list[str]:
     """Lists the keys that only one of them has, or whose shapes differ."""
-    shapes = ({key: getattr(t, "shape", None) for key, t in each.items()} for each in (state, expected))
-    mine, right = shapes
+    mine, right = ({key: shape_of(t) for key, t in each.items()} for each in (state, expected))
     return sorted({key for key, _ in mine.items() ^ right.items()})
+
+
+def shape_of(t: Any) -> tuple[int, ...] | None:
+    """The shape of a tensor; None of anything else."""
+    return tuple(t.shape) if isinstance(t, Tensor) else None
 
 
 def fit(p: Tensor, state: dict[str, Any], expected: Mapping[str, Tensor]) -> None:
@@ -41,6 +50,61 @@ def fit(p: Tensor, state: dict[str, Any], expected: Mapping[str, Tensor]) -> Non
             )
         if t.dtype != like.dtype or t.device != p.device:
             state[key] = t.to(p.device, like.dtype)
+
+
+def schedule_mark(learned: LearnedSchedule) -> str:
+    """The name of a schedule, and a fingerprint of its numbers and its config, by which a saved run knows it. Wrappers rename layers."""
+    config = json.dumps({**vars(learned.config)}, default=str)
+    return f"{learned.name} {fingerprint(config, learned.theta.float())[:12]}"
+
+
+def saved_mark(groups: Sequence[Group]) -> str | None:
+    """Reads the mark in the groups of a state dict; None in those of older versions.
+
+    Raises:
+        ValueError: it is none, or groups have different ones.
+    """
+    found = [group.get(SCHEDULE) for group in groups]
+    if not found or all(mark is None for mark in found):
+        return None
+    if not all(isinstance(mark, str) and mark == found[0] and len(mark) <= LONGEST_MARK for mark in found):
+        said = printable(str(found)[:LONGEST_MARK])
+        raise ValueError(f"{SCHEDULE} must be the same in all groups of a state, a name and a fingerprint (got {said})")
+    return printable(str(found[0]))
+
+
+def check_groups(saved: Sequence[Group]) -> None:
+    """Raises ValueError if the groups are of another optimizer."""
+    for key in ("total_steps", "lr", "maximize", "step"):
+        if any(key not in group for group in saved):
+            raise ValueError(f"this state is of another optimizer: its groups have no {key!r}, and have {', '.join(map(str, saved[0]))}")
+
+
+def check_states(
+    saved: Mapping[Any, Mapping[str, Any]],
+    fresh: Mapping[Any, Mapping[str, Tensor]],
+    own: Sequence[Group],
+    lazy: tuple[str, ...],
+    under: str,
+) -> None:
+    """Compares the states of parameters with fresh ones. A parameter without a state gets a fresh one.
+
+    Args:
+        own: the groups here, for names.
+        lazy: how the keys begin that come with the steps, of which nothing is known.
+        under: the end of the message where the schedules differ.
+
+    Raises:
+        ValueError: a state has other keys or shapes.
+    """
+    for place, (i, expected) in enumerate(fresh.items()):
+        state = {key: t for key, t in saved[i].items() if not key.startswith(lazy)}
+        differ = differences(state, expected) if state else []
+        if differ and state.keys() == expected.keys() and differ != ["ema"]:
+            shapes = f"{shape_of(state[differ[0]])}, and would be {shape_of(expected[differ[0]])} here"
+            raise ValueError(f"this state is of another network: {differ[0]} of {name_of(place, own)} has shape {shapes}")
+        if differ:
+            raise ValueError(f"this state is of another kind of schedule; what differs: {', '.join(differ[:3])}{under}")
 
 
 def check_names(saved: Sequence[Group], own: Sequence[Group]) -> None:
@@ -70,6 +134,3 @@ def _names(groups: Sequence[Group]) -> list[str] | None:
     if any("param_names" not in group for group in groups):
         return None
     return [name for group in groups for name in group["param_names"]]
-
-
-__all__ = ["check_names", "differences", "fit", "meta", "name_of"]

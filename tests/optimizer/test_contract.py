@@ -7,7 +7,6 @@ import l3rs  # noqa: F401  isort: skip  (before timm)
 import copy
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.nn import functional as F
 
 from l3rs import L3RS, LearnedSchedule
-from l3rs.networks.create import resnet34
-from l3rs.networks.pretrained import pretrained
 
 ALL = ("sgd", "adam", "adamax", "lion", "lamb", "weight_decay")
 
@@ -105,51 +102,6 @@ def test_a_state_of_another_schedule_is_refused() -> None:
     other = L3RS(network.named_parameters(), 12, schedule(network, ema_factors=(0.9,)))
     with pytest.raises(ValueError, match="what differs: ema"):
         other.load_state_dict(optimizer.state_dict())
-
-
-def test_a_state_of_the_same_kind_but_of_another_training_is_refused() -> None:
-    """Names may change and the numbers tell; a state of a version that did not keep them loads."""
-    network = small_network()
-    optimizer = L3RS(network.named_parameters(), 12, schedule(network))
-    train(network, optimizer, range(1))
-    other = L3RS(network.named_parameters(), 12, replace(schedule(network), theta=2 * schedule(network).theta, name="other"))
-    with pytest.raises(ValueError, match=r"a run under random \w{12}, and this optimizer has other \w{12}: pass that schedule as "):
-        other.load_state_dict(optimizer.state_dict())
-    assert other.state_dict()["param_groups"][0]["step"] == 0  # it stays as it was
-    other = L3RS(network.named_parameters(), 12, replace(schedule(network), name="renamed"))
-    other.load_state_dict(optimizer.state_dict())
-    older = optimizer.state_dict()
-    for group in older["param_groups"]:
-        del group["schedule"]
-    other.load_state_dict(older)
-    assert other.state_dict()["param_groups"][0]["schedule"].startswith("renamed ")
-
-
-def test_a_run_goes_on_under_its_own_schedule_where_auto_took_another() -> None:
-    """The optimizer may be made before the weights are loaded, by which `auto` knows a network."""
-    straight = pretrained(num_classes=4).train()
-    optimizer = L3RS(straight.named_parameters(), 4)
-    train(straight, optimizer, range(2))
-    resumed = resnet34(16, 1, 4).train()
-    fresh = L3RS(resumed.named_parameters(), 4)
-    assert (optimizer.learned.name, fresh.learned.name) == ("icons-resnet34", "generalist")
-    resumed.load_state_dict(copy.deepcopy(straight.state_dict()))
-    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    assert "learned='icons-resnet34' (the loaded run has it)" in repr(fresh)
-    train(straight, optimizer, range(2, 4))
-    train(resumed, fresh, range(2, 4))
-    assert equal(weights(straight), weights(resumed))
-    asked = L3RS(resumed.named_parameters(), 4, "generalist")
-    with pytest.raises(ValueError, match="a run under icons-resnet34"):
-        asked.load_state_dict(optimizer.state_dict())
-
-
-def test_what_the_optimizer_was_told_outlives_a_loaded_state() -> None:
-    network = small_network()
-    group: Any = object()  # stands for a process group, which is only kept here
-    optimizer = L3RS(network.named_parameters(), 12, schedule(network), guard=False, process_group=group)
-    optimizer.load_state_dict(optimizer.state_dict())
-    assert (optimizer.guard, optimizer.process_group) == (False, group)
 
 
 def test_another_total_is_said_when_a_state_is_loaded() -> None:

@@ -144,7 +144,7 @@ def test_older_states_and_later_groups() -> None:
     assert cut_of(optimizer) == [CUT] * 2
     older = optimizer.state_dict()
     for group in older["param_groups"]:
-        del group["cut"], group["first_loss"], group["schedule"]
+        del group["cut"], group["first_loss"], group["l3rs_schedule"]
     optimizer.load_state_dict(older)
     assert cut_of(optimizer) == [1.0] * 2
     run(network, optimizer, LEAPS[3:], 3)

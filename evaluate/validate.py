@@ -1,0 +1,79 @@
+"""Is one schedule better than another? Both on the same meta-validation tasks of a config of meta-training, and the difference.
+
+    python evaluate/validate.py --config configs/meta_train/generalist.yaml --schedules generalist runs/mine/mine.safetensors
+
+The first schedule is the one that the others are compared with. Tasks are those of meta-validation from number `--first` on; a run of
+meta-training looks at the first ones, and chooses on those after them. Rows go to `--rows`; what is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from l3rs.evaluation.cell_tables import points, signed
+from l3rs.evaluation.cells import read_rows
+from l3rs.files import append_rows
+from l3rs.finetuning.tasks import task_seed
+from l3rs.meta.config import read_config
+from l3rs.meta.problem import FineTuning
+from l3rs.schedules.find import load
+from l3rs.schedules.learned import identity
+from l3rs.stats import bootstrap_interval
+from l3rs.text import first_line
+
+RESULTS = Path(__file__).resolve().parent / "results"
+FIELDS = ("config", "schedule", "steps", "task", "accuracy", "loss")
+
+
+def main() -> None:
+    """Makes the runs that are missing, and prints a line for each length and schedule."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="whose networks, images, heads and statistics the runs have")
+    parser.add_argument(
+        "--schedules", nargs="+", required=True, metavar="SCHEDULE", help="names, files or Hub ids; the first is the reference"
+    )
+    parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50], help="lengths of runs (default: 10 25 50)")
+    parser.add_argument("--tasks", type=int, default=30, help="at each length (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=60, help="number of the first one (default: %(default)s)")
+    parser.add_argument("--rows", type=Path, default=RESULTS / "validated.csv", help="file for the rows (default: %(default)s)")
+    args = parser.parse_args()
+    if min(args.tasks, args.first + 1, *args.steps) < 1:
+        parser.error(f"--tasks and --steps must be at least 1, and --first at least 0 (got {args.tasks}, {args.steps}, {args.first})")
+    try:
+        config, schedules = read_config(args.config), {identity(one): one for one in map(load, args.schedules)}
+    except (ValueError, TypeError, OSError) as error:  # jsonargparse's are TypeErrors
+        parser.error(first_line(error))
+    torch.set_num_threads(1)
+    problems = {mark: FineTuning(one, config) for mark, one in schedules.items()}  # they may have different forms
+    numbers = range(args.first, args.first + args.tasks)
+    there = read_rows(args.rows, FIELDS)
+    done = set(zip(there.config, there.schedule, there.steps, there.task, strict=True))
+    planned = [(args.config.stem, mark, k, n) for k in args.steps for n in numbers for mark in schedules]
+    for name, mark, k, n in tqdm([key for key in planned if key not in done]):
+        ((accuracy, loss),) = problems[mark].runs(schedules[mark].theta, "meta-validation", [(config.seed_for(task_seed(n), n), k)])
+        row = (name, mark, k, n, round(accuracy, 6), round(loss, 6))
+        append_rows(args.rows, [dict(zip(FIELDS, row, strict=True))], FIELDS)
+    rows = read_rows(args.rows, FIELDS)
+    report(rows[(rows.config == args.config.stem) & rows.task.isin(numbers)], list(schedules), args.steps)
+
+
+def report(rows: pd.DataFrame, marks: list[str], lengths: list[int]) -> None:
+    """Prints accuracy and loss, and the lead over the first, paired by task, with its 95% interval."""
+    for k in lengths:
+        wide = rows[rows.steps == k].pivot_table(index="task", columns="schedule", values=["accuracy", "loss"])
+        for mark in marks:
+            line = f"{k} steps, {mark}: accuracy {wide['accuracy'][mark].mean():.3f}, loss {wide['loss'][mark].mean():.3f}"
+            if mark != marks[0]:
+                gained = (wide["loss"][marks[0]] - wide["loss"][mark]).to_numpy()
+                lead = points(wide["accuracy"][mark] - wide["accuracy"][marks[0]])
+                line += f"; {lead} points ahead, and {signed(gained.mean(), *bootstrap_interval(gained), 1, 3)} in loss"
+            print(f"{line}, {len(wide)} tasks")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Two schedules on the same meta-validation tasks."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from l3rs.meta.problem import FineTuning
+
+VALIDATE = Path(__file__).parents[2] / "evaluate" / "validate.py"
+TINY = """
+model: resnet18
+width: 4
+from_scratch: true
+specialist: false
+head: start
+task: {classes: 5, batch_size: 8, evaluation_size: 20}
+schedule: {embedding: 0}
+"""
+
+
+@pytest.fixture
+def validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Its arguments, with a tiny network."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    config, rows = str(tmp_path / "tiny.yaml"), str(tmp_path / "rows.csv")
+    argv = ["validate.py", "--config", config, "--rows", rows, "--tasks", "2", "--steps", "1", "2"]
+    argv += ["--schedules", "start", "icons-generalist"]
+    monkeypatch.setattr("sys.argv", argv)
+    return argv
+
+
+def main() -> None:
+    runpy.run_path(str(VALIDATE))["main"]()
+
+
+def test_rows_are_made_once_and_the_lead_is_paired_by_task(
+    validate: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main()
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    assert sorted(rows.task.unique()) == [60, 61]
+    assert len(rows) == 8
+    assert rows.accuracy.between(0, 1).all()
+    wide = rows[rows.steps == 2].pivot_table(index="task", columns="schedule", values=["accuracy", "loss"])
+    of_start, of_other = wide["accuracy"].mean()[::-1]  # `icons-generalist` comes before `start`
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith("2 steps, start ")
+    assert lines[2].endswith(f"accuracy {of_start:.3f}, loss {wide['loss'].iloc[:, 1].mean():.3f}, 2 tasks")
+    assert f"; {100 * (of_other - of_start):+.1f} (" in lines[3]
+    assert " points ahead, and " in lines[3]
+    monkeypatch.setattr(FineTuning, "runs", lambda *_: 1 / 0)
+    main()
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (["--tasks", "0"], r"--tasks and --steps must be at least 1, and --first at least 0 \(got 0, "),
+        (["--schedules", "nowhere"], "nowhere is not a file"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_wrong_arguments_end_in_a_line(
+    said: list[str], error: str, validate: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [*validate, *said])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err
+    assert "Traceback" not in lines
+    assert re.search(error, lines)

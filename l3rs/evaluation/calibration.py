@@ -22,7 +22,11 @@ def multiplied(cell: Cell) -> dict[float, str]:
     first = cell.config.arms[0]
     if not first.ours:
         return {}
-    same = [arm for arm in unique(cell.config.arms) if replace(arm, name="", lr=None) == replace(first, name="", lr=None)]
+
+    def but_for_lr(arm: Arm) -> Arm:
+        return replace(arm, name="", lr=None, horizons=())
+
+    same = [arm for arm in unique(cell.config.arms) if but_for_lr(arm) == but_for_lr(first)]
     found = {1.0 if arm.lr is None else arm.lr: arm.name for arm in same}
     return dict(sorted(found.items())) if len(found) > 1 and 1.0 in found else {}
 
@@ -54,6 +58,7 @@ def calibration_picture(cells: Mapping[str, Cell], name: str, caption: str, comm
             for horizon in sorted(h for a, h in columns(table) if a == arm):
                 if len(x := table[arm, horizon].dropna()):
                     points.setdefault(horizon, {}).setdefault(cell, {})[rate] = mean_interval(x.to_numpy())
+    points = {horizon: by_cell for horizon, by_cell in points.items() if any(len(by_rate) > 1 for by_rate in by_cell.values())}
     if not points:
         return Picture(name, caption, "", None, commands)
     looks = {cell: look(*which) for cell, which in zip(tables, itertools.cycle(list(STYLES.values())[1:]), strict=False)}

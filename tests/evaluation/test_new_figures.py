@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -65,6 +66,8 @@ def test_calibration_compares_multipliers_of_the_same_schedule() -> None:
     }
     made = cell("net", {("L3RS", 10): 0.7, ("L3RS x3", 10): 0.5, ("L3RS x0.3", 10): 0.75, ("another", 10): 0.9, ("Adam", 10): 0.6}, **arms)
     assert multiplied(made) == {0.3: "L3RS x0.3", 1.0: "L3RS", 3.0: "L3RS x3"}
+    fewer = [replace(arm, horizons=(10,)) if arm.lr == 3 else arm for arm in made.config.arms]  # which ran at some lengths alone
+    assert multiplied(made.part(fewer)) == multiplied(made)
     assert multiplied(cell("net", {("L3RS", 10): 0.7, ("Adam", 10): 0.6})) == {}
     table = calibration_table({"net": made})
     assert table["10 steps"].to_dict() == {

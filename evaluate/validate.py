@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from l3rs.evaluation.cell_tables import points, signed
+from l3rs.evaluation.cell_tables import WORST, points, signed
 from l3rs.evaluation.cells import read_rows
 from l3rs.files import append_rows
 from l3rs.finetuning.tasks import task_seed
@@ -63,7 +63,8 @@ def main() -> None:
 
 
 def report(rows: pd.DataFrame, marks: list[str], lengths: list[int]) -> None:
-    """Prints accuracy and loss, and the lead over the first, paired by task, with its 95% interval."""
+    """Prints accuracy and loss, and the lead over the first, paired by task, with its 95% interval. A run that diverged has the worst."""
+    rows = rows.fillna(WORST)
     for k in lengths:
         wide = rows[rows.steps == k].pivot_table(index="task", columns="schedule", values=["accuracy", "loss"])
         for mark in marks:

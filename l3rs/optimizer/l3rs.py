@@ -22,7 +22,7 @@ from l3rs.optimizer.guard import Guard
 from l3rs.optimizer.kernels import choice
 from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, finite
 from l3rs.optimizer.observed import Losses, WatchesLoss
-from l3rs.optimizer.states import SCHEDULE, check_groups, check_names, check_states, saved_mark, schedule_mark
+from l3rs.optimizer.states import SCHEDULE, check_groups, check_names, check_states, same_schedule, saved_mark, schedule_mark
 from l3rs.optimizer.tables import Active, Tables, state_of
 from l3rs.schedules.find import GENERALIST, SPECIALISTS, Chosen, load, resolve
 from l3rs.schedules.schedule import LearnedSchedule
@@ -329,9 +329,9 @@ class L3RS(WatchesLoss):
         assert self.learned is not None
         self._pull()
         plain(self.param_groups)
-        saved = super().state_dict()
+        saved, mark = super().state_dict(), schedule_mark(self.learned)
         for group in saved["param_groups"]:
-            group[SCHEDULE] = schedule_mark(self.learned)
+            group[SCHEDULE] = mark
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -342,9 +342,10 @@ class L3RS(WatchesLoss):
                 as it was.
         """
         before, steps = dict(self.__dict__), self.param_groups[0]["total_steps"]
-        last = self.register_load_state_dict_pre_hook(
-            lambda _, saved: self._check(saved)
-        )  # after those of users, which may change the dict
+        hooks = (  # of users, the first ones may change the dict before it is checked, and the last ones see the finished state
+            self.register_load_state_dict_pre_hook(lambda _, saved: self._check(saved)),
+            self.register_load_state_dict_post_hook(lambda _: self._finish_loading(), prepend=True),
+        )
         try:
             super().load_state_dict(state_dict)
         except Exception:
@@ -352,7 +353,8 @@ class L3RS(WatchesLoss):
             self.__dict__.update(before)
             raise
         finally:
-            last.remove()
+            for hook in hooks:
+                hook.remove()
         after = self.param_groups[0]["total_steps"]
         if after != steps:
             warnings.warn(f"the loaded state is of a run of total_steps={after}; that takes the place of {steps}", stacklevel=2)
@@ -364,7 +366,7 @@ class L3RS(WatchesLoss):
         check_groups(groups)
         check_names(groups, self.param_groups)
         mark, mine = saved_mark(groups), schedule_mark(self.learned)
-        found = self._schedule_of(mine if mark is None else mark)
+        found = Chosen(self.learned, self.why) if mark is None or same_schedule(mark, mine) else self._followed(mark)
         under = "" if found else f"; it is of a run under {mark}, and this optimizer has {mine}"
         learned = found.schedule if found else self.learned
         controller = self._controller if learned is self.learned else Controller.of(learned)
@@ -379,16 +381,14 @@ class L3RS(WatchesLoss):
         stripped = [{key: value for key, value in group.items() if key != SCHEDULE} for group in groups]
         return {**state_dict, "state": {i: s for i, s in state.items() if s}, "param_groups": stripped}  # no states of no parameter
 
-    def _schedule_of(self, mark: str) -> Chosen | None:
-        """Finds the schedule of a saved run: the one here, or after `auto` one that it takes elsewhere; None if it is neither."""
-        assert self.learned is not None
-        own = Chosen(self.learned, self.why)
-        others = [Chosen(load(name), "the loaded run has it") for name in ((*SPECIALISTS, GENERALIST) if self.why else ())]
-        fingerprint = mark.rpartition(" ")[2]  # names may change
-        return next((one for one in (own, *others) if schedule_mark(one.schedule).endswith(f" {fingerprint}")), None)
+    def _followed(self, mark: str) -> Chosen | None:
+        """The schedule of a saved run that has another than the one here: after `auto` one that it takes elsewhere, else None."""
+        others = map(load, (*SPECIALISTS, GENERALIST) if self.why else ())
+        found = next((other for other in others if same_schedule(mark, schedule_mark(other))), None)
+        return None if found is None else Chosen(self._called_as_here(found), "the loaded run has it")
 
     def _finish_loading(self) -> None:
-        """Takes over the state that torch has put in its place."""
+        """Takes over the state that torch has put in its place, before the hooks of users."""
         (learned, why), state, fresh = self._loading
         del self._loading
         for group in self.param_groups:
@@ -404,7 +404,7 @@ class L3RS(WatchesLoss):
         if learned is self.learned:
             self._tables.forget()
         else:
-            self.learned, self.why = self._called_as_here(learned), why
+            self.learned, self.why = learned, why
             self._prepare()
 
     def _called_as_here(self, learned: LearnedSchedule) -> LearnedSchedule:
@@ -417,7 +417,7 @@ class L3RS(WatchesLoss):
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy or a pickle, or, within `load_state_dict`, of torch's state and groups alone."""
+        """Of a copy or a pickle; or, within `load_state_dict`, of the state and the groups alone."""
         copied = "learned" in state
         older = {"process_group": None, "why": "", "guard": True} if copied else {}  # process groups belong to a process
         super().__setstate__({**older, **state})
@@ -425,5 +425,3 @@ class L3RS(WatchesLoss):
             group.update({"weight_decay": 0.0, **NEW} | group)  # states that are older lack some
         if copied:
             self._prepare()
-        else:
-            self._finish_loading()

@@ -54,8 +54,13 @@ def fit(p: Tensor, state: dict[str, Any], expected: Mapping[str, Tensor]) -> Non
 
 def schedule_mark(learned: LearnedSchedule) -> str:
     """The name of a schedule, and a fingerprint of its numbers and its config, by which a saved run knows it. Wrappers rename layers."""
-    config = json.dumps({**vars(learned.config)}, default=str)
+    config = json.dumps(vars(learned.config), default=str)
     return f"{learned.name} {fingerprint(config, learned.theta.float())[:12]}"
+
+
+def same_schedule(mark: str, other: str) -> bool:
+    """Whether two marks are of one schedule: names may change."""
+    return mark.rpartition(" ")[2] == other.rpartition(" ")[2]
 
 
 def saved_mark(groups: Sequence[Group]) -> str | None:
@@ -75,7 +80,7 @@ def saved_mark(groups: Sequence[Group]) -> str | None:
 
 def check_groups(saved: Sequence[Group]) -> None:
     """Raises ValueError if the groups are of another optimizer."""
-    for key in ("total_steps", "lr", "maximize", "step"):
+    for key in ("total_steps", "lr", "maximize"):  # of every version
         if any(key not in group for group in saved):
             raise ValueError(f"this state is of another optimizer: its groups have no {key!r}, and have {', '.join(map(str, saved[0]))}")
 

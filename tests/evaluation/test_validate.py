@@ -59,6 +59,14 @@ def test_rows_are_made_once_and_the_lead_is_paired_by_task(
     assert capsys.readouterr().out.splitlines() == lines
 
 
+def test_a_run_that_diverged_counts_as_the_worst(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rather than not at all."""
+    made = [("a", 60, 0.8, 0.5), ("a", 61, 0.6, 0.7), ("b", 60, 0.9, 0.4), ("b", 61, float("nan"), float("nan"))]
+    rows = pd.DataFrame([{"schedule": s, "steps": 10, "task": n, "accuracy": a, "loss": x} for s, n, a, x in made])
+    runpy.run_path(str(VALIDATE))["report"](rows, ["a", "b"], [10])
+    assert "10 steps, b: accuracy 0.450, loss inf; -25.0 (-60.0 to 10.0) points ahead" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("said", "error"),
     [

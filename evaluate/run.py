@@ -6,9 +6,9 @@
     python evaluate/run.py --config configs/evaluate/A.yaml --compact     # all rows to evaluate/results/A/rows.parquet, to be committed
 
 Rows are appended to a CSV file of this invocation in `--out`. Runs that have a row there, or in `evaluate/results`, are not made again;
-of runs that another cell beside the config has made with the same settings, rows are copied. A run that fails is a row with its error;
-`--again` tries those anew. Arms whose learned weights or library are not there, or whose learning rate was not tuned, are left out,
-unless `--arms` names them.
+of runs that another cell beside the config has made with the same settings, rows are copied. Runs of one length must be of the same
+weights. A run that fails is a row with its error; `--again` tries those anew. Arms whose learned weights or library are not there, or
+whose learning rate was not tuned, are left out, unless `--arms` names them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from l3rs.evaluation.cells import KEY, EvaluationConfig, Planned, Rows, identity_of, missing, plan, rows_of, shared
+from l3rs.evaluation.cells import KEY, EvaluationConfig, Planned, Rows, check_weights, identity_of, missing, plan, rows_of, shared
 from l3rs.evaluation.sources import read_cells
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import CELL_FIELDS, attempt, execute_all, execute_on_ray
@@ -122,6 +122,7 @@ def make_rows(config: EvaluationConfig, args: argparse.Namespace) -> None:
     if args.plan or not todo:
         return
     config.prepare(config.purpose)
+    check_weights(config, todo, there)
     planned = {replace(p.run, device=args.device): p for p in todo}
     found = execute_on_ray(list(planned), args.ray_address) if args.ray_address else execute_all(list(planned), args.workers, attempt)
     failed = 0

@@ -141,6 +141,27 @@ def missing(planned: Iterable[Planned], rows: pd.DataFrame) -> list[Planned]:
     return [p for p in planned if any(key(p.run, horizon) not in done for horizon in p.finals)]
 
 
+def check_weights(config: EvaluationConfig, planned: Iterable[Planned], rows: pd.DataFrame) -> None:
+    """Runs are compared at each length, and so must be of the same network: one pretrained anew, on another machine, is another one.
+
+    Args:
+        planned: runs to make.
+        rows: those that the cell has.
+
+    Raises:
+        ValueError: at some of these lengths, rows are of other weights.
+    """
+    ours = config.workload.source().fingerprint()
+    lengths = {horizon for p in planned for horizon in p.finals}
+    others = rows[(rows.weights != ours) & rows.horizon.isin(lengths)]
+    if len(others):
+        mixed = ", ".join(map(str, sorted(others.horizon.unique())))
+        raise ValueError(
+            f"{config.cell} has rows of other weights at {mixed} steps: {others.weights.iloc[0] or 'unknown'}, and "
+            f"{config.workload.weights} is {ours}; make those weights again, choose other --steps, or remove these rows to make them anew"
+        )
+
+
 def shared(config: EvaluationConfig, planned: Iterable[Planned], other: EvaluationConfig, rows: pd.DataFrame) -> pd.DataFrame:
     """Copies the rows of another cell that are of runs of this one: the same optimizer with all its settings, on the same tasks.
 
@@ -176,6 +197,7 @@ def rows_of(planned: Planned, found: Report | Failure) -> Iterator[dict[str, Any
     about = {
         "arm": arm.name, "learned": identity_of(arm.optimizer, arm.learned), "meta_seed": arm.meta_seed, "head_only": arm.head_only,
         "head": arm.head, "refresh": arm.refresh, "recent": arm.recent,
+        "weights": run.workload.source().fingerprint() if run.workload else "",
         "torch": torch.__version__, "l3rs": __version__, "date": date.today().isoformat(),
         "device": platform.processor() or platform.machine() if run.device == "cpu" else torch.cuda.get_device_name(),
     }  # fmt: skip
@@ -224,6 +246,7 @@ class Rows:
             tables += [read_rows(file, CELL_FIELDS) for file in sorted(folder.glob("*.csv"))]
         whole = pd.concat([t for t in tables if len(t)] or tables, ignore_index=True).reindex(columns=list(CELL_FIELDS))
         whole["learned"] = filled(whole["learned"], "")  # an empty cell is read as NaN
+        whole["weights"] = filled(whole["weights"], "")  # what is shipped, and rows older than the column
         whole["head"] = filled(whole["head"], "random")  # older rows do not say it
         return whole.drop_duplicates([*KEY, "steps"], keep="first", ignore_index=True)
 

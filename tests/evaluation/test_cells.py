@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import sys
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 import ray
 
-from l3rs.evaluation.cells import EvaluationConfig, Planned, Rows, identity_of, missing, plan, rows_of, shared
+from l3rs.evaluation.cells import EvaluationConfig, Planned, Rows, check_weights, identity_of, missing, plan, rows_of, shared
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import CELL_FIELDS, Failure, attempt, execute, execute_all, execute_on_ray
 from l3rs.finetuning.tasks import TaskConfig
@@ -238,6 +239,25 @@ def test_rows_of_another_schedule_of_the_same_name_are_other_rows(tmp_path: Path
     rows = pd.DataFrame(fake(planned[0])).reindex(columns=list(CELL_FIELDS))
     assert missing(planned, rows) == []
     assert missing(planned, rows.assign(learned="icons-generalist 000000000000")) == planned
+
+
+def test_runs_of_one_length_are_of_the_same_weights(tmp_path: Path) -> None:
+    weights = tmp_path / "pretrained.safetensors"
+    weights.write_bytes(b"made elsewhere")  # what is in it is not read here
+    theirs, ours = (hashlib.sha256(data).hexdigest()[:12] for data in (b"made elsewhere", b"made here"))
+    config = cell(COSINE, horizons={2: 2, 4: 1}, workload=Workload(model="resnet18", width=4, weights=str(weights)))
+    planned = plan(config)
+    rows = pd.DataFrame(fake(next(p for p in planned if p.finals == (2,)))).reindex(columns=list(CELL_FIELDS))
+    assert set(rows.weights) == {theirs}
+    check_weights(config, planned, rows)
+
+    weights.write_bytes(b"made here")
+    check_weights(config, [p for p in planned if p.finals == (4,)], rows)  # a length of its own
+    with pytest.raises(ValueError, match=f"test has rows of other weights at 2 steps: {theirs}, and .*pretrained.safetensors is {ours}"):
+        check_weights(config, planned, rows)
+    with pytest.raises(ValueError, match="at 2 steps: unknown"):  # rows from before the column
+        check_weights(config, planned, rows.assign(weights=""))
+    assert {row["weights"] for row in fake(plan(cell(COSINE))[0])} == {""}  # from scratch
 
 
 @pytest.mark.parametrize(

@@ -180,21 +180,44 @@ class LearnedRule(WatchesLoss):
         Raises:
             ValueError: the state is of another kind of optimizer, or of other parameters; nothing has changed then.
         """
+        loading: dict[str, Any] = {}
+
+        def check(_: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+            self._check(saved)
+            loading.update(saved)
+
+        hooks = (  # of users, the first ones may change the dict before it is checked, and the last ones see the finished state
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(lambda _: self._take_over(loading), prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _check(self, state_dict: dict[str, Any]) -> None:
+        """Compares a state dict with what there is here. Raises ValueError."""
         check_names(state_dict["param_groups"], self.param_groups)
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        own = [(p, group) for group in self.param_groups for p in group["params"]]
-        expected = [self._expected(p, group) for p, group in own]
-        for place, (i, like) in enumerate(zip(ids, expected, strict=False)):  # their numbers are compared below
+        for place, (i, p, group) in enumerate(self._pairs(state_dict)):
             saved = state_dict["state"].get(i, {})
-            differ = differences(saved, like) if saved else []
+            differ = differences(saved, self._expected(p, group)) if saved else []
             if differ:
                 name = name_of(place, self.param_groups)
                 raise ValueError(f"this state is of another kind of optimizer, or network; what differs: {', '.join(differ[:3])} of {name}")
-        super().load_state_dict(state_dict)
-        # torch shares tensors with the dict, which a step would change, and casts floating state to the dtype of its parameter.
-        for i, (p, _), like in zip(ids, own, expected, strict=True):
+
+    def _take_over(self, state_dict: dict[str, Any]) -> None:
+        """Copies what was loaded: torch shares tensors with the dict, which a step would change, and casts them to a parameter's dtype."""
+        for i, p, group in self._pairs(state_dict):
+            like = self._expected(p, group)
             for key, saved in state_dict["state"].get(i, {}).items():
                 self.state[p][key] = saved.detach().to(p.device, like[key].dtype, copy=True).contiguous()
+
+    def _pairs(self, state_dict: dict[str, Any]) -> Iterator[tuple[int, Tensor, dict[str, Any]]]:
+        """The number of each parameter in a state dict, the parameter here, and its group here; torch compares how many there are."""
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        own = [(p, group) for group in self.param_groups for p in group["params"]]
+        return ((i, p, group) for i, (p, group) in zip(ids, own, strict=False))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self._kept}}

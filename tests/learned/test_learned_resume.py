@@ -60,6 +60,26 @@ def test_a_state_that_was_cast_is_of_the_right_type_again(form: str, dtype: torc
 
 
 @every_form
+def test_hooks_see_the_dict_first_and_the_finished_state_last(form: str) -> None:
+    network = small_network()
+    optimizer = make(form, network.parameters())
+    train(network, optimizer, range(2))
+    state = copy.deepcopy(optimizer.state_dict())
+
+    def halved(states: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+        return {i: {key: t / 2 for key, t in s.items()} for i, s in states.items()}
+
+    plain, before, after = (make(form, network.parameters()) for _ in range(3))
+    before.register_load_state_dict_pre_hook(lambda _, saved: {**saved, "state": halved(saved["state"])})
+    after.register_load_state_dict_post_hook(lambda optimizer: optimizer.state.update(halved(optimizer.state)))
+    for each in (plain, before, after):
+        each.load_state_dict(state)
+    assert equal([t / 2 for t in states(plain)], states(before))
+    assert equal(states(before), states(after))
+    assert not equal(states(plain), states(before))
+
+
+@every_form
 def test_stepping_leaves_the_dict_that_was_loaded_as_it_was(form: str) -> None:
     network = small_network()
     optimizer = make(form, network.parameters())

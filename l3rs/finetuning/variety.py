@@ -82,7 +82,7 @@ class Variety:
         self.config, self.head = config, head
         self._counts: dict[tuple[str, str], tuple[list[int], list[int]]] = {}  # by split and purpose
         zoo = read_zoo(str(config.file), config.weights)
-        self.workloads = tuple(_with_classes(network.workload) for network in zoo.values() if not network.held_out)
+        self.workloads = tuple(with_classes(network.workload) for network in zoo.values() if not network.held_out)
         if not self.workloads:
             raise ValueError(f"{config.file} has no network to meta-train on: all are held out")
 
@@ -128,7 +128,7 @@ def whole_number(ends: tuple[int, int], share: float, logarithmic: bool = True) 
     return min(max(round(found), ends[0]), ends[1])
 
 
-def _with_classes(workload: Workload) -> Workload:
+def with_classes(workload: Workload) -> Workload:
     """The network, on a set that has classes to meta-train on: Glyphs has none, and takes those of Icons, which are drawn alike."""
     split = workload.class_split
     return workload if split.classes["meta-train"] else replace(workload, split="icons")

@@ -56,7 +56,7 @@ def layer_table(shapes: Sequence[Sequence[int]], names: Sequence[str] | None = N
 
     With names, a bias belongs to the matrix of its module, and a shift to the scale of its module. Without, vectors belong to the matrix
     before them: of an odd run of as many elements as the matrix has rows, the first is its bias; further pairs are scales and shifts. The
-    head is the last matrix of a module that is called as heads are (`HEADS`), or else the last matrix of all.
+    head is the last matrix of a module that is called as heads are, see `called_head`, or else the last matrix of all.
 
     Args:
         shapes: of the parameters.
@@ -69,8 +69,8 @@ def layer_table(shapes: Sequence[Sequence[int]], names: Sequence[str] | None = N
     axes = [None if of is None else len(shapes[of]) for of in owner]
     kinds = [_kind(*layer) for layer in zip(shapes, called, axes, strict=True)]
     dense = [i for i in matrices if kinds[i] in ("dense", "kernel") and math.prod(shapes[i][2:]) == 1]
-    candidates = [i for i in dense if HEADS & set(called[i].split(".")[:-1])] or [i for i in dense if i == matrices[-1]]
-    head = candidates[-1] if candidates else None
+    place = called_head([called[i].rpartition(".")[0] for i in dense])
+    head = dense[place] if place is not None else next((i for i in dense if i == matrices[-1]), None)
     if head is not None:
         kinds[head] = "head"
         kinds = ["head's bias" if kind == "bias" and of == head else kind for kind, of in zip(kinds, owner, strict=True)]
@@ -82,6 +82,26 @@ def layer_table(shapes: Sequence[Sequence[int]], names: Sequence[str] | None = N
         tuple(depth[i] for i in range(len(shapes))),
         0 if head is None else int(shapes[head][0]),
     )
+
+
+def called_head(modules: Sequence[str]) -> int | None:
+    """The place of the last module that is called as heads are (`HEADS`), or lies within one that is; None if there is none.
+
+    One within a numbered block, as `layer.3.output.dense` of BERT, is a part of the network, unless all are, and it is the last module.
+
+    Example:
+        >>> called_head(["encoder.layer.3.output.dense", "classifier.1", "side"]), called_head(["0.output.dense", "linear"])
+        (1, None)
+    """
+    called, outside = [], []
+    for place, module in enumerate(modules):
+        parts = module.split(".")
+        first = next((i for i, part in enumerate(parts) if part in HEADS), None)
+        if first is not None:
+            called.append(place)
+            if not any(part.isdecimal() for part in parts[:first]):
+                outside.append(place)
+    return outside[-1] if outside else len(modules) - 1 if len(modules) - 1 in called else None
 
 
 def _owners_by_name(shapes: Sequence[Sequence[int]], names: Sequence[str]) -> list[int | None]:

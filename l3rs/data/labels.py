@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,10 +18,11 @@ SEPARATOR = ";"
 def read_labels(
     table: str | Path, root: str | Path, seed: int = 0, validation_share: float = 0.2, classes: Sequence[str] | None = None
 ) -> ImageTree:
-    """Reads a CSV file of labels, an image a row.
+    """Reads a CSV file of labels, an image a row, each image once.
 
     The first column is the file, relative to `root`. Then either a column `labels` has the names of its classes, parted by `;`, or each
-    other column is a class, with 1 or 0. A column `side` may say `train` or `val`; without one, the seed draws validation images.
+    other column is a class, with 1 or 0. A column `side` may say `train` or `val`; without one, the seed draws validation images, and
+    leaves each class one to train on.
 
     Args:
         classes: those of a model, to judge it: all images are then of the validation side, and some classes may have none.
@@ -31,10 +33,12 @@ def read_labels(
     root = Path(root)
     try:
         with Path(table).open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = [row for row in csv.reader(file) if row] or [[]]
+            lines = csv.reader(file)
+            (_, header), *numbered = [(lines.line_num, row) for row in lines if row] or [(1, [])]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TreeError(f"the labels {table} cannot be read ({error})") from None
     columns = [one_form(name.strip()) for name in header]
+    rows = [row for _, row in numbered]
     if len(columns) < 2 or not rows:
         raise TreeError(f"the labels {table} must have a column of files, one or more of labels, and a row an image")
     side = columns.index("side") if "side" in columns else None
@@ -42,19 +46,23 @@ def read_labels(
     numbers = [i for i in range(1, len(columns)) if i != side] if named is None else []
     own: list[list[str]] = []
     validation: list[bool] = []
-    for line, row in enumerate(rows, start=2):
+    seen: dict[str, int] = {}
+    for line, row in numbered:
         where = f"the labels {table}, line {line}"
         if len(row) != len(columns):
             raise TreeError(f"{where}: {len(row)} cells, and the first line has {len(columns)}")
         if ".." in Path(row[0]).parts or not (root / row[0]).is_file():
             raise TreeError(f"{where}: {row[0]!r} is no file in {root}")
-        if side is not None and row[side] not in ("train", "val"):
+        first = seen.setdefault(os.path.normpath(row[0]), line)
+        if first != line:
+            raise TreeError(f"{where}: {row[0]!r} is in line {first} already; give all labels of an image in one row")
+        if side is not None and row[side].strip() not in ("train", "val"):
             raise TreeError(f"{where}: side must be train or val (got {row[side]!r})")
         if named is None and any(row[i].strip() not in ("0", "1") for i in numbers):
             raise TreeError(f"{where}: a column of a class must have 0 or 1; or give one column labels, with names parted by {SEPARATOR}")
         names = [one_form(name.strip()) for name in row[named].split(SEPARATOR)] if named is not None else []
         own.append([n for n in names if n] if named is not None else [columns[i] for i in numbers if row[i].strip() == "1"])
-        validation.append(side is not None and row[side] == "val")
+        validation.append(side is not None and row[side].strip() == "val")
     found = sorted({name for names in own for name in names})
     if classes is not None:
         strange = [name for name in found if name not in classes]
@@ -62,8 +70,9 @@ def read_labels(
             raise TreeError(f"the labels {table} have {strange[0]!r}, which is none of the {len(classes)} classes, such as {classes[0]!r}")
         return ImageTree(root, tuple(classes), tuple(row[0] for row in rows), _one_hot(own, classes), np.ones(len(rows), bool))
     classes = found
-    held_out = np.array(validation) if side is not None else _drawn(len(rows), seed, validation_share)
-    tree = ImageTree(root, tuple(classes), tuple(row[0] for row in rows), _one_hot(own, classes), held_out)
+    labels = _one_hot(own, classes)
+    held_out = np.array(validation) if side is not None else _drawn(labels, seed, validation_share)
+    tree = ImageTree(root, tuple(classes), tuple(row[0] for row in rows), labels, held_out)
     for name, (train, _) in tree.counts().items():
         if not train:
             raise TreeError(f"the labels {table} have no training image of {name!r}")
@@ -72,9 +81,15 @@ def read_labels(
     return tree
 
 
-def _drawn(number: int, seed: int, share: float) -> np.ndarray:
+def _drawn(labels: np.ndarray, seed: int, share: float) -> np.ndarray:
+    """Draws the images to validate: a share of all; of a class of which none would be left to train on, the first one goes back."""
+    number = len(labels)
+    order = np.random.default_rng(seed).permutation(number)
     chosen = np.zeros(number, dtype=bool)
-    chosen[np.random.default_rng(seed).permutation(number)[: max(1, round(share * number))]] = True
+    chosen[order[: max(1, round(share * number))]] = True
+    for of_class in labels.T > 0:
+        if not (of_class & ~chosen).any():
+            chosen[order[of_class[order]][0]] = False
     return chosen
 
 

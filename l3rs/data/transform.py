@@ -25,7 +25,9 @@ from l3rs.data.embedded import SETS, load_embedded
 SCALE = (0.35, 1.0)  # share of an image's area in a training crop; timm's 0.08 is for hundreds of epochs
 LARGEST = 4096  # pixels a side
 AUGMENTATIONS = ("none", "crop", "randaugment")
-POLICY = "rand-m9-mstd0.5-inc1"  # timm's RandAugment for ResNets and vision transformers (`timm.data.auto_augment`)
+# timm's RandAugment for ResNets and vision transformers (`timm.data.auto_augment`), at most at its own strength: at 10 it would ask for
+# colours of 0 bits, which Pillow 13 refuses.
+POLICY = "rand-m9-mmax9-mstd0.5-inc1"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 

@@ -95,7 +95,8 @@ class _Batches:
         if self.generator:
             self.generator.set_state(own)
         for batch in batches:
-            yield self.callback.images_and_labels(self.trainer.strategy.batch_to_device(batch))
+            converted = self.trainer.precision_plugin.convert_input(batch)  # as the trainer does, for bf16-true and the like
+            yield self.callback.images_and_labels(self.trainer.strategy.batch_to_device(converted))
 
 
 class RecentStatistics(Callback):
@@ -146,6 +147,8 @@ class RecentStatistics(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
+        if not outputs and pl_module.automatic_optimization:
+            return  # the training step left this batch out
         if self._recent and not self._recent.taken and any(m.training for m in pl_module.modules() if isinstance(m, _BatchNorm)):
             where = f"{type(pl_module).__name__}{'.' if self._prefix else ''}{self._prefix}"
             raise ValueError(f"{where} was not called in the training step: give RecentStatistics the name of the network that is")

@@ -170,7 +170,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         """The training batches of these numbers, from the first step on, as this process gets them; none are mixed."""
         batches: Batches = self.train_dataloader().sampler  # type: ignore[assignment]
         options = {**self._options, "persistent_workers": False}
-        return Loader(self._images, sampler=[batches.batch(number) for number in numbers], **options)
+        return _Decodable(self._images, sampler=[batches.batch(number) for number in numbers], **options)
 
     def test_dataloader(self) -> Any:
         """The images of the folder `test/`, their middle; none if there is no such folder."""
@@ -179,13 +179,13 @@ class ImageFolderDataModule(pl.LightningDataModule):
             return []
         draws = [(i, None) for i in range(len(tree.files))]
         batches = [draws[a : a + self.batch_size] for a in range(0, len(draws), self.batch_size)]
-        return Loader(_Images(tree, self.transform, self.augment, self.broken_log), sampler=batches, **self._options)
+        return _Decodable(_Images(tree, self.transform, self.augment, self.broken_log), sampler=batches, **self._options)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation images, their middle, in the order of the tree."""
         members = np.flatnonzero(self.tree.validation).tolist()
         batches = [[(i, None) for i in members[a : a + self.batch_size]] for a in range(0, len(members), self.batch_size)]
-        return Loader(self._images, sampler=batches, **self._options)
+        return _Decodable(self._images, sampler=batches, **self._options)
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -257,6 +257,20 @@ class Batches(DistributedSampler[list[Draw]]):
     _order: tuple[int, np.ndarray] = (-1, np.empty(0))  # the pass that the last batch was of
 
 
+class _Decodable(Loader):
+    """A loader of `_Images` that passes over batches of which nothing can be decoded."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        found = False
+        for batch in super().__iter__():
+            if batch is not None:
+                found = True
+                yield batch
+        if not found and len(self):
+            images: _Images = self.dataset  # type: ignore[assignment]
+            raise BrokenImage(f"none of the images in {images.tree.root} that were to be read can be decoded")
+
+
 class _Resumable(Loader):
     """A loader whose place is kept in Lightning's checkpoints: of an epoch that was stopped, only the rest is made."""
 
@@ -269,6 +283,9 @@ class _Resumable(Loader):
         batches.start = self.place
         for batch in super().__iter__():
             self.place += 1
+            if batch is None:
+                images: _Images = self.dataset  # type: ignore[assignment]
+                raise BrokenImage(f"none of the training images in {images.tree.root} can be decoded")
             yield batch
 
     def state_dict(self) -> dict[str, int]:
@@ -282,14 +299,29 @@ class _Resumable(Loader):
         self.sampler.set_epoch(state["epoch"] + ended)  # type: ignore[attr-defined]
 
 
-class _Images(Dataset[tuple[Tensor, Tensor]]):
-    """Batches of images, by their draws. Those that cannot be decoded are left out."""
+class _Images(Dataset[tuple[Tensor, Tensor] | None]):
+    """Batches of images, by their draws. Those that cannot be decoded are left out.
+
+    Where none of a batch can be, the next training images take the places of training ones, so that all processes go on together; of
+    others there is no batch, None.
+    """
 
     def __init__(self, tree: ImageTree, transform: Transform, augment: str, broken_log: Path | None) -> None:
         self.tree, self.transform, self.augment, self.broken_log = tree, transform, augment, broken_log
         self.reported: set[str] = set()
 
-    def __getitem__(self, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, draws: Sequence[Draw]) -> tuple[Tensor, Tensor] | None:
+        found = self._decoded(draws)
+        last, seeds = draws[-1][0], [seed for _, seed in draws]
+        if found is None and not self.tree.validation[last]:
+            members = np.flatnonzero(~self.tree.validation)
+            others = np.roll(members, -1 - int(np.searchsorted(members, last))).tolist()
+            places = range(0, len(others), len(draws))
+            tried = (self._decoded(list(zip(others[place:], seeds, strict=False))) for place in places)
+            found = next((batch for batch in tried if batch is not None), None)
+        return found
+
+    def _decoded(self, draws: Sequence[Draw]) -> tuple[Tensor, Tensor] | None:
         inputs, labels = [], []
         for index, seed in draws:
             path = self.tree.root / self.tree.files[index]
@@ -299,9 +331,7 @@ class _Images(Dataset[tuple[Tensor, Tensor]]):
                 self._report(self.tree.files[index], error)
                 continue
             labels.append(self.tree.labels[index])
-        if not inputs:
-            raise BrokenImage(f"none of the {len(draws)} images of a batch can be decoded; one is {self.tree.files[draws[0][0]]}")
-        return torch.stack(inputs), torch.from_numpy(np.stack(labels))
+        return (torch.stack(inputs), torch.from_numpy(np.stack(labels))) if inputs else None
 
     def _report(self, file: str, error: BrokenImage) -> None:
         if file in self.reported:

@@ -137,7 +137,8 @@ class L3RSModule(L3RSMixin):
     `optimizer` is an object, give it again there, as an argument.
 
     Raises:
-        ValueError: timm has no such model or no weights for it, or the network's head has another number of classes.
+        ValueError: timm has no such model or no weights for it, the network's head has another number of classes, or an option does not
+            go with that number.
     """
 
     def __init__(
@@ -160,6 +161,10 @@ class L3RSModule(L3RSMixin):
             raise ValueError(f"num_classes must be at least 1 (got {num_classes})")
         if classes is not None and len(classes) != num_classes:
             raise ValueError(f"classes are {len(classes)} names, and num_classes is {num_classes}")
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise ValueError(f"class_weights are {len(class_weights)} numbers, and num_classes is {num_classes}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be at least 0 and below 1 (got {label_smoothing})")
         # Plain values only: Lightning would pickle anything else, which is then not loaded with weights_only=True.
         plain: dict[str, Any] = {
             "num_classes": num_classes,
@@ -244,7 +249,7 @@ class L3RSModule(L3RSMixin):
 
 
 def total_steps(trainer: pl.Trainer) -> int:
-    """The steps that the trainer is going to take in all, those before a resume among them.
+    """The steps that the trainer is going to take in all, those before a resume among them, but not those of an earlier `fit`.
 
     Raises:
         ValueError: nobody knows: the run is to go on for ever, or over data without a length.
@@ -259,7 +264,8 @@ def total_steps(trainer: pl.Trainer) -> int:
         # To count, Lightning has set up the loaders before it reads the checkpoint, and would not give them their states: a run that is
         # resumed within an epoch would see the epoch's first batches again. So it sets them up afresh, as for its LearningRateFinder.
         trainer.fit_loop._combined_loader = None
-    return int(steps)
+        return int(steps)
+    return max(1, int(steps) - trainer.global_step)
 
 
 def refuse_swa(trainer: pl.Trainer) -> None:

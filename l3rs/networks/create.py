@@ -15,7 +15,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 import l3rs.networks.narrow  # noqa: F401  (it registers its networks with timm)
-from l3rs.controller.describe import HEADS
+from l3rs.controller.describe import called_head
 from l3rs.text import first_line
 
 # What a caller of `create` says otherwise, and what would load a file or run code of a name.
@@ -127,10 +127,11 @@ def head_inside(module: nn.Module, cure: str = "name it") -> nn.Linear:
     for network in saying:
         with suppress(ValueError):
             return head_of(network)
-    called = [m for name, m in module.named_modules() if isinstance(m, nn.Linear) and HEADS & set(name.split("."))]
-    if saying or not called:
+    dense = [(name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear)]
+    place = called_head([name for name, _ in dense])
+    if saying or place is None:
         raise ValueError(f"{type(module).__name__} has no dense head that says so, or is called so: {cure}")
-    return called[-1]
+    return dense[place][1]
 
 
 def head_names(network: nn.Module) -> tuple[str, ...]:

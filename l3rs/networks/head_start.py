@@ -137,10 +137,11 @@ def head_start(
             none of its classes; there are no batches, or `limit` is below 1.
     """
     config = config or HeadStartConfig()
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1 batch (got {limit})")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit must be a whole number of batches, at least 1 (got {limit})")
     head = head_inside(network, "give it, head_start(network, batches, head=...)") if head is None else head
-    if not isinstance(head, nn.Linear) or parametrize.is_parametrized(head):
+    own = isinstance(head, nn.Linear) and head._parameters.get("weight") is not None  # it is not where weight_norm makes it
+    if not own or parametrize.is_parametrized(head):
         raise ValueError(f"the head must be a dense layer with weights of its own (got {type(head).__name__})")
     with torch.no_grad(), _untouched(network, head, _generators(batches)):
         seen = _see(network, islice(batches, limit), head, config)
@@ -208,7 +209,7 @@ def _see(network: nn.Module, batches: Iterable[Sequence[Tensor]], head: nn.Linea
     try:
         for inputs, labels, *numbers in batches:
             any_batch = True
-            _check(inputs, labels, head)
+            labels = _checked(inputs, labels, head)
             new = _new(known, inputs, numbers)
             if not new:
                 continue
@@ -245,18 +246,29 @@ def _see(network: nn.Module, batches: Iterable[Sequence[Tensor]], head: nn.Linea
     return _Seen(sums, *(_gathered(t, rank, world) for t in (x, of, folds)))
 
 
-def _check(inputs: Tensor, labels: Tensor, head: nn.Linear) -> None:
-    if labels.shape != inputs.shape[:1] or labels.is_floating_point():
+def _checked(inputs: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
+    """The labels as int64. Raises ValueError if they are none."""
+    if labels.shape != inputs.shape[:1] or not _whole_numbers(labels):
         raise ValueError(f"labels must be whole numbers, one an image (got {tuple(labels.shape)}, {labels.dtype}, of {len(inputs)} images)")
     wrong = labels[(labels < 0) | (labels >= head.out_features)]
     if len(wrong):
         raise ValueError(f"labels must be from 0 to {head.out_features - 1}, the classes of the head (got {wrong[0].item()})")
+    return labels.long()
+
+
+def _whole_numbers(t: Tensor) -> bool:
+    return not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
 
 
 def _new(known: set[int | bytes], inputs: Tensor, numbers: Sequence[Tensor]) -> list[int]:
     """The places of images that did not come before, which are known from now on."""
     keys: list[int | bytes]
     if numbers:
+        if not (isinstance(numbers[0], Tensor) and numbers[0].shape == inputs.shape[:1] and _whole_numbers(numbers[0])):
+            raise ValueError(
+                "the third part of a batch is the number of each image, whole numbers (B,); where it is something else, give "
+                f"(inputs, labels) alone (got {_said(numbers[0])})"
+            )
         keys = numbers[0].tolist()
     else:
         whole = inputs.detach().float().cpu().contiguous().numpy()
@@ -267,6 +279,10 @@ def _new(known: set[int | bytes], inputs: Tensor, numbers: Sequence[Tensor]) -> 
             known.add(key)
             new.append(i)
     return new
+
+
+def _said(value: Any) -> str:
+    return f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _features(caught: list[Tensor], inputs: Tensor, head: nn.Linear) -> Tensor:

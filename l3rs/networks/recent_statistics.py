@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Statistics = dict[str, Tensor]
@@ -24,8 +25,8 @@ class RecentStatistics:
     """Follows a network's training, and gives its BatchNorm the statistics of the last batches.
 
     In a `with`, the network has them at the end. In between, `applied` lends them to an evaluation. Training sees nothing of it: it
-    normalizes by the batch, and the running statistics go on. A network without BatchNorm, or whose BatchNorm is frozen, stays as it is.
-    Each process of several has those of its own batches.
+    normalizes by the batch, and the running statistics go on. A network without BatchNorm stays as it is, and so does BatchNorm that is
+    frozen, from the start or at the end of a run. Each process of several has those of its own batches.
 
     Args:
         network: whose forward passes in training mode are counted, one for each batch.
@@ -63,18 +64,22 @@ class RecentStatistics:
         for name, norm in self.network.named_modules():
             if isinstance(norm, _BatchNorm) and norm.training and norm.running_mean is not None and norm.momentum != 0:
                 share = 1 / (int(cast(Tensor, norm.num_batches_tracked)) + 1) if norm.momentum is None else norm.momentum
-                names += [f"{name}.running_mean", f"{name}.running_var"]
+                names += [f"{name}.{kept}".removeprefix(".") for kept in ("running_mean", "running_var")]
                 buffers += [norm.running_mean, cast(Tensor, norm.running_var)]
                 shares += [share, share]
         return names, buffers, shares
 
+    @_disable_dynamo  # a network that compiles itself would be compiled anew for each batch
     def _before(self, *_: Any) -> None:
         self._kept = []
         if self.network.training:
             self._names, self._buffers, self._shares = self._trained()
             if self._names:
                 self._kept = list(torch._foreach_mul(self._buffers, [1 - share for share in self._shares]))
+            else:
+                self._batches.clear()  # the weights now train against the running ones, which have been frozen
 
+    @_disable_dynamo
     def _after(self, *_: Any) -> None:
         if self._kept:
             with torch.no_grad():

@@ -229,6 +229,10 @@ class L3RS(WatchesLoss):
             TypeError: the loss stands in the closure's place.
         """
         self._multipliers.read(self.param_groups, stacklevel=7)
+        for group in self.param_groups:  # which may have been written to
+            decay, steps = group["weight_decay"], group["total_steps"]
+            if type(decay) is not float or not 0 <= decay < math.inf or type(steps) is not int or not 1 <= steps < LONGEST:
+                self._validate(group)
         result = evaluate(closure, "L3RS")
         observed = self._loss_of_step(loss if loss is not None else result, "L3RS", self._controller.config.sees_loss)
         active = self._tables.active(self.param_groups, self.state)

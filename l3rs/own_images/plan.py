@@ -40,7 +40,7 @@ def plan(train: int, held_out: int, batch: int, *, steps: int | None = None, epo
         steps, epochs: the length, if it is given; None is ten passes, at least 100 and at most 500 steps.
         every: steps between two validations, if that is given.
     """
-    a_pass = max(1, train // batch)
-    length = steps or (epochs * a_pass if epochs else min(max(PASSES * a_pass, SHORTEST), LONGEST))
+    passes = math.ceil((epochs or PASSES) * train / batch)
+    length = steps or (passes if epochs else min(max(passes, SHORTEST), LONGEST))
     number = max(1, min(VALIDATIONS, length * batch // max(1, held_out)))
     return Plan(length, min(every or math.ceil(length / number), length))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
         print(line, flush=True)
     network = config.network(data.num_classes)
     schedule = None if config.head_only else _schedule(config, network)
-    _try(network, config, data.num_classes)
+    _try(network, config, data.num_classes, data.batch_size)
     planned = plan(
         data.train_images, int(data.tree.validation.sum()), data.batch_size * config.devices, steps=config.steps, epochs=config.epochs,
         every=config.validate_every,
@@ -164,8 +165,8 @@ def _schedule(config: OwnImagesConfig, network: nn.Module) -> Chosen:
     return found
 
 
-def _try(network: nn.Module, config: OwnImagesConfig, num_classes: int) -> None:
-    """Raises ValueError if the network does not give logits for images of this size."""
+def _try(network: nn.Module, config: OwnImagesConfig, num_classes: int, batch_size: int) -> None:
+    """Raises ValueError if the network does not give logits for images of this size, or cannot be trained on one image at a time."""
     t = config.transform
     mode = network.training
     try:
@@ -179,6 +180,12 @@ def _try(network: nn.Module, config: OwnImagesConfig, num_classes: int) -> None:
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (1, num_classes):
         raise ValueError(f"{config.model} gives {shape} for one image, and not {num_classes} logits: it is no classifier")
+    if batch_size == 1 and has_batch_norm(network):
+        try:
+            with torch.no_grad():
+                deepcopy(network).train()(torch.zeros(1, t.channels, t.side, t.side))
+        except ValueError as error:
+            raise ValueError(f"--batch-size must be at least 2: {config.model} has BatchNorm (got 1: {first_line(error)})") from None
 
 
 def _best(results: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:

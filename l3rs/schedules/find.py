@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,11 +136,16 @@ def resolve(learned: str | Path | LearnedSchedule | Chosen, named: Sequence[tupl
     Args:
         named: the parameters with their names; empty if they have none.
         match: as of `L3RS`.
+
+    Raises:
+        ValueError: `learned` is none of these, or cannot be loaded.
     """
     if isinstance(learned, Chosen):
         return learned
     if isinstance(learned, LearnedSchedule):
         return Chosen(learned)
+    if not isinstance(learned, str | os.PathLike):
+        raise ValueError(f"learned must be 'auto', a name, a file or a LearnedSchedule (got {learned!r})")
     if learned != "auto":
         return Chosen(load(learned))
     if not named or match != "name":

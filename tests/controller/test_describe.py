@@ -68,6 +68,22 @@ def test_the_head_is_found_by_name_where_it_comes_first() -> None:
     assert table.kinds == ("head", "head's bias", "dense", "bias")
 
 
+@pytest.mark.parametrize(
+    ("modules", "head"),
+    [
+        (["conv", "layer.0.output.dense", "layer.1.output.dense", "linear"], 3),  # a backbone of Hugging Face, and a head of one's own
+        (["conv", "layer.0.output.dense", "layer.1.output.dense", "classifier"], 3),
+        (["0.conv", "1.fc"], 1),  # a network behind a module that normalizes
+        (["features.0", "classifier.0", "classifier.3", "aside"], 2),
+        (["layer.0.heads.0", "head.fc", "decoder.0.fc"], 1),
+    ],
+)
+def test_the_head_is_none_of_the_parts_of_numbered_blocks(modules: list[str], head: int) -> None:
+    table = layer_table([(4, 4)] * len(modules), [f"{name}.weight" for name in modules])
+    assert table.kinds.index("head") == head
+    assert table.kinds.count("head") == 1
+
+
 def test_a_network_without_matrices_has_no_head() -> None:
     table = layer_table([(3,), (3,)])
     assert table.kinds == ("scale", "shift")

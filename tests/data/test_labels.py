@@ -26,7 +26,7 @@ def table(root: Path, *lines: str) -> Path:
 
 def test_both_forms_say_the_same(root: Path) -> None:
     named = read_labels(
-        table(root, "file,labels,side", f"{ROWS[0]},red; old,train", f"{ROWS[1]},old,train", f"{ROWS[2]},,val", f"{ROWS[3]},red,val"), root
+        table(root, "file,labels,side", f"{ROWS[0]},red; old,train", f"{ROWS[1]},old,train", f"{ROWS[2]},, val", f"{ROWS[3]},red,val"), root
     )
     dense = read_labels(
         table(root, "file,red,old,side", f"{ROWS[0]},1,1,train", f"{ROWS[1]},0,1,train", f"{ROWS[2]},0,0,val", f"{ROWS[3]},1,0,val"), root
@@ -47,6 +47,14 @@ def test_without_a_side_the_seed_draws_and_a_model_has_its_own_classes(root: Pat
     assert judged.labels.dtype == np.float32
 
 
+def test_each_class_keeps_an_image_to_train_on(root: Path) -> None:
+    lines = table(root, "file,labels", f"{ROWS[0]},a;rare", *(f"{row},a" for row in ROWS[1:]))
+    trees = [read_labels(lines, root, seed, 0.5) for seed in range(20)]
+    assert all(tree.counts()["rare"] == (1, 0) for tree in trees)
+    assert all(0 < tree.validation.sum() <= 2 for tree in trees)
+    assert len({tuple(tree.validation) for tree in trees}) > 2
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
@@ -56,6 +64,8 @@ def test_without_a_side_the_seed_draws_and_a_model_has_its_own_classes(root: Pat
         (["file,labels", ROWS[0]], "line 2: 1 cells, and the first line has 2"),
         (["file,a,b", f"{ROWS[0]},1,2"], "line 2: a column of a class must have 0 or 1"),
         (["file,labels,side", f"{ROWS[0]},a,left"], "line 2: side must be train or val"),
+        (["file,labels", f"{ROWS[0]},a", "", f"{ROWS[1]},b", "x/none.png,a"], "line 5: 'x/none.png' is no file in"),  # blank lines count
+        (["file,labels", f"{ROWS[0]},a", f"{ROWS[1]},a", f"./{ROWS[0]},b"], r"line 4: '\./x/x-000.png' is in line 2 already"),
         (["file,labels,side", f"{ROWS[0]},a,train"], "have no images to validate"),
         (["file,labels,side", f"{ROWS[0]},a,train", f"{ROWS[1]},b,val"], "have no training image of 'b'"),
     ],

@@ -71,7 +71,10 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         ],
         "--side": [("0", "(got 0"), ("99999", "side and resize must satisfy ... (got 99999 and")],
         "--channels": [("2", "channels must be 1 (grey) or 3 (RGB) (got 2)")],
-        "--batch-size": [("0", "--batch-size must be a whole number of at least 1 (got 0)")],
+        "--batch-size": [
+            ("0", "--batch-size must be a whole number of at least 1 (got 0)"),
+            ("1 --from-scratch", "--batch-size must be at least 2: resnet18 has BatchNorm (got 1: "),
+        ],
         "--augment": [("blur", "--augment must be one of none, crop, randaugment (got 'blur')")],
         "--mixup": [("-1", "--mixup must be a number of at least 0, and finite (got -1.0)")],
         "--cutmix": [("-0.5", "--cutmix must be a number of at least 0, and finite (got -0.5)")],

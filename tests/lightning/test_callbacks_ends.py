@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from l3rs.lightning import BatchNormMode, HeadStart, HeadThenAll, L3RSMixin, RecentStatistics
+from l3rs.lightning import BatchNormMode, HeadStart, HeadThenAll, L3RSMixin, L3RSModule, RecentStatistics
 from l3rs.networks.head_start import head_start
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]
@@ -46,6 +46,13 @@ def by_hand(limit: int | None = None, evaluating: bool = False) -> Tensor:
 
 
 # -- the head --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "close"), [("64-true", 1e-5), ("bf16-true", 0.1)])
+def test_the_head_is_found_in_the_precision_of_the_run(precision: str, close: float, tmp_path: Path) -> None:
+    watch = Watch()
+    fit(tmp_path, module(), 4, max_epochs=1, callbacks=[HeadStart(3, head=HEAD), watch], precision=precision)
+    torch.testing.assert_close(watch.heads[0].float(), by_hand(3), rtol=close, atol=close)
 
 
 def test_the_head_is_in_closed_form_before_the_first_step_and_a_resumed_run_keeps_its_own(tmp_path: Path) -> None:
@@ -136,6 +143,17 @@ def test_a_resumed_run_ends_where_it_would_have(tmp_path: Path) -> None:
     path = next(tmp_path.glob("*step=7*"))
     fit(tmp_path, resumed, 5, path, max_epochs=2, callbacks=[RecentStatistics(), ModelCheckpoint()], enable_checkpointing=True)
     assert all(torch.equal(t, resumed.state_dict()[name]) for name, t in whole.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_first_batch_that_training_leaves_out_is_no_mistake(tmp_path: Path) -> None:
+    class Choosy(L3RSModule):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            return None if batch_idx == 0 else super().training_step(batch, batch_idx)  # type: ignore[return-value]
+
+    network, recent = small_network(), RecentStatistics()
+    fit(tmp_path, Choosy(network, 3, learned=random_schedule(network)), 3, max_epochs=1, callbacks=[recent])
+    assert not torch.equal(network[1].running_mean, small_network()[1].running_mean)
 
 
 def test_a_network_that_training_does_not_call_is_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from conftest import write_tree
 from PIL import Image
 from torch import Tensor
 
+from l3rs.data.decode import BrokenImage
 from l3rs.data.transform import Transform
 from l3rs.data.trees import TreeError, read_folder
 from l3rs.lightning import ImageFolderDataModule, L3RSModule
@@ -103,6 +104,14 @@ def test_names_of_all_kinds_and_one_pixel(tmp_path: Path) -> None:
     assert inputs.isfinite().all()
 
 
+@pytest.mark.parametrize("seed", range(20, 24))
+def test_strong_augmentation_takes_every_draw(seed: int, tree: Path) -> None:
+    """At seed 22 timm's policy draws more than its own strength."""
+    drawn = Transform.of("resnet18", side=32).training(tree / "ant" / "ant-000.png", seed, "randaugment")
+    assert drawn.shape == (3, 32, 32)
+    assert drawn.isfinite().all()
+
+
 # Broken files
 
 
@@ -149,6 +158,30 @@ def test_files_that_break_later_are_left_out_and_logged(tmp_path: Path) -> None:
     assert line.endswith(f"{lost}: it is not an image")
     with pytest.warns(UserWarning, match=r"it is not an image; it is left out"):
         batches(module_of(data, None))
+
+
+def test_a_batch_of_broken_files_alone_does_not_end_a_run(tmp_path: Path) -> None:
+    """In training others take its place, so that several processes take the same number of steps; in validation there is none."""
+    write_tree(tmp_path, {"ant": 10, "bee": 10}, 20, 14)
+    data = module(tmp_path, batch_size=2)
+    training, validation = np.flatnonzero(~data.tree.validation), np.flatnonzero(data.tree.validation)
+    sound = [*training[:3], validation[-1]]
+    for i in (*training[3:], *validation[:-1]):
+        (tmp_path / data.tree.files[i]).write_text("gone")
+    with pytest.warns(UserWarning, match="it is left out"):
+        trained, validated, begun = batches(data), list(data.val_dataloader()), list(data.batches(range(8)))
+    assert len(trained) == len(data.train_dataloader()) == len(begun) == 8
+    assert all(1 <= len(inputs) == len(labels) <= 2 for inputs, labels in trained)
+    ((inputs, labels),) = validated
+    assert (len(inputs), labels.tolist()) == (1, [data.tree.labels[validation[-1]]])
+
+    for i in sound:
+        (tmp_path / data.tree.files[i]).write_text("gone")
+    module_of(data, tmp_path / "log.txt")
+    with pytest.raises(BrokenImage, match=r"^none of the training images in .* can be decoded$"):
+        batches(data)
+    with pytest.raises(BrokenImage, match=r"^none of the images in .* that were to be read can be decoded$"):
+        list(data.val_dataloader())
 
 
 def module_of(data: ImageFolderDataModule, log: Path | None) -> ImageFolderDataModule:

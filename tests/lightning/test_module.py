@@ -42,6 +42,16 @@ def test_in_full_precision_it_is_the_plain_loop_and_the_closure_runs_once(tmp_pa
     assert {"train_loss", "train_accuracy", "val_loss", "val_accuracy"} <= set(done.callback_metrics)
 
 
+def test_a_second_fit_is_a_run_of_its_own_length(tmp_path: Path) -> None:
+    fitted = module()
+    done = fit(tmp_path, fitted, 6, max_epochs=1)
+    done.fit_loop.max_epochs = 3
+    done.fit(fitted, loader(6), loader(1))
+    assert done.global_step == 18
+    (group,) = done.optimizers[0].param_groups
+    assert (group["step"], group["total_steps"]) == (12, 12)
+
+
 def test_bf16_mixed_is_the_plain_loop_under_autocast(tmp_path: Path) -> None:
     fitted = module()
     done = fit(tmp_path, fitted, 4, max_epochs=1, precision="bf16-mixed")
@@ -310,6 +320,8 @@ def test_a_batch_that_is_left_out_moves_nothing(tmp_path: Path) -> None:
         ({"model": "resnett34", "num_classes": 3}, "similar ones are resnet34"),
         ({"model": "test_resnet", "num_classes": 0}, r"num_classes must be at least 1 \(got 0\)"),
         ({"model": "test_resnet", "num_classes": 3, "classes": ["a"]}, "classes are 1 names, and num_classes is 3"),
+        ({"model": "test_resnet", "num_classes": 3, "class_weights": [1.0]}, "class_weights are 1 numbers, and num_classes is 3"),
+        ({"model": "test_resnet", "num_classes": 3, "label_smoothing": 2.0}, r"label_smoothing must be at least 0 and below 1 \(got 2.0\)"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -246,8 +246,12 @@ def test_the_head_of_a_network_that_does_not_say_is_the_last_dense_layer_that_is
         (nn.Sequential(nn.Linear(2, 3)), data(), r"Sequential has no dense head .*: give it, head_start\(network, batches, head=\.\.\.\)"),
         (Network(head=nn.Conv2d(8, C, 1)), data(), "no dense head"),
         (Network(head=nn.utils.parametrizations.weight_norm(nn.Linear(8, C))), data(), "weights of its own"),
+        (Network(head=nn.utils.spectral_norm(nn.Linear(8, C))), data(), "weights of its own"),
         (Network(classes=4), data(), r"from 0 to 3, the classes of the head \(got 4\)"),
         (Network(), [(x, F.one_hot(y, C).float()) for x, y in data()], "labels must be whole numbers"),
+        (Network(), [(x, y > 0) for x, y in data()], "labels must be whole numbers"),
+        (Network(), [(x, y, torch.ones(len(x))) for x, y in data()], r"the number of each image, .* alone \(got \(\d+,\), torch.float32\)"),
+        (Network(), [(x, y, ["a.png"] * len(x)) for x, y in data()], r"the number of each image, .* alone \(got list\)"),
         (Network(), [(x[:, None], y) for x, y in data()], "features of"),
     ],
 )
@@ -256,6 +260,21 @@ def test_what_cannot_be_is_refused(network: nn.Module, batches: list[tuple[Tenso
         network.body[1] = nn.Identity()
     with pytest.raises(ValueError, match=message):
         head_start(network, batches)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_may_be_whole_numbers_of_any_size(dtype: torch.dtype) -> None:
+    one, other = Network(), Network()
+    other.load_state_dict(one.state_dict())
+    head_start(one, data())
+    head_start(other, [(x, y.to(dtype)) for x, y in data()])
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_limits_are_whole_numbers() -> None:
+    for limit in (0, 1.5):
+        with pytest.raises(ValueError, match=f"limit must be a whole number of batches, at least 1 .got {limit}"):
+            head_start(Network(), data(), limit)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,50 @@ def test_what_is_frozen_or_not_there_stays() -> None:
         assert all(torch.equal(t, network.state_dict()[name]) for name, t in before.items())
 
 
+def test_what_is_frozen_during_the_run_stays() -> None:
+    """From then on the weights train against the running statistics."""
+    network = shared_network()
+    with RecentStatistics(network) as recent:
+        for k in range(4):
+            network(batch(k)[0])
+            move(network)
+        network[1].eval()
+        frozen = copy.deepcopy(network[1].state_dict())
+        with torch.no_grad():
+            network.eval()(batch(8)[0])  # an evaluation does not count
+        network.train()
+        assert recent.means()
+        network[1].eval()
+        network(batch(4)[0])
+        assert recent.means() == {}
+    assert all(torch.equal(t, network[1].state_dict()[name]) for name, t in frozen.items())
+
+
+def test_the_network_may_be_a_normalization_itself() -> None:
+    network = nn.BatchNorm1d(3)
+    with RecentStatistics(network) as recent:
+        network(torch.arange(12.0).view(4, 3))
+        assert list(recent.means()) == ["running_mean", "running_var"]
+    torch.testing.assert_close(network.running_mean, torch.tensor([4.5, 5.5, 6.5]))
+
+
+def test_a_network_that_compiles_itself_is_not_compiled_anew_for_each_batch() -> None:
+    network, compiled = shared_network(), []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        compiled.append(graph)
+        return graph
+
+    with RecentStatistics(network) as recent:
+        network.compile(backend=backend)
+        counts = []
+        for k in range(12):
+            network(batch(k)[0])
+            counts.append(len(compiled))
+        assert recent.taken == 12
+    assert counts[0] == counts[-1] > 0
+
+
 def test_it_goes_on_from_its_state() -> None:
     whole, first = (run(shared_network(), steps)[0] for steps in (12, 6))
     network = first.network

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
+import re
 
+import numpy as np
 import pytest
 import torch
-from conftest import batch, random_schedule, small_network
+from conftest import batch, equal, random_schedule, small_network, weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -168,6 +171,30 @@ def test_total_steps_is_a_positive_whole_number(steps: object) -> None:
     network = small_network()
     with pytest.raises(ValueError, match=rf"total_steps must be .*\(got {steps!r}\)"):
         L3RS(network.named_parameters(), steps, random_schedule(network))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("weight_decay", math.nan), ("weight_decay", -5.0), ("weight_decay", "x"), ("total_steps", 0), ("total_steps", "x")],
+)
+def test_options_that_are_written_to_during_the_run_are_checked_before_a_step(option: str, value: object) -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 5, random_schedule(network))
+    train(network, optimizer, range(1))
+    before = weights(network)
+    optimizer.param_groups[0][option] = value
+    with pytest.raises(ValueError, match=rf"{option} must be .*\(got {value!r}\)"):
+        train(network, optimizer, range(1, 2))
+    assert equal(before, weights(network))
+    optimizer.param_groups[0][option] = np.int64(3)
+    train(network, optimizer, range(1, 2))
+    assert not equal(before, weights(network))
+
+
+@pytest.mark.parametrize("learned", [None, 5, ["generalist"]])
+def test_what_is_no_schedule_is_named(learned: object) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"learned must be 'auto', a name, a file or a LearnedSchedule (got {learned!r})")):
+        L3RS(small_network().named_parameters(), 5, learned)  # type: ignore[arg-type]
 
 
 def test_going_past_total_steps_warns_once() -> None:

@@ -19,6 +19,7 @@ from l3rs.schedules.find import GENERALIST
         (16_000, 4_000, {}, Plan(500, 63)),  # many: not more than 500, and 8 validations of 4,000 images
         (64_000, 50_000, {}, Plan(500, 500)),  # one there always is
         (1600, 400, {"epochs": 3}, Plan(75, 8)),
+        (1650, 400, {"epochs": 3}, Plan(78, 8)),  # not less than three times through: 77.3 batches
         (1600, 400, {"steps": 7}, Plan(7, 7)),
         (1600, 400, {"steps": 40, "every": 3}, Plan(40, 3)),
         (1600, 400, {"steps": 40, "every": 100}, Plan(40, 40)),

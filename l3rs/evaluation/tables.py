@@ -6,7 +6,7 @@ accuracy 0, and as an infinite loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from l3rs.evaluation.cell_tables import MEASURES, Cell, against_best, interquart
 from l3rs.evaluation.cost_tables import break_even, step_tables
 from l3rs.evaluation.headlines import KINDS, by_arm, by_cell, headline, pooled
 from l3rs.evaluation.pages import MISSING, Table
-from l3rs.evaluation.protocol import protocol
+from l3rs.evaluation.protocol import LONG, SHORT, protocol
 from l3rs.evaluation.sources import AWAY, BEYOND, NETWORKS, PAPER, SCRATCH, STATISTICS, Sources
 from l3rs.evaluation.speedups import speedup_of, steps_to_match
 from l3rs.evaluation.study import Study
@@ -112,14 +112,13 @@ def network_cells(sources: Sources, which: str = NETWORKS) -> dict[str, Cell]:
     return {name.removeprefix(f"{which}-"): cell for name, cell in sources.cells.items() if name.startswith(f"{which}-")}
 
 
-def as_used(sources: Sources) -> dict[str, Cell]:
-    """Takes what begins with a head start as the L3RS of the paper's cells, a cell for each of the two schedules."""
+def as_used(sources: Sources, names: Sequence[str], horizons: Sequence[int]) -> dict[str, Cell]:
+    """Takes what begins with a head start as the L3RS of some of the paper's cells, a cell for each of the two schedules."""
     found = {}
     for name, cell in sources.cells.items():
-        for called, schedule in (("specialist", SPECIALISTS[0]), ("generalist", GENERALIST)) if name in AWAY else ():
+        for called, schedule in (("specialist", SPECIALISTS[0]), ("generalist", GENERALIST)) if name in names else ():
             ours = [arm for arm in cell.config.arms if arm.head == "start" and arm.learned == schedule]
             if ours:
-                horizons = [10, 25, 50, 100]
                 others = [arm for arm in cell.config.arms if not arm.ours or KINDS["schedule by hand"](arm)]
                 found[f"{cell.about}, {called}"] = cell.part([*ours, *others], horizons)
     return found
@@ -131,7 +130,11 @@ def headlines(sources: Sources) -> Iterator[tuple[str, Table]]:
     for name, kinds in HEADLINES.items():
         if cell := sources.cells.get(name):
             yield "In short", Table(f"{BEYOND[name][0]}, in short", f"{BEYOND[name][1]} {how}", headline(cell.without_seeds(), kinds))
-    if cells := as_used(sources):
+    if cells := as_used(sources, ("A",), LONG):
+        caption = f"Runs longer than those of meta-training, which L3RS begins with a head start, and others as the paper has them. {how}"
+        if len(frame := by_cell(cells, "best other")):
+            yield "In short", Table("Longer runs, in short", caption, frame.rename_axis("cell"))
+    if cells := as_used(sources, AWAY, SHORT):
         caption = (
             "The paper's cells: runs of L3RS with a head start and refreshed statistics against the best other, as the paper has them or, "
             f"where it says so, with a head start too. {how}"

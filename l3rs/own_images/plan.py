@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 PASSES = 10  # times that each image is seen [choice]
-SHORTEST, LONGEST = 100, 500  # steps [choice]: at more than 500 the schedule is only level with a tuned Adam (docs/paper-protocol.md)
+SHORTEST, LONGEST = 100, 500  # steps [choice]: at more than 500 the schedule is only level with a tuned Adam (docs/findings.md)
 VALIDATIONS = 10  # at most [choice], each with a checkpoint to resume from
 
 

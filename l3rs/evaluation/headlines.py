@@ -81,7 +81,7 @@ def pooled(cells: Mapping[str, Cell], kinds: Sequence[str]) -> pd.DataFrame:
             if gaps:
                 together = pd.concat(gaps)
                 frame.loc[f"{horizon:,}", f"L3RS minus {kind}"] = points(together)
-                if kind == kinds[0]:
+                if frame.loc[f"{horizon:,}", "networks"] == MISSING:  # the first kind that ran counts
                     frame.loc[f"{horizon:,}", ["networks", "tasks"]] = f"{len(gaps)}", f"{len(together)}"
     return without_empty(frame)
 

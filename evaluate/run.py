@@ -20,9 +20,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
-from l3rs.evaluation.cells import KEY, EvaluationConfig, Planned, Rows, check_weights, identity_of, missing, plan, rows_of, shared
+from l3rs.evaluation.cells import (
+    KEY,
+    EvaluationConfig,
+    Planned,
+    Rows,
+    check_made_with,
+    check_weights,
+    identity_of,
+    missing,
+    plan,
+    rows_of,
+    shared,
+)
 from l3rs.evaluation.sources import read_cells
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import CELL_FIELDS, attempt, execute_all, execute_on_ray
@@ -63,6 +76,8 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="only say what there is to do")
     parser.add_argument("--compact", action="store_true", help="write all rows to evaluate/results/CELL/rows.parquet, and run nothing")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device is cuda, and torch finds no CUDA device here")
     try:
         for config in chosen(read_cells(args.config, args.data), args.networks):
             make_rows(config, args)
@@ -109,6 +124,7 @@ def make_rows(config: EvaluationConfig, args: argparse.Namespace) -> None:
     arms = tuple(arm for arm in config.arms if (arm.name in args.arms if args.arms else is_there(config, arm)))
     config = config.part(arms, args.steps or (), args.tasks)
     there = rows.read()
+    check_made_with(config, there)
     todo = missing(plan(config), there[there.error.isna()] if args.again else there)  # a schedule or weights may be missing
     if len(new := copied(config, todo, args)):
         todo = missing(todo, new)
@@ -134,6 +150,8 @@ def make_rows(config: EvaluationConfig, args: argparse.Namespace) -> None:
             bar.update(run.steps)
             bar.set_postfix(arm=run.arm.name, K=run.steps, failed=failed)
     print(f"{len(todo)} runs in {rows.shard}" + (f"; {failed} runs failed: see their column `error`" if failed else ""))
+    if failed == len(todo):
+        raise ValueError(f"{config.cell}: all runs failed: {new[0]['error']}")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,16 @@ A run with a row, in any file, is not repeated.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import math
 import os
 import platform
+import re
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
@@ -63,6 +66,10 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if not self.horizons or min(self.horizons) < 1 or min(self.horizons.values()) < 1:
             raise ValueError(f"horizons must map numbers of steps to numbers of tasks, all at least 1 (got {dict(self.horizons)})")
+        if min(self.curve, default=1) < 1:
+            raise ValueError(f"curve must have numbers of steps of at least 1 (got {list(self.curve)})")
+        if not re.fullmatch(r"[\w.{}-]*\w[\w.{}-]*", self.cell):
+            raise ValueError(f"cell must be a name of letters, digits, dots and dashes, as files are called after it (got {self.cell!r})")
         if self.purpose not in self.workload.class_split.classes:
             raise ValueError(f"purpose must be one of {', '.join(self.workload.class_split.classes)} (got {self.purpose!r})")
         seen: set[tuple[str, int, int]] = set()
@@ -90,8 +97,7 @@ class EvaluationConfig:
 
     def prepare(self, purpose: str) -> None:
         """Decodes the images of a purpose, if needed, and finds the weights. Raises ValueError if all runs would fail."""
-        if not self.workload.embedded:
-            self.workload.prepare((purpose,), self.task)
+        self.workload.prepare((purpose,), self.task)
         self.workload.network(self.task.classes)
 
     def rate(self, arm: Arm, horizon: int) -> float:
@@ -136,9 +142,46 @@ def plan(config: EvaluationConfig) -> list[Planned]:
 
 
 def missing(planned: Iterable[Planned], rows: pd.DataFrame) -> list[Planned]:
-    """Lists the runs without a row; a failed run has one."""
-    done = set(rows[KEY].itertuples(index=False, name=None))
+    """Lists the runs without the row of their end; a failed run has one."""
+    done = set(rows[rows.steps == rows.horizon][KEY].itertuples(index=False, name=None))
     return [p for p in planned if any(key(p.run, horizon) not in done for horizon in p.finals)]
+
+
+@lru_cache(maxsize=256)
+def _hash_of_task(workload: Workload, task: TaskConfig, purpose: str) -> str:
+    """Hashes what a run is on: everything but the folders of files, for which their contents stand."""
+    fields = {name: value for name, value in asdict(workload).items() if name not in ("split", "data", "cache", "weights")}
+    split = workload.class_split
+    return _hash([fields, workload.source().shipped, split.name, split.classes[purpose], asdict(task), purpose])
+
+
+def _hash(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def made_with(run: Run) -> str:
+    """Hashes what a run is, besides its `KEY`: what it is on, and, behind a dash, the settings of its arm."""
+    arm = asdict(replace(settings(run.arm), learned="", meta_seed=0, head="random"))
+    return f"{_hash_of_task(run.workload or Workload(), run.task, run.purpose)}-{_hash(arm)}"
+
+
+def check_made_with(config: EvaluationConfig, rows: pd.DataFrame) -> None:
+    """Rows that a cell has must be of its runs, as they are now: a config may have been edited. Rows that do not say it pass.
+
+    Raises:
+        ValueError: some are of other images, tasks or settings; the message says which.
+    """
+    ours = {key(p.run, horizon): made_with(p.run) for p in plan(config) for horizon in p.finals}
+    on = {mark.partition("-")[0] for mark in ours.values()}
+    cure = "give the cell another name, or remove these rows to make them anew"
+    known = rows[(rows.made_with != "") & rows.horizon.isin(config.horizons)]
+    for of, mark in zip(known[KEY].itertuples(index=False, name=None), known.made_with, strict=True):
+        arm, horizon = of[KEY.index("arm")], of[KEY.index("horizon")]
+        if mark.partition("-")[0] not in on:
+            raise ValueError(f"{config.cell} has rows of another network, other images or tasks: {arm}, {horizon} steps; {cure}")
+        if mark != ours.get(of, mark):
+            what = "head_only, refresh, recent, total_steps or head_batches"
+            raise ValueError(f"{config.cell} has rows of {arm} with other settings, of {what}; {cure}")
 
 
 def check_weights(config: EvaluationConfig, planned: Iterable[Planned], rows: pd.DataFrame) -> None:
@@ -197,7 +240,7 @@ def rows_of(planned: Planned, found: Report | Failure) -> Iterator[dict[str, Any
     about = {
         "arm": arm.name, "learned": identity_of(arm.optimizer, arm.learned), "meta_seed": arm.meta_seed, "head_only": arm.head_only,
         "head": arm.head, "refresh": arm.refresh, "recent": arm.recent,
-        "weights": run.workload.source().fingerprint() if run.workload else "",
+        "made_with": made_with(run), "weights": run.workload.source().fingerprint() if run.workload else "",
         "torch": torch.__version__, "l3rs": __version__, "date": date.today().isoformat(),
         "device": platform.processor() or platform.machine() if run.device == "cpu" else torch.cuda.get_device_name(),
     }  # fmt: skip
@@ -246,6 +289,7 @@ class Rows:
             tables += [read_rows(file, CELL_FIELDS) for file in sorted(folder.glob("*.csv"))]
         whole = pd.concat([t for t in tables if len(t)] or tables, ignore_index=True).reindex(columns=list(CELL_FIELDS))
         whole["learned"] = filled(whole["learned"], "")  # an empty cell is read as NaN
+        whole["made_with"] = filled(whole["made_with"], "")  # what is older than the column
         whole["weights"] = filled(whole["weights"], "")  # what is shipped, and rows older than the column
         whole["head"] = filled(whole["head"], "random")  # older rows do not say it
         return whole.drop_duplicates([*KEY, "steps"], keep="first", ignore_index=True)

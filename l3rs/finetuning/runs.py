@@ -35,7 +35,7 @@ T = TypeVar("T")
 FIELDS = ("cell", "optimizer", "lr", "steps", "task_seed", "meta_seed", "accuracy", "loss", "seconds")  # of every row
 CELL_FIELDS = (  # of a row of a meta-evaluation: these and more, in the order of its files
     *("cell", "arm", "optimizer", "lr", "learned", "meta_seed", "head_only", "head", "refresh", "recent", "horizon", "steps", "task_seed"),
-    *("accuracy", "loss", "seconds", "peak_mib", "error", "weights", "torch", "l3rs", "device", "date"),
+    *("accuracy", "loss", "seconds", "peak_mib", "error", "made_with", "weights", "torch", "l3rs", "device", "date"),
 )
 
 

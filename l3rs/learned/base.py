@@ -18,6 +18,9 @@ from l3rs.learned.portions import Portions
 from l3rs.optimizer.arguments import Multipliers, evaluate, multiplier, plain
 from l3rs.optimizer.observed import Losses, WatchesLoss
 from l3rs.optimizer.states import check_names, differences, fit, meta, name_of
+from l3rs.text import printable
+
+RULE = "l3rs_rule"  # a key of the groups of a state dict: the optimizer's class
 
 
 class LearnedRule(WatchesLoss):
@@ -170,9 +173,12 @@ class LearnedRule(WatchesLoss):
     # -- saving and loading -----------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """As of every optimizer: tensors by parameter in `state`, plain numbers in `param_groups`. Without the meta-parameters."""
+        """As of every optimizer: tensors by parameter in `state`, plain values in `param_groups`. Without the meta-parameters."""
         plain(self.param_groups)
-        return super().state_dict()
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            group[RULE] = type(self).__name__
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where a saved run was; the dict stays as it is.
@@ -182,9 +188,9 @@ class LearnedRule(WatchesLoss):
         """
         loading: dict[str, Any] = {}
 
-        def check(_: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-            self._check(saved)
-            loading.update(saved)
+        def check(_: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+            loading.update(self._check(saved))
+            return loading
 
         hooks = (  # of users, the first ones may change the dict before it is checked, and the last ones see the finished state
             self.register_load_state_dict_pre_hook(check),
@@ -196,8 +202,8 @@ class LearnedRule(WatchesLoss):
             for hook in hooks:
                 hook.remove()
 
-    def _check(self, state_dict: dict[str, Any]) -> None:
-        """Compares a state dict with what there is here. Raises ValueError."""
+    def _check(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Gives what torch is to load of a state dict. Raises ValueError if it is of something else than what is here."""
         check_names(state_dict["param_groups"], self.param_groups)
         for place, (i, p, group) in enumerate(self._pairs(state_dict)):
             saved = state_dict["state"].get(i, {})
@@ -205,6 +211,13 @@ class LearnedRule(WatchesLoss):
             if differ:
                 name = name_of(place, self.param_groups)
                 raise ValueError(f"this state is of another kind of optimizer, or network; what differs: {', '.join(differ[:3])} of {name}")
+        for group in state_dict["param_groups"]:
+            missing = [key for key in self.defaults if key not in group and key in self.param_groups[0]]  # torch adds defaults of its own
+            if missing or group.get(RULE, type(self).__name__) != type(self).__name__:
+                kind = group.get(RULE, f"has no {', '.join(missing)}")
+                raise ValueError(f"this state is of another kind of optimizer than {type(self).__name__}: {printable(str(kind))}")
+        groups = [{key: value for key, value in group.items() if key != RULE} for group in state_dict["param_groups"]]
+        return {**state_dict, "param_groups": groups}
 
     def _take_over(self, state_dict: dict[str, Any]) -> None:
         """Copies what was loaded: torch shares tensors with the dict, which a step would change, and casts them to a parameter's dtype."""

@@ -14,7 +14,19 @@ import pandas as pd
 import pytest
 import ray
 
-from l3rs.evaluation.cells import EvaluationConfig, Planned, Rows, check_weights, identity_of, missing, plan, rows_of, shared
+from l3rs.evaluation.cells import (
+    EvaluationConfig,
+    Planned,
+    Rows,
+    check_made_with,
+    check_weights,
+    identity_of,
+    missing,
+    plan,
+    rows_of,
+    shared,
+)
+from l3rs.evaluation.sources import read_cell
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import CELL_FIELDS, Failure, attempt, execute, execute_all, execute_on_ray
 from l3rs.finetuning.tasks import TaskConfig
@@ -29,7 +41,7 @@ ADAM, COSINE = Arm("Adam 1e-3", "adam", 1e-3), Arm("cosine", "adam-cosine", 1e-2
 
 
 def cell(*arms: Arm, **changes: Any) -> EvaluationConfig:
-    return EvaluationConfig("test", arms, **{"horizons": {2: 3, 4: 2}, "workload": SMALL, "task": TASK, **changes})
+    return EvaluationConfig(changes.pop("cell", "test"), arms, **{"horizons": {2: 3, 4: 2}, "workload": SMALL, "task": TASK, **changes})
 
 
 def test_every_arm_runs_every_horizon_on_as_many_tasks_the_longest_first() -> None:
@@ -241,6 +253,46 @@ def test_rows_of_another_schedule_of_the_same_name_are_other_rows(tmp_path: Path
     assert missing(planned, rows.assign(learned="icons-generalist 000000000000")) == planned
 
 
+def test_rows_of_a_config_that_was_edited_are_refused(tmp_path: Path) -> None:
+    config = cell(COSINE, workload=Workload())
+    rows = pd.DataFrame([row for p in plan(config) for row in fake(p)]).reindex(columns=list(CELL_FIELDS))
+    check_made_with(config, rows)
+    check_made_with(replace(config, arms=(COSINE, ADAM), horizons={2: 1, 6: 1}), rows)  # more arms, and other lengths
+    check_made_with(replace(config, workload=replace(config.workload, cache="elsewhere")), rows)
+    for change in (
+        {"task": replace(TASK, classes=6)},
+        {"purpose": "meta-validation"},
+        {"workload": Workload(weights="glyphs")},
+        {"workload": Workload(split="glyphs")},
+    ):
+        with pytest.raises(ValueError, match=r"test has rows of another network, other images or tasks: cosine, [24] steps; give the cell"):
+            check_made_with(replace(config, **change), rows)  # type: ignore[arg-type]
+    for field, value in {"refresh": True, "head_only": True, "total_steps": 2.0, "recent": True}.items():
+        with pytest.raises(ValueError, match="test has rows of cosine with other settings, of head_only, refresh"):
+            check_made_with(replace(config, arms=(replace(COSINE, **{field: value}),)), rows)
+    check_made_with(replace(config, purpose="meta-validation"), rows.assign(made_with=""))  # rows that do not say it
+
+
+@pytest.mark.parametrize("name", ["equal", "recipes", "stress-total-steps"])
+def test_committed_rows_are_of_the_configs(name: str) -> None:
+    config = read_cell(ROOT / "configs" / "evaluate" / f"{name}.yaml")
+    rows = Rows(Path("nowhere"), ROOT / "evaluate" / "results" / name).read()
+    assert (rows.made_with != "").all()
+    check_made_with(config, rows)
+
+
+def test_a_run_whose_last_row_was_cut_off_is_made_again(tmp_path: Path) -> None:
+    config = cell(COSINE, horizons={4: 1}, curve=(1, 2))
+    (planned,) = plan(config)
+    Rows(tmp_path).append(fake(planned))
+    (file,) = tmp_path.glob("*.csv")
+    file.write_bytes(file.read_bytes()[:-15])
+    assert missing([planned], Rows(tmp_path).read()) == [planned]
+    Rows(tmp_path).append(fake(planned))
+    assert missing([planned], Rows(tmp_path).read()) == []
+    assert Rows(tmp_path).read().steps.tolist() == [1, 2, 4]
+
+
 def test_runs_of_one_length_are_of_the_same_weights(tmp_path: Path) -> None:
     weights = tmp_path / "pretrained.safetensors"
     weights.write_bytes(b"made elsewhere")  # what is in it is not read here
@@ -269,6 +321,8 @@ def test_runs_of_one_length_are_of_the_same_weights(tmp_path: Path) -> None:
         (lambda: Arm("x", "celo2-base"), "arm 'x' needs learned, a file of weights: icons-celo2-base is shipped"),
         (lambda: cell(ADAM, horizons={}), r"horizons must map numbers of steps .*\(got \{\}\)"),
         (lambda: cell(ADAM, horizons={10: 0}), r"horizons must map .*\(got \{10: 0\}\)"),
+        (lambda: cell(ADAM, curve=(-1,)), r"curve must have numbers of steps of at least 1 \(got \[-1\]\)"),
+        (lambda: cell(ADAM, cell="../up"), r"cell must be a name of letters, digits, dots and dashes, .*\(got '\.\./up'\)"),
         (lambda: cell(ADAM, purpose="test"), r"purpose must be one of pretrain, meta-train, meta-validation, meta-test \(got 'test'\)"),
         (lambda: cell(replace(ADAM, horizons=(7,))), "arm 'Adam 1e-3' has the horizon 7; the cell has 2, 4"),
         (lambda: cell(ADAM, ADAM), "there are two arms 'Adam 1e-3' of meta_seed 0"),

@@ -142,6 +142,8 @@ def state_of_sgd(network: nn.Module) -> dict[str, Any]:
         ("Celo2-base", "Celo", "cell, hidden"),
         ("VeLO", "Celo", "cell, hidden"),  # of another width
         ("Celo2", "SGD", "col, momentum, momentum_buffer"),
+        ("Celo2-base", "SmallFC", "than Celo2: SmallFC"),  # whose states are alike
+        ("SmallFC", "Celo2-base", "than SmallFC: Celo2"),
     ],
 )
 def test_a_state_of_another_kind_is_refused(form: str, other: str, differs: str) -> None:

@@ -15,8 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import yaml
+from jsonargparse import ArgumentError
 
 from l3rs.evaluation.study import Study, measure, mix, register_celo2
+from l3rs.text import first_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,10 +34,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the rows (default: that of the study)")
     parser.add_argument("--workers", type=int, help="processes, 0 is one a core; runs this short gain little from more than one")
     args = parser.parse_args()
-    study = Study.read(args.config)
+    if args.tasks is not None and args.tasks < 1:
+        parser.error(f"--tasks must be at least 1 (got {args.tasks})")
+    try:
+        make_rows(Study.read(args.config), args)
+    except (ValueError, TypeError, AttributeError, KeyError, OSError, yaml.YAMLError, ArgumentError) as error:
+        parser.error(f"{args.config}: {first_line(error)}")
+
+
+def make_rows(study: Study, args: argparse.Namespace) -> None:
+    """Makes the missing rows. Raises ValueError where a setting cannot be."""
     unknown = sorted(set(args.only or ()) - set(study.names))
     if unknown:
-        parser.error(f"--only must be one or more of {', '.join(map(repr, study.names))} (got {unknown[0]!r})")
+        raise ValueError(f"--only must be one or more of {', '.join(map(repr, study.names))} (got {unknown[0]!r})")
     if args.workers is not None:
         study = replace(study, workers=args.workers)
     if study.workers == 1:
@@ -43,6 +55,8 @@ def main() -> None:
     runs = args.runs or Path("runs") / args.config.stem.replace("_", "-")
     out = args.out or ROOT / study.rows
     out.parent.mkdir(parents=True, exist_ok=True)
+    for setting in study.settings:
+        study.config(setting, 0)  # all are checked before the first is made
     for seed in args.seeds or study.seeds:
         for setting in args.only or study.names:
             measure(study, setting, seed, runs, args.tasks or study.tasks, out)

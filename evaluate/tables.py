@@ -28,10 +28,9 @@ def main() -> None:
     parser.add_argument("--fill", nargs="+", type=Path, default=(), metavar="PAGE", help="pages of Markdown with tables to write anew")
     args = parser.parse_args()
     try:
-        sources = Sources(ROOT, args.rows, args.cells, args.configs)
+        sections = collect(Sources(ROOT, args.rows, args.cells, args.configs), TABLES)
     except ValueError as error:
         sys.exit(str(error))
-    sections = collect(sources, TABLES)
     for page in args.fill:
         try:
             page.write_text(fill(page.read_text(), (table for _, tables in sections for table in tables)))
@@ -41,7 +40,10 @@ def main() -> None:
     if args.fill:
         return
     lead = "Made by `python evaluate/tables.py` from the rows in `evaluate/results`."
-    args.out.write_text(as_markdown("Tables", lead, sections))
+    try:
+        args.out.write_text(as_markdown("Tables", lead, sections))
+    except OSError as error:
+        sys.exit(f"--out must be a file that can be written (got {args.out}: {error.strerror})")
     print(f"Wrote {args.out}.")
 
 

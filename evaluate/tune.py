@@ -50,6 +50,8 @@ def main() -> None:
     parser.add_argument("--learned", default="auto", help="Celo2's weights: a file, or icons-celo2-base")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where runs are made (default: %(default)s)")
     args = parser.parse_args()
+    if args.tasks < 1:
+        parser.error(f"--tasks must be at least 1 (got {args.tasks})")
     if args.config and args.head != "random":
         parser.error(f"--head is for the shipped rates; the arms of {args.config} say what their runs begin with (got {args.head})")
     try:

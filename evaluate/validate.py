@@ -3,23 +3,29 @@
     python evaluate/validate.py --config configs/meta_train/generalist.yaml --schedules generalist runs/mine/mine.safetensors
 
 The first schedule is the one that the others are compared with. Tasks are those of meta-validation from number `--first` on; a run of
-meta-training looks at the first ones, and chooses on those after them. Rows go to `--rows`; what is there already is not made again.
+meta-training looks at the first ones, and chooses on those after them. Rows go to `--rows`; what is there already is not made again. They
+have a fingerprint of the config, and of the networks and classes that it names.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 from pathlib import Path
 
 import pandas as pd
 import torch
+from jsonargparse import ArgumentError
 from tqdm import tqdm
 
 from l3rs.evaluation.cell_tables import WORST, points, signed
 from l3rs.evaluation.cells import read_rows
 from l3rs.files import append_rows
 from l3rs.finetuning.tasks import task_seed
-from l3rs.meta.config import read_config
+from l3rs.finetuning.variety import PURPOSES
+from l3rs.meta.config import MetaTrainConfig, read_config
+from l3rs.meta.folder import FREE, contents_of
 from l3rs.meta.problem import FineTuning
 from l3rs.schedules.find import load
 from l3rs.schedules.learned import identity
@@ -46,20 +52,31 @@ def main() -> None:
         parser.error(f"--tasks and --steps must be at least 1, and --first at least 0 (got {args.tasks}, {args.steps}, {args.first})")
     try:
         config, schedules = read_config(args.config), {identity(one): one for one in map(load, args.schedules)}
-    except (ValueError, TypeError, OSError) as error:  # jsonargparse's are TypeErrors
+        if config.variety is None:
+            config.workload.prepare(PURPOSES, config.task)
+        else:
+            config.variety.prepare()
+        problems = {mark: FineTuning(one, config) for mark, one in schedules.items()}  # they may have different forms
+    except (ValueError, TypeError, OSError, ArgumentError) as error:
         parser.error(first_line(error))
     torch.set_num_threads(1)
-    problems = {mark: FineTuning(one, config) for mark, one in schedules.items()}  # they may have different forms
+    called = f"{args.config.stem} {fingerprint(config)}"
     numbers = range(args.first, args.first + args.tasks)
     there = read_rows(args.rows, FIELDS)
     done = set(zip(there.config, there.schedule, there.steps, there.task, strict=True))
-    planned = [(args.config.stem, mark, k, n) for k in args.steps for n in numbers for mark in schedules]
+    planned = [(called, mark, k, n) for k in args.steps for n in numbers for mark in schedules]
     for name, mark, k, n in tqdm([key for key in planned if key not in done]):
         ((accuracy, loss),) = problems[mark].runs(schedules[mark].theta, "meta-validation", [(config.seed_for(task_seed(n), n), k)])
         row = (name, mark, k, n, round(accuracy, 6), round(loss, 6))
         append_rows(args.rows, [dict(zip(FIELDS, row, strict=True))], FIELDS)
     rows = read_rows(args.rows, FIELDS)
-    report(rows[(rows.config == args.config.stem) & rows.task.isin(numbers)], list(schedules), args.steps)
+    report(rows[(rows.config == called) & rows.task.isin(numbers)], list(schedules), args.steps)
+
+
+def fingerprint(config: MetaTrainConfig) -> str:
+    """Hashes what the tasks and the runs of a config follow from."""
+    values = {name: value for name, value in config.flat().items() if name not in FREE}
+    return hashlib.sha256(json.dumps([values, contents_of(config)], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def report(rows: pd.DataFrame, marks: list[str], lengths: list[int]) -> None:

@@ -149,10 +149,7 @@ def missing(planned: Iterable[Planned], rows: pd.DataFrame) -> list[Planned]:
 
 @lru_cache(maxsize=256)
 def _hash_of_task(workload: Workload, task: TaskConfig, purpose: str) -> str:
-    """Hashes what a run is on: everything but the folders of files, for which their contents stand."""
-    fields = {name: value for name, value in asdict(workload).items() if name not in ("split", "data", "cache", "weights")}
-    split = workload.class_split
-    return _hash([fields, workload.source().shipped, split.name, split.classes[purpose], asdict(task), purpose])
+    return _hash([workload.contents((purpose,)), asdict(task), purpose])
 
 
 def _hash(values: Any) -> str:

@@ -131,7 +131,11 @@ def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfi
     parser.add_class_arguments(EvaluationConfig, as_group=False)
     try:
         given = yaml.safe_load(file.read_text())
+        if not isinstance(given, dict):
+            raise ValueError("it is no cell: it must map fields of EvaluationConfig to values")
         zoo = given.pop("zoo", None)
+        if zoo is not None and not (isinstance(zoo, dict) and {"file", "weights"} <= zoo.keys()):
+            raise ValueError("its zoo must have file, a list of networks, and weights, their folder")
         make = partial(made_of, parser)
         found = {"": make(given)} if zoo is None else of_zoo(given, read_zoo(file.parent / zoo["file"], zoo["weights"]), zoo, make)
         if data is not None:
@@ -178,9 +182,11 @@ def read_cell(file: Path, data: str | None = None) -> EvaluationConfig:
 
 
 def about(file: Path) -> str:
-    """Reads the description of a config, in the brackets of its first comment."""
+    """Reads the description of a config, in the brackets of its first comment; its name, where there is none."""
     comment = " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), file.read_text().splitlines()))
-    text = comment[comment.index("(") + 1 : comment.rindex(")")].split(": ", 1)[-1]
+    text = comment.partition("(")[2].rpartition(")")[0].split(": ", 1)[-1]
+    if not text:
+        return file.stem
     return f"{text[0].upper()}{text[1:]}"
 
 

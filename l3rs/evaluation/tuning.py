@@ -12,8 +12,9 @@ import yaml
 from tqdm import tqdm
 
 from l3rs.evaluation.cells import CONSTANT, EvaluationConfig, read_rows
-from l3rs.files import append_rows
+from l3rs.files import append_rows, write_atomically
 from l3rs.finetuning.arms import Arm
+from l3rs.finetuning.baselines.rates import tuned_learning_rates
 from l3rs.finetuning.runs import FIELDS, Run, execute, execute_all, row
 
 HORIZONS = (10, 14, 20, 25, 35, 50, 71, 100)
@@ -100,7 +101,8 @@ class Tuning:
 
     def tune(self, arms: Sequence[Arm], file: Path, lead: str) -> None:
         """Tunes each arm at every horizon, and writes the choices to `file`, below `lead`. A horizon starts at the last one's best."""
-        chosen: dict[str, dict[int, float]] = yaml.safe_load(file.read_text()) if file.exists() else {}
+        tuned_learning_rates.cache_clear()  # the file may be another by now
+        chosen = {name: dict(by) for name, by in tuned_learning_rates(str(file)).items()} if file.exists() else {}
         for arm in arms:
             guess = round(2 * START[arm.optimizer])
             mine = chosen.setdefault(arm.optimizer, {})
@@ -108,7 +110,9 @@ class Tuning:
                 guess = self.best(arm, steps, guess)
                 mine[steps] = on_grid(guess)
                 print(f"{arm.optimizer} {steps}: {mine[steps]:g} ({self.accuracy(arm, mine[steps], steps):.4f})", flush=True)
-        file.write_text(lead + yaml.safe_dump({name: dict(sorted(by.items())) for name, by in chosen.items()}, sort_keys=False))
+        text = yaml.safe_dump({name: dict(sorted(by.items())) for name, by in chosen.items()}, sort_keys=False)
+        write_atomically(file, (lead + text).encode())
+        tuned_learning_rates.cache_clear()
 
 
 def tuned_arms(cell: EvaluationConfig) -> list[Arm]:

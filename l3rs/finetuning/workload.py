@@ -138,6 +138,16 @@ class Workload:
         root = Path(self.cache or os.environ.get("L3RS_CACHE") or "~/.cache/l3rs").expanduser()
         return root / f"{split.name}-{purpose}-{self.decoder.side}px-{key}"
 
+    def contents(self, purposes: Collection[str]) -> list[Any]:
+        """What it is, as JSON has it: its fields but for the places of files, the classes of these purposes, and which shipped weights.
+
+        Raises:
+            ValueError: the split cannot be read.
+        """
+        own = {name: value for name, value in asdict(self).items() if name not in ("split", "data", "cache", "weights")}
+        split = self.class_split
+        return [own, self.source().shipped, split.name, split.seed, [split.classes[purpose] for purpose in purposes]]
+
     def prepare(self, purposes: Collection[str], task: TaskConfig | None = None, progress: bool = True) -> None:
         """Decodes the images of these purposes, unless they are decoded or embedded.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from l3rs.files import write_atomically
+from l3rs.finetuning.variety import PURPOSES
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.descent import Search
@@ -29,6 +32,13 @@ KEPT = 3  # states
 FREE = ("generations", "workers", "ray_address", "gpus_per_actor", "device", "finalists", "final_tasks", "data", "cache")
 
 
+def contents_of(config: MetaTrainConfig) -> str:
+    """A hash of what the files hold that the config names: networks of a zoo, classes of splits, weights."""
+    workloads = (config.workload,) if config.variety is None else config.variety.workloads
+    held = [[workload.contents(PURPOSES), workload.source().fingerprint()] for workload in workloads]
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:12]
+
+
 class MetaTrainFolder(RunFolder):
     """The files of one run: `config.json`, `curve.csv`, `state-*.safetensors` to resume from, and `theta-*.safetensors`.
 
@@ -39,7 +49,8 @@ class MetaTrainFolder(RunFolder):
     def __init__(self, path: Path, config: MetaTrainConfig) -> None:
         # Settings that there were not yet when the config was written had the defaults of today.
         free = tuple(name for name in FREE if name != "generations" or config.search == "nes")  # the others' rates follow from their number
-        super().__init__(path, config.flat(), free=free, defaults=MetaTrainConfig().flat())
+        contents = {"contents": contents_of(config)}
+        super().__init__(path, config.flat() | contents, free=free, defaults=MetaTrainConfig().flat() | contents)
         self.config = config
 
     def kept(self) -> str:

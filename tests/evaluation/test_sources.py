@@ -10,7 +10,7 @@ import pytest
 
 from l3rs.evaluation.cell_tables import unique
 from l3rs.evaluation.figures import FIGURES
-from l3rs.evaluation.sources import Sources, collect, read_cell, read_cells
+from l3rs.evaluation.sources import Sources, about, collect, read_cell, read_cells
 from l3rs.evaluation.tables import TABLES, costs_of, from_scratch, others, summary
 
 ROOT = Path(__file__).parent.parent.parent
@@ -101,6 +101,31 @@ def test_a_config_with_a_zoo_has_a_cell_for_each_network_that_is_held_out(
     assert list(sources.cells) == ["networks-small-glyphs", "networks-large", "scratch-small-glyphs", "scratch-large"]
     assert [table.name for _, table in from_scratch(sources)] == ["From random weights"]
     assert sources.cells["networks-large"].commands()[0].endswith("networks.yaml --networks large")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "it is no cell: it must map fields"),
+        ("[1]", "it is no cell: it must map fields"),
+        ("zoo: x", "its zoo must have file, a list of networks, and weights, their folder"),
+        ("zoo: {file: zoo.yaml}", "its zoo must have file, .* and weights"),
+    ],
+)
+def test_what_is_no_mapping_is_told_in_words(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "cell.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"cell\.yaml: {said}"):
+        read_cells(tmp_path / "cell.yaml")
+
+
+def test_a_cell_without_a_description_is_called_by_its_file(tmp_path: Path) -> None:
+    for comment, description in (
+        ("", "mine"),
+        ("# mine, without brackets\n", "mine"),
+        ("# run.py   (a try: one of mine)\n", "One of mine"),
+    ):
+        (tmp_path / "mine.yaml").write_text(f"{comment}cell: mine\n")
+        assert about(tmp_path / "mine.yaml") == description
 
 
 def test_a_file_that_is_no_cell_is_told_in_one_line(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,3 +93,29 @@ uses:
 def test_a_setting_that_is_none_is_named() -> None:
     with pytest.raises(ValueError, match="no setting is called 'stpes'; there are workload, name, "):
         with_overrides(MetaTrainConfig(), {"stpes": 3})
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "said"),
+    [
+        ("", [], "study.yaml: "),
+        ("[1]", [], "study.yaml: "),
+        ("NEEDED settings: {a: {stpes: 1}}", [], "no setting is called 'stpes'"),
+        ("NEEDED settings: {a: {generations: 0}}", [], "generations must be at least 1"),
+        ("NEEDED settings: {a: {}}", ["--only", "b"], r"--only must be one or more of 'a' \(got 'b'\)"),
+        ("NEEDED settings: {a: {}}", ["--tasks", "0"], r"--tasks must be at least 1 \(got 0\)"),
+    ],
+)
+def test_wrong_studies_end_in_a_line_before_anything_is_made(
+    text: str, more: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needed = "rows: x.csv\npurpose: meta-validation\ntasks: 1\nseeds: [0]\nbase: {}\n"
+    (tmp_path / "study.yaml").write_text(text.replace("NEEDED ", needed))
+    argv = ["study.py", "--config", str(tmp_path / "study.yaml"), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "rows.csv")]
+    monkeypatch.setattr("sys.argv", [*argv, *more])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "evaluate" / "study.py"))["main"]()
+    assert ended.value.code == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert not (tmp_path / "rows.csv").exists()
+    assert not (tmp_path / "runs").exists()

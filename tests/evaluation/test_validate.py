@@ -59,6 +59,15 @@ def test_rows_are_made_once_and_the_lead_is_paired_by_task(
     assert capsys.readouterr().out.splitlines() == lines
 
 
+def test_a_config_that_was_edited_has_rows_of_its_own(validate: list[str], tmp_path: Path) -> None:
+    main()
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("classes: 5", "classes: 6"))
+    main()
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    assert len(rows) == 16
+    assert [name.split()[0] for name in rows.config.unique()] == ["tiny", "tiny"]
+
+
 def test_a_run_that_diverged_counts_as_the_worst(capsys: pytest.CaptureFixture[str]) -> None:
     """Rather than not at all."""
     made = [("a", 60, 0.8, 0.5), ("a", 61, 0.6, 0.7), ("b", 60, 0.9, 0.4), ("b", 61, float("nan"), float("nan"))]
@@ -73,6 +82,7 @@ def test_a_run_that_diverged_counts_as_the_worst(capsys: pytest.CaptureFixture[s
         (["--tasks", "0"], r"--tasks and --steps must be at least 1, and --first at least 0 \(got 0, "),
         (["--schedules", "nowhere"], "nowhere is not a file"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config", str(Path(__file__))], "error: "),
     ],
 )
 def test_wrong_arguments_end_in_a_line(

@@ -245,3 +245,12 @@ def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "schedulefree", None)
     with pytest.raises(ModuleNotFoundError, match="this baseline needs schedulefree: pip install schedulefree"):
         BASELINES["schedule-free"](resnet(18, 4, 1, 5), 0.01, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("", "must have a rate by baseline"), ("adam: 1", "must have a rate by baseline"), ("{", "is no YAML file")]
+)
+def test_files_of_rates_of_another_form_are_told(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "rates.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"rates\.yaml {said}"):
+        tuned_learning_rates(str(tmp_path / "rates.yaml"))

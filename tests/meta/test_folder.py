@@ -6,10 +6,12 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,8 +24,10 @@ from small_runs import Quadratic, arguments, bits, quick, same
 
 from l3rs import files
 from l3rs.cli import main
+from l3rs.data.splits import ClassSplit
 from l3rs.files import TEMPORARY, write_atomically
-from l3rs.meta.config import NESConfig
+from l3rs.finetuning.workload import Workload
+from l3rs.meta.config import MetaTrainConfig, NESConfig
 from l3rs.meta.folder import CURVE, MetaTrainFolder, last_generation
 from l3rs.meta.nes import NES
 from l3rs.meta.train import meta_train
@@ -209,6 +213,35 @@ def test_a_curve_of_a_version_with_fewer_columns_goes_on(tmp_path: Path) -> None
     assert tuple(curve.columns) == CURVE
     assert curve.generation.tolist() == [0, 1, 2]
     assert curve.mean_loss.tolist() == [2.5, 2.4, 0.125]
+
+
+def test_files_that_a_config_names_are_those_that_the_run_began_with(tmp_path: Path) -> None:
+    """The same paths may hold another split, or other weights."""
+    split, weights = tmp_path / "split.json", tmp_path / "weights.safetensors"
+    names = [f"c{i}" for i in range(8)]
+
+    def write(train: list[str]) -> None:
+        classes = {"pretrain": [], "meta-train": train, "meta-validation": names[4:6], "meta-test": names[6:]}
+        ClassSplit("own", 0, classes).write(split)
+
+    def config(file: Path = split) -> MetaTrainConfig:
+        return replace(quick(), workload=Workload(str(file), data=str(tmp_path), model="resnet18", width=4, weights=str(weights)))
+
+    write(names[:4])
+    weights.write_bytes(b"first")
+    with MetaTrainFolder(tmp_path / "run", config()) as folder:
+        contents = json.loads((folder.path / "config.json").read_text())["contents"]
+    with MetaTrainFolder(tmp_path / "another", config(Path(shutil.copy(split, tmp_path / "moved.json")))) as folder:
+        assert json.loads((folder.path / "config.json").read_text())["contents"] == contents
+    weights.write_bytes(b"second")
+    with pytest.raises(FolderError, match="whose run has another contents"):
+        MetaTrainFolder(tmp_path / "run", config())
+    weights.write_bytes(b"first")
+    write(names[:3])
+    with pytest.raises(FolderError, match="whose run has another contents"):
+        MetaTrainFolder(tmp_path / "run", config())
+    write(names[:4])
+    MetaTrainFolder(tmp_path / "run", config()).close()
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -22,13 +22,18 @@ def tuned_learning_rates(file: str | None = None, head: str = "random") -> dict[
         head: in runs that begin with a `random` head, or with one in closed form, `start`: the best rates are others.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or it is not of that form.
     """
     try:
         raw = yaml.safe_load((Path(file) if file else resources.files("l3rs.finetuning") / SHIPPED[head]).read_text())
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror}); evaluate/tune.py writes it") from None
-    return {name: {int(steps): float(lr) for steps, lr in chosen.items()} for name, chosen in raw.items()}
+    except yaml.YAMLError:
+        raise ValueError(f"{file} is no YAML file") from None
+    try:
+        return {name: {int(steps): float(lr) for steps, lr in chosen.items()} for name, chosen in raw.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"{file} must have a rate by baseline and number of steps, as evaluate/tune.py writes it") from None
 
 
 def tuned_learning_rate(name: str, steps: int, file: str | None = None, head: str = "random") -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from l3rs.directions.base import Direction, State
+from l3rs.text import first_line
 
 
 class TorchOptimizerDirection(Direction):
@@ -16,19 +17,30 @@ class TorchOptimizerDirection(Direction):
 
     The optimizer steps copies; parameters and gradients stay as they are. L3RS keeps its state, tensor by tensor, from the first step on.
     Each step copies every parameter and builds an optimizer for it: use this to try out a direction, not for speed. Optimizers that need
-    a closure (LBFGS) do not fit.
+    a closure (LBFGS), a call of `train` before (schedule-free ones) or sparse gradients do not fit, nor do those whose state has more than
+    tensors and numbers.
 
     Args:
         optimizer: the class, such as `torch.optim.NAdam` or `timm.optim.AdaBelief`.
         as_matrices: shows it kernels as matrices, output channels by everything else, and vectors as matrices of one row. Muon needs
             this: it steps nothing else.
         arguments: of the optimizer. `lr` is 1 by default, which loses the fewest bits in the difference above.
+
+    Raises:
+        ValueError: the optimizer cannot step a matrix so, or `lr` is not above 0.
     """
 
     lazy = True
 
     def __init__(self, optimizer: type[torch.optim.Optimizer], *, as_matrices: bool = False, **arguments: Any) -> None:
         self.optimizer, self.as_matrices, self.arguments = optimizer, as_matrices, {"lr": 1.0, **arguments}
+        if not self.arguments["lr"] > 0:
+            raise ValueError(f"lr of {optimizer.__name__} must be above 0, as a direction is divided by it (got {self.arguments['lr']})")
+        try:
+            with torch.no_grad():
+                self._direction(torch.ones(2, 2), torch.ones(2, 2), {})
+        except Exception as error:  # whatever a stranger's optimizer raises
+            raise ValueError(f"{optimizer.__name__} cannot be a direction: {first_line(error)}") from error
 
     def __repr__(self) -> str:
         return f"TorchOptimizerDirection({self.optimizer.__name__}, {self.arguments})"

@@ -177,3 +177,18 @@ def test_directions_can_be_registered_once() -> None:
     with pytest.raises(TypeError, match="TorchOptimizerDirection"):
         register("test-class", torch.optim.RMSprop)  # type: ignore[arg-type]
     assert isinstance(direction("torch.optim.NAdam"), TorchOptimizerDirection)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "arguments", "why"),
+    [
+        (torch.optim.LBFGS, {}, "LBFGS cannot be a direction: .*closure"),
+        (torch.optim.SparseAdam, {}, "SparseAdam cannot be a direction: "),
+        (torch.optim.Muon, {"lr": -1.0}, r"lr of Muon must be above 0, as a direction is divided by it \(got -1\.0\)"),
+        (torch.optim.Adam, {"lr": 0.0}, "lr of Adam must be above 0"),
+        (torch.optim.Adam, {"momentum": 0.9}, "Adam cannot be a direction: .*momentum"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_a_direction_is_told_at_once(optimizer: type, arguments: dict[str, float], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        TorchOptimizerDirection(optimizer, **arguments)

@@ -13,7 +13,7 @@ network or other images,
 
 tunes the arms of that cell that have no `lr`, on its workload, and writes to the file that it names as `rates`, and the rows beside it. The
 grid has factors of about 3 (1, 3, 10, ...), starts around the last horizon's best value, and is extended until the best is not at its
-edge. Rows that are there already are not run again, so a killed run goes on where it was.
+edge. Rows that are there already are not run again, so a killed run goes on where it was; a config that was edited is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 
 from run import RESULTS, ROOT, chosen
 
-from l3rs.evaluation.cells import EvaluationConfig
+from l3rs.evaluation.cells import EvaluationConfig, made_with
 from l3rs.evaluation.sources import read_cells
 from l3rs.evaluation.tuning import HORIZONS, START, TRIED, Tuning, tuned_arms
 from l3rs.finetuning.arms import Arm
@@ -85,10 +85,15 @@ def tune_cell(cell: EvaluationConfig, args: argparse.Namespace) -> None:
 def tune(arms: Sequence[Arm], horizons: Collection[int], model: Run, file: Path, results: Path, args: argparse.Namespace) -> None:
     """Tunes arms at some lengths of a run, and writes the rates to `file` and the rows to `results`."""
     results.parent.mkdir(parents=True, exist_ok=True)
+    mark = f"# Tuned with: {made_with(replace(model, arm=arms[0])).partition('-')[0]}, head {arms[0].head}"
+    before = [line for line in file.read_text().splitlines() if line.startswith("# Tuned with: ")] if file.exists() else []
+    if before and before[0] != mark:
+        raise ValueError(f"{file} was tuned with other images, tasks or heads; remove it and {results}, or give the cell another file")
     lead = (
         f"# {shlex.join(['python', 'evaluate/tune.py', *sys.argv[1:]])}\n"
         f"# Horizon: the learning rate with the best mean accuracy on {args.tasks} meta-train tasks. "
         f"All rows: {results.relative_to(ROOT) if results.is_relative_to(ROOT) else results}\n"
+        f"{mark}\n"
     )
     Tuning(results, args.tasks, args.workers, sorted(args.steps or horizons), model).tune(arms, file, lead)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -101,6 +102,16 @@ def test_with_head_starts_rates_go_to_files_of_their_own(
     assert yaml.safe_load(written) == {"adam-cosine": {10: 0.03}}
     assert written.startswith(f"# python evaluate/tune.py {' '.join(asked)}\n")
     assert set(pd.read_csv(tmp_path / "tuning-start.csv").lr) >= {0.01, 0.03, 0.1}
+    edited = tmp_path / "l3rs" / "finetuning" / "baselines-start.yaml"
+    tune.main()  # it is the same again
+    edited.write_text(re.sub(r"(?<=# Tuned with: )\w{8}(?=, head start\n)", "0" * 8, edited.read_text()))
+    with pytest.raises(SystemExit):
+        tune.main()
+    assert "was tuned with other images, tasks or heads; remove it and" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["tune.py", "--tasks", "0"])
+    with pytest.raises(SystemExit):
+        tune.main()
+    assert "--tasks must be at least 1 (got 0)" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["tune.py", *asked, "--config", str(ROOT / "configs" / "evaluate" / "networks.yaml")])
     with pytest.raises(SystemExit):
         tune.main()

@@ -293,6 +293,13 @@ def test_a_run_whose_last_row_was_cut_off_is_made_again(tmp_path: Path) -> None:
     assert Rows(tmp_path).read().steps.tolist() == [1, 2, 4]
 
 
+def test_a_cell_of_which_all_runs_would_fail_is_told_before() -> None:
+    for change, said in ({"classes": 500}, "a task has 500"), ({"evaluation_size": 50_000}, "batches of 50000"):
+        with pytest.raises(ValueError, match=said):
+            cell(ADAM, task=replace(TASK, **change)).prepare("meta-test")
+    cell(ADAM).prepare("meta-test")
+
+
 def test_runs_of_one_length_are_of_the_same_weights(tmp_path: Path) -> None:
     weights = tmp_path / "pretrained.safetensors"
     weights.write_bytes(b"made elsewhere")  # what is in it is not read here

@@ -10,7 +10,6 @@ have a fingerprint of the config, and of the networks and classes that it names.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from l3rs.meta.folder import FREE, contents_of
 from l3rs.meta.problem import FineTuning
 from l3rs.schedules.find import load
 from l3rs.schedules.learned import identity
+from l3rs.schedules.seal import fingerprint
 from l3rs.stats import bootstrap_interval
 from l3rs.text import first_line
 
@@ -60,7 +60,7 @@ def main() -> None:
     except (ValueError, TypeError, OSError, ArgumentError) as error:
         parser.error(first_line(error))
     torch.set_num_threads(1)
-    called = f"{args.config.stem} {fingerprint(config)}"
+    called = f"{args.config.stem} {mark_of(config)}"
     numbers = range(args.first, args.first + args.tasks)
     there = read_rows(args.rows, FIELDS)
     done = set(zip(there.config, there.schedule, there.steps, there.task, strict=True))
@@ -73,10 +73,10 @@ def main() -> None:
     report(rows[(rows.config == called) & rows.task.isin(numbers)], list(schedules), args.steps)
 
 
-def fingerprint(config: MetaTrainConfig) -> str:
-    """Hashes what the tasks and the runs of a config follow from."""
+def mark_of(config: MetaTrainConfig) -> str:
+    """Hashes a config, and the contents of the files that it names."""
     values = {name: value for name, value in config.flat().items() if name not in FREE}
-    return hashlib.sha256(json.dumps([values, contents_of(config)], sort_keys=True).encode()).hexdigest()[:8]
+    return fingerprint(json.dumps([values, contents_of(config)], sort_keys=True))[:8]
 
 
 def report(rows: pd.DataFrame, marks: list[str], lengths: list[int]) -> None:

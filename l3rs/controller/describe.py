@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -93,15 +94,12 @@ def called_head(modules: Sequence[str]) -> int | None:
         >>> called_head(["encoder.layer.3.output.dense", "classifier.1", "side"]), called_head(["0.output.dense", "linear"])
         (1, None)
     """
-    called, outside = [], []
-    for place, module in enumerate(modules):
-        parts = module.split(".")
-        first = next((i for i, part in enumerate(parts) if part in HEADS), None)
-        if first is not None:
-            called.append(place)
-            if not any(part.isdecimal() for part in parts[:first]):
-                outside.append(place)
-    return outside[-1] if outside else len(modules) - 1 if len(modules) - 1 in called else None
+    paths = [module.split(".") for module in modules]
+    called = [place for place, path in enumerate(paths) if HEADS.intersection(path)]
+    outside = [place for place in called if not any(map(str.isdecimal, takewhile(lambda part: part not in HEADS, paths[place])))]
+    if outside:
+        return outside[-1]
+    return called[-1] if called[-1:] == [len(modules) - 1] else None
 
 
 def _owners_by_name(shapes: Sequence[Sequence[int]], names: Sequence[str]) -> list[int | None]:

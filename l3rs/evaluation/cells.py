@@ -6,7 +6,6 @@ A run with a row, in any file, is not repeated.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -33,7 +32,7 @@ from l3rs.finetuning.unroll import Report
 from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS
 from l3rs.schedules.learned import identity
-from l3rs.schedules.seal import CheckpointError
+from l3rs.schedules.seal import CheckpointError, fingerprint
 
 KEY = ["cell", "arm", "lr", "learned", "meta_seed", "head", "horizon", "task_seed"]  # of a run
 CONSTANT = ("adam",)  # optimizers whose steps do not depend on K
@@ -153,7 +152,7 @@ def _hash_of_task(workload: Workload, task: TaskConfig, purpose: str) -> str:
 
 
 def _hash(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    return fingerprint(json.dumps(values, sort_keys=True))[:8]
 
 
 def made_with(run: Run) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import warnings
@@ -22,6 +21,7 @@ from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.descent import Search
 from l3rs.run_folder import RunFolder
 from l3rs.schedules.learned import Learned
+from l3rs.schedules.seal import fingerprint
 
 CURVE = (
     "generation", "steps", "mean_loss", "best_loss", "spread", "diverged", "failed", "sigma", "lr", "validation_accuracy",
@@ -36,7 +36,7 @@ def contents_of(config: MetaTrainConfig) -> str:
     """A hash of what the files hold that the config names: networks of a zoo, classes of splits, weights."""
     workloads = (config.workload,) if config.variety is None else config.variety.workloads
     held = [[workload.contents(PURPOSES), workload.source().fingerprint()] for workload in workloads]
-    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:12]
+    return fingerprint(json.dumps(held, sort_keys=True))[:12]
 
 
 class MetaTrainFolder(RunFolder):

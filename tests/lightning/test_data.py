@@ -18,7 +18,8 @@ from l3rs.data.decode import BrokenImage
 from l3rs.data.transform import Transform
 from l3rs.data.trees import TreeError, read_folder
 from l3rs.lightning import ImageFolderDataModule, L3RSModule
-from l3rs.lightning.data import Batches, find_broken
+from l3rs.lightning.batches import Batches
+from l3rs.lightning.data import find_broken
 from l3rs.networks.create import create
 
 SMALL = Transform(8, 10, 3, "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

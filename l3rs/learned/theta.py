@@ -83,9 +83,15 @@ def random(shapes: Shapes, seed: int) -> Tensor:
 
 
 def resolve(theta: Tensor | str | Path | Sequence[str | Path], shapes: Shapes) -> dict[str, Tensor]:
-    """Meta-parameters by name, float32, from a flat vector or from published files. Raises as `unflatten` and `read` do."""
+    """Meta-parameters by name, float32, from a flat vector or from published files.
+
+    Raises as `unflatten` and `read` do, and ValueError if a number of the vector is not finite.
+    """
     if isinstance(theta, Tensor):
-        return unflatten(theta.detach().float(), shapes)
+        named = unflatten(theta.detach().float(), shapes)
+        if not theta.isfinite().all():
+            raise ValueError(f"theta holds numbers that are not finite ({int((~theta.isfinite()).sum())} of {theta.numel()})")
+        return named
     return unflatten(read(shapes, *([theta] if isinstance(theta, str | Path) else theta)), shapes)
 
 

@@ -24,7 +24,7 @@ COMMANDS = {
     "export": "write such a model as ONNX or torch.export, or push it to the Hub",
     "split": "divide the classes of your own images among meta-training and evaluation",
     "cache": "decode your own images once, before meta-training",
-    "meta-train": "meta-train a schedule by evolution strategies",
+    "meta-train": "meta-train a schedule",
     "info": "show this installation, or one schedule",
     "list": "list the schedules and networks on this machine",
 }

@@ -17,9 +17,9 @@ KINDS: Mapping[str, Callable[[Arm], bool]] = {
     "best other": lambda arm: not arm.ours,
     "best tuned": lambda arm: arm.tuned,
     "best without tuning": lambda arm: not arm.ours and not arm.tuned,
-    "schedule by hand": lambda arm: arm.ours and arm.learned == START and arm.lr is None,
+    "unlearned": lambda arm: arm.ours and arm.learned == START and arm.lr is None,
     "older generalist": lambda arm: arm.ours and arm.learned == OLDER_GENERALIST,
-}  # of what L3RS is compared with; the `schedule by hand` is where its meta-training begins
+}  # of what L3RS is compared with; the `unlearned` one is where its meta-training begins
 
 
 def arms_of(cell: Cell, kind: str) -> list[str]:

@@ -56,10 +56,10 @@ MATCHED = (
 )
 COSTS = "Runs it takes: to have a run of 25 steps, tuning included: every learning rate that was tried is one, and a finder's steps count."
 UNMET = "Networks that no schedule met"
-AGAINST = ("best tuned", "best without tuning", "schedule by hand", "older generalist")  # what L3RS is compared with on networks
+AGAINST = ("best tuned", "best without tuning", "unlearned", "older generalist")  # what L3RS is compared with on networks
 HEADLINES = {  # what L3RS is compared with
     "recipes": ("best tuned", "best without tuning"),
-    "equal": ("best tuned", "best without tuning", "schedule by hand"),
+    "equal": ("best tuned", "best without tuning", "unlearned"),
 }
 PAID_WITH = 100  # steps of the runs that pay for meta-training
 RUNS = 25  # steps of the runs that the cost of having an optimizer is counted in
@@ -119,7 +119,7 @@ def as_used(sources: Sources, names: Sequence[str], horizons: Sequence[int]) -> 
         for called, schedule in (("specialist", SPECIALISTS[0]), ("generalist", GENERALIST)) if name in names else ():
             ours = [arm for arm in cell.config.arms if arm.head == "start" and arm.learned == schedule]
             if ours:
-                others = [arm for arm in cell.config.arms if not arm.ours or KINDS["schedule by hand"](arm)]
+                others = [arm for arm in cell.config.arms if not arm.ours or KINDS["unlearned"](arm)]
                 found[f"{cell.about}, {called}"] = cell.part([*ours, *others], horizons)
     return found
 
@@ -140,8 +140,8 @@ def headlines(sources: Sources) -> Iterator[tuple[str, Table]]:
             f"where it says so, with a head start too. {how}"
         )
         yield "In short", Table("Away from home, in short", caption, by_cell(cells, "best other").rename_axis("cell"))
-        if len(frame := by_cell(cells, "schedule by hand")):
-            yield "In short", Table("Away from home, schedule by hand", caption, frame.rename_axis("cell"))
+        if len(frame := by_cell(cells, "unlearned")):
+            yield "In short", Table("Away from home, unlearned", caption, frame.rename_axis("cell"))
     if cells := network_cells(sources):
         caption = f"Networks that no schedule met: `generalist` at lr = 1 against others on the same network. {how}"
         each = f"{caption} All tasks of all networks count alike."

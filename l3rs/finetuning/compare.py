@@ -22,7 +22,7 @@ from l3rs.finetuning.runs import FIELDS, Run, execute, execute_all, row
 from l3rs.finetuning.tasks import HEADS
 from l3rs.finetuning.unroll import Report
 from l3rs.finetuning.workbench import workbench
-from l3rs.networks.head_start import HeadStart
+from l3rs.networks.head_start import HeadStartReport
 from l3rs.processes import cores
 from l3rs.run_folder import FolderError, RunFolder
 from l3rs.schedules.find import Chosen, resolve
@@ -228,7 +228,7 @@ def as_text(summary: pd.DataFrame) -> str:
     return "\n".join(text.table(rows, line=True))
 
 
-def of_all(starts: Sequence[HeadStart]) -> str:
+def of_all(starts: Sequence[HeadStartReport]) -> str:
     """What the head starts of all runs chose, in a line."""
 
     def spread(name: str) -> str:
@@ -266,7 +266,7 @@ def finetune(config: FinetuneConfig, chosen: Chosen, results: Results) -> pd.Dat
         meta_seed = learned.training["config"]["nes"]["seed"]
     except (KeyError, TypeError):  # the record of its training is free-form
         meta_seed = ""
-    starts: list[HeadStart] = []
+    starts: list[HeadStartReport] = []
     with bar, closing(execute_all(missing, workers, execute)) as ended:
         for run, report in ended:
             results.append(run, report, meta_seed)

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import update_bn
 
 from l3rs.data.images import ImageSet
 from l3rs.finetuning.tasks import Task
-from l3rs.networks.head_start import HeadStart
+from l3rs.networks.head_start import HeadStartReport
 from l3rs.networks.recent_statistics import RecentStatistics
 
 PRECISIONS = ("float32", "bfloat16")
@@ -41,7 +41,7 @@ class Report:
     loss: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
     peak_mib: float = math.nan
-    head_start: HeadStart | None = None
+    head_start: HeadStartReport | None = None
 
 
 def evaluate(network: nn.Module, inputs: Tensor, labels: Tensor, precision: str = "float32") -> tuple[float, float]:
@@ -108,7 +108,7 @@ def unroll(
     precision: str = "float32",
     refresh: bool = False,
     recent: bool = False,
-    head_start: HeadStart | None = None,
+    head_start: HeadStartReport | None = None,
 ) -> Report:
     """Fine-tunes `network`, in place and on its device, on all batches of `task`, with BatchNorm in train mode.
 

@@ -13,7 +13,7 @@ from l3rs.finetuning.unroll import autocast
 from l3rs.finetuning.workload import Workload
 from l3rs.networks.convolution import use_matmuls
 from l3rs.networks.create import head_of
-from l3rs.networks.head_start import HeadStart, head_start
+from l3rs.networks.head_start import HeadStartReport, head_start
 
 REMEMBERED = 64  # head starts; the candidates of a generation share theirs
 
@@ -39,8 +39,8 @@ class Workbench:
         self.network: nn.Module = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._start = {name: t.clone() for name, t in self.network.state_dict().items()}
         self._tasks: dict[str, TaskDistribution] = {}
-        self.head_start: HeadStart | None = None
-        self._heads: OrderedDict[tuple[str, int, int, str], tuple[HeadStart, dict[str, torch.Tensor]]] = OrderedDict()
+        self.head_start: HeadStartReport | None = None
+        self._heads: OrderedDict[tuple[str, int, int, str], tuple[HeadStartReport, dict[str, torch.Tensor]]] = OrderedDict()
 
     def network_for(self, head_seed: int) -> nn.Module:
         """Resets the network, buffers included, and draws its head from this seed. It is the same object every time."""
@@ -67,7 +67,7 @@ class Workbench:
         self.head_start = self._start_head(purpose, tasks, task, min(steps, head_batches), precision) if head == "start" else None
         return tasks, task, network
 
-    def _start_head(self, purpose: str, tasks: TaskDistribution, task: Task, batches: int, precision: str) -> HeadStart:
+    def _start_head(self, purpose: str, tasks: TaskDistribution, task: Task, batches: int, precision: str) -> HeadStartReport:
         """Gives the network of a task its head in closed form, from so many batches; it is remembered."""
         head, key = head_of(self.network), (purpose, task.seed, batches, precision)
         if key not in self._heads:

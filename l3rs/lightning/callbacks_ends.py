@@ -44,7 +44,7 @@ class HeadStart(Callback):
         if batches < 1:
             raise ValueError(f"batches must be at least 1 (got {batches})")
         self.batches, self.head = batches, head
-        self.found: head_start.HeadStart | None = None
+        self.found: head_start.HeadStartReport | None = None
 
     def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
         """The inputs and the labels of a batch of the loader; override it where a batch is not (inputs, labels)."""
@@ -75,7 +75,7 @@ class HeadStart(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         found = state_dict["found"]
-        self.found = None if found is None else head_start.HeadStart(**found)
+        self.found = None if found is None else head_start.HeadStartReport(**found)
 
 
 class _Batches:

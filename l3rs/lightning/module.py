@@ -49,6 +49,7 @@ class L3RSMixin(pl.LightningModule):
 
     learned: str | LearnedSchedule = "auto"
     lr_multiplier: float = 1.0
+    weight_decay: float = 0.0
     guard: bool = True
     _window: Mapping[int, Tensor | None] = {}  # replaced, never changed
 
@@ -65,7 +66,8 @@ class L3RSMixin(pl.LightningModule):
         found = resolve(self.learned, named)
         learned = found._replace(schedule=_renamed(found.schedule, [name for name, _ in named]))
         chosen = [(name, p) for name, p in self.named_parameters() if p.requires_grad] if params is None else list(params)
-        return _NamedL3RS(self, chosen, total_steps(self.trainer), learned, self.lr_multiplier, guard=self.guard)
+        options = {"lr": self.lr_multiplier, "weight_decay": self.weight_decay, "guard": self.guard}
+        return _NamedL3RS(self, chosen, total_steps(self.trainer), learned, **options)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """L3RS for all parameters that require a gradient."""
@@ -128,6 +130,7 @@ class L3RSModule(L3RSMixin):
         pretrained: whether a model by name gets timm's pretrained weights, from the Hub or its cache.
         in_chans: input channels of a model by name.
         lr_multiplier: multiplies every step of L3RS.
+        weight_decay: of L3RS, decoupled, see there.
         classes: their names, for people; kept in checkpoints.
         multilabel: an image may be of several classes: labels are (B, num_classes) of 0 and 1, and the loss is binary cross entropy.
         label_smoothing: share of each label that is spread over all classes, in training.
@@ -151,6 +154,7 @@ class L3RSModule(L3RSMixin):
         pretrained: bool = True,
         in_chans: int = 3,
         lr_multiplier: float = 1.0,
+        weight_decay: float = 0.0,
         classes: Sequence[str] | None = None,
         multilabel: bool = False,
         label_smoothing: float = 0.0,
@@ -169,6 +173,7 @@ class L3RSModule(L3RSMixin):
         plain: dict[str, Any] = {
             "num_classes": num_classes,
             "lr_multiplier": lr_multiplier,
+            "weight_decay": weight_decay,
             "classes": None if classes is None else list(classes),
             "multilabel": multilabel,
             "label_smoothing": label_smoothing,
@@ -181,7 +186,7 @@ class L3RSModule(L3RSMixin):
         self.save_hyperparameters(plain)
         self.network = _network(model, num_classes, pretrained, in_chans)
         self.learned = str(learned) if isinstance(learned, Path) else learned
-        self.make_optimizer, self.lr_multiplier, self.classes = optimizer, lr_multiplier, classes
+        self.make_optimizer, self.lr_multiplier, self.weight_decay, self.classes = optimizer, lr_multiplier, weight_decay, classes
         self.multilabel, self.label_smoothing, self.class_weights = multilabel, label_smoothing, class_weights
         judge = MultilabelAveragePrecision(num_classes) if multilabel else MulticlassAccuracy(num_classes, average="macro")
         self.val_judge, self.test_judge = judge, judge.clone()  # nothing of them is in checkpoints
@@ -192,12 +197,15 @@ class L3RSModule(L3RSMixin):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The mean loss, (), of inputs and labels."""
         return self._measure("train", batch)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The mean loss, (), of inputs and labels."""
         return self._measure("val", batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The mean loss, (), of inputs and labels."""
         return self._measure("test", batch)
 
     def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> Tensor:
@@ -281,10 +289,10 @@ class _NamedL3RS(L3RS):
     """L3RS that knows all parameters of a module by name, also those that Lightning's callbacks add without."""
 
     def __init__(
-        self, module: nn.Module, params: Sequence[tuple[str, nn.Parameter]], total_steps: int, learned: Chosen, lr: float, guard: bool
+        self, module: nn.Module, params: Sequence[tuple[str, nn.Parameter]], total_steps: int, learned: Chosen, **options: Any
     ) -> None:
         self._called = {p: name for name, p in module.named_parameters()}
-        super().__init__(params, total_steps, learned, lr, guard=guard)
+        super().__init__(params, total_steps, learned, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         params = param_group["params"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -76,7 +76,7 @@ class HeadStartConfig:
 
 
 @dataclass(frozen=True)
-class HeadStart:
+class HeadStartReport:
     """What a head start saw and chose.
 
     Attributes:
@@ -111,7 +111,7 @@ def head_start(
     *,
     head: nn.Linear | None = None,
     config: HeadStartConfig | None = None,
-) -> HeadStart:
+) -> HeadStartReport:
     """Gives the network a head in closed form, fitted to its features of these batches, in one forward pass over them.
 
     BatchNorm normalizes by the batch, as it will in training, unless it alone is in evaluation mode; dropout is off. Nothing but the head
@@ -122,9 +122,10 @@ def head_start(
 
     Args:
         network: with a dense head, on any device.
-        batches: those that the run begins with: inputs, labels (B,), and, if known, the numbers of the images, (B,). An image counts once,
-            however often it comes; without numbers, those whose inputs are equal are the same. An image whose features are not finite
-            does not count, nor do those that BatchNorm mixes with it.
+        batches: those that the run begins with: inputs, (B, ...), labels, whole numbers (B,) from 0, and, if known, the numbers of the
+            images, (B,); on any device, the inputs go to the head's. An image counts once, however often it comes; without numbers, those
+            whose inputs are equal are the same. An image whose features are not finite does not count, nor do those that BatchNorm mixes
+            with it.
         limit: so many batches, the first ones, are the most that are looked at; None looks at all.
         head: its head; None asks the network, see `l3rs.networks.create.head_inside`.
         config: how the head is chosen.
@@ -133,8 +134,8 @@ def head_start(
         What was seen and chosen. Where no image or only one class was seen the head stays as it is.
 
     Raises:
-        ValueError: the head is not dense, its weights are made of other tensors, or it sees something else than (B, F) features; a label is
-            none of its classes; there are no batches, or `limit` is below 1.
+        ValueError: the head is not dense, its weights are made of other tensors, or it sees something else than (B, F) features; a batch is
+            not (inputs, labels), or a label is none of the head's classes; there are no batches, or `limit` is below 1.
     """
     config = config or HeadStartConfig()
     if limit is not None and (not isinstance(limit, int) or limit < 1):
@@ -207,8 +208,9 @@ def _see(network: nn.Module, batches: Iterable[Sequence[Tensor]], head: nn.Linea
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     room, any_batch = config.keep_mib * 2**20 / (4 * head.in_features) / world, False
     try:
-        for inputs, labels, *numbers in batches:
+        for batch in batches:
             any_batch = True
+            inputs, labels, *numbers = _parts(batch)
             labels = _checked(inputs, labels, head)
             new = _new(known, inputs, numbers)
             if not new:
@@ -244,6 +246,14 @@ def _see(network: nn.Module, batches: Iterable[Sequence[Tensor]], head: nn.Linea
         sums = sums or Moments.zeros(config.folds, head.out_features, head.in_features, where)
         sums = Moments(*(_sum(t) for t in (sums.counts, sums.sums, sums.squares)))
     return _Seen(sums, *(_gathered(t, rank, world) for t in (x, of, folds)))
+
+
+def _parts(batch: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Inputs, labels and, if known, numbers. Raises ValueError where a batch is something else, such as a mapping."""
+    if not isinstance(batch, Sequence) or len(batch) < 2 or not all(isinstance(part, Tensor) for part in batch[:2]):
+        got = f"a {type(batch).__name__} of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else _said(batch)
+        raise ValueError(f"a batch must be (inputs, labels), tensors (got {got}); of mappings: ((b[INPUTS], b[LABELS]) for b in loader)")
+    return batch
 
 
 def _checked(inputs: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
@@ -293,7 +303,7 @@ def _features(caught: list[Tensor], inputs: Tensor, head: nn.Linear) -> Tensor:
     return caught[0]
 
 
-def _choose(seen: _Seen, head: nn.Linear, config: HeadStartConfig) -> tuple[Tensor, Tensor, HeadStart]:
+def _choose(seen: _Seen, head: nn.Linear, config: HeadStartConfig) -> tuple[Tensor, Tensor, HeadStartReport]:
     """The weights and bias of the head, and what was chosen; where that is `random` they mean nothing."""
     x, labels, folds = seen.x.double(), seen.labels, seen.folds
     moments = Moments.zeros(config.folds, head.out_features, head.in_features, x.device)
@@ -304,7 +314,7 @@ def _choose(seen: _Seen, head: nn.Linear, config: HeadStartConfig) -> tuple[Tens
     number = int(counts.sum())
     spread = (x - moments.sums.sum((0, 1)) / number).norm(dim=1).mean().item() if number else math.nan
     if (counts > 0).sum() < 2 or not spread > TINY * x.norm(dim=1).mean():
-        return head.weight, head.weight, HeadStart("random", math.nan, math.nan, math.nan, math.nan, number, spread)
+        return head.weight, head.weight, HeadStartReport("random", math.nan, math.nan, math.nan, math.nan, number, spread)
 
     if seen.sums is None and number < head.in_features:  # in as many coordinates as there are images, which is cheaper
         narrowed = narrow(x)
@@ -323,7 +333,7 @@ def _choose(seen: _Seen, head: nn.Linear, config: HeadStartConfig) -> tuple[Tens
     weight = config.scales[at] * fit.weights[0]
     held_out = (judged.right[which].double().mean().item(), judged.losses[which, at].mean().item())
     kind = "fitted" if known else "careful"
-    return weight, -weight @ fit.mean, HeadStart(kind, config.ridges[which], config.scales[at], *held_out, number, spread)
+    return weight, -weight @ fit.mean, HeadStartReport(kind, config.ridges[which], config.scales[at], *held_out, number, spread)
 
 
 def _strength(judged: Judged, chance: float, config: HeadStartConfig) -> tuple[int, float, bool]:

@@ -92,7 +92,7 @@ class RecentStatistics:
     # -- in use ------------------------------------------------------------------------------------------------------------------------
 
     def means(self) -> Statistics:
-        """The means over the last batches, by name."""
+        """The means over the last batches, (C,), by the buffers' names; none before the first batch in training mode."""
         number = min(len(self._batches), max(1, round(self.share * self.taken)))
         batches = list(self._batches)[-number:] if number else []
         names = batches[-1] if batches else ()
@@ -101,7 +101,7 @@ class RecentStatistics:
         return {name: mean.clamp_min(0) if name.endswith("running_var") else mean for name, mean in means.items()}
 
     def apply(self) -> None:
-        """Puts them in the place of the running statistics, for good."""
+        """Puts them in the place of the running statistics, for good. Before the first batch it does nothing, as `applied`."""
         buffers = dict(self.network.named_buffers())
         for name, value in self.means().items():
             buffers[name].copy_(value)

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 WATCHED = 20  # the first steps of a run
-CUT = 0.3  # what all lengths are multiplied by, once
+CUT = 0.3  # what all further steps are multiplied by, once
 LEAP, SHARE = 3.0, 1.0  # nats by which a loss may be above the first one, or this share of the first one where that is more
 
 
 class Guard:
-    """Watches the loss of the first steps, and cuts all lengths, once, where one is far above the first.
+    """Watches the loss of the first steps, and shortens all further ones, once, where one is far above the first.
 
-    What it knows stands in the groups, the loss of the first step, `first_loss`, and the multiplier of all lengths, `cut`: so a run that is
-    resumed goes on as it would have. A run that is not cut has the same bits as one that is not watched.
+    What it knows stands in the groups, the loss of the first step, `first_loss`, and the multiplier of all further steps, `cut`: so a run
+    that is resumed goes on as it would have. A run that is not cut has the same bits as one that is not watched.
 
     Only the loss tells: gradients' norms grew more in some sound runs than in some lost ones.
 
@@ -63,7 +63,7 @@ class Guard:
         elif loss > first + max(LEAP, SHARE * abs(first)):
             _note(groups, cut=CUT)
             warnings.warn(
-                f"the loss leapt from {first:.3g} to {loss:.3g}: L3RS goes on with {CUT} of its lengths (guard=False lets it be)",
+                f"the loss leapt from {first:.3g} to {loss:.3g}: L3RS multiplies all further steps by {CUT} (guard=False lets it be)",
                 stacklevel=stacklevel,
             )
 

@@ -40,10 +40,10 @@ class L3RS(WatchesLoss):
 
     At step k each layer l, a parameter tensor, moves by
 
-        - lambda(l) * sum over p of mu_p(l) * d_p(l) / ||d_p(l)||
+        - lr * lambda(l) * unit(l) * sum over p of mu_p(l) * d_p(l) / ||d_p(l)||
 
-    where d are the directions of the base optimizers (Eq. 2). A controller sets lambda and mu from the layer's features. A direction of
-    norm 0 adds nothing.
+    where d are the directions of the base optimizers (Eq. 2). A controller sets lambda and mu from the layer's features. unit(l) is what
+    lambda is counted in, see `L3RSConfig.unit`. A direction of norm 0 adds nothing.
 
     l3rs/optimizer/reference.py is the readable twin: the step as the paper has it, in plain loops. This class takes the same step fast,
     and tables.py keeps its books. docs/how-l3rs-decides.md walks through one step.
@@ -66,8 +66,8 @@ class L3RS(WatchesLoss):
             by 1 - weight_decay * s. s is the root mean square of the step over the layer's elements: `length` in `decisions()`, over the
             square root of their number.
         match: how layers find their learned numbers: by `"name"`, or by `"position"` among all parameters.
-        guard: where the loss of one of the first 20 steps is far above that of the first, goes on with 0.3 of all lengths, and warns, once.
-            A run without such a leap, or whose steps are told no loss, is as without it.
+        guard: where the loss of one of the first 20 steps is far above that of the first, multiplies all further steps by 0.3, once, with
+            a warning. A run without such a leap, or whose steps are told no loss, is as without it.
         fused: takes the step in compiled code, for float32 parameters. None does so where it can: on CPU, if a C compiler was there at
             installation, and on CUDA by Triton. False takes torch operations; True refuses them. `repr` says which runs.
         process_group: the ranks that train together; None is all. Give a group of one if each rank trains on its own.

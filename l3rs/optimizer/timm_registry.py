@@ -40,5 +40,5 @@ def register_with_timm() -> None:
     from timm.optim._optim_factory import OptimInfo, default_registry  # timm exports no function to register with
 
     if "l3rs" not in default_registry.list_optimizers():
-        about = "Learned Layer-wise Learning Rate Scheduler (arXiv 2408.09310): needs total_steps, and observe(loss) before each step"
+        about = "Learned Layer-wise Learning Rate Scheduler (arXiv 2408.09310): needs total_steps; the paper's form also observe(loss)"
         default_registry.register(OptimInfo("l3rs", TimmL3RS, about, has_eps=False))

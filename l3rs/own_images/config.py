@@ -51,7 +51,7 @@ class OwnImagesConfig:
         label_smoothing: share of each label that is spread over all classes.
         balance: where classes have unlike numbers of images: `sampling` draws all classes equally often, `weights` gives their losses
             equal weights; the best weights are then chosen by balanced accuracy.
-        learned: the schedule: "auto", a shipped name, or a path.
+        learned: the schedule: "auto", a shipped name, a path, or a Hub id.
         head_start: begins with a head in closed form.
         refresh: judges by BatchNorm's statistics of the last batches; the running ones lag behind the weights.
         head_only: trains the head alone: in closed form, and then by a tuned Adam, as L3RS is the wrong tool there.
@@ -59,7 +59,8 @@ class OwnImagesConfig:
         patience: stops after so many validations without a better one; None is not to stop early.
         validate_every: steps between two validations; None is at most ten of them, in less than half of the time.
         compare: baselines to train on the same batches, each alone, at a learning rate, as in `adam=3e-4`, or at several, as in
-            `adam=1e-4,3e-4`; without a name, those that people take untuned.
+            `adam=1e-4,3e-4`; without a name, adamw=1e-3, fastai, autogluon, prodigy and
+            schedule-free. The names that there are.
         precision: of the forward and backward pass, by Lightning's name.
         devices: accelerators, or processes on CPU, each with its share of a larger batch.
         logger: loggers of Lightning.

@@ -58,13 +58,13 @@ def test_a_headline_has_the_best_of_each_kind_and_the_lead_over_it() -> None:
 
 def test_cells_are_pooled_by_task() -> None:
     worse = cell(KNOWN | {"L3RS": {10: [0.6, 0.7, 0.5]}})
-    frame = pooled({"one": cell(KNOWN), "two": worse, "none": cell({})}, ["best tuned", "schedule by hand"])
+    frame = pooled({"one": cell(KNOWN), "two": worse, "none": cell({})}, ["best tuned", "unlearned"])
     assert frame.loc["10", "L3RS minus best tuned"] == "-4.5 (-14.5 to 5.5)"
     assert frame.loc["10", ["networks", "tasks"]].tolist() == ["2", "4"]
-    assert list(pooled({"one": cell(KNOWN)}, ["schedule by hand"]).index) == ["10"]
-    second = pooled({"one": cell(KNOWN)}, ["older generalist", "schedule by hand"])  # of the first kind nothing ran
+    assert list(pooled({"one": cell(KNOWN)}, ["unlearned"]).index) == ["10"]
+    second = pooled({"one": cell(KNOWN)}, ["older generalist", "unlearned"])  # of the first kind nothing ran
     assert second.loc["10", ["networks", "tasks"]].tolist() == ["1", "3"]
-    lines = by_cell({"one": cell(KNOWN), "none": cell({})}, "schedule by hand")
+    lines = by_cell({"one": cell(KNOWN), "none": cell({})}, "unlearned")
     assert lines.to_dict("index") == {"one": {"10 steps": "+10.0 (10.0 to 10.0)"}}
     each = by_arm({"one": cell(KNOWN), "two": worse, "none": cell({})})
     assert each["10 steps"].to_dict() == {

@@ -82,10 +82,11 @@ def loop(
     each: int = 1,
     before_step: Callable[[nn.Module], None] = lambda _: None,
     context: Callable[[], Any] = torch.enable_grad,
+    **options: Any,
 ) -> tuple[nn.Module, L3RS]:
     """`steps` steps in a plain loop, each on the mean of `each` batches' losses; of the network and schedule of `module`."""
     network = small_network()
-    optimizer = L3RS(network.named_parameters(), steps, random_schedule(network, scale=0.1))
+    optimizer = L3RS(network.named_parameters(), steps, random_schedule(network, scale=0.1), **options)
     for k in range(steps):
         optimizer.zero_grad()
         losses = []

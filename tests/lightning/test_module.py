@@ -162,6 +162,13 @@ def test_a_run_without_an_end_is_refused(tmp_path: Path) -> None:
     assert done.optimizers[0].param_groups[0]["total_steps"] == 3
 
 
+def test_weight_decay_is_that_of_the_plain_loop(tmp_path: Path) -> None:
+    fitted = module(weight_decay=0.5)
+    fit(tmp_path, fitted, 4, max_epochs=1)
+    assert equal(weights(fitted.network), weights(loop(4, weight_decay=0.5)[0]))
+    assert not equal(weights(fitted.network), weights(loop(4)[0]))
+
+
 def test_stochastic_weight_averaging_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"writes learning rates of its own.*Use pytorch_lightning\.callbacks\.WeightAveraging"):
         fit(tmp_path, module(), 4, max_epochs=4, callbacks=[StochasticWeightAveraging(swa_lrs=0.1)])

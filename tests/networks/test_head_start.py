@@ -253,6 +253,13 @@ def test_the_head_of_a_network_that_does_not_say_is_the_last_dense_layer_that_is
         (Network(), [(x, y, torch.ones(len(x))) for x, y in data()], r"the number of each image, .* alone \(got \(\d+,\), torch.float32\)"),
         (Network(), [(x, y, ["a.png"] * len(x)) for x, y in data()], r"the number of each image, .* alone \(got list\)"),
         (Network(), [(x[:, None], y) for x, y in data()], "features of"),
+        (
+            Network(),
+            [{"pixels": x, "labels": y} for x, y in data()],
+            r"\(inputs, labels\), tensors \(got a dict of pixels, labels\); of mappings",
+        ),
+        (Network(), [x for x, _ in data()], r"a batch must be \(inputs, labels\), tensors \(got \(\d+, .*float32\)"),
+        (Network(), [(x, y.tolist()) for x, y in data()], r"a batch must be \(inputs, labels\), tensors \(got tuple\)"),
     ],
 )
 def test_what_cannot_be_is_refused(network: nn.Module, batches: list[tuple[Tensor, Tensor]], message: str) -> None:

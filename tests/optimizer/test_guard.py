@@ -52,7 +52,7 @@ def test_a_loss_that_leaps_cuts_all_lengths_once_with_one_warning(fused: bool | 
         run(network, optimizer, LEAPS[:2])
     assert equal(weights(one), weights(other))
     run(other, free, LEAPS[2:3], 2)
-    with pytest.warns(UserWarning, match=r"the loss leapt from 1 to 4\.1: L3RS goes on with 0\.3 of its lengths") as said:
+    with pytest.warns(UserWarning, match=r"the loss leapt from 1 to 4\.1: L3RS multiplies all further steps by 0\.3") as said:
         run(one, guarded, LEAPS[2:3], 2)
     assert [w.filename for w in said] == [__file__]
     assert guarded.decisions().length.to_numpy() == pytest.approx(CUT * free.decisions().length.to_numpy())

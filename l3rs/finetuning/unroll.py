@@ -44,6 +44,16 @@ class Report:
     head_start: HeadStartReport | None = None
 
 
+@contextmanager
+def drawing(device: torch.device, seed: int, step: int) -> Iterator[None]:
+    """Dropout and the like draw as a function of a task's seed and a step; afterwards torch's generators are as they were."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        for generator in (torch.default_generator, *([torch.cuda.default_generators[device.index or 0]] if on_gpu else [])):
+            generator.manual_seed((seed * 1_000_003 + step) % 2**63)
+        yield
+
+
 def evaluate(network: nn.Module, inputs: Tensor, labels: Tensor, precision: str = "float32") -> tuple[float, float]:
     """Measures accuracy and cross entropy with BatchNorm's running statistics; leaves the network in train mode."""
     accuracy, loss = evaluated(network, inputs, labels, precision)
@@ -112,6 +122,8 @@ def unroll(
 ) -> Report:
     """Fine-tunes `network`, in place and on its device, on all batches of `task`, with BatchNorm in train mode.
 
+    What dropout draws is a function of the task's seed and the step, as the batches are.
+
     The optimizer gets the loss through a closure. If the loss is not finite, the run stops, and later evaluations are NaN. A schedule-free
     optimizer evaluates at the average of its weights, with BatchNorm statistics of the last `REFRESH` training batches; the network stays
     at the point of training.
@@ -140,7 +152,7 @@ def unroll(
             last = range(max(0, step - REFRESH), step) if step else range(min(REFRESH, len(task.batches)))
             seen = (task.batch(images, i)[0].to(device) for i in last)
             fresh = refresh if step else (refresh or recent) and head_start is not None
-            with autocast(device, precision), where_evaluated(network, optimizer, seen, fresh), lent():
+            with drawing(device, task.seed, step), autocast(device, precision), where_evaluated(network, optimizer, seen, fresh), lent():
                 report.accuracy[step], report.loss[step] = evaluate(network, held_out, held_out_labels, precision)
 
     # torch annotates closures as giving floats; they give, and `step` returns, the loss as a tensor
@@ -159,7 +171,8 @@ def unroll(
             loss.backward()
             return loss
 
-        loss = float(step_with(closure).item())
+        with drawing(device, task.seed, step - 1):
+            loss = float(step_with(closure).item())
         report.train_losses.append(loss)
         if loss != loss or loss in (float("inf"), float("-inf")):
             break

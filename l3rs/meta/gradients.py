@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from l3rs.controller.decide import unflatten
+from l3rs.finetuning.unroll import drawing
 from l3rs.meta.batch_norm import batch_norm
 from l3rs.meta.twice import TWICE
 from l3rs.optimizer.differentiable import DifferentiableL3RS, State
@@ -56,6 +58,7 @@ def meta_gradient(
     insignificant: float = 0.0,
     form: type[DifferentiableL3RS] = DifferentiableL3RS,
     back: bool = True,
+    seed: int = 0,
 ) -> MetaGradient:
     """The gradient through one run of `steps` steps from the network's present weights, which stay as they are.
 
@@ -75,6 +78,7 @@ def meta_gradient(
             exact gradient is as good as infinite.
         form: what decides on each step, and from which meta-parameters.
         back: whether to go back through the run; else the gradient is zero.
+        seed: what dropout draws is a function of it and the step, there and back.
 
     Raises:
         ValueError: a value is not what it must be, or the schedule mixes a direction that has no derivative.
@@ -84,7 +88,7 @@ def meta_gradient(
     if steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1 (got {steps})")
     batch = batches if callable(batches) else batches.__getitem__
-    return _Unroll(learned, network, batch, steps, held_out, statistics, last, checkpoint, insignificant, form).gradient(back)
+    return _Unroll(learned, network, batch, steps, held_out, statistics, last, checkpoint, insignificant, form, seed).gradient(back)
 
 
 class _Graph(NamedTuple):
@@ -121,7 +125,9 @@ class _Unroll:
         checkpoint: bool,
         insignificant: float,
         form: type[DifferentiableL3RS] = DifferentiableL3RS,
+        seed: int | None = None,
     ) -> None:
+        self.seed = seed  # None leaves torch's generators alone, as where steps are captured
         self.checkpoint, self.insignificant = checkpoint, insignificant
         self.network, self.batch, self.steps, self.held_out = network, batch, steps, held_out
         self.refreshed, self.last = statistics == "refreshed", min(last, steps)
@@ -266,18 +272,20 @@ class _Unroll:
     def _graph(self, theta: Tensor, k: int, keep: bool) -> _Graph:
         """The gradient of step k; `keep`: with the graph that it and the statistics are differentiated through."""
         theta = theta.detach().requires_grad_()
-        loss, seen = self._loss(theta, self.batch(k), recording=keep)
+        loss, seen = self._loss(theta, self.batch(k), recording=keep, step=k)
         (g,) = torch.autograd.grad(loss, theta, create_graph=keep)
         return _Graph(theta, g, loss, seen)
 
-    def _loss(self, theta: Tensor, batch: Batch, recording: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, theta: Tensor, batch: Batch, recording: bool, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss in train mode, and the batch's statistics in each BatchNorm, by the buffers that they go into.
 
         Args:
             recording: whether these statistics have a graph.
+            step: that dropout draws for.
         """
         scratch = {name: b.clone() for name, b in self.buffers.items()}
-        with torch.enable_grad(), _Statistics(scratch, recording) as statistics:
+        drawn = nullcontext() if self.seed is None else drawing(theta.device, self.seed, step)
+        with drawn, torch.enable_grad(), _Statistics(scratch, recording) as statistics:
             logits = functional_call(self.network, self._parameters(theta) | scratch, (batch[0],))
             loss = F.cross_entropy(logits, batch[1])
         return loss, statistics.seen
@@ -291,7 +299,7 @@ class _Unroll:
         """The mean of the last batches' statistics at these weights; `keep`: and those of each batch, with their graphs."""
         total, seen = dict[str, Tensor](), list[dict[str, Tensor]]()
         for k in range(self.steps - self.last, self.steps):
-            _, found = self._loss(theta, self.batch(k), recording=keep)
+            _, found = self._loss(theta, self.batch(k), recording=keep, step=k)
             for name, value in found.items():
                 total[name] = total.get(name, 0) + value.detach() / self.last
             if keep:
@@ -302,7 +310,7 @@ class _Unroll:
         """The vector-Jacobian product of `_mean_statistics`, batch by batch."""
         total = torch.zeros_like(theta)
         for k in reversed(range(self.steps - self.last, self.steps)) if of_buffers else ():
-            found = seen.pop() if seen else self._loss(theta, self.batch(k), recording=True)[1]
+            found = seen.pop() if seen else self._loss(theta, self.batch(k), recording=True, step=k)[1]
             weights = {name: g / self.last for name, g in of_buffers.items() if found[name].requires_grad}
             if weights:
                 (through,) = torch.autograd.grad([found[name] for name in weights], theta, list(weights.values()), allow_unused=True)

@@ -330,6 +330,7 @@ class FineTuning(Problem):
                 c.gradient.insignificant,
                 self.form,
                 back,
+                task.seed,
             )
 
     def _surviving(self, work: Callable[[], T], replacements: int = REPLACEMENTS) -> T:

@@ -53,6 +53,17 @@ def test_a_run_on_another_network(tiny: Workload) -> None:
     assert workbench(tiny) is not workbench()
 
 
+def test_what_dropout_draws_is_a_function_of_the_task(tmp_path: Path) -> None:
+    workload = Workload(model="test_vit", model_args={"proj_drop_rate": 0.5, "img_size": 32}, from_scratch=True, channels=1)
+    run = Run("c", Arm("Adam", "adam", lr=1e-3), 2, 0, "meta-test", workload=workload)
+    torch.manual_seed(0)
+    first = execute(run)
+    torch.manual_seed(1)
+    assert execute(run).train_losses == first.train_losses
+    still = replace(run, workload=replace(workload, model_args={"proj_drop_rate": 0.0, "img_size": 32}))
+    assert execute(still).train_losses != first.train_losses
+
+
 def test_a_workbench_puts_another_network_back_to_its_start(tiny: Workload) -> None:
     bench = Workbench(tiny, TaskConfig())
     before = {k: v.clone() for k, v in bench.network_for(5).state_dict().items()}

@@ -119,6 +119,16 @@ def test_the_run_is_the_optimizers(directions: tuple[str, ...], momentum: float 
     assert found.loss == pytest.approx(F.cross_entropy(network(HELD_OUT[0]), HELD_OUT[1]).item(), rel=1e-5)
 
 
+def test_graphs_that_are_made_again_have_the_same_dropout() -> None:
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(3 * 36, 3)).double()
+    learned = learned_for(network)
+    kept = meta_gradient(learned, network, double, STEPS, HELD_OUT, "refreshed", last=3)
+    again = meta_gradient(learned, network, double, STEPS, HELD_OUT, "refreshed", last=3, checkpoint=True)
+    assert torch.allclose(kept.theta, again.theta, rtol=1e-9, atol=1e-12)
+    assert kept.train_losses != meta_gradient(learned, network, double, STEPS, HELD_OUT, seed=1).train_losses
+
+
 def test_a_run_that_diverges_teaches_nothing() -> None:
     network = small_network(torch.float64)
     learned = learned_for(network)

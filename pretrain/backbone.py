@@ -36,6 +36,7 @@ from l3rs.data.loader import Loader
 from l3rs.files import append_rows
 from l3rs.finetuning.workload import Workload, flat, from_flat
 from l3rs.networks.create import create
+from l3rs.schedules.seal import fingerprint
 
 LOG = ("step", "train_loss", "val_loss", "val_accuracy")
 
@@ -247,9 +248,10 @@ def resumable(folder: Path, config: PretrainConfig) -> Path | None:
     about, last = folder / f"{config.stem}.config.json", folder / f"{config.stem}.ckpt"
     described = flat(config)
     free = ("data", "cache", "loaders")
+    described["contents"] = fingerprint(json.dumps(config.workload.contents(("pretrain",)), sort_keys=True))[:12]
     if last.exists() and about.exists():
         before = json.loads(about.read_text())
-        different = [k for k, v in described.items() if k not in free and before.get(k) != v]
+        different = [k for k, v in described.items() if k not in free and before.get(k, v if k == "contents" else None) != v]
         if different:
             raise ValueError(f"{last} is of a run with another config: {', '.join(different)} differ; remove it, or choose another --out")
         return last
@@ -276,8 +278,7 @@ def pretrain(config: PretrainConfig, out: str) -> dict[str, object]:
     callbacks: list[pl.Callback] = [
         ModelCheckpoint(folder, config.stem, monitor=None, enable_version_counter=False, save_on_train_epoch_end=False)
     ]
-    if config.ema:
-        callbacks.append(EMAWeightAveraging(decay=config.ema))
+    averages = [EMAWeightAveraging(decay=config.ema)] if config.ema else []
     started = time.perf_counter()
     trainer = pl.Trainer(
         max_steps=config.steps,
@@ -287,12 +288,14 @@ def pretrain(config: PretrainConfig, out: str) -> dict[str, object]:
         devices=config.devices,
         precision=config.precision,  # type: ignore[arg-type]
         logger=TensorBoardLogger(folder, name="tensorboard", version=config.stem),
-        callbacks=callbacks,
+        callbacks=[*callbacks, *averages],
         log_every_n_steps=min(50, config.validate_every),
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
     trainer.fit(module, datamodule=Data(config), ckpt_path=last, weights_only=True)
+    for average in averages:  # which Lightning leaves out where a run that is resumed has no step to take
+        average.on_train_end(trainer, module)
     seconds = time.perf_counter() - started
     if not trainer.is_global_zero:
         return {}

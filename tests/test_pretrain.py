@@ -81,11 +81,16 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
         patch.setattr(backbone.Backbone, "training_step", until_the_lights_go_out)
         with pytest.raises(RuntimeError, match="lights"):
             backbone.pretrain(config, str(tmp_path / "stopped"))
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "keep", until_the_lights_go_out)  # after the last step
+        with pytest.raises(TypeError):
+            backbone.pretrain(config, str(tmp_path / "kept"))
+    backbone.pretrain(config, str(tmp_path / "kept"))
     with pytest.raises(ValueError, match="another config: lr differ"):
         backbone.pretrain(replace(config, lr=1.0), str(tmp_path / "stopped"))
     backbone.pretrain(config, str(tmp_path / "stopped"))
-    whole, stopped = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
-    assert all(torch.equal(whole[k], stopped[k]) for k in whole)
+    whole, stopped, kept = (weights(tmp_path / name) for name in ("whole", "stopped", "kept"))
+    assert all(torch.equal(whole[k], stopped[k]) and torch.equal(whole[k], kept[k]) for k in whole)
     assert pd.read_csv(tmp_path / "stopped" / "resnet18-w2-icons.csv").step.to_list() == [2, 4, 6]
 
 

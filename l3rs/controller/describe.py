@@ -24,7 +24,10 @@ HEADS = {
     "last_linear",
     "output",
     "score",
+    "lm_head",
 }  # what networks call the module that classifies
+# What the weights of a bias are called, as they are or within a parametrization, such as a weight norm: its matrix, not its norms.
+WEIGHTS = ("weight", "parametrizations.weight.original", "parametrizations.weight.original1", "weight_v", "weight_orig")
 EMBEDDINGS = re.compile(r"embed|cls_token|class_token|dist_token|reg_token|relative_position|bias_table|\bwpe\b|\bwte\b")
 
 
@@ -107,7 +110,8 @@ def _owners_by_name(shapes: Sequence[Sequence[int]], names: Sequence[str]) -> li
     known = {name: i for i, name in enumerate(names)}
     owner: list[int | None] = []
     for shape, name in zip(shapes, names, strict=True):
-        of = known.get(f"{name[:-4]}gamma") if name.endswith("beta") else known.get(f"{name[:-4]}weight") if name.endswith("bias") else None
+        stem, matrices = name[:-4], {"beta": ("gamma",), "bias": WEIGHTS}.get(name[-4:], ())
+        of = next((known[stem + matrix] for matrix in matrices if stem + matrix in known), None)
         owner.append(of if len(shape) <= 1 else None)
     return owner
 
@@ -134,7 +138,8 @@ def _owners_by_order(shapes: Sequence[Sequence[int]]) -> list[int | None]:
 def _kind(shape: Sequence[int], name: str, owner_axes: int | None) -> str:
     """The kind of a layer that is not of the head; `owner_axes`: of the layer that it is the bias or shift of."""
     axes = len(shape)
-    if EMBEDDINGS.search(name) and "proj" not in name and "norm" not in name and owner_axes is None:
+    own = ".".join(name.split(".")[-2:])  # a module that is called so may hold a whole network
+    if EMBEDDINGS.search(own) and "proj" not in name and "norm" not in name and owner_axes is None and (axes != 4 or shape[0] == 1):
         return "embedding"
     if axes <= 1:
         return "scale" if owner_axes is None else "bias" if owner_axes >= 2 else "shift"
@@ -144,7 +149,7 @@ def _kind(shape: Sequence[int], name: str, owner_axes: int | None) -> str:
         return "dense"
     if axes == 4 or axes == 5:
         return "depthwise" if shape[1] == 1 and shape[0] > 1 and math.prod(shape[2:]) > 1 else "kernel"
-    return "other" if axes == 3 and min(shape) > 1 else "embedding"
+    return "embedding" if axes == 3 and shape[0] == 1 else "other"  # a token or a position for each, or a kernel of one axis
 
 
 def describe(table: LayerTable, shapes: Sequence[Sequence[int]], scale: float) -> Tensor:

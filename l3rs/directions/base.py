@@ -11,6 +11,7 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 HALF = (torch.float16, torch.bfloat16)
+NOTHING = 1e-17  # the l2 norm up to which a direction counts as 0: below it, sums of squares in float32 are noise (decide.h has it too)
 
 
 class Direction(ABC):

@@ -278,7 +278,7 @@ class Rows:
         self.shard = folder / f"{date.today().isoformat()}-{os.getpid()}-{uuid.uuid4().hex[:6]}.csv"
 
     def read(self) -> pd.DataFrame:
-        """Reads all rows, each once."""
+        """Reads all rows, each once; of a run that failed and was made again, those of the second."""
         tables = [pd.DataFrame(columns=list(CELL_FIELDS))]
         for folder in filter(None, (self.committed, self.folder)):
             tables += [pd.read_parquet(file) for file in sorted(folder.glob("*.parquet"))]
@@ -288,7 +288,8 @@ class Rows:
         whole["made_with"] = filled(whole["made_with"], "")  # what is older than the column
         whole["weights"] = filled(whole["weights"], "")  # what is shipped, and rows older than the column
         whole["head"] = filled(whole["head"], "random")  # older rows do not say it
-        return whole.drop_duplicates([*KEY, "steps"], keep="first", ignore_index=True)
+        whole = whole.sort_values("error", key=lambda said: filled(said, "") != "", kind="stable")
+        return whole.drop_duplicates([*KEY, "steps"], keep="first").sort_index(ignore_index=True)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Adds rows to this invocation's file."""

@@ -199,8 +199,8 @@ def summary(results: Results, config: FinetuneConfig) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def baseline_steps(results: Results, config: FinetuneConfig, accuracy: float) -> float:
-    """Finds the steps that the best baseline of a comparison needs to reach `accuracy` on the tasks of `config`.
+def baseline_steps(results: Results, config: FinetuneConfig, accuracy: float) -> tuple[float, int]:
+    """Finds the steps that the best baseline needs to reach `accuracy` on the tasks of `config`, and the most that any baseline took.
 
     It reads them off the upper envelope of all baselines and horizons in `results`, linear in log steps; infinite if none gets there.
     """
@@ -209,7 +209,7 @@ def baseline_steps(results: Results, config: FinetuneConfig, accuracy: float) ->
     r = r[[lr == tuned_learning_rate(name, steps, head=config.head) for name, steps, lr in zip(r.optimizer, r.steps, r.lr, strict=True)]]
     means = r.assign(accuracy=r.accuracy.fillna(0)).groupby(["steps", "optimizer"]).accuracy.agg(["mean", "size"])
     envelope = means[means["size"] == config.tasks]["mean"].groupby("steps").max().cummax()
-    return stats.crossing([math.log(s) for s in envelope.index], envelope.to_list(), accuracy)
+    return stats.crossing([math.log(s) for s in envelope.index], envelope.to_list(), accuracy), int(envelope.index.max())
 
 
 HEADER = ("optimizer", "steps", "lr", "accuracy", "95% interval", "loss", "to l3rs", "95% interval")
@@ -279,12 +279,8 @@ def finetune(config: FinetuneConfig, chosen: Chosen, results: Results) -> pd.Dat
     print(f"\n{as_text(table)}\n\nto l3rs: accuracy minus the accuracy of l3rs, paired by task.")
     if OURS in config.optimizers and len(config.optimizers) > 1:
         for line in table[table.optimizer == OURS].to_dict("records"):
-            needed = baseline_steps(results, config, line["accuracy"])
-            said = (
-                f"{needed:.0f}, {needed / line['steps']:.1f} times as many"
-                if math.isfinite(needed)
-                else f"more than {int(results.runs.steps.max())}"
-            )
+            needed, most = baseline_steps(results, config, line["accuracy"])
+            said = f"{needed:.0f}, {needed / line['steps']:.1f} times as many" if math.isfinite(needed) else f"more than {most}"
             print(f"To match l3rs after {line['steps']} steps, the best baseline of this comparison needs {said}.")
     picture = results.path / "finetune.png"
     with results.writing(picture):

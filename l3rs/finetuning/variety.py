@@ -80,7 +80,7 @@ class Variety:
 
     def __init__(self, config: ZooConfig, head: str) -> None:
         self.config, self.head = config, head
-        self._counts: dict[tuple[str, str], tuple[list[int], list[int]]] = {}  # by split and purpose
+        self._counts: dict[tuple[Workload, str], tuple[list[int], list[int]]] = {}  # by network and purpose
         zoo = read_zoo(str(config.file), config.weights)
         self.workloads = tuple(with_classes(network.workload) for network in zoo.values() if not network.held_out)
         if not self.workloads:
@@ -111,7 +111,7 @@ class Variety:
 
     def _smallest(self, workload: Workload, purpose: str) -> tuple[list[int], list[int]]:
         """Numbers of train and of validation images of the classes, each from the smallest."""
-        key = workload.split, purpose
+        key = workload, purpose
         if key not in self._counts:
             train, held_out = zip(*workload.counts(purpose).values(), strict=True)
             self._counts[key] = sorted(train), sorted(held_out)

@@ -16,6 +16,7 @@ from l3rs.learned.accumulators import State
 from l3rs.learned.mlp import Member, Rule
 from l3rs.learned.portions import Portions
 from l3rs.optimizer.arguments import Multipliers, evaluate, multiplier, plain
+from l3rs.optimizer.distributed import average_over_ranks
 from l3rs.optimizer.observed import Losses, WatchesLoss
 from l3rs.optimizer.states import check_names, differences, fit, meta, name_of
 from l3rs.text import printable
@@ -145,6 +146,8 @@ class LearnedRule(WatchesLoss):
                     values = self._values(p)
                     g = self._values(-p.grad if group["maximize"] else p.grad).to(values)
                     members.append(Member(p, g, values, self._state_of(p, group), group))
+        if members and observed is not None:
+            observed = average_over_ranks(observed, members[0].g.device, None)
         if members and self._finite(members, observed):
             for m, change in zip(members, self._update(members, observed), strict=True):
                 m.param.sub_(change.view(m.param.shape))

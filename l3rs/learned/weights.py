@@ -46,7 +46,7 @@ def _celo2(named: Named, theta: Tensor, steps: int, lr: float, **options: Any) -
 
     def fall(optimizer: Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * (1 + math.cos(math.pi * group["step"] / steps)) / 2
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * (1 + math.cos(math.pi * min(group["step"] / steps, 1))) / 2
 
     optimizer = Celo2(named, theta, lr / math.sqrt(steps), **options)
     optimizer.register_step_post_hook(fall)
@@ -147,7 +147,7 @@ def load(given: str | Path, kind: str) -> LearnedWeights:
             return weights
     except CheckpointError:  # a published file, then, or none at all, which is said better below
         pass
-    return LearnedWeights(kind, meta.read(KINDS[kind].shapes, file), name=file.stem)
+    return LearnedWeights(kind, meta.read(KINDS[kind].shapes, file), KINDS[kind].lr, name=file.stem)
 
 
 __all__ = ["KINDS", "LearnedWeights", "load", "starting_weights"]

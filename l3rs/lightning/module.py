@@ -52,6 +52,7 @@ class L3RSMixin(pl.LightningModule):
     weight_decay: float = 0.0
     guard: bool = True
     _window: Mapping[int, Tensor | None] = {}  # replaced, never changed
+    _begun: int | None = None  # the first batch of this fit
 
     def l3rs_optimizer(self, params: Iterable[tuple[str, nn.Parameter]] | None = None) -> L3RS:
         """L3RS for `params`, named as in this module; by default all that require a gradient.
@@ -99,6 +100,16 @@ class L3RSMixin(pl.LightningModule):
 
         cast("Any", optimizer).step(closure=closure, loss=seen)
 
+    def on_train_start(self) -> None:
+        """Knows of no batch yet."""
+        super().on_train_start()
+        self._begun = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Notes the first batch: a run that is resumed may begin within those of one step."""
+        self._begun = batch_idx if self._begun is None else self._begun
+        return super().on_train_batch_start(batch, batch_idx)
+
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Any, batch_idx: int) -> None:
         """Keeps the losses of batches whose gradients are accumulated."""
         super().on_train_batch_end(outputs, batch, batch_idx)
@@ -108,8 +119,10 @@ class L3RSMixin(pl.LightningModule):
             self._window = {**(self._window if batch_idx % every else {}), batch_idx: loss}
 
     def _earlier_losses(self, batch_idx: int) -> list[Tensor | None]:
-        """Those of the batches before this one whose gradients go into the same step."""
+        """Those of the batches before this one, since the run was begun or resumed, whose gradients go into the same step."""
         first = batch_idx - batch_idx % self.trainer.accumulate_grad_batches
+        if self._begun is not None and first < self._begun <= batch_idx:
+            first, self._begun = self._begun, 0  # of this step alone: the next epoch counts from 0 again
         missing = [i for i in range(first, batch_idx) if i not in self._window]
         if missing:
             raise RuntimeError(f"the loss of batch {missing[0]} was not kept: an on_train_batch_end must call super().on_train_batch_end")
@@ -306,10 +319,6 @@ class _NamedL3RS(L3RS):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_called": self._called}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._assign()  # BaseFinetuning puts back groups that were added before a resume without adding them
 
 
 def _renamed(learned: LearnedSchedule, names: Sequence[str]) -> LearnedSchedule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -195,6 +196,8 @@ class MetaTrainConfig:
             raise ValueError(f"name must have no slash, since a file is called after it (got {self.name!r})")
         if not self.name.isprintable() or len(self.name.encode()) > LONGEST:
             raise ValueError(f"name must be printable and at most {LONGEST} bytes, since a file is called after it (got {self.name!r})")
+        if re.fullmatch(r"(state|theta)-\d+", self.name):
+            raise ValueError(f"name must not be that of a state or of a generation of the run's folder (got {self.name!r})")
         check_head(self.head, self.head_batches)
         LEARNERS[self.optimizer].check(self.beginning)
         if self.search != "nes":

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from l3rs.files import write_atomically
@@ -20,22 +22,25 @@ from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.descent import Search
 from l3rs.run_folder import RunFolder
+from l3rs.schedules.find import locate
 from l3rs.schedules.learned import Learned
-from l3rs.schedules.seal import fingerprint
+from l3rs.schedules.seal import DAMAGED, fingerprint, intact, sealed
 
 CURVE = (
     "generation", "steps", "mean_loss", "best_loss", "spread", "diverged", "failed", "sigma", "lr", "validation_accuracy",
     "validation_loss", "inner_steps_per_second", "seconds",
 )  # fmt: skip
 KEPT = 3  # states
+STATE = re.compile(r"state-(\d{6,})\.safetensors")
 # These may change when a run resumes: its length, its processes, the choice at the end, and the place of the images.
 FREE = ("generations", "workers", "ray_address", "gpus_per_actor", "device", "finalists", "final_tasks", "data", "cache")
 
 
 def contents_of(config: MetaTrainConfig) -> str:
-    """A hash of what the files hold that the config names: networks of a zoo, classes of splits, weights."""
+    """A hash of what the files hold that the config names: networks of a zoo, classes of splits, weights, what it starts from."""
     workloads = (config.workload,) if config.variety is None else config.variety.workloads
-    held = [[workload.contents(PURPOSES), workload.source().fingerprint()] for workload in workloads]
+    held: list[Any] = [[workload.contents(PURPOSES), workload.source().fingerprint()] for workload in workloads]
+    held += [fingerprint(locate(file).read_bytes()) for file in config.start]
     return fingerprint(json.dumps(held, sort_keys=True))[:12]
 
 
@@ -58,14 +63,14 @@ class MetaTrainFolder(RunFolder):
 
     def states(self) -> list[Path]:
         """The saved states, newest first."""
-        return sorted(self.path.glob("state-*.safetensors"), reverse=True)
+        return sorted((file for file in self.path.iterdir() if STATE.fullmatch(file.name)), reverse=True)
 
     def save_state(self, search: Search) -> None:
         """Saves the state, and removes all but the last few."""
         tensors = {k: torch.as_tensor(v).clone().contiguous() for k, v in search.state_dict().items()}
         file = self.path / f"state-{search.generation:06d}.safetensors"
         with self.writing(file):
-            write_atomically(file, save(tensors))
+            write_atomically(file, save(tensors, sealed({"generation": search.generation}, tensors)))
             for old in self.states()[KEPT:]:
                 old.unlink()
 
@@ -76,7 +81,7 @@ class MetaTrainFolder(RunFolder):
         """
         for file in self.states():
             try:
-                search.load_state_dict(load(file.read_bytes()))
+                search.load_state_dict(read_state(file))
                 break
             except (SafetensorError, KeyError, ValueError, OSError) as error:
                 warnings.warn(f"{file} cannot be read ({error}); going on from the state before it", stacklevel=3)
@@ -86,12 +91,12 @@ class MetaTrainFolder(RunFolder):
             self._write_curve(row for row in self.curve() if int(row["generation"]) <= search.generation)
 
     def curve(self) -> list[dict[str, str]]:
-        """Reads the rows of `curve.csv`, without one that was cut off."""
+        """Reads the rows of `curve.csv`, without those that were cut off or damaged."""
         file = self.path / "curve.csv"
         if not file.exists():
             return []
         with file.open(newline="") as rows:
-            return [row for row in csv.DictReader(rows) if (row.get("generation") or "").isdigit() and row.get("seconds")]
+            return [row for row in csv.DictReader(rows) if (row.get("generation") or "").isdigit() and row.get("seconds") and _numbers(row)]
 
     def append(self, row: Mapping[str, float | int | str]) -> None:
         """Adds a row to `curve.csv`."""
@@ -119,6 +124,23 @@ class MetaTrainFolder(RunFolder):
         return self.path / f"theta-{generation:05d}.safetensors"
 
 
+def read_state(file: Path) -> dict[str, Tensor]:
+    """The tensors of a state. Raises SafetensorError, OSError or ValueError if it cannot be read, or is not what was written."""
+    with safe_open(file, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a dict)
+        if not intact(opened.metadata() or {}, tensors):
+            raise ValueError(DAMAGED)
+    return tensors
+
+
+def _numbers(row: Mapping[str, str]) -> bool:
+    """Whether every cell of today's columns is a number, or empty."""
+    try:
+        return bool([float(row[name]) for name in CURVE if row.get(name)])
+    except (TypeError, ValueError):
+        return False
+
+
 def last_generation(path: Path) -> int:
     """Finds the last saved generation in a folder; 0 if there is none."""
-    return max((int(file.stem.removeprefix("state-")) for file in path.glob("state-*.safetensors")), default=0)
+    return max((int(found[1]) for file in path.glob("state-*") if (found := STATE.fullmatch(file.name))), default=0)

@@ -133,6 +133,7 @@ class FineTuning(Problem):
         self.tasks: Tasks = ()  # of this generation
         self.replaced = 0  # times that processes were, so far
         self.met = ""  # the last error that a candidate met in this process, in this generation
+        self.lost = 0  # generations in a row of which most was lost
         gpus = config.gpus_per_actor
         super().__init__(
             "min",
@@ -264,9 +265,8 @@ class FineTuning(Problem):
             return self._gradients_at_once(theta)
         if not self._num_actors:
             return [self._gradient(theta, *task) for task in self.tasks]
-        number = int(self._num_actors)
-        parts: list[list[tuple[int, TaskGradient]]] = self._surviving(
-            lambda: self.all_remote_problems()._share_of_gradients(theta, list(self.tasks), number)
+        parts: list[list[tuple[int, TaskGradient]]] = self._surviving(  # how many there are is known once they have been started
+            lambda: self.all_remote_problems()._share_of_gradients(theta, list(self.tasks), int(self._num_actors))
         )
         found = dict(pair for part in parts for pair in part)
         self.met = next((task.error for task in found.values() if task.error), "")

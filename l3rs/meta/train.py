@@ -25,7 +25,7 @@ from l3rs.finetuning.tasks import task_seed
 from l3rs.finetuning.variety import PURPOSES, whole_number
 from l3rs.finetuning.workbench import workbench
 from l3rs.learners import LEARNERS
-from l3rs.meta.config import MetaTrainConfig
+from l3rs.meta.config import LOG_FLOOR, MetaTrainConfig
 from l3rs.meta.descent import Search, search_for
 from l3rs.meta.folder import MetaTrainFolder
 from l3rs.meta.problem import FineTuning, MetaTrainingError, places
@@ -37,11 +37,15 @@ from l3rs.schedules.learned import Learned
 if find_spec("ray") is not None:
     import ray
 
+PATIENCE = 3  # generations of a descent in a row in which most tasks diverged
+
 
 def start(config: MetaTrainConfig) -> Learned:
     """Makes the schedule that meta-training starts from. Raises CheckpointError if a file of meta-parameters cannot be used."""
     learner = LEARNERS[config.optimizer]
     name = config.name or f"{config.workload.class_split.name}-{learner.called_after(config.workload.model)}"
+    if config.zoo.file is not None and not config.name:
+        name = f"{Path(config.zoo.file).stem}-{config.optimizer}"
     return learner.start(config.beginning, name, lambda: workbench(config.workload, config.task).network)
 
 
@@ -49,12 +53,14 @@ def generation_tasks(config: MetaTrainConfig, generation: int) -> list[tuple[int
     """Draws (seed, steps) of a generation's tasks, as a function of (config seed, generation).
 
     Each task has its own K. Of n tasks, the i-th draws K from the i-th of n equally likely parts of the range. So every generation sees
-    short and long runs.
+    short and long runs. Over a zoo the parts are shuffled where a network would else meet few of them.
     """
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([config.nes.seed, generation])))
     n, share, logarithmic = config.meta_batch, float(rng.random()), config.steps_distribution == "log-uniform"
     seeds = [config.seed_for(task_seed(config.nes.seed, generation, i), generation * n + i) for i in range(n)]
-    return [(seed, whole_number(config.steps, (i + share) / n, logarithmic)) for i, seed in enumerate(seeds)]
+    tied = config.variety is not None and math.gcd(n, len(config.variety.workloads)) > 1  # networks take turns by the number of the task
+    parts = rng.permutation(n).tolist() if tied else range(n)
+    return [(seed, whole_number(config.steps, (part + share) / n, logarithmic)) for seed, part in zip(seeds, parts, strict=True)]
 
 
 def meta_validate(problem: FineTuning, theta: Tensor, numbers: range) -> tuple[float, float]:
@@ -112,8 +118,8 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
 
     Raises:
         FolderError: `out` holds a run of another config, another process is at work in it, or it cannot be written.
-        MetaTrainingError: more than half of a generation's candidates diverged or met an error, or processes keep dying. All earlier
-            generations are saved.
+        MetaTrainingError: more than half of a generation's candidates diverged or met an error; where a descent's tasks diverged, those
+            of `PATIENCE` generations in a row; or processes keep dying. All earlier generations are saved.
         ValueError: the images, the class split, the weights or the device cannot be used.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -174,12 +180,14 @@ def one_generation(problem: FineTuning, search: Search, config: MetaTrainConfig)
     runs = config.nes.population if search.sigma else 1  # of each task
     search.step()
     diverged, failed = (int(column.sum()) for column in search.evaluations[:, 1:].T)
-    if 2 * (diverged + failed) > len(search.evaluations):
+    lost = 2 * (diverged + failed) > len(search.evaluations)
+    problem.lost = problem.lost + 1 if lost else 0
+    if problem.lost >= (PATIENCE if not row["sigma"] and diverged and not failed else 1):  # a descent may go on elsewhere
         raise MetaTrainingError(explain(problem, search, diverged, failed))
     seconds = time.perf_counter() - started
     row |= {name: search.status[name] for name in ("mean_loss", "best_loss", "spread")}
     if config.objective == "log":  # the mean is the geometric one then, and the spread stays one of logarithms
-        row |= {name: math.exp(search.status[name]) for name in ("mean_loss", "best_loss")}
+        row |= {name: math.exp(search.status[name]) - LOG_FLOOR for name in ("mean_loss", "best_loss")}
     return row | {
         "generation": search.generation,
         "diverged": diverged,
@@ -197,8 +205,8 @@ def explain(problem: FineTuning, search: Search, diverged: int, failed: int) -> 
     if error := problem.error():
         said += f", such as {error}"
     return (
-        f"{said}; nothing was learned from it. To see it again: nes.seed {problem.config.nes.seed}, tasks {tasks}. A smaller "
-        "nes.sigma or schedule.lr0 makes runs tamer"
+        f"{said}; nothing was learned from it. To see it again: nes.seed {problem.config.nes.seed}, tasks {tasks}. In a new folder, a "
+        f"smaller {'nes.sigma or ' if search.sigma else ''}schedule.lr0 makes runs tamer"
     )
 
 
@@ -219,6 +227,11 @@ def choose(folder: MetaTrainFolder, problem: FineTuning, learned: Learned, confi
     """
     rows = folder.curve()
     validated = [r for r in rows if r["validation_accuracy"]]
+    if not validated:
+        raise MetaTrainingError(
+            f"{folder.path / 'curve.csv'} has no generation that was validated, so none can be chosen; it was removed or damaged. The "
+            "schedules of validated generations are there as theta-*.safetensors"
+        )
     candidates = [r for r in validated if math.isfinite(float(r["validation_loss"]))] or validated[-1:]
     candidates.sort(key=lambda r: (float(r["validation_accuracy"]), int(r["generation"])), reverse=True)
     finalists = [int(r["generation"]) for r in candidates[: config.finalists]]

@@ -129,7 +129,10 @@ def head_inside(module: nn.Module, cure: str = "name it") -> nn.Linear:
             return head_of(network)
     dense = [(name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear)]
     place = called_head([name for name, _ in dense])
-    if saying or place is None:
+    if saying:
+        kind = type(saying[0].get_classifier()).__name__  # type: ignore[operator]
+        raise ValueError(f"{type(module).__name__} has no dense head: it says that its head is of {kind}")
+    if place is None:
         raise ValueError(f"{type(module).__name__} has no dense head that says so, or is called so: {cure}")
     return dense[place][1]
 

@@ -144,6 +144,8 @@ def head_start(
     own = isinstance(head, nn.Linear) and head._parameters.get("weight") is not None  # it is not where weight_norm makes it
     if not own or parametrize.is_parametrized(head):
         raise ValueError(f"the head must be a dense layer with weights of its own (got {type(head).__name__})")
+    if any(hasattr(p, "to_local") for p in network.parameters()):
+        raise ValueError("a head start is for whole parameters, and these are sharded: call it before fully_shard")
     with torch.no_grad(), _untouched(network, head, _generators(batches)):
         seen = _see(network, islice(batches, limit), head, config)
         weight, bias, found = _choose(seen, head, config)

@@ -2,7 +2,8 @@
 
 Running statistics lag behind the weights: with a momentum of 0.1 a third of what they hold after 10 steps is of the pretrained network.
 `torch.optim.swa_utils.update_bn` measures them anew, with a pass over some 20 batches. Here they are the mean over the last few training
-batches, whose statistics follow from what each has made of the running ones: with momentum m, batch = (after - (1 - m) before) / m.
+batches, whose statistics follow from what each has made of the running ones: with momentum m, batch = (after - (1 - m) before) / m. Where
+a forward pass goes through a layer n times, (1 - m)^n takes the place of 1 - m.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,42 @@ from torch._compile import _disable_dynamo
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Statistics = dict[str, Tensor]
+HALF = (torch.float16, torch.bfloat16)
+KEPT = ("running_mean", "running_var", "num_batches_tracked")
+
+
+Kept = list[tuple[Tensor, Tensor, Tensor]]  # mean, variance and count of batches, of each
+
+
+class _Pass(NamedTuple):
+    """What a forward pass has made of the running statistics: momenta by name; each one's mean, variance and count of batches around it."""
+
+    momenta: dict[str, float | None]
+    before: Kept
+    after: Kept
+
+    def statistics(self) -> Statistics:
+        """Of its batch. A layer that the pass did not come through has none."""
+        found: Statistics = {}
+        for (name, momentum), (*before, earlier), (*after, later) in zip(self.momenta.items(), self.before, self.after, strict=True):
+            times = int(later) - int(earlier)
+            share = times / int(later) if momentum is None and times else 1 - (1 - (momentum or 0)) ** times
+            for which, old, new in zip(KEPT, before, after, strict=False):
+                if share:
+                    found[f"{name}.{which}".removeprefix(".")] = (new - (1 - share) * old) / share
+        return found
+
+
+def _follows(norm: _BatchNorm) -> bool:
+    """Whether batches go into its statistics, and can be told from them."""
+    return norm.training and norm.running_mean is not None and norm.momentum != 0 and norm.running_mean.dtype not in HALF
+
+
+def _copies(norms: dict[str, _BatchNorm]) -> Kept:
+    """Of each one's mean, variance and count of batches; all of a kind in one launch."""
+    buffers = [[cast(Tensor, getattr(norm, which)) for norm in norms.values()] for which in KEPT]
+    with torch.no_grad():
+        return list(zip(*(torch._foreach_mul(some, 1) for some in buffers), strict=True))
 
 
 class RecentStatistics:
@@ -26,7 +63,8 @@ class RecentStatistics:
 
     In a `with`, the network has them at the end. In between, `applied` lends them to an evaluation. Training sees nothing of it: it
     normalizes by the batch, and the running statistics go on. A network without BatchNorm stays as it is, and so does BatchNorm that is
-    frozen, from the start or at the end of a run. Each process of several has those of its own batches.
+    frozen, from the start or at the end of a run, or whose statistics are of half precision, too coarse to tell a batch from. Each process
+    of several has those of its own batches.
 
     Args:
         network: whose forward passes in training mode are counted, one for each batch.
@@ -52,53 +90,46 @@ class RecentStatistics:
             raise ValueError(f"share must be above 0 and at most 1 (got {share})")
         self.network, self.last, self.share = network, last, share
         self.taken = 0
-        self._batches: deque[Statistics] = deque(maxlen=last)
-        self._kept: list[Tensor] = []
+        self._batches: deque[Statistics | _Pass] = deque(maxlen=last)
+        self._passing: tuple[dict[str, _BatchNorm], Kept] | None = None  # of the forward pass that is under way
         self._hooks = [network.register_forward_pre_hook(self._before), network.register_forward_hook(self._after)]
 
     # -- in training -------------------------------------------------------------------------------------------------------------------
 
-    def _trained(self) -> tuple[list[str], list[Tensor], list[float]]:
-        """The running statistics that this batch goes into, by name, and its share of them."""
-        names, buffers, shares = [], [], []
-        for name, norm in self.network.named_modules():
-            if isinstance(norm, _BatchNorm) and norm.training and norm.running_mean is not None and norm.momentum != 0:
-                share = 1 / (int(cast(Tensor, norm.num_batches_tracked)) + 1) if norm.momentum is None else norm.momentum
-                names += [f"{name}.{kept}".removeprefix(".") for kept in ("running_mean", "running_var")]
-                buffers += [norm.running_mean, cast(Tensor, norm.running_var)]
-                shares += [share, share]
-        return names, buffers, shares
-
     @_disable_dynamo  # a network that compiles itself would be compiled anew for each batch
     def _before(self, *_: Any) -> None:
-        self._kept = []
+        self._passing = None
         if self.network.training:
-            self._names, self._buffers, self._shares = self._trained()
-            if self._names:
-                self._kept = list(torch._foreach_mul(self._buffers, [1 - share for share in self._shares]))
+            followed = {name: norm for name, norm in self.network.named_modules() if isinstance(norm, _BatchNorm) and _follows(norm)}
+            if followed:
+                self._passing = followed, _copies(followed)
             else:
                 self._batches.clear()  # the weights now train against the running ones, which have been frozen
 
     @_disable_dynamo
     def _after(self, *_: Any) -> None:
-        if self._kept:
-            with torch.no_grad():
-                batch = torch._foreach_sub(self._buffers, self._kept)
-                torch._foreach_div_(batch, self._shares)
-            self._batches.append(dict(zip(self._names, batch, strict=True)))
+        if self._passing:
+            followed, before = self._passing
+            self._batches.append(_Pass({name: norm.momentum for name, norm in followed.items()}, before, _copies(followed)))
             self.taken += 1
-            self._kept = []
+            self._passing = None
 
     # -- in use ------------------------------------------------------------------------------------------------------------------------
 
     def means(self) -> Statistics:
         """The means over the last batches, (C,), by the buffers' names; none before the first batch in training mode."""
         number = min(len(self._batches), max(1, round(self.share * self.taken)))
-        batches = list(self._batches)[-number:] if number else []
+        batches = self._statistics()[-number:] if number else []
         names = batches[-1] if batches else ()
         of = {name: [batch[name] for batch in batches if name in batch] for name in names}
         means = {name: torch.stack(found).mean(0) for name, found in of.items()}
         return {name: mean.clamp_min(0) if name.endswith("running_var") else mean for name, mean in means.items()}
+
+    def _statistics(self) -> list[Statistics]:
+        """Of each batch. It waits for the device, as training does not."""
+        found = [batch.statistics() if isinstance(batch, _Pass) else batch for batch in self._batches]
+        self._batches = deque(found, maxlen=self.last)
+        return found
 
     def apply(self) -> None:
         """Puts them in the place of the running statistics, for good. Before the first batch it does nothing, as `applied`."""
@@ -133,7 +164,7 @@ class RecentStatistics:
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on after a resume."""
-        return {"taken": self.taken, "batches": [dict(batch) for batch in self._batches]}
+        return {"taken": self.taken, "batches": [dict(batch) for batch in self._statistics()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state."""

@@ -17,6 +17,7 @@ from l3rs.controller.config import CONTROLLERS, SIGNALS
 from l3rs.controller.decide import decide
 from l3rs.controller.features import Averages, TimeFeatures, log_rms, log_scaled, shown_directions
 from l3rs.directions import Direction
+from l3rs.directions.base import NOTHING
 
 if TYPE_CHECKING:
     from l3rs.optimizer.kernels import Norms
@@ -118,7 +119,7 @@ class Decision:
         self.result = Decided(lam, mu, lengths)
         self.clock += 1
         self.skipped += ~norms.ok
-        return torch.where(norms.directions > 0, lengths.unsqueeze(1) * mu / norms.directions, 0)
+        return torch.where(norms.directions > NOTHING, lengths.unsqueeze(1) * mu / norms.directions, 0)
 
     def _units(self, norms: Norms, sizes: Tensor | None) -> Tensor | float:
         """The length, in l2 norm, of a layer's step at lambda = 1."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from l3rs.controller.decide import Decision, Meta, decide, meta_shapes
 from l3rs.controller.describe import Sizes, describe, layer_table
 from l3rs.controller.features import shown_directions
+from l3rs.directions.base import NOTHING
 from l3rs.schedules.schedule import LearnedSchedule
 
 
@@ -190,7 +191,7 @@ class DifferentiableL3RS:
         features, averages = self.features(meta, state.averages, weights, grads, sizes, shown, loss, taken)
         lam, mu = self.decide(meta, features, taken)
         lengths = lam * self.units(weights, sizes)
-        there = norms > 0
+        there = norms > NOTHING
         scales = torch.where(there, lengths.unsqueeze(1) * mu / torch.where(there, norms, 1), 0)
         for scale, x in zip(scales.unbind(dim=1), d, strict=True):
             theta = cast(Tensor, _Moved.apply(theta, scale, x, self.layer_sizes))  # type: ignore[no-untyped-call]

@@ -14,15 +14,16 @@ from torch.optim.optimizer import ParamsT
 
 from l3rs.controller.describe import layer_table
 from l3rs.directions import DIRECTIONS
+from l3rs.directions.base import HALF
 from l3rs.directions.torch_optimizer import TorchOptimizerDirection
 from l3rs.extras import require
 from l3rs.optimizer.arguments import LONGEST, Multipliers, evaluate, multiplier, plain, whole
 from l3rs.optimizer.distributed import average_over_ranks, local
 from l3rs.optimizer.guard import Guard
-from l3rs.optimizer.kernels import choice
+from l3rs.optimizer.kernels import choice, why_not_compiled
 from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, finite
 from l3rs.optimizer.observed import Losses, WatchesLoss
-from l3rs.optimizer.states import SCHEDULE, check_groups, check_names, check_states, same_schedule, saved_mark, schedule_mark
+from l3rs.optimizer.states import SCHEDULE, check_groups, check_names, check_states, names_of, same_schedule, saved_mark, schedule_mark
 from l3rs.optimizer.tables import Active, Tables, state_of
 from l3rs.schedules.find import GENERALIST, SPECIALISTS, Chosen, load, resolve
 from l3rs.schedules.schedule import LearnedSchedule
@@ -32,7 +33,12 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-NEW: dict[str, Any] = {"step": 0, "skipped": 0, "first_loss": None, "cut": 1.0}  # of groups: the clock, and what `Guard` keeps
+NEW: dict[str, Any] = {  # of groups: the clock, what `Guard` keeps, and whether one was added during the run
+    "step": 0, "skipped": 0, "first_loss": None, "cut": 1.0, "late": False,
+}  # fmt: skip
+
+
+MATRICES = ("kernel", "depthwise", "dense", "attention", "other")  # kinds of layers, see `l3rs.controller.describe`
 
 
 class L3RS(WatchesLoss):
@@ -54,8 +60,8 @@ class L3RS(WatchesLoss):
 
     Args:
         params: `model.named_parameters()`, or parameters, or groups of either. A specialist needs names; a generalist does not. A group
-            may have its own `lr`, `maximize`, `total_steps` and `weight_decay`. A group added during the run shares the clock of the first
-            group, unless it sets its own `step`.
+            may have its own `lr`, `maximize`, `total_steps` and `weight_decay`. A group added during the run is taken for layers that
+            are unfrozen: they lie before all others in the network, and share the clock of the first group, unless it sets its own.
         total_steps: K, the number of steps of the whole run. Later steps are decided as if at step K.
         learned: the learned schedule: `"auto"`, a shipped name, a path, a Hub id, or a `LearnedSchedule`. `"auto"` takes the shipped
             specialist whose layer names match, if the weights are of about the same size, layer by layer, as those of its own network; else
@@ -105,12 +111,13 @@ class L3RS(WatchesLoss):
         self.match, self.guard, self.fused, self.process_group = match, guard, fused, process_group
         chosen = {"lr": lr, "maximize": maximize, "weight_decay": weight_decay, "total_steps": total_steps}
         super().__init__(params, {**chosen, **NEW})
-        named = zip(self._names() or [], (p for group in self.param_groups for p in group["params"]), strict=False)
+        named = zip(names_of(self.param_groups) or [], (p for group in self.param_groups for p in group["params"]), strict=False)
         self.learned, self.why = resolve(learned, list(named), match)
         self._prepare()
         self._multipliers.read(self.param_groups, stacklevel=3, step=False)
-        if learned == "auto" and match == "name" and self._names() is None:
+        if learned == "auto" and match == "name" and names_of(self.param_groups) is None:
             self._tell_what_names_would_give()
+        self._tell_what_would_hardly_move()
 
     def _tell_what_names_would_give(self) -> None:
         """Warns if a specialist may have been missed: only names tell which network it is."""
@@ -124,6 +131,28 @@ class L3RS(WatchesLoss):
                     stacklevel=3,
                 )
 
+    def _tell_what_would_hardly_move(self) -> None:
+        """Warns of matrices of zeros, as adapters have them, where a step is a share of a layer's size."""
+        assert self.learned is not None
+        if self.learned.config.unit not in ("size", "relative"):
+            return
+        layers, kinds = self._tables.network.params, self._tables.network.table.kinds
+        matrices = [
+            p for p, kind in zip(layers, kinds, strict=True) if kind in MATRICES and p.requires_grad and local(p) is p and p.numel()
+        ]
+        matrices = [p for p in matrices if not p.is_meta]
+        zeros = {p for p, norm in zip(matrices, torch._foreach_norm(matrices) if matrices else (), strict=True) if not norm}
+        if zeros:
+            names = names_of(self.param_groups) or [str(i) for i in range(len(layers))]
+            every = (p for group in self.param_groups for p in group["params"])
+            first = next(name for name, p in zip(names, every, strict=True) if p in zeros)
+            more = f", as are {len(zeros) - 1} more" if len(zeros) > 1 else ""
+            warnings.warn(
+                f"{first} is all zeros{more}: L3RS moves a layer by a share of its size, so it will hardly move; begin with small random "
+                "numbers, or give it to another optimizer",
+                stacklevel=3,
+            )
+
     def _prepare(self) -> None:
         """Builds the controller and the tables from the learned schedule and the groups."""
         assert self.learned is not None
@@ -136,24 +165,31 @@ class L3RS(WatchesLoss):
         """Gives every parameter its slot in the schedule, and every trained parameter its state."""
         assert self.learned is not None
         every = [p for group in self.param_groups for p in group["params"]]
-        slots = self.learned.slots(len(every), self._names(), self.match)
+        slots = self.learned.slots(len(every), names_of(self.param_groups), self.match)
         slot = dict(zip(every, slots, strict=True)) if slots else {}
         sharded = any(local(p) is not p for p in every)
         wrapped = [name for name, d in self._controller.directions.items() if isinstance(d, TorchOptimizerDirection)]
         if sharded and wrapped:
             raise ValueError(f"direction {wrapped[0]!r} steps whole parameters, and these are sharded; use {', '.join(DIRECTIONS)}")
-        table = layer_table([p.shape for p in every], self._names())
-        network = Network(every, table, {p: i for i, p in enumerate(every)})
+        groups = self._as_they_lie()
+        layers = [p for group in groups for p in group["params"]]
+        table = layer_table([p.shape for p in layers], names_of(groups))
+        network = Network(layers, table, {p: i for i, p in enumerate(layers)})
         self._tables = Tables(self._controller, slot, network, sharded, self.fused)
+        if self.fused:
+            for device in {local(p).device for p in every}:
+                some = [local(p) for p in every if p.device == device and p.requires_grad]
+                why = why_not_compiled(some, self._controller.directions, self._controller.config) if some else None
+                if why:
+                    raise ValueError(f"fused=True, but {why}")
         for p in every:
             if p.requires_grad:
                 state_of(p, self.state, self._controller)
 
-    def _names(self) -> list[str] | None:
-        """The names of all parameters; None if they have none."""
-        if any("param_names" not in group for group in self.param_groups):
-            return None
-        return [name for group in self.param_groups for name in group["param_names"]]
+    def _as_they_lie(self) -> list[dict[str, Any]]:
+        """The groups in the order of the network: what was added last is what was unfrozen last, and lies lowest."""
+        late = [group for group in self.param_groups if group["late"]]
+        return [*reversed(late), *(group for group in self.param_groups if not group["late"])]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group. During the run it also gets slots, states and the run's clock.
@@ -162,7 +198,8 @@ class L3RS(WatchesLoss):
             ValueError, TypeError: as the constructor; the optimizer stays as it was.
         """
         if self.param_groups:
-            param_group = {**{key: self.param_groups[0][key] for key in ("step", "first_loss", "cut")}, **param_group}
+            shared = ("step", "total_steps", "first_loss", "cut")
+            param_group = {**{key: self.param_groups[0][key] for key in shared}, **param_group, "late": self.learned is not None}
         super().add_param_group(param_group)
         try:
             self._validate(self.param_groups[-1])
@@ -187,8 +224,10 @@ class L3RS(WatchesLoss):
         if math.isnan(decay):
             raise ValueError(f"weight_decay must be a finite number of at least 0 (got {group['weight_decay']!r})")
         for p in group["params"]:
-            if not p.is_floating_point():
+            if p.dtype not in (*HALF, torch.float32, torch.float64):
                 raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; L3RS steps real floating parameters")
+            if any(size > 1 and stride == 0 for size, stride in zip(p.shape, local(p).stride(), strict=True)):
+                raise ValueError(f"a parameter of shape {tuple(p.shape)} is expanded: several of its elements are one number in memory")
         if not whole(group["step"]) == group["step"] >= 0:
             raise ValueError(f"step must be a whole number of at least 0, the steps that were taken (got {group['step']!r})")
         group["total_steps"], group["lr"], group["weight_decay"] = whole(steps), number, decay
@@ -312,7 +351,7 @@ class L3RS(WatchesLoss):
         decided = [layers.decided for layers in self._tables.by_device]
         if not decided or decided[0] is None:
             raise RuntimeError("no step has been decided yet: call step() first")
-        names = self._names()
+        names = names_of(self.param_groups)
         every = [p for group in self.param_groups for p in group["params"]]
         called = {p: names[i] if names else str(i) for i, p in enumerate(every)}
         tables = []
@@ -406,7 +445,7 @@ class L3RS(WatchesLoss):
                     self.state[p][key] = t.detach().to(p.device, fresh[i][key].dtype if key in fresh[i] else t.dtype, copy=True)
         self._guard = Guard()
         if learned is self.learned:
-            self._tables.forget()
+            self._assign()  # groups may be known by now as added late
         else:
             self.learned, self.why = learned, why
             self._prepare()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from l3rs.controller.decide import meta_shapes, unflatten
 from l3rs.controller.describe import describe, layer_table
+from l3rs.directions.base import NOTHING
 from l3rs.schedules.schedule import LearnedSchedule
 
 Moments = dict[str, Any]
@@ -186,7 +187,7 @@ class ReferenceL3RS:
             update = torch.zeros_like(theta)
             unit = units[name]
             for mu_p, d in zip(mu, found[name].values(), strict=True):
-                if d.norm() > 0:
+                if d.norm() > NOTHING:
                     update -= lam * unit * mu_p * d / d.norm()
             theta += update
             self.layers[name].taken += 1

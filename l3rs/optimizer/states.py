@@ -118,7 +118,7 @@ def check_names(saved: Sequence[Group], own: Sequence[Group]) -> None:
     Raises:
         ValueError: the names or their order differ; the message says where first.
     """
-    theirs, mine = _names(saved), _names(own)
+    theirs, mine = names_of(saved), names_of(own)
     if theirs is None or mine is None or len(theirs) != len(mine):  # torch compares the numbers
         return
     forms = [tuple(form) for form in without_wrappers(mine)]
@@ -131,11 +131,13 @@ def check_names(saved: Sequence[Group], own: Sequence[Group]) -> None:
 
 def name_of(i: int, own: Sequence[Group]) -> str:
     """Names the parameter at place i, for a message."""
-    names = _names(own)
+    names = names_of(own)
     return names[i] if names else f"parameter {i}"
 
 
-def _names(groups: Sequence[Group]) -> list[str] | None:
+def names_of(groups: Sequence[Group]) -> list[str] | None:
+    """The names of all parameters of some groups; None if they have none."""
+    """The names of the parameters of groups; None if some have none."""
     if any("param_names" not in group for group in groups):
         return None
     return [name for group in groups for name in group["param_names"]]

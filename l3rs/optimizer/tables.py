@@ -48,10 +48,15 @@ class Tables:
         self.by_device: list[Layers] = []
         self.params: list[Tensor] = []
         self._key: Any = None
+        self._clock: list[int] = []  # of the groups, as the next step should find them
+        self._untold = torch.zeros((), dtype=torch.int64)  # steps that tables of before have skipped
         self._like: list[list[Any]] = []  # sizes, dtypes and devices of the parameters
 
     def forget(self) -> None:
         """Makes all tables anew in the next step."""
+        if self.by_device:
+            skipped = self.by_device[0].decision.skipped
+            self._untold = self._untold.to(skipped.device) + skipped
         self.by_device, self._key = [], None
 
     def active(self, groups: Sequence[dict[str, Any]], states: States) -> list[Active]:
@@ -77,32 +82,40 @@ class Tables:
         strides = [p.stride() for p, contiguous in zip(here, dense, strict=True) if not contiguous]
         about = (list(map(id, params)), owners, [group["total_steps"] for group in groups], list(map(Tensor.size, here)), dense, strides)
         key = (*about, list(map(Tensor.data_ptr, here)), self._addresses(states))
-        if key != self._key:
+        clock = [group["step"] for group in groups]
+        if key != self._key or clock != self._clock:  # the clock may have been written to
             grads = [_fitted(g, p) for g, p in zip(grads, here, strict=True)]
             self._make(params, owners, groups, states)
             self._like = [list(map(f, here)) for f in ALIKE]
             self._key = (*key[:-1], self._addresses(states))  # some states are views of the tables now
         else:
             grads = self._fitting(grads, here, dense, strides)
+        self._clock = [step + 1 for step in clock]
         several = len(self.by_device) > 1
         return [Active(t, [grads[i] for i in t.where] if several else grads) for t in self.by_device]
 
     def pull(self, groups: Sequence[dict[str, Any]]) -> int:
         """Brings the numbers that are kept on devices, the clock and the count of skipped steps, into the groups; gives the new count."""
-        if not self.by_device:
-            return 0
         decisions = [t.decision for t in self.by_device]
-        skipped = int(decisions[0].skipped)
-        for group, *clocks in zip(groups, *(d.clock.tolist() for d in decisions), strict=False):
-            group["step"] = max(group["step"], *(int(k) for k in clocks))  # a CUDA graph that is replayed advances the device's alone
+        skipped = int(self._untold) + sum(int(d.skipped) for d in decisions[:1])
+        self._untold = torch.zeros((), dtype=torch.int64)
+        for group in groups:
             group["skipped"] += skipped
+        clocks = zip(*(d.clock.tolist() for d in decisions), strict=True)
+        for group, expected, found in zip(groups, self._clock, clocks, strict=False):
+            if group["step"] == expected:  # else somebody has written to it
+                group["step"] = max(expected, *map(int, found))  # a CUDA graph that is replayed advances the device's alone
         for d in decisions:
             d.skipped.zero_()
         return skipped
 
     def _make(self, params: list[Tensor], owners: Sequence[int], groups: Sequence[dict[str, Any]], states: States) -> None:
-        before = self.by_device[:1]
         self.forget()
+        for p in params:
+            if p not in self.network.place:
+                raise ValueError(
+                    f"a parameter of shape {tuple(p.shape)} was put into a group by hand: use add_param_group, or make a new optimizer"
+                )
         made = []
         for device in dict.fromkeys(map(_device, params)):
             where = [i for i, p in enumerate(params) if p.device == device]
@@ -113,8 +126,6 @@ class Tables:
                 fit(p, state, expected)
             decision = Decision(some, theirs, slots, self.network, [owners[i] for i in where], groups, self.controller)
             made.append(Layers(some, theirs, decision, self.controller, self.fused, where))
-        for old, new in zip(before, made[:1], strict=False):  # what was skipped since it was last asked for is still to be told
-            new.decision.skipped += old.decision.skipped.to(new.device)
         self.by_device, self.params = made, params
 
     def _addresses(self, states: States) -> list[int]:

@@ -92,12 +92,12 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     return fingerprint(*parts)
 
 
-def fingerprint(*parts: str | Tensor) -> str:
-    """The SHA-256 of texts and of tensors' values, one after the other."""
+def fingerprint(*parts: str | bytes | Tensor) -> str:
+    """The SHA-256 of texts, bytes and tensors' values, one after the other."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
             sha.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         else:
-            sha.update(part.encode(errors="surrogatepass"))
+            sha.update(part if isinstance(part, bytes) else part.encode(errors="surrogatepass"))
     return sha.hexdigest()

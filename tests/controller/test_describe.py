@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -30,6 +31,34 @@ def shapes_and_names(model: str) -> tuple[list[torch.Size], list[str]]:
     with torch.device("meta"):
         named = list(timm.create_model(model, num_classes=25).named_parameters())
     return [p.shape for _, p in named], [name for name, _ in named]
+
+
+def kinds_of(network: nn.Module) -> dict[str, str]:
+    named = dict(network.named_parameters())
+    return dict(zip(named, layer_table([p.shape for p in named.values()], list(named)).kinds, strict=True))
+
+
+def test_a_module_that_is_called_an_embedding_may_hold_a_whole_network() -> None:
+    network = nn.ModuleDict({"embedder": small_network(), "embedding": nn.Embedding(5, 3), "fc": nn.Linear(3, 2)})
+    plain = {f"embedder.{name}": kind for name, kind in kinds_of(small_network()).items()}
+    found = kinds_of(network)
+    assert found["embedding.weight"] == "embedding"
+    assert [found[name] for name in plain if "head" not in plain[name]] == [kind for kind in plain.values() if "head" not in kind]
+
+
+def test_kernels_of_one_axis_are_no_embeddings() -> None:
+    convolutions = [nn.Conv1d(8, 8, 1), nn.Conv1d(1, 8, 3), nn.Conv1d(8, 8, 3, groups=8), nn.Linear(3, 2)]
+    assert [kind for name, kind in kinds_of(nn.Sequential(*convolutions)).items() if name.endswith("weight")] == ["other"] * 3 + ["head"]
+    assert layer_table([(1, 5, 8), (4, 8)], ["tokens", "head.weight"]).kinds == ("embedding", "head")
+
+
+@pytest.mark.parametrize(
+    "parametrized", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm]
+)
+def test_a_bias_belongs_to_weights_that_are_parametrized(parametrized: Callable[[nn.Module], nn.Module]) -> None:
+    found = kinds_of(nn.ModuleDict({"conv": parametrized(nn.Conv2d(3, 4, 3)), "fc": parametrized(nn.Linear(4, 2))}))
+    assert found["conv.bias"] == "bias"
+    assert found["fc.bias"] == "head's bias"
 
 
 @pytest.mark.parametrize("model", COUNTS)

@@ -241,6 +241,16 @@ def test_rows_survive_compaction(tmp_path: Path) -> None:
     assert len(again) == count
 
 
+def test_of_a_run_that_failed_and_was_made_again_the_second_counts(tmp_path: Path) -> None:
+    (planned,) = plan(cell(COSINE, horizons={4: 1}))
+    good = fake(planned)
+    rows = pd.DataFrame([*({**row, "error": "no memory", "accuracy": math.nan} for row in good), *good]).reindex(columns=list(CELL_FIELDS))
+    rows.to_parquet(tmp_path / "rows.parquet")
+    found = Rows(tmp_path).read()
+    assert found.accuracy.tolist() == [row["accuracy"] for row in good]
+    assert Rows(tmp_path).compact(tmp_path / "rows.parquet") == len(good)
+
+
 def test_rows_of_another_schedule_of_the_same_name_are_other_rows(tmp_path: Path) -> None:
     assert identity_of("adam", "auto") == ""
     assert identity_of("l3rs", "icons-resnet34").startswith("icons-resnet34 ")

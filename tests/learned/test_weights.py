@@ -33,7 +33,9 @@ def test_a_file_is_read_as_it_was_written(base: LearnedWeights, tmp_path: Path) 
     assert torch.equal(found.theta, base.theta)
     assert (found.kind, found.lr, found.name, found.training) == ("celo2-base", 0.03, "mine", {"generation": 3})
     assert load(tmp_path / "w.safetensors", "celo2-base").lr == 0.03
-    assert torch.equal(load(tmp_path / "w.safetensors", "celo2").theta, base.theta)  # the same shapes, as from a published file
+    published = load(tmp_path / "w.safetensors", "celo2")  # the same shapes, as from a published file
+    assert torch.equal(published.theta, base.theta)
+    assert published.lr == 0.03
 
 
 def test_other_files_are_refused(base: LearnedWeights, tmp_path: Path) -> None:
@@ -63,6 +65,8 @@ def test_celo2s_learning_rate_falls_with_the_horizon_and_along_a_cosine(base: Le
         optimizer.step()
     assert rates[0] == pytest.approx(first)
     assert rates[steps // 2] == pytest.approx(first / 2)
+    p.grad = torch.ones_like(p)
+    optimizer.step()  # past the end
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
 

@@ -276,7 +276,7 @@ class Scheduled(L3RSModule):
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         # `differentiable` is set by torch when a state is loaded; the first loss is another where a part of the network is frozen.
-        beside = ("params", "param_names", "differentiable", "first_loss")
+        beside = ("params", "param_names", "differentiable", "first_loss", "late")
         self.seen.append([{k: v for k, v in g.items() if k not in beside} for g in optimizer.param_groups])
 
 

@@ -136,6 +136,18 @@ def test_a_run_that_is_resumed_within_an_epoch_ends_at_the_same_bits(tmp_path: P
     assert all(torch.equal(a, b) for a, b in zip(whole.network.buffers(), again.network.buffers(), strict=True))
 
 
+def test_a_run_that_is_resumed_among_the_batches_of_one_step_sees_the_losses_that_are_left(tmp_path: Path) -> None:
+    class Stopped(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.fit_loop.epoch_loop.batch_idx == 2:
+                trainer.save_checkpoint(tmp_path / "among.ckpt")
+
+    options: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 4, "enable_checkpointing": True}
+    fit(tmp_path, module(), 8, callbacks=[Stopped()], **options)
+    resumed = fit(tmp_path, module(), 8, tmp_path / "among.ckpt", **options)
+    assert resumed.global_step == 4
+
+
 def test_the_length_of_the_run_comes_from_the_trainer_and_stays_with_the_state(tmp_path: Path) -> None:
     done = fit(tmp_path, module(), 6, max_epochs=3, accumulate_grad_batches=2)
     assert done.optimizers[0].param_groups[0]["total_steps"] == 9

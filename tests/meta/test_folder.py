@@ -30,9 +30,11 @@ from l3rs.finetuning.workload import Workload
 from l3rs.meta.config import MetaTrainConfig, NESConfig
 from l3rs.meta.folder import CURVE, MetaTrainFolder, last_generation
 from l3rs.meta.nes import NES
+from l3rs.meta.problem import MetaTrainingError
 from l3rs.meta.train import meta_train
 from l3rs.run_folder import FolderError
 from l3rs.schedules import seal
+from l3rs.schedules.find import CHECKPOINTS
 from l3rs.schedules.learned import Learned
 
 FULL = Path("/dev/full")  # takes nothing: "No space left on device"
@@ -138,8 +140,9 @@ def without_v(file: Path) -> None:
         lambda file: file.write_bytes(bytes(file.stat().st_size)),
         without_v,
         lambda file: save_file(load_file(file) | {"center": torch.zeros(4)}, file),
+        lambda file: file.write_bytes(file.read_bytes()[:-9] + b"\x55" + file.read_bytes()[-8:]),
     ],
-    ids=["torn", "empty", "zeros", "incomplete", "of another size"],
+    ids=["torn", "empty", "zeros", "incomplete", "of another size", "changed"],
 )
 def test_a_corrupt_newest_state_is_passed_over(corrupt: Callable[[Path], None], tmp_path: Path) -> None:
     with MetaTrainFolder(tmp_path, quick()) as folder:
@@ -179,6 +182,35 @@ def test_where_no_state_can_be_read_new_ones_are_kept(tmp_path: Path) -> None:
         other = search()
         folder.load_state(other)  # and nothing is warned of twice
         assert other.generation == 1
+
+
+def test_files_that_are_called_like_states_are_none(tmp_path: Path) -> None:
+    with MetaTrainFolder(tmp_path, quick()) as folder:
+        nes = search()
+        nes.step()
+        folder.save_state(nes)
+        for name in ("state-of-the-art", "state-backup"):
+            shutil.copy(tmp_path / "state-000001.safetensors", tmp_path / f"{name}.safetensors")
+        assert [file.name for file in folder.states()] == ["state-000001.safetensors"]
+        assert last_generation(tmp_path) == 1
+    for name in ("state-000007", "theta-00002"):
+        with pytest.raises(ValueError, match="name must not be that of a state or of a generation"):
+            replace(quick(), name=name)
+
+
+def test_a_damaged_cell_costs_its_row(tmp_path: Path) -> None:
+    with MetaTrainFolder(tmp_path, quick()) as folder:
+        for generation in (1, 2):
+            folder.append(row(generation))
+        (tmp_path / "curve.csv").write_text((tmp_path / "curve.csv").read_text().replace("2,3,0.125", "2,3,0.1x5"))
+        assert [found["generation"] for found in folder.curve()] == ["1"]
+
+
+def test_without_its_curve_a_run_says_what_is_missing(straight: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(straight, tmp_path / "run"))
+    (out / "curve.csv").unlink()
+    with pytest.raises(MetaTrainingError, match=r"curve\.csv has no generation that was validated"):
+        meta_train(quick(), out, progress=False)
 
 
 def test_a_row_torn_anywhere_is_none(tmp_path: Path) -> None:
@@ -242,6 +274,17 @@ def test_files_that_a_config_names_are_those_that_the_run_began_with(tmp_path: P
         MetaTrainFolder(tmp_path / "run", config())
     write(names[:4])
     MetaTrainFolder(tmp_path / "run", config()).close()
+
+
+def test_what_a_run_started_from_is_what_it_goes_on_from(tmp_path: Path) -> None:
+    given = tmp_path / "given.safetensors"
+    shutil.copy(CHECKPOINTS / "icons-generalist.safetensors", given)
+    config = replace(quick(), start=(str(given),), specialist=False)
+    MetaTrainFolder(tmp_path / "run", config).close()
+    MetaTrainFolder(tmp_path / "run", config).close()
+    shutil.copy(CHECKPOINTS / "generalist.safetensors", given)
+    with pytest.raises(FolderError, match="whose run has another contents"):
+        MetaTrainFolder(tmp_path / "run", config)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

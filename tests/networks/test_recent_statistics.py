@@ -57,6 +57,38 @@ def test_they_are_the_means_over_the_last_batches(momentum: float | None, steps:
     torch.testing.assert_close([network[1].running_mean, network[1].running_var], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_layer_that_a_pass_goes_through_twice_or_not_at_all(momentum: float | None) -> None:
+    class Twins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.unused = nn.BatchNorm1d(4, momentum=momentum), nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.shared(x) + self.shared(x)
+
+    network = Twins().train()
+    x = 0.3 * torch.randn(64, 4) + 2
+    with RecentStatistics(network):
+        for _ in range(5):
+            network(x)
+    torch.testing.assert_close(network.shared.running_mean, x.mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(network.shared.running_var, x.var(0), rtol=1e-3, atol=1e-4)
+    assert torch.equal(network.unused.running_mean, torch.zeros(4))
+
+
+def test_statistics_of_half_precision_stay_the_running_ones() -> None:
+    """What a batch adds to them is lost in their rounding."""
+    network = nn.Sequential(nn.BatchNorm1d(4)).bfloat16().train()
+    alone = copy.deepcopy(network)
+    with RecentStatistics(network):
+        for k in range(5):
+            x = (torch.randn(32, 4, generator=torch.Generator().manual_seed(k)) + 5).bfloat16()
+            network(x)
+            alone(x)
+    assert torch.equal(network[0].running_mean, alone[0].running_mean)
+
+
 def test_training_sees_nothing_of_it() -> None:
     plain, followed = shared_network(), shared_network()
     for k in range(4):

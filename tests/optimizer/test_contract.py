@@ -416,6 +416,128 @@ def test_what_is_not_finite_moves_no_layer_and_training_goes_on(wrong: str, fuse
     assert optimizer.state_dict()["param_groups"][0]["skipped"] == 3
 
 
+def test_skipped_steps_are_told_though_a_step_without_gradients_follows() -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 5, schedule(network))
+    backward(network, 0)
+    optimizer.step(loss=float("nan"))
+    optimizer.zero_grad()
+    optimizer.step(loss=1.0)
+    with pytest.warns(UserWarning, match="nothing in 1 step,"):
+        assert optimizer.skipped_steps == 1
+
+
+def test_a_clock_that_is_written_to_counts_from_the_next_step() -> None:
+    def decided(write: bool) -> list[Tensor]:
+        network = small_network()
+        optimizer = L3RS(network.named_parameters(), 8, schedule(network))
+        train(network, optimizer, range(4))
+        if write:
+            optimizer.param_groups[0]["step"] = 0
+            assert optimizer.state_dict()["param_groups"][0]["step"] == 0
+        train(network, optimizer, range(1))
+        assert optimizer.param_groups[0]["step"] == (1 if write else 5)
+        return [torch.tensor(optimizer.decisions()["lambda"].to_numpy())]
+
+    assert not equal(decided(True), decided(False))
+
+
+def test_a_parameter_that_is_put_into_a_group_by_hand_is_refused() -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 5, schedule(network))
+    backward(network, 0)
+    stranger = nn.Parameter(torch.ones(2, 3))
+    stranger.grad = torch.ones(2, 3)
+    optimizer.param_groups[0]["params"].append(stranger)
+    with pytest.raises(ValueError, match=r"of shape \(2, 3\) was put into a group by hand: use add_param_group"):
+        optimizer.step(loss=1.0)
+
+
+def test_parameters_that_no_step_can_move_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"of shape \(3, 2\) is expanded"):
+        L3RS([nn.Parameter(torch.ones(3, 1).expand(3, 2))], 5, "icons-generalist")
+    with pytest.raises(TypeError, match=r"of shape \(2,\) is torch.float8_e5m2; L3RS steps real floating parameters"):
+        L3RS([nn.Parameter(torch.ones(2).to(torch.float8_e5m2))], 5, "icons-generalist")
+
+
+def test_compiled_code_that_cannot_be_is_refused_at_once() -> None:
+    network = small_network(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"fused=True, but a parameter is torch.bfloat16 on cpu"):
+        L3RS(network.named_parameters(), 5, schedule(network), fused=True)
+    optimizer = L3RS(small_network().named_parameters(), 5, "icons-generalist", fused=True)
+    with pytest.raises(ValueError, match="fused=True, but"):
+        optimizer.add_param_group({"params": [("more", nn.Parameter(torch.ones(2).double()))]})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_a_gradient_too_small_for_sums_of_squares_moves_nothing(fused: bool | None) -> None:
+    """In float32 they are noise below 1e-17, and a direction would be hundreds of times too long."""
+    weight = nn.Parameter(torch.randn(100, 100, generator=torch.Generator().manual_seed(0)))
+    learned = random_schedule(nn.ParameterDict({"w": weight}), scale=0.1, directions=("sgd",))
+    optimizer = L3RS([("w", weight)], 5, learned, fused=fused)
+    for size, moved in ((3e-22, False), (1e-15, True)):
+        before = weight.detach().clone()
+        weight.grad = torch.full_like(weight, size)
+        optimizer.step(loss=1.0)
+        length = float((weight.detach() - before).norm())
+        assert (length > 0) == moved
+        assert length <= 1.001 * optimizer.decisions()["length"].item()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_layers_that_are_unfrozen_lie_below_those_that_were_there(named: bool) -> None:
+    """Their head, though nothing is called so, and their depth are as if all had been there from the start; also resumed."""
+
+    def layers(network: nn.Sequential, first: int, last: int) -> list[Any]:
+        return [(n, p) if named else p for n, p in network.named_parameters() if first <= int(n.partition(".")[0]) < last]
+
+    def stepped(network: nn.Sequential, optimizer: L3RS, steps: range) -> None:
+        for k in steps:
+            x = torch.randn(8, 5, generator=torch.Generator().manual_seed(k))
+            optimizer.zero_grad()
+            F.cross_entropy(network(x), torch.arange(8) % 3).backward()
+            optimizer.step()
+
+    def made() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    whole, parts = made(), made()
+    together = L3RS(layers(whole, 0, 5), 6, "generalist")
+    stepped(whole, together, range(6))
+    apart = L3RS(layers(parts, 4, 5), 6, "generalist")
+    apart.add_param_group({"params": layers(parts, 2, 4)})
+    apart.add_param_group({"params": layers(parts, 0, 2)})
+    stepped(parts, apart, range(3))
+    resumed = copy.deepcopy(parts)
+    again = L3RS([{"params": layers(resumed, *ends)} for ends in ((4, 5), (2, 4), (0, 2))], 6, "generalist")
+    again.load_state_dict(apart.state_dict())
+    stepped(parts, apart, range(3, 6))
+    stepped(resumed, again, range(3, 6))
+    assert equal(weights(parts), weights(resumed))
+    for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_matrices_of_zeros_are_told_of() -> None:
+    network = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+    nn.init.zeros_(network[1].weight)
+    with pytest.warns(UserWarning, match=r"1\.weight is all zeros: L3RS moves a layer by a share of its size"):
+        L3RS(network.named_parameters(), 5, "generalist")
+    network[1].weight.requires_grad_(False)
+    nn.init.zeros_(network[2].weight)  # the head has a length of its own
+    L3RS(network.named_parameters(), 5, "generalist")
+
+
+def test_what_is_added_has_the_runs_length() -> None:
+    network = small_network()
+    optimizer = L3RS(list(network.named_parameters())[2:], 20, schedule(network))
+    optimizer.param_groups[0]["total_steps"] = 100
+    optimizer.add_param_group({"params": list(network.named_parameters())[:2]})
+    assert [group["total_steps"] for group in optimizer.param_groups] == [100, 100]
+
+
 def test_the_count_of_skipped_steps_survives_a_resume() -> None:
     network = small_network()
     optimizer = L3RS(network.named_parameters(), 5, schedule(network))

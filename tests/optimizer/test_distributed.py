@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l3rs import L3RS, LearnedSchedule
+from l3rs.learned import Celo
+from l3rs.learned.theta import random as random_theta
+from l3rs.networks.head_start import head_start
 
 ALL = ("sgd", "adam", "adamax", "lion", "lamb", "weight_decay")
 STEPS = 20
@@ -68,6 +71,41 @@ def test_data_parallel_ranks_stay_bitwise_equal_though_their_losses_differ(tmp_p
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not any(torch.equal(a[name], p) for name, p in small_network().named_parameters())
+
+
+def of_velos_kind(rank: int, folder: Path) -> dict[str, Tensor]:
+    network = nn.parallel.DistributedDataParallel(small_network())
+    optimizer = Celo(network.named_parameters(), random_theta(Celo.FORM.shapes, 0), STEPS, lr=100.0)
+    for k in range(4):
+        inputs, labels = half(k, rank)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(inputs), labels)
+        loss.backward()
+        if k == 2:
+            loss = loss * (float("nan") if rank else 1.0)
+        optimizer.step(loss=loss)
+    return {"skipped": torch.tensor(optimizer.skipped_steps), **{n: p.detach() for n, p in network.module.named_parameters()}}
+
+
+@pytest.mark.filterwarnings("ignore:Celo moved nothing")
+def test_learned_optimizers_that_watch_the_loss_stay_equal_too(tmp_path: Path) -> None:
+    a, b = on_ranks(of_velos_kind, tmp_path)
+    assert a["skipped"] == b["skipped"] == 1
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not any(torch.equal(a[name], p) for name, p in small_network().named_parameters())
+
+
+def of_a_sharded_network(rank: int, folder: Path) -> dict[str, Tensor]:
+    from torch.distributed.fsdp import fully_shard
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(ValueError, match="these are sharded: call it before fully_shard"):
+        head_start(fully_shard(network), [batch(0)], head=network[1])
+    return {}
+
+
+def test_a_head_start_comes_before_sharding(tmp_path: Path) -> None:
+    on_ranks(of_a_sharded_network, tmp_path)
 
 
 def alone(rank: int, folder: Path) -> dict[str, Tensor]:

@@ -97,7 +97,7 @@ def test_lightning_follows_a_run_whose_head_has_a_name_of_its_own() -> None:
         named = list(module.named_parameters())
         found = resolve(learned, named)
         found = found._replace(schedule=_renamed(found.schedule, [name for name, _ in named]))
-        return _NamedL3RS(module, named[-2:], 10, found, 1.0, True)
+        return _NamedL3RS(module, named[-2:], 10, found)
 
     auto = made("auto")
     auto.load_state_dict(made("icons-resnet34").state_dict())

@@ -49,6 +49,9 @@ VECTOR static void linear(const float *x, const float *w, const float *b, int64_
     }
 }
 
+/* The norm up to which a direction counts as 0: below it, sums of squares of floats are noise (l3rs/directions/base.py). */
+#define NOTHING 1e-17f
+
 static float norm_of(const Decide *d, int64_t layer, int64_t column) { return (float)sqrt(d->sums[layer * ALL_SUMS + column]); }
 
 static float size_of(const Decide *d, int64_t layer)
@@ -108,7 +111,7 @@ static void judge(const Decide *d, int64_t layer, const float *x, float *h1, flo
     for (int64_t k = 0; k < d->directions; k++) {
         float norm = norm_of(d, layer, d->column[k]);
         mu[k] /= total;
-        d->scales_of[layer * ALL_DIRECTIONS + d->order[k]] = norm > 0 ? d->lengths[layer] * mu[k] / norm : 0;
+        d->scales_of[layer * ALL_DIRECTIONS + d->order[k]] = norm > NOTHING ? d->lengths[layer] * mu[k] / norm : 0;
     }
 }
 

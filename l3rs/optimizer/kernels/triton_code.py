@@ -344,9 +344,9 @@ def decide(
             length = length * size
         length = tl.where(good, length, 0.0)
         for k in tl.static_range(DIRECTIONS):
-            norm = _norm(sums, (COLUMNS >> (3 * k)) & 7, WIDTH)
-            part = length * tl.sum(tl.where(o == k + 1, mu, 0.0)) / tl.where(norm > 0, norm, 1.0)
-            tl.store(scales + layer * 6 + ((ORDERS >> (3 * k)) & 7), tl.where(good & (norm > 0), part, 0.0))
+            norm = _norm(sums, (COLUMNS >> (3 * k)) & 7, WIDTH)  # up to 1e-17 it counts as 0, see l3rs/directions/base.py
+            part = length * tl.sum(tl.where(o == k + 1, mu, 0.0)) / tl.where(norm > 1e-17, norm, 1.0)
+            tl.store(scales + layer * 6 + ((ORDERS >> (3 * k)) & 7), tl.where(good & (norm > 1e-17), part, 0.0))
         tl.store(lam_to + layer, lam)
         tl.store(mu_to + layer * DIRECTIONS + o - 1, mu, mask=mixed)
         tl.store(lengths_to + layer, length)

@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--colour", action="store_true", help="draws ink and paper in colours")
     parser.add_argument("--classes", type=int, help="only the first so many classes")
     args = parser.parse_args()
+    if args.classes is not None and args.classes < 1:
+        parser.error(f"--classes must be at least 1 (got {args.classes})")
     print(f"Wrote {export(args.set, args.out, args.classes, args.colour)} images to {args.out}.")
 
 

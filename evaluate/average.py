@@ -14,20 +14,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from options import count, schedule
 
 from l3rs.evaluation.decisions import record
-from l3rs.schedules.find import load, save
+from l3rs.schedules.find import save
 from l3rs.schedules.variants import fixed_mix
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--learned", default="icons-resnet34-paper", help="a shipped schedule's name, or a path (default: %(default)s)")
-    parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50, 100], help="horizons (default: 10 25 50 100)")
-    parser.add_argument("--tasks", type=int, default=4, help="runs that are averaged over (default: %(default)s)")
+    parser.add_argument(
+        "--learned", type=schedule, default="icons-resnet34-paper", help="a shipped schedule's name, or a path (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=count, nargs="+", default=[10, 25, 50, 100], help="horizons (default: 10 25 50 100)")
+    parser.add_argument("--tasks", type=count, default=4, help="runs that are averaged over (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/averaged"), help="folder (default: %(default)s)")
     args = parser.parse_args()
-    learned = load(args.learned)
+    learned = args.learned
     if learned.config.unit != "rms":
         parser.error(f"{learned.name} has the unit {learned.config.unit!r} of lambda; constant schedules are made for 'rms'")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from options import count, schedule
 from tqdm import trange
 
 from l3rs.directions import DIRECTIONS
@@ -32,7 +33,6 @@ from l3rs.meta.descent import Descent
 from l3rs.meta.folder import MetaTrainFolder
 from l3rs.meta.problem import FineTuning
 from l3rs.meta.train import one_generation, start
-from l3rs.schedules.find import load
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.stats import bootstrap_interval
 
@@ -79,14 +79,16 @@ def tabled(learned: LearnedSchedule, config: MetaTrainConfig, runs: int, directi
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs/meta_train/icons_any_network.yaml", help="of meta-training")
-    parser.add_argument("--learned", nargs="+", default=[], help="schedules to compare with, by names or paths")
-    parser.add_argument("--steps", type=int, nargs="+", default=[10, 25], help="lengths of runs, a table each (default: 10 25)")
-    parser.add_argument("--iterations", type=int, nargs="+", default=[120, 60], help="of each length (default: 120 60)")
+    parser.add_argument("--learned", type=schedule, nargs="+", default=[], help="schedules to compare with, by names or paths")
+    parser.add_argument("--steps", type=count, nargs="+", default=[10, 25], help="lengths of runs, a table each (default: 10 25)")
+    parser.add_argument("--iterations", type=count, nargs="+", default=[120, 60], help="of each length (default: 120 60)")
     parser.add_argument("--lr", type=float, default=0.03, help="of Adam, in nats; it falls to 0 along a cosine (default: %(default)s)")
     parser.add_argument("--meta-batch", type=int, default=1, help="tasks an iteration (default: %(default)s)")
     parser.add_argument("--six", action="store_true", help="gives the table all six directions; the start has SGD and Adam")
-    parser.add_argument("--tasks", type=int, default=24, help="meta-validation tasks to judge on (default: %(default)s)")
-    parser.add_argument("--recorded", type=int, default=4, help="meta-train tasks that decisions are averaged over (default: %(default)s)")
+    parser.add_argument("--tasks", type=count, default=24, help="meta-validation tasks to judge on (default: %(default)s)")
+    parser.add_argument(
+        "--recorded", type=count, default=4, help="meta-train tasks that decisions are averaged over (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/ceiling"), help="folder of what is being learned (default: %(default)s)")
     parser.add_argument("--rows", type=Path, default=ROOT / "evaluate/results/ceiling.csv", help="file for the rows")
     args = parser.parse_args()
@@ -96,7 +98,10 @@ def main() -> None:
     base = read_config(args.config, search="gradient", workers=1, meta_batch=args.meta_batch, gradient=GradientConfig(lr=args.lr))
     begun = start(base)
     directions = tuple(dict.fromkeys([*begun.config.directions, *(DIRECTIONS if args.six else ())]))
-    compared = [load(given) for given in args.learned]
+    compared: list[LearnedSchedule] = args.learned
+    twice = [one.name for i, one in enumerate(compared) if one.name in {other.name for other in compared[:i]} | {START}]
+    if twice:
+        parser.error(f"--learned must be schedules of different names, by which rows are told apart (got {twice[0]} twice)")
     for steps, iterations in zip(args.steps, args.iterations, strict=True):
         config = replace(base, steps=(steps, steps), generations=iterations)
         append = partial(judge, args.rows, args.tasks, config)

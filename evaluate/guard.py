@@ -11,11 +11,13 @@ networks that are not held out; those that are can only judge it.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import warnings
 from pathlib import Path
 
 import torch
+from options import count
 
 from l3rs.finetuning.tasks import HEADS
 from l3rs.finetuning.unroll import unroll
@@ -57,14 +59,16 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="of the zoo")
     parser.add_argument("--learned", default="auto", help="the schedule (default: %(default)s)")
     parser.add_argument("--lr", type=float, nargs="+", default=[1.0], help="multipliers of lengths (default: 1)")
-    parser.add_argument("--steps", type=int, default=25, help="of a run (default: %(default)s)")
-    parser.add_argument("--tasks", type=int, default=10, help="with each head (default: %(default)s)")
+    parser.add_argument("--steps", type=count, default=25, help="of a run (default: %(default)s)")
+    parser.add_argument("--tasks", type=count, default=10, help="with each head (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     zoo = read_zoo(ZOO, args.zoo) if args.zoo else {}
     wrong = [name for name in args.networks if name not in zoo]
     if wrong:
         parser.error(f"--networks must be of the zoo, with --zoo FOLDER (got {wrong[0]})")
+    if not all(0 <= lr < math.inf for lr in args.lr):
+        parser.error(f"--lr must be finite numbers of at least 0 (got {' '.join(map(str, args.lr))})")
     rows = [("network", "head", "lr", "runs", "cut", "accuracy without", "with the guard")]
     for name in args.networks or ["resnet34-w16-icons"]:
         bench = Workbench(with_classes(zoo[name].workload), workbench().task) if args.networks else workbench()

@@ -14,13 +14,18 @@ import math
 from pathlib import Path
 
 import torch
+import yaml
+from jsonargparse import ArgumentError
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from l3rs.data.embedded import SETS
+from l3rs.finetuning.variety import whole_number
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig, read_config
 from l3rs.networks.create import create
+from l3rs.text import first_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +38,8 @@ def network_of(config: MetaTrainConfig) -> nn.Module:
 def operations(config: MetaTrainConfig) -> tuple[float, float]:
     """Floating-point operations of a forward, and of a forward and backward pass, for one image."""
     network = network_of(config)
-    inputs = torch.randn(2, config.workload.in_chans, config.workload.side or 224, config.workload.side or 224)
+    side = config.workload.input_side
+    inputs = torch.randn(2, config.workload.in_chans, side, side)
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         network(inputs)
     with FlopCounterMode(display=False) as both:
@@ -53,7 +59,9 @@ def plan(config: MetaTrainConfig, rate: float) -> str:
         rate: images a second through forward and backward pass on one GPU.
     """
     forward, both = operations(config)
-    steps, t, n = sum(config.steps) / 2, config.task, meta_parameters(config)
+    t, n = config.task, meta_parameters(config)
+    drawn = [whole_number(config.steps, (i + 0.5) / 1000, config.steps_distribution == "log-uniform") for i in range(1000)]
+    steps = round(sum(drawn) / len(drawn))
     runs = config.nes.population * config.meta_batch
     run_images = steps * t.batch_size + t.evaluation_size * forward / both  # an evaluation is a forward pass
     validations = config.generations // config.validate_every * config.validation_tasks
@@ -62,7 +70,7 @@ def plan(config: MetaTrainConfig, rate: float) -> str:
     )
     candidate = config.meta_batch * run_images / rate
     lines = [
-        f"{config.workload.model} at {config.workload.side} px: {both / 1e9:.1f} billion operations an image, forward and backward; "
+        f"{config.workload.model} at {config.workload.input_side} px: {both / 1e9:.1f} billion operations an image, forward and backward; "
         f"{n:,} meta-parameters",
         f"a step, batch {t.batch_size}: {both * t.batch_size / 1e12:.2f} trillion; a run of {steps:g} steps with its evaluation: "
         f"{both * run_images / 1e12:.0f} trillion",
@@ -87,7 +95,20 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "meta_train" / "imagenet25_l3rs.yaml", help="of meta-training")
     parser.add_argument("--images-per-second", type=float, required=True, help="through forward and backward pass on one GPU")
     args = parser.parse_args()
-    print(plan(read_config(args.config, data="."), args.images_per_second))  # no image is read
+    if not 0 < args.images_per_second < math.inf:
+        parser.error(f"--images-per-second must be positive and finite (got {args.images_per_second})")
+    if not args.config.is_file():
+        parser.error(f"--config must be a file (got {args.config})")
+    try:
+        split = yaml.safe_load(args.config.read_text()).get("split", "icons")
+        config = read_config(args.config, **({} if split in SETS else {"data": "."}))  # no image is read
+        if config.search != "nes" or config.zoo.file is not None:
+            raise ValueError(
+                f"the plan is of evolution strategies on one network; {args.config} has search {config.search}, zoo.file {config.zoo.file}"
+            )
+    except (ValueError, TypeError, AttributeError, ArgumentError, yaml.YAMLError) as error:
+        parser.error(first_line(error))
+    print(plan(config, args.images_per_second))
 
 
 if __name__ == "__main__":

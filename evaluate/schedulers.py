@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from options import count
 from torch.optim import lr_scheduler
 
 from l3rs import L3RS
@@ -53,8 +54,8 @@ SCHEDULERS: dict[str, Callable[[L3RS, int], Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=10, help="runs of each (default: %(default)s)")
-    parser.add_argument("--steps", type=int, nargs="+", default=[25, 100], help="lengths (default: 25 100)")
+    parser.add_argument("--tasks", type=count, default=10, help="runs of each (default: %(default)s)")
+    parser.add_argument("--steps", type=count, nargs="+", default=[25, 100], help="lengths (default: 25 100)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench = workbench()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from options import count, schedule
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,7 +27,6 @@ from l3rs.finetuning.workbench import Workbench, workbench
 from l3rs.meta.config import read_config
 from l3rs.meta.train import start
 from l3rs.optimizer.l3rs import L3RS
-from l3rs.schedules.find import load
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.stats import bootstrap_interval
 
@@ -83,17 +83,17 @@ def gains(rows: pd.DataFrame, measure: str = "accuracy", scale: float = 100) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs/meta_train/icons_any_network.yaml", help="of the unlearned start")
-    parser.add_argument("--learned", nargs="+", default=[], help="schedules besides the unlearned start, by names or paths")
-    parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50], help="lengths of runs (default: 10 25 50)")
+    parser.add_argument("--learned", type=schedule, nargs="+", default=[], help="schedules besides the unlearned start, by names or paths")
+    parser.add_argument("--steps", type=count, nargs="+", default=[10, 25, 50], help="lengths of runs (default: 10 25 50)")
     parser.add_argument("--spans", type=float, nargs="+", default=SPANS, help="shares of a run to look back on (default: 0.1 0.2 0.5 1)")
-    parser.add_argument("--tasks", type=int, default=16, help="to choose by (default: %(default)s)")
-    parser.add_argument("--others", type=int, default=24, help="to judge by (default: %(default)s)")
+    parser.add_argument("--tasks", type=count, default=16, help="to choose by (default: %(default)s)")
+    parser.add_argument("--others", type=count, default=24, help="to judge by (default: %(default)s)")
     parser.add_argument("--rows", type=Path, default=ROOT / "evaluate/results/weight_average.csv", help="file for the rows")
     args = parser.parse_args()
     torch.set_num_threads(1)
     config = read_config(args.config)
     bench = workbench(config.workload, config.task)
-    schedules = {"unlearned start": start(config)} | {one.name: one for one in map(load, args.learned)}
+    schedules = {"unlearned start": start(config)} | {one.name: one for one in args.learned}
     all_mixtures = [(span, share) for span in args.spans for share in SHARES]
 
     def make(keys: list[tuple[str, int, int]], mixtures: dict[tuple[str, int], Mixture]) -> pd.DataFrame:

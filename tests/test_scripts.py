@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import runpy
 import subprocess
@@ -83,3 +84,47 @@ def test_scripts_start(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         runpy.run_path(str(ROOT / script), run_name="__main__")
     assert stop.value.code == 0
     assert "--" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("evaluate/average.py --steps 0", "argument --steps: must be a whole number of at least 1 (got 0)"),
+        ("evaluate/average.py --learned nosuch", "argument --learned: nosuch is not a file"),
+        ("evaluate/ceiling.py --tasks x", "argument --tasks: must be a whole number of at least 1 (got x)"),
+        ("evaluate/ceiling.py --learned start start", "schedules of different names, by which rows are told apart (got start twice)"),
+        ("evaluate/guard.py --lr -1", "--lr must be finite numbers of at least 0 (got -1.0)"),
+        ("evaluate/meta_plan.py --images-per-second 0", "--images-per-second must be positive and finite (got 0.0)"),
+        ("evaluate/meta_plan.py --images-per-second 9 --config nowhere.yaml", "--config must be a file (got nowhere.yaml)"),
+        ("evaluate/schedulers.py --tasks 0", "argument --tasks: must be a whole number of at least 1 (got 0)"),
+        ("evaluate/weight_average.py --others 0", "argument --others: must be a whole number of at least 1 (got 0)"),
+        ("datasets/export.py icons --out x --classes 0", "--classes must be at least 1 (got 0)"),
+    ],
+)
+def test_wrong_values_end_in_one_line(
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    script, *rest = words.split()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))
+    monkeypatch.setattr(sys, "argv", [script, *rest])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "said"), [("icons_resnet34_paper", "a run of 39 steps"), ("icons_resnet34", "the plan is of evolution strategies")]
+)
+def test_the_plan_is_of_the_configs_own_runs(
+    config: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of log-uniform lengths from 10 to 100 the mean is 39; and a meta-gradient has no candidates."""
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    file = str(ROOT / "configs" / "meta_train" / f"{config}.yaml")
+    monkeypatch.setattr(sys, "argv", ["meta_plan.py", "--images-per-second", "2000", "--config", file])
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(str(ROOT / "evaluate" / "meta_plan.py"), run_name="__main__")
+    assert said in "".join(capsys.readouterr())

@@ -264,7 +264,8 @@ def _wrong_file(folder: Path, verify: bool) -> str | None:
 
 
 def fingerprint(tree: ImageTree) -> str:
-    """SHA-256 of the files' names, sizes, classes and sides, which tells if an image was added, removed or replaced."""
+    """SHA-256 of the files' names, sizes, classes and sides, which tells if an image was added, removed or replaced by one of
+    another size in bytes. Times do not count: a copy of a folder has others."""
     sha = hashlib.sha256()
     for file, label, side in zip(tree.files, tree.labels.tolist(), tree.validation.tolist(), strict=True):
         try:

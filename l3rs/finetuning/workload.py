@@ -103,16 +103,16 @@ class Workload:
         return config if self.source().from_hub else config | {"crop_pct": CROP, "interpolation": "bilinear"}
 
     @cached_property
-    def _seen(self) -> int:
-        """Height and width of the network's input."""
-        size = self._data_config["input_size"]
-        return self.side or int(size[-1])  # type: ignore[index]
+    def input_side(self) -> int:
+        """Height and width of the network's input, in pixels."""
+        own = SETS[self.split].side if self.embedded else int(self._data_config["input_size"][-1])  # type: ignore[index]
+        return self.side or own
 
     @cached_property
     def decoder(self) -> Decoder:
         """Decodes image files, with a margin around the network's input if training images are augmented."""
         share = float(self._data_config["crop_pct"]) if self.augment else 1.0  # type: ignore[arg-type]
-        return Decoder(round(self._seen / share), self.channels, str(self._data_config["interpolation"]))
+        return Decoder(round(self.input_side / share), self.channels, str(self._data_config["interpolation"]))
 
     @cached_property
     def class_split(self) -> ClassSplit:
@@ -185,7 +185,7 @@ class Workload:
         classes = self.class_split.classes[purpose]
         pixels, labels, validation = cache.open_cache(self.cache_folder(purpose), classes)
         mean, std = self.normalization
-        side = self._seen if self.augment else None
+        side = self.input_side if self.augment else None
         return ImageSet(self.class_split.name, pixels, labels, classes, validation, mean, std, side, mirror=self.augment)
 
     @cached_property

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import StochasticWeightAveraging
+from pytorch_lightning.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class L3RSMixin(pl.LightningModule):
         Raises:
             ValueError: the length of the run is unknown, a callback cannot be used with L3RS, or `learned` does not fit.
         """
-        refuse_swa(self.trainer)
+        refuse_callbacks(self.trainer)
         named = list(self.named_parameters())
         found = resolve(self.learned, named)
         learned = found._replace(schedule=_renamed(found.schedule, [name for name, _ in named]))
@@ -289,12 +289,18 @@ def total_steps(trainer: pl.Trainer) -> int:
     return max(1, int(steps) - trainer.global_step)
 
 
-def refuse_swa(trainer: pl.Trainer) -> None:
-    """Raises ValueError if a callback is Lightning's StochasticWeightAveraging."""
+def refuse_callbacks(trainer: pl.Trainer) -> None:
+    """Raises ValueError if a callback of Lightning writes to the learning rate, or changes the length of the run on its way."""
     if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise ValueError(
             "StochasticWeightAveraging writes learning rates of its own into the optimizer's groups, where L3RS has a multiplier of 1: its "
             "steps would be those of another optimizer. Use pytorch_lightning.callbacks.WeightAveraging, which only averages weights"
+        )
+    plans = [c.scheduling for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+    if any(len(set(plan.values())) > 1 for plan in plans):
+        raise ValueError(
+            f"GradientAccumulationScheduler({plans[0]}) changes the number of steps on the way, and L3RS plans the whole run at its start. "
+            "Give the Trainer one accumulate_grad_batches"
         )
 
 

@@ -13,7 +13,7 @@ import torch
 from conftest import batch, equal, random_schedule, small_network, weights
 from fits import QUIET, fit, loader, loop, module, trainer
 from huggingface_hub import constants
-from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from pytorch_lightning.callbacks import GradientAccumulationScheduler, ModelCheckpoint, StochasticWeightAveraging
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -184,6 +184,13 @@ def test_weight_decay_is_that_of_the_plain_loop(tmp_path: Path) -> None:
 def test_stochastic_weight_averaging_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"writes learning rates of its own.*Use pytorch_lightning\.callbacks\.WeightAveraging"):
         fit(tmp_path, module(), 4, max_epochs=4, callbacks=[StochasticWeightAveraging(swa_lrs=0.1)])
+
+
+def test_an_accumulation_that_changes_is_refused_with_the_reason(tmp_path: Path) -> None:
+    changing, constant = (GradientAccumulationScheduler({0: 1, 1: then}) for then in (4, 1))
+    with pytest.raises(ValueError, match=r"GradientAccumulationScheduler\(\{0: 1, 1: 4\}\) changes the number of steps"):
+        fit(tmp_path, module(), 4, max_epochs=2, callbacks=[changing])
+    assert fit(tmp_path, module(), 4, max_epochs=2, callbacks=[constant]).global_step == 8
 
 
 def test_a_checkpoint_of_a_model_by_name_loads_without_pickle_and_without_a_network(tmp_path: Path) -> None:

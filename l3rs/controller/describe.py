@@ -28,6 +28,7 @@ HEADS = {
 }  # what networks call the module that classifies
 # What the weights of a bias are called, as they are or within a parametrization, such as a weight norm: its matrix, not its norms.
 WEIGHTS = ("weight", "parametrizations.weight.original", "parametrizations.weight.original1", "weight_v", "weight_orig")
+PARAMETRIZED = re.compile(r"\.parametrizations\.(\w+)\.original\d?$")
 EMBEDDINGS = re.compile(r"embed|cls_token|class_token|dist_token|reg_token|relative_position|bias_table|\bwpe\b|\bwte\b")
 
 
@@ -138,7 +139,7 @@ def _owners_by_order(shapes: Sequence[Sequence[int]]) -> list[int | None]:
 def _kind(shape: Sequence[int], name: str, owner_axes: int | None) -> str:
     """The kind of a layer that is not of the head; `owner_axes`: of the layer that it is the bias or shift of."""
     axes = len(shape)
-    own = ".".join(name.split(".")[-2:])  # a module that is called so may hold a whole network
+    own = ".".join(PARAMETRIZED.sub(r".\1", name).split(".")[-2:])  # a module that is called so may hold a whole network
     if EMBEDDINGS.search(own) and "proj" not in name and "norm" not in name and owner_axes is None and (axes != 4 or shape[0] == 1):
         return "embedding"
     if axes <= 1:
@@ -149,7 +150,8 @@ def _kind(shape: Sequence[int], name: str, owner_axes: int | None) -> str:
         return "dense"
     if axes == 4 or axes == 5:
         return "depthwise" if shape[1] == 1 and shape[0] > 1 and math.prod(shape[2:]) > 1 else "kernel"
-    return "embedding" if axes == 3 and shape[0] == 1 else "other"  # a token or a position for each, or a kernel of one axis
+    alone = axes == 3 and (shape[0] == 1 or math.prod(shape) == shape[0])  # tokens and positions, or a number for each channel
+    return "embedding" if alone else "other"
 
 
 def describe(table: LayerTable, shapes: Sequence[Sequence[int]], scale: float) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from l3rs.data.images import ImageSet
@@ -65,6 +66,13 @@ class Lane(OnStream):
 
     def __init__(self, bench: Workbench, precision: str = "float32") -> None:
         self.bench, self.network, self.precision = bench, bench.network, precision
+        drawing = [
+            m for m in self.network.modules() if (isinstance(m, _DropoutNd) and m.p) or getattr(m, "drop_prob", 0)
+        ]  # as timm's DropPath
+        if drawing:
+            raise ValueError(
+                f"the network has {type(drawing[0]).__name__}, whose draws captured steps do not repeat: use device cpu, or set its rate to 0"
+            )
         self.params = list(self.network.parameters())
         super().__init__(self.params[0].device)
         self.normalizations = [m for m in self.network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]

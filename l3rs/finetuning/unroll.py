@@ -46,10 +46,11 @@ class Report:
 
 @contextmanager
 def drawing(device: torch.device, seed: int, step: int) -> Iterator[None]:
-    """Dropout and the like draw as a function of a task's seed and a step; afterwards torch's generators are as they were."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_gpu else []):
-        for generator in (torch.default_generator, *([torch.cuda.default_generators[device.index or 0]] if on_gpu else [])):
+    """Dropout and the like draw as a function of a task's seed and a step; afterwards torch's generators, of CPU and CUDA, are as
+    they were."""
+    gpus = [] if device.type != "cuda" else [torch.cuda.current_device() if device.index is None else device.index]
+    with torch.random.fork_rng(gpus):
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)):
             generator.manual_seed((seed * 1_000_003 + step) % 2**63)
         yield
 

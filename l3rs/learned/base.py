@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from l3rs.optimizer.observed import Losses, WatchesLoss
 from l3rs.optimizer.states import check_names, differences, fit, meta, name_of
 from l3rs.text import printable
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 RULE = "l3rs_rule"  # a key of the groups of a state dict: the optimizer's class
 
 
@@ -34,6 +37,7 @@ class LearnedRule(WatchesLoss):
     rule: Rule
     hidden: int  # width of the MLP
     watches_loss = False
+    process_group: ProcessGroup | None = None  # it belongs to a process, so copies have none
     multiplies = True  # lr is a multiplier, 1 by default, or a learning rate
     _kept: tuple[str, ...] = ("theta",)  # attributes that copies of the object have too
 
@@ -147,7 +151,7 @@ class LearnedRule(WatchesLoss):
                     g = self._values(-p.grad if group["maximize"] else p.grad).to(values)
                     members.append(Member(p, g, values, self._state_of(p, group), group))
         if members and observed is not None:
-            observed = average_over_ranks(observed, members[0].g.device, None)
+            observed = average_over_ranks(observed, members[0].g.device, self.process_group)
         if members and self._finite(members, observed):
             for m, change in zip(members, self._update(members, observed), strict=True):
                 m.param.sub_(change.view(m.param.shape))

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from l3rs.learned.base import LearnedRule
 from l3rs.learned.mlp import MLP, Member, Rule
 from l3rs.learned.theta import Shapes, count, lstm_shapes, mlp, mlp_shapes, resolve
 from l3rs.optimizer.arguments import whole
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 RULE = Rule(rho=0.999, eps=1e-6, delta=1e-5, exponent=0.001, by_matrix=False)
 PROGRESS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)  # reference points of k / K
@@ -65,6 +68,7 @@ class VeLO(LearnedRule):
         total_steps: K, the number of steps of the whole run.
         lr: a multiplier.
         maximize: whether gradients and the loss are of what is to be maximized.
+        process_group: the ranks that train together, whose losses are averaged; None is all.
 
     Raises:
         ValueError: an option is not what it should be, or theta is of another size, or cannot be read (a `CheckpointError`).
@@ -84,7 +88,9 @@ class VeLO(LearnedRule):
         lr: float | Tensor = 1.0,
         *,
         maximize: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
+        self.process_group = process_group
         losses = {"losses": 0, "loss_means": None, "loss_least": None}
         defaults = {"lr": lr, "total_steps": total_steps, "maximize": maximize, **losses}
         super().__init__(params, resolve(theta, self.FORM.shapes), defaults)

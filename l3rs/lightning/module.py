@@ -297,10 +297,11 @@ def refuse_callbacks(trainer: pl.Trainer) -> None:
             "steps would be those of another optimizer. Use pytorch_lightning.callbacks.WeightAveraging, which only averages weights"
         )
     plans = [c.scheduling for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
-    if any(len(set(plan.values())) > 1 for plan in plans):
+    wrong = next((plan for plan in plans if set(plan.values()) != {1}), None)
+    if wrong is not None:
         raise ValueError(
-            f"GradientAccumulationScheduler({plans[0]}) changes the number of steps on the way, and L3RS plans the whole run at its start. "
-            "Give the Trainer one accumulate_grad_batches"
+            f"GradientAccumulationScheduler({wrong}) changes the number of steps, which Lightning does not count, and L3RS plans the whole "
+            "run at its start. Give the Trainer one accumulate_grad_batches"
         )
 
 

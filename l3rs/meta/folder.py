@@ -9,7 +9,6 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,7 +21,7 @@ from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.descent import Search
 from l3rs.run_folder import RunFolder
-from l3rs.schedules.find import locate
+from l3rs.schedules.find import SHIPPED, SHIPPED_WEIGHTS, locate
 from l3rs.schedules.learned import Learned
 from l3rs.schedules.seal import DAMAGED, fingerprint, intact, sealed
 
@@ -37,11 +36,16 @@ FREE = ("generations", "workers", "ray_address", "gpus_per_actor", "device", "fi
 
 
 def contents_of(config: MetaTrainConfig) -> str:
-    """A hash of what the files hold that the config names: networks of a zoo, classes of splits, weights, what it starts from."""
+    """A hash of what the files hold that the config names: networks of a zoo, classes of splits, weights."""
     workloads = (config.workload,) if config.variety is None else config.variety.workloads
-    held: list[Any] = [[workload.contents(PURPOSES), workload.source().fingerprint()] for workload in workloads]
-    held += [fingerprint(locate(file).read_bytes()) for file in config.start]
+    held = [[workload.contents(PURPOSES), workload.source().fingerprint()] for workload in workloads]
     return fingerprint(json.dumps(held, sort_keys=True))[:12]
+
+
+def started_from(config: MetaTrainConfig) -> str:
+    """A hash of the files that it starts from; of what is on the Hub, the name."""
+    files = [locate(given) if given in (*SHIPPED, *SHIPPED_WEIGHTS) else Path(given) for given in config.start]
+    return fingerprint(*(file.read_bytes() if file.is_file() else str(file) for file in files))[:12]
 
 
 class MetaTrainFolder(RunFolder):
@@ -54,7 +58,7 @@ class MetaTrainFolder(RunFolder):
     def __init__(self, path: Path, config: MetaTrainConfig) -> None:
         # Settings that there were not yet when the config was written had the defaults of today.
         free = tuple(name for name in FREE if name != "generations" or config.search == "nes")  # the others' rates follow from their number
-        contents = {"contents": contents_of(config)}
+        contents = {"contents": contents_of(config), "started_from": started_from(config)}  # older folders lack them
         super().__init__(path, config.flat() | contents, free=free, defaults=MetaTrainConfig().flat() | contents)
         self.config = config
 
@@ -63,7 +67,8 @@ class MetaTrainFolder(RunFolder):
 
     def states(self) -> list[Path]:
         """The saved states, newest first."""
-        return sorted((file for file in self.path.iterdir() if STATE.fullmatch(file.name)), reverse=True)
+        found = {int(name[1]): file for file in self.path.iterdir() if (name := STATE.fullmatch(file.name))}
+        return [found[generation] for generation in sorted(found, reverse=True)]
 
     def save_state(self, search: Search) -> None:
         """Saves the state, and removes all but the last few."""
@@ -127,7 +132,7 @@ class MetaTrainFolder(RunFolder):
 def read_state(file: Path) -> dict[str, Tensor]:
     """The tensors of a state. Raises SafetensorError, OSError or ValueError if it cannot be read, or is not what was written."""
     with safe_open(file, framework="pt") as opened:
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a dict)
+        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  (not a dict)
         if not intact(opened.metadata() or {}, tensors):
             raise ValueError(DAMAGED)
     return tensors

@@ -133,7 +133,6 @@ class FineTuning(Problem):
         self.tasks: Tasks = ()  # of this generation
         self.replaced = 0  # times that processes were, so far
         self.met = ""  # the last error that a candidate met in this process, in this generation
-        self.lost = 0  # generations in a row of which most was lost
         gpus = config.gpus_per_actor
         super().__init__(
             "min",

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -154,7 +155,7 @@ def run(folder: MetaTrainFolder, problem: FineTuning, learned: Learned, config: 
             show(folder, shown, row)
         while search.generation < config.generations:
             started = time.perf_counter()
-            row = one_generation(problem, search, config)
+            row = one_generation(problem, search, config, lost_before(folder.curve(), config.meta_batch))
             if search.generation % config.validate_every == 0 or search.generation == config.generations:
                 row |= validated(folder, problem, learned, search, config)
             row["seconds"] = round(time.perf_counter() - started, 2)
@@ -171,8 +172,19 @@ def show(folder: MetaTrainFolder, shown: Progress, row: dict[str, float | int | 
         shown.generation(row)
 
 
-def one_generation(problem: FineTuning, search: Search, config: MetaTrainConfig) -> dict[str, float | int | str]:
-    """One update of the search, and its row of the curve."""
+def lost_before(rows: Sequence[Mapping[str, str]], tasks: int) -> int:
+    """Counts the last generations of a descent, in a row, of whose tasks most were lost."""
+    lost = [2 * (int(row["diverged"] or 0) + int(row["failed"] or 0)) > tasks for row in rows]
+    return next((i for i, one in enumerate(reversed(lost)) if not one), len(lost))
+
+
+def one_generation(problem: FineTuning, search: Search, config: MetaTrainConfig, lost: int = 0) -> dict[str, float | int | str]:
+    """One update of the search, and its row of the curve; `lost`: what `lost_before` counted.
+
+    Raises:
+        MetaTrainingError: most candidates or tasks met an error, or diverged. A descent passes over two generations in a row whose tasks
+            diverged (`PATIENCE`), as the next ones have other tasks.
+    """
     started = time.perf_counter()
     problem.tasks = generation_tasks(config, search.generation)
     inner = sum(steps for _, steps in problem.tasks)
@@ -180,9 +192,9 @@ def one_generation(problem: FineTuning, search: Search, config: MetaTrainConfig)
     runs = config.nes.population if search.sigma else 1  # of each task
     search.step()
     diverged, failed = (int(column.sum()) for column in search.evaluations[:, 1:].T)
-    lost = 2 * (diverged + failed) > len(search.evaluations)
-    problem.lost = problem.lost + 1 if lost else 0
-    if problem.lost >= (PATIENCE if not row["sigma"] and diverged and not failed else 1):  # a descent may go on elsewhere
+    every = len(search.evaluations)
+    patience = 1 if row["sigma"] or 2 * failed > every else PATIENCE
+    if 2 * (diverged + failed) > every and lost + 1 >= patience:
         raise MetaTrainingError(explain(problem, search, diverged, failed))
     seconds = time.perf_counter() - started
     row |= {name: search.status[name] for name in ("mean_loss", "best_loss", "spread")}

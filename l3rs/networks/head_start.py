@@ -250,12 +250,15 @@ def _see(network: nn.Module, batches: Iterable[Sequence[Tensor]], head: nn.Linea
     return _Seen(sums, *(_gathered(t, rank, world) for t in (x, of, folds)))
 
 
-def _parts(batch: Sequence[Tensor]) -> Sequence[Tensor]:
+def _parts(batch: Any) -> Sequence[Tensor]:
     """Inputs, labels and, if known, numbers. Raises ValueError where a batch is something else, such as a mapping."""
-    if not isinstance(batch, Sequence) or len(batch) < 2 or not all(isinstance(part, Tensor) for part in batch[:2]):
-        got = f"a {type(batch).__name__} of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else _said(batch)
+    if isinstance(batch, Mapping):
+        got = f"a {type(batch).__name__} of {', '.join(map(str, batch))}"
         raise ValueError(f"a batch must be (inputs, labels), tensors (got {got}); of mappings: ((b[INPUTS], b[LABELS]) for b in loader)")
-    return batch
+    parts = () if isinstance(batch, Tensor) else tuple(batch)
+    if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts[:2]):
+        raise ValueError(f"a batch must be (inputs, labels), tensors (got {_said(batch)})")
+    return parts
 
 
 def _checked(inputs: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:

@@ -37,8 +37,11 @@ class _Pass(NamedTuple):
     def statistics(self) -> Statistics:
         """Of its batch. A layer that the pass did not come through has none."""
         found: Statistics = {}
-        for (name, momentum), (*before, earlier), (*after, later) in zip(self.momenta.items(), self.before, self.after, strict=True):
-            times = int(later) - int(earlier)
+        counts = [
+            (later - earlier).to(self.before[0][-1].device) for (*_, earlier), (*_, later) in zip(self.before, self.after, strict=True)
+        ]
+        each = zip(self.momenta.items(), self.before, self.after, torch.stack(counts).tolist(), strict=True)  # one wait for the device
+        for (name, momentum), (*before, _), (*after, later), times in each:
             share = times / int(later) if momentum is None and times else 1 - (1 - (momentum or 0)) ** times
             for which, old, new in zip(KEPT, before, after, strict=False):
                 if share:
@@ -48,7 +51,13 @@ class _Pass(NamedTuple):
 
 def _follows(norm: _BatchNorm) -> bool:
     """Whether batches go into its statistics, and can be told from them."""
-    return norm.training and norm.running_mean is not None and norm.momentum != 0 and norm.running_mean.dtype not in HALF
+    counted = norm.running_mean is not None and norm.num_batches_tracked is not None
+    return norm.training and counted and norm.momentum != 0 and cast(Tensor, norm.running_mean).dtype not in HALF
+
+
+def _layer(buffer: str) -> str:
+    """The name of a buffer's layer."""
+    return buffer.rpartition(".")[0]
 
 
 def _copies(norms: dict[str, _BatchNorm]) -> Kept:
@@ -63,8 +72,8 @@ class RecentStatistics:
 
     In a `with`, the network has them at the end. In between, `applied` lends them to an evaluation. Training sees nothing of it: it
     normalizes by the batch, and the running statistics go on. A network without BatchNorm stays as it is, and so does BatchNorm that is
-    frozen, from the start or at the end of a run, or whose statistics are of half precision, too coarse to tell a batch from. Each process
-    of several has those of its own batches.
+    frozen, from the start or at the end of a run, that does not count its batches (`num_batches_tracked`), or whose statistics are of half
+    precision, too coarse to tell a batch from. Each process of several has those of its own batches.
 
     Args:
         network: whose forward passes in training mode are counted, one for each batch.
@@ -91,6 +100,7 @@ class RecentStatistics:
         self.network, self.last, self.share = network, last, share
         self.taken = 0
         self._batches: deque[Statistics | _Pass] = deque(maxlen=last)
+        self._followed: frozenset[str] | None = None  # names of the layers that the last pass went into; None is after a resume
         self._passing: tuple[dict[str, _BatchNorm], Kept] | None = None  # of the forward pass that is under way
         self._hooks = [network.register_forward_pre_hook(self._before), network.register_forward_hook(self._after)]
 
@@ -110,6 +120,7 @@ class RecentStatistics:
     def _after(self, *_: Any) -> None:
         if self._passing:
             followed, before = self._passing
+            self._followed = frozenset(followed)
             self._batches.append(_Pass({name: norm.momentum for name, norm in followed.items()}, before, _copies(followed)))
             self.taken += 1
             self._passing = None
@@ -119,16 +130,20 @@ class RecentStatistics:
     def means(self) -> Statistics:
         """The means over the last batches, (C,), by the buffers' names; none before the first batch in training mode."""
         number = min(len(self._batches), max(1, round(self.share * self.taken)))
-        batches = self._statistics()[-number:] if number else []
-        names = batches[-1] if batches else ()
+        batches = self._statistics(number)
+        followed = self._followed if self._followed is not None else frozenset(map(_layer, batches[-1] if batches else ()))
+        names = dict.fromkeys(name for batch in batches for name in batch if _layer(name) in followed)
         of = {name: [batch[name] for batch in batches if name in batch] for name in names}
         means = {name: torch.stack(found).mean(0) for name, found in of.items()}
         return {name: mean.clamp_min(0) if name.endswith("running_var") else mean for name, mean in means.items()}
 
-    def _statistics(self) -> list[Statistics]:
-        """Of each batch. It waits for the device, as training does not."""
-        found = [batch.statistics() if isinstance(batch, _Pass) else batch for batch in self._batches]
-        self._batches = deque(found, maxlen=self.last)
+    def _statistics(self, number: int) -> list[Statistics]:
+        """Of the last batches, so many. It waits for the device, as training does not."""
+        found: list[Statistics] = []
+        for i in range(len(self._batches) - number, len(self._batches)):
+            batch = self._batches[i]
+            found.append(batch.statistics() if isinstance(batch, _Pass) else batch)
+            self._batches[i] = found[-1]
         return found
 
     def apply(self) -> None:
@@ -164,7 +179,7 @@ class RecentStatistics:
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on after a resume."""
-        return {"taken": self.taken, "batches": [dict(batch) for batch in self._statistics()]}
+        return {"taken": self.taken, "batches": [dict(batch) for batch in self._statistics(len(self._batches))]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state."""

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-NEW: dict[str, Any] = {  # of groups: the clock, what `Guard` keeps, and whether one was added during the run
-    "step": 0, "skipped": 0, "first_loss": None, "cut": 1.0, "late": False,
+NEW: dict[str, Any] = {  # of groups: the clock, what `Guard` keeps, and the step at which one was added
+    "step": 0, "skipped": 0, "first_loss": None, "cut": 1.0, "late": 0,
 }  # fmt: skip
 
 
@@ -75,7 +75,8 @@ class L3RS(WatchesLoss):
         guard: where the loss of one of the first 20 steps is far above that of the first, multiplies all further steps by 0.3, once, with
             a warning. A run without such a leap, or whose steps are told no loss, is as without it.
         fused: takes the step in compiled code, for float32 parameters. None does so where it can: on CPU, if a C compiler was there at
-            installation, and on CUDA by Triton. False takes torch operations; True refuses them. `repr` says which runs.
+            installation, and on CUDA by Triton. False takes torch operations; True refuses them, for parameters as they are when they are
+            given. `repr` says which runs.
         process_group: the ranks that train together; None is all. Give a group of one if each rank trains on its own.
 
     Raises:
@@ -117,7 +118,7 @@ class L3RS(WatchesLoss):
         self._multipliers.read(self.param_groups, stacklevel=3, step=False)
         if learned == "auto" and match == "name" and names_of(self.param_groups) is None:
             self._tell_what_names_would_give()
-        self._tell_what_would_hardly_move()
+        self._tell_what_would_hardly_move([p for group in self.param_groups for p in group["params"]])
 
     def _tell_what_names_would_give(self) -> None:
         """Warns if a specialist may have been missed: only names tell which network it is."""
@@ -131,20 +132,21 @@ class L3RS(WatchesLoss):
                     stacklevel=3,
                 )
 
-    def _tell_what_would_hardly_move(self) -> None:
+    def _tell_what_would_hardly_move(self, params: Sequence[Tensor]) -> None:
         """Warns of matrices of zeros, as adapters have them, where a step is a share of a layer's size."""
         assert self.learned is not None
         if self.learned.config.unit not in ("size", "relative"):
             return
-        layers, kinds = self._tables.network.params, self._tables.network.table.kinds
-        matrices = [
-            p for p, kind in zip(layers, kinds, strict=True) if kind in MATRICES and p.requires_grad and local(p) is p and p.numel()
-        ]
-        matrices = [p for p in matrices if not p.is_meta]
-        zeros = {p for p, norm in zip(matrices, torch._foreach_norm(matrices) if matrices else (), strict=True) if not norm}
+        place, kinds = self._tables.network.place, self._tables.network.table.kinds
+        asked = [p for p in params if kinds[place[p]] in MATRICES and p.requires_grad and p.numel() and local(p) is p and not p.is_meta]
+        zeros: set[Tensor] = set()
+        for device in dict.fromkeys(p.device for p in asked):
+            here = [p for p in asked if p.device == device]
+            norms = torch.stack([norm.float() for norm in torch._foreach_norm([p.detach() for p in here])]).tolist()
+            zeros |= {p for p, norm in zip(here, norms, strict=True) if norm == 0}
         if zeros:
-            names = names_of(self.param_groups) or [str(i) for i in range(len(layers))]
-            every = (p for group in self.param_groups for p in group["params"])
+            every = [p for group in self.param_groups for p in group["params"]]
+            names = names_of(self.param_groups) or [str(i) for i in range(len(every))]
             first = next(name for name, p in zip(names, every, strict=True) if p in zeros)
             more = f", as are {len(zeros) - 1} more" if len(zeros) > 1 else ""
             warnings.warn(
@@ -175,21 +177,19 @@ class L3RS(WatchesLoss):
         layers = [p for group in groups for p in group["params"]]
         table = layer_table([p.shape for p in layers], names_of(groups))
         network = Network(layers, table, {p: i for i, p in enumerate(layers)})
+        for device in {p.device for p in every if not p.is_meta} if self.fused else ():
+            some = [local(p) for p in every if p.device == device and p.requires_grad]
+            why = why_not_compiled(some, self._controller.directions, self._controller.config) if some else None
+            if why:
+                raise ValueError(f"fused=True, but {why}")
         self._tables = Tables(self._controller, slot, network, sharded, self.fused)
-        if self.fused:
-            for device in {local(p).device for p in every}:
-                some = [local(p) for p in every if p.device == device and p.requires_grad]
-                why = why_not_compiled(some, self._controller.directions, self._controller.config) if some else None
-                if why:
-                    raise ValueError(f"fused=True, but {why}")
         for p in every:
             if p.requires_grad:
                 state_of(p, self.state, self._controller)
 
     def _as_they_lie(self) -> list[dict[str, Any]]:
-        """The groups in the order of the network: what was added last is what was unfrozen last, and lies lowest."""
-        late = [group for group in self.param_groups if group["late"]]
-        return [*reversed(late), *(group for group in self.param_groups if not group["late"])]
+        """The groups in the order of the network: what was unfrozen last lies lowest; what came at one step, as it came."""
+        return sorted(self.param_groups, key=lambda group: -group["late"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group. During the run it also gets slots, states and the run's clock.
@@ -198,19 +198,23 @@ class L3RS(WatchesLoss):
             ValueError, TypeError: as the constructor; the optimizer stays as it was.
         """
         if self.param_groups:
-            shared = ("step", "total_steps", "first_loss", "cut")
-            param_group = {**{key: self.param_groups[0][key] for key in shared}, **param_group, "late": self.learned is not None}
+            shared = ["step", "first_loss", "cut"]
+            if self.learned is not None:  # after the constructor
+                self._pull()
+                shared.append("total_steps")
+            first = self.param_groups[0]
+            param_group = {**{key: first[key] for key in shared}, **param_group, "late": first["step"]}
         super().add_param_group(param_group)
         try:
             self._validate(self.param_groups[-1])
             if self.learned is not None:
-                self._pull()
                 self._assign()
         except (ValueError, TypeError):
             self.param_groups.pop()
             raise
         if self.learned is not None:
             self._multipliers.read(self.param_groups, stacklevel=3, step=False)
+            self._tell_what_would_hardly_move(self.param_groups[-1]["params"])
 
     @staticmethod
     def _validate(group: dict[str, Any]) -> None:
@@ -225,7 +229,7 @@ class L3RS(WatchesLoss):
             raise ValueError(f"weight_decay must be a finite number of at least 0 (got {group['weight_decay']!r})")
         for p in group["params"]:
             if p.dtype not in (*HALF, torch.float32, torch.float64):
-                raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; L3RS steps real floating parameters")
+                raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; L3RS steps real floating ones of 16, 32 or 64 bits")
             if any(size > 1 and stride == 0 for size, stride in zip(p.shape, local(p).stride(), strict=True)):
                 raise ValueError(f"a parameter of shape {tuple(p.shape)} is expanded: several of its elements are one number in memory")
         if not whole(group["step"]) == group["step"] >= 0:

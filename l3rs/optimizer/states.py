@@ -136,7 +136,6 @@ def name_of(i: int, own: Sequence[Group]) -> str:
 
 
 def names_of(groups: Sequence[Group]) -> list[str] | None:
-    """The names of all parameters of some groups; None if they have none."""
     """The names of the parameters of groups; None if some have none."""
     if any("param_names" not in group for group in groups):
         return None

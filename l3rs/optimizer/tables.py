@@ -48,7 +48,7 @@ class Tables:
         self.by_device: list[Layers] = []
         self.params: list[Tensor] = []
         self._key: Any = None
-        self._clock: list[int] = []  # of the groups, as the next step should find them
+        self._clock: list[int] = []  # of the groups, as the last step should have left them
         self._untold = torch.zeros((), dtype=torch.int64)  # steps that tables of before have skipped
         self._like: list[list[Any]] = []  # sizes, dtypes and devices of the parameters
 
@@ -83,7 +83,10 @@ class Tables:
         about = (list(map(id, params)), owners, [group["total_steps"] for group in groups], list(map(Tensor.size, here)), dense, strides)
         key = (*about, list(map(Tensor.data_ptr, here)), self._addresses(states))
         clock = [group["step"] for group in groups]
-        if key != self._key or clock != self._clock:  # the clock may have been written to
+        if key == self._key and clock != self._clock:  # it was written to; a captured graph may hold these tables
+            for t in self.by_device:
+                t.decision.clock.copy_(torch.tensor(clock, dtype=torch.float32))
+        if key != self._key:
             grads = [_fitted(g, p) for g, p in zip(grads, here, strict=True)]
             self._make(params, owners, groups, states)
             self._like = [list(map(f, here)) for f in ALIKE]
@@ -101,10 +104,11 @@ class Tables:
         self._untold = torch.zeros((), dtype=torch.int64)
         for group in groups:
             group["skipped"] += skipped
-        clocks = zip(*(d.clock.tolist() for d in decisions), strict=True)
-        for group, expected, found in zip(groups, self._clock, clocks, strict=False):
-            if group["step"] == expected:  # else somebody has written to it
-                group["step"] = max(expected, *map(int, found))  # a CUDA graph that is replayed advances the device's alone
+        clocks = list(zip(*(d.clock.tolist() for d in decisions), strict=True))
+        for i, (group, found) in enumerate(zip(groups, clocks, strict=False)):
+            newest = max(map(int, found))
+            if newest != self._clock[i]:  # a CUDA graph that is replayed advances the device's clock alone
+                group["step"] = self._clock[i] = max(group["step"], newest)
         for d in decisions:
             d.skipped.zero_()
         return skipped

@@ -47,6 +47,13 @@ def same(a: Report, b: Report) -> bool:
     return repr(replace(a, seconds=0.0)) == repr(replace(b, seconds=0.0))
 
 
+def test_a_network_that_draws_at_random_is_refused() -> None:
+    for rate, kind in (("proj_drop_rate", "Dropout"), ("drop_path_rate", "DropPath")):
+        workload = Workload(model="test_vit", model_args={"img_size": 32, rate: 0.1}, from_scratch=True)
+        with pytest.raises(ValueError, match=f"the network has {kind}, whose draws captured steps do not repeat"):
+            Lanes(workload, TASK, "cpu", 1)
+
+
 @pytest.mark.parametrize(("kind", "refresh"), [("l3rs", False), ("l3rs", True), ("velo", False)])
 def test_each_run_is_the_one_that_it_is_alone(lanes: Lanes, bench: Workbench, kind: str, refresh: bool) -> None:
     """Of different lengths, more of them than lanes."""

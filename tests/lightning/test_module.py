@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +188,10 @@ def test_stochastic_weight_averaging_is_refused_with_the_reason(tmp_path: Path) 
 
 
 def test_an_accumulation_that_changes_is_refused_with_the_reason(tmp_path: Path) -> None:
-    changing, constant = (GradientAccumulationScheduler({0: 1, 1: then}) for then in (4, 1))
-    with pytest.raises(ValueError, match=r"GradientAccumulationScheduler\(\{0: 1, 1: 4\}\) changes the number of steps"):
-        fit(tmp_path, module(), 4, max_epochs=2, callbacks=[changing])
-    assert fit(tmp_path, module(), 4, max_epochs=2, callbacks=[constant]).global_step == 8
+    for plan in ({0: 1, 1: 4}, {0: 4}):
+        with pytest.raises(ValueError, match=rf"GradientAccumulationScheduler\({re.escape(str(plan))}\) changes the number of steps"):
+            fit(tmp_path, module(), 4, max_epochs=2, callbacks=[GradientAccumulationScheduler(plan)])
+    assert fit(tmp_path, module(), 4, max_epochs=2, callbacks=[GradientAccumulationScheduler({0: 1})]).global_step == 8
 
 
 def test_a_checkpoint_of_a_model_by_name_loads_without_pickle_and_without_a_network(tmp_path: Path) -> None:

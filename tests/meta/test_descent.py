@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import torch
 from small_runs import bits, quick, same
 
 from l3rs.finetuning.tasks import TaskConfig
-from l3rs.meta.config import GradientConfig, MetaTrainConfig
+from l3rs.meta.config import LOG_FLOOR, GradientConfig, MetaTrainConfig
 from l3rs.meta.descent import Descent
 from l3rs.meta.problem import FineTuning, MetaTrainingError, TaskGradient, shares
-from l3rs.meta.train import generation_tasks, meta_train, start
+from l3rs.meta.train import generation_tasks, lost_before, meta_train, one_generation, start
 from l3rs.run_folder import FolderError
 
 
@@ -29,6 +30,40 @@ class Slopes:
         loss = float(theta.square().sum())
         second = TaskGradient(torch.full((3,), 7.0), 20.0, self.failing)
         return [TaskGradient(2 * theta, loss, False), second if self.failing else TaskGradient(2 * theta, loss, False)]
+
+
+class Lost:
+    """A search whose generations have these numbers of diverged and failed tasks, of two."""
+
+    generation, sigma, lr = 0, 0.0, 0.1
+
+    def __init__(self, *lost: tuple[int, int]) -> None:
+        self.lost, self.status = list(lost), {"mean_loss": 1.0, "best_loss": 1.0, "spread": 0.0}
+
+    def step(self) -> None:
+        diverged, failed = self.lost[self.generation]
+        self.evaluations = torch.tensor([[1.0, float(i < diverged), float(i >= 2 - failed)] for i in range(2)])
+        self.generation += 1
+
+
+def test_a_descent_passes_over_two_generations_whose_tasks_diverge_in_a_row_and_ends_at_the_third() -> None:
+    config = quick(search="gradient", meta_batch=2, objective="log")
+    problem = FineTuning(start(config), config)
+
+    def generations(*lost: tuple[int, int]) -> list[dict[str, Any]]:
+        search: Any = Lost(*lost)
+        rows: list[dict[str, Any]] = []
+        for _ in lost:
+            before = lost_before([{name: str(value) for name, value in row.items()} for row in rows], config.meta_batch)
+            rows.append(one_generation(problem, search, config, before))
+        return rows
+
+    assert [row["diverged"] for row in generations((2, 0), (2, 0), (1, 0), (2, 0), (2, 0))] == [2, 2, 1, 2, 2]
+    assert generations((0, 0))[0]["mean_loss"] == pytest.approx(math.e - LOG_FLOOR)  # in nats
+    with pytest.raises(MetaTrainingError, match="in generation 2, 2 of 2 tasks diverged"):
+        generations((2, 0), (2, 0), (2, 0))
+    with pytest.raises(MetaTrainingError, match="in generation 0, 0 of 2 tasks diverged and 2 met an error"):
+        generations((0, 2))
 
 
 def test_it_is_adam_with_clipping_and_a_cosine() -> None:

@@ -283,7 +283,7 @@ def test_what_a_run_started_from_is_what_it_goes_on_from(tmp_path: Path) -> None
     MetaTrainFolder(tmp_path / "run", config).close()
     MetaTrainFolder(tmp_path / "run", config).close()
     shutil.copy(CHECKPOINTS / "generalist.safetensors", given)
-    with pytest.raises(FolderError, match="whose run has another contents"):
+    with pytest.raises(FolderError, match="whose run has another started_from"):
         MetaTrainFolder(tmp_path / "run", config)
 
 

@@ -77,6 +77,29 @@ def test_a_layer_that_a_pass_goes_through_twice_or_not_at_all(momentum: float | 
     assert torch.equal(network.unused.running_mean, torch.zeros(4))
 
 
+def test_a_layer_that_the_last_pass_left_out_keeps_what_it_had_and_one_without_a_count_is_left_alone() -> None:
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.uncounted = nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+            self.uncounted.num_batches_tracked = None
+
+        def forward(self, x: Tensor, both: bool) -> Tensor:
+            return self.uncounted(self.a(x) + (self.b(x) if both else 0))
+
+    network = Either().train()
+    x = torch.randn(64, 4) + 2
+    recent = RecentStatistics(network, share=1.0)
+    for both in (True, True, False):
+        network(x, both)
+    means = recent.means()
+    assert sorted(means) == ["a.running_mean", "a.running_var", "b.running_mean", "b.running_var"]
+    torch.testing.assert_close(means["b.running_mean"], x.mean(0), rtol=1e-4, atol=1e-4)
+    network.b.eval()
+    network(x, True)
+    assert sorted(recent.means()) == ["a.running_mean", "a.running_var"]
+
+
 def test_statistics_of_half_precision_stay_the_running_ones() -> None:
     """What a batch adds to them is lost in their rounding."""
     network = nn.Sequential(nn.BatchNorm1d(4)).bfloat16().train()

@@ -456,7 +456,7 @@ def test_a_parameter_that_is_put_into_a_group_by_hand_is_refused() -> None:
 def test_parameters_that_no_step_can_move_are_refused() -> None:
     with pytest.raises(ValueError, match=r"of shape \(3, 2\) is expanded"):
         L3RS([nn.Parameter(torch.ones(3, 1).expand(3, 2))], 5, "icons-generalist")
-    with pytest.raises(TypeError, match=r"of shape \(2,\) is torch.float8_e5m2; L3RS steps real floating parameters"):
+    with pytest.raises(TypeError, match=r"of shape \(2,\) is torch.float8_e5m2; L3RS steps real floating ones of 16, 32 or 64 bits"):
         L3RS([nn.Parameter(torch.ones(2).to(torch.float8_e5m2))], 5, "icons-generalist")
 
 
@@ -504,20 +504,83 @@ def test_layers_that_are_unfrozen_lie_below_those_that_were_there(named: bool) -
         return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
 
     whole, parts = made(), made()
-    together = L3RS(layers(whole, 0, 5), 6, "generalist")
-    stepped(whole, together, range(6))
-    apart = L3RS(layers(parts, 4, 5), 6, "generalist")
-    apart.add_param_group({"params": layers(parts, 2, 4)})
-    apart.add_param_group({"params": layers(parts, 0, 2)})
-    stepped(parts, apart, range(3))
+    whole[:4].requires_grad_(False)
+    together, apart = (L3RS(layers(network, first, 5), 8, "generalist", lr=0.0) for network, first in ((whole, 0), (parts, 4)))
+    for first in (2, 0):  # while nothing moves, as decisions also go by the number of layers
+        stepped(whole, together, range(1))
+        stepped(parts, apart, range(1))
+        whole[first].requires_grad_(True)
+        apart.add_param_group({"params": layers(parts, first, first + 2)})
+    for optimizer in (together, apart):
+        for group in optimizer.param_groups:
+            group["lr"] = 1.0
+    stepped(whole, together, range(2, 5))
+    stepped(parts, apart, range(2, 5))
     resumed = copy.deepcopy(parts)
-    again = L3RS([{"params": layers(resumed, *ends)} for ends in ((4, 5), (2, 4), (0, 2))], 6, "generalist")
+    again = L3RS([{"params": layers(resumed, *ends)} for ends in ((4, 5), (2, 4), (0, 2))], 8, "generalist")
     again.load_state_dict(apart.state_dict())
-    stepped(parts, apart, range(3, 6))
-    stepped(resumed, again, range(3, 6))
+    for network, optimizer in ((whole, together), (parts, apart), (resumed, again)):
+        stepped(network, optimizer, range(5, 8))
     assert equal(weights(parts), weights(resumed))
     for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_that_are_added_before_the_first_step_lie_as_they_come() -> None:
+    def ran(apart: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 3))
+        body, head = list(network[0].parameters()), list(network[2].parameters())
+        optimizer = L3RS(body if apart else [{"params": body}, {"params": head}], 5, "generalist")
+        if apart:
+            optimizer.add_param_group({"params": head})
+        for k in range(3):
+            inputs, labels = batch(k)
+            optimizer.zero_grad()
+            F.cross_entropy(network(inputs.flatten(1)), labels).backward()
+            optimizer.step()
+        return weights(network)
+
+    assert equal(ran(True), ran(False))
+
+
+def test_groups_keep_lengths_of_their_own() -> None:
+    network = small_network()
+    named = list(network.named_parameters())
+    groups = [{"params": named[:2], "total_steps": 50}, {"params": named[2:]}]
+    assert [group["total_steps"] for group in L3RS(groups, 100, schedule(network)).param_groups] == [50, 100]
+    optimizer = L3RS(named[2:], 20, schedule(network))
+    optimizer.param_groups[0]["total_steps"] = 100
+    optimizer.add_param_group({"params": named[:2]})
+    assert [group["total_steps"] for group in optimizer.param_groups] == [100, 100]
+
+
+def test_a_group_that_is_refused_changes_nothing() -> None:
+    def ran(refused: bool) -> list[Tensor]:
+        network = small_network()
+        optimizer = L3RS(network.named_parameters(), 5, "generalist", fused=True, guard=False)
+        if refused:
+            with pytest.raises(ValueError, match="fused=True, but"):
+                optimizer.add_param_group({"params": [("more.weight", nn.Parameter(torch.ones(2, 2).double()))]})
+        train(network, optimizer, range(3))
+        return weights(network)
+
+    assert equal(ran(True), ran(False))
+
+
+def test_a_clock_that_runs_ahead_on_the_device_is_read_each_time() -> None:
+    """As where a captured step is replayed."""
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 50, schedule(network))
+    train(network, optimizer, range(3))
+    for replays, steps in ((5, 8), (5, 13)):
+        for layers in optimizer._tables.by_device:
+            layers.decision.clock += replays
+        assert optimizer.state_dict()["param_groups"][0]["step"] == steps
+    tables = optimizer._tables.by_device
+    train(network, optimizer, range(1))
+    assert optimizer._tables.by_device is tables
+    assert optimizer.state_dict()["param_groups"][0]["step"] == 14
 
 
 def test_matrices_of_zeros_are_told_of() -> None:
@@ -528,14 +591,6 @@ def test_matrices_of_zeros_are_told_of() -> None:
     network[1].weight.requires_grad_(False)
     nn.init.zeros_(network[2].weight)  # the head has a length of its own
     L3RS(network.named_parameters(), 5, "generalist")
-
-
-def test_what_is_added_has_the_runs_length() -> None:
-    network = small_network()
-    optimizer = L3RS(list(network.named_parameters())[2:], 20, schedule(network))
-    optimizer.param_groups[0]["total_steps"] = 100
-    optimizer.add_param_group({"params": list(network.named_parameters())[:2]})
-    assert [group["total_steps"] for group in optimizer.param_groups] == [100, 100]
 
 
 def test_the_count_of_skipped_steps_survives_a_resume() -> None:

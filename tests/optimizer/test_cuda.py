@@ -123,7 +123,7 @@ def test_the_guard_acts_a_step_after_the_leap_and_waits_for_nothing() -> None:
     try:
         optimizer.step(loss=losses[1])
         assert optimizer.param_groups[0]["cut"] == 1
-        with pytest.warns(UserWarning, match="the loss leapt from 1 to 9: L3RS goes on with"):
+        with pytest.warns(UserWarning, match="the loss leapt from 1 to 9: L3RS multiplies all further steps by"):
             optimizer.step(loss=losses[2])
         optimizer.step(loss=losses[3])  # nothing is said again: warnings are errors here
     finally:

@@ -66,13 +66,10 @@ class Lane(OnStream):
 
     def __init__(self, bench: Workbench, precision: str = "float32") -> None:
         self.bench, self.network, self.precision = bench, bench.network, precision
-        drawing = [
-            m for m in self.network.modules() if (isinstance(m, _DropoutNd) and m.p) or getattr(m, "drop_prob", 0)
-        ]  # as timm's DropPath
-        if drawing:
-            raise ValueError(
-                f"the network has {type(drawing[0]).__name__}, whose draws captured steps do not repeat: use device cpu, or set its rate to 0"
-            )
+        for module in self.network.modules():
+            if (isinstance(module, _DropoutNd) and module.p) or getattr(module, "drop_prob", 0):  # as timm's DropPath
+                kind = type(module).__name__
+                raise ValueError(f"the network has {kind}, whose draws captured steps do not repeat: use device cpu, or set its rate to 0")
         self.params = list(self.network.parameters())
         super().__init__(self.params[0].device)
         self.normalizations = [m for m in self.network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]

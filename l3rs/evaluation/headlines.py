@@ -69,20 +69,23 @@ def needed(times: tuple[float, float, float], ran: float) -> str:
 def pooled(cells: Mapping[str, Cell], kinds: Sequence[str]) -> pd.DataFrame:
     """Makes a table with a line a length of a run: the mean lead of L3RS over the best of each kind, chosen for each cell, over all tasks.
 
-    Lines and columns without rows are left out.
+    Lines and columns without rows are left out. A lead says on how many tasks it is where another one of its line is on more.
     """
     tables = {name: cell.outcomes("accuracy") for name, cell in cells.items()}
     horizons = sorted({horizon for cell in cells.values() for horizon in cell.config.horizons})
     frame = nothing([f"{horizon:,}" for horizon in horizons], [*(f"L3RS minus {kind}" for kind in kinds), "networks", "tasks"], "steps")
     for horizon in horizons:
-        for kind in kinds:
-            found = [ahead_of(cell, tables[name], kind, horizon) for name, cell in cells.items()]
-            gaps = [one[1] for one in found if one]
+        leads = {
+            kind: [found[1] for name, cell in cells.items() if (found := ahead_of(cell, tables[name], kind, horizon))] for kind in kinds
+        }
+        most = max(leads.values(), key=lambda gaps: sum(map(len, gaps)))
+        every = sum(map(len, most))
+        for kind, gaps in leads.items():
             if gaps:
                 together = pd.concat(gaps)
-                frame.loc[f"{horizon:,}", f"L3RS minus {kind}"] = points(together)
-                if frame.loc[f"{horizon:,}", "networks"] == MISSING:  # the first kind that ran counts
-                    frame.loc[f"{horizon:,}", ["networks", "tasks"]] = f"{len(gaps)}", f"{len(together)}"
+                note = f", n={len(together)}" if len(together) < every else ""
+                frame.loc[f"{horizon:,}", f"L3RS minus {kind}"] = points(together) + note
+                frame.loc[f"{horizon:,}", ["networks", "tasks"]] = f"{len(most)}", f"{every}"
     return without_empty(frame)
 
 

@@ -59,8 +59,9 @@ def test_a_headline_has_the_best_of_each_kind_and_the_lead_over_it() -> None:
 def test_cells_are_pooled_by_task() -> None:
     worse = cell(KNOWN | {"L3RS": {10: [0.6, 0.7, 0.5]}})
     frame = pooled({"one": cell(KNOWN), "two": worse, "none": cell({})}, ["best tuned", "unlearned"])
-    assert frame.loc["10", "L3RS minus best tuned"] == "-4.5 (-14.5 to 5.5)"
-    assert frame.loc["10", ["networks", "tasks"]].tolist() == ["2", "4"]
+    assert frame.loc["10", "L3RS minus best tuned"] == "-4.5 (-14.5 to 5.5), n=4"  # of the others there are more
+    assert frame.loc["10", "L3RS minus unlearned"] == "+0.0 (-6.7 to 6.7)"
+    assert frame.loc["10", ["networks", "tasks"]].tolist() == ["2", "6"]
     assert list(pooled({"one": cell(KNOWN)}, ["unlearned"]).index) == ["10"]
     second = pooled({"one": cell(KNOWN)}, ["older generalist", "unlearned"])  # of the first kind nothing ran
     assert second.loc["10", ["networks", "tasks"]].tolist() == ["1", "3"]

@@ -34,7 +34,7 @@ BOTH = {
     "learned": "the schedule: auto, a name that `l3rs list` prints, a path, or a Hub id (default: auto)",
     "seed": "seed of every random draw; without --data, tasks come from the seeds N, N + 1, ... (default: 0)",
     "out": "folder of the results (default: l3rs-out; with --data l3rs-NAME, after the images' folder)",
-    "workers": "without --data, processes, 0 being one for each core; with --data, those that decode images (default: 0, or by the machine)",
+    "workers": "without --data, processes, 0 being one for each core; with --data, those that decode (default: 0, or by the machine)",
 }
 """Options of both, and their help."""
 

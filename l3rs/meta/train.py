@@ -44,10 +44,9 @@ PATIENCE = 3  # generations of a descent in a row in which most tasks diverged
 def start(config: MetaTrainConfig) -> Learned:
     """Makes the schedule that meta-training starts from. Raises CheckpointError if a file of meta-parameters cannot be used."""
     learner = LEARNERS[config.optimizer]
-    name = config.name or f"{config.workload.class_split.name}-{learner.called_after(config.workload.model)}"
-    if config.zoo.file is not None and not config.name:
-        name = f"{Path(config.zoo.file).stem}-{config.optimizer}"
-    return learner.start(config.beginning, name, lambda: workbench(config.workload, config.task).network)
+    of_one = f"{config.workload.class_split.name}-{learner.called_after(config.workload.model)}"
+    usual = of_one if config.zoo.file is None else f"{Path(config.zoo.file).stem}-{config.optimizer}"
+    return learner.start(config.beginning, config.name or usual, lambda: workbench(config.workload, config.task).network)
 
 
 def generation_tasks(config: MetaTrainConfig, generation: int) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from l3rs.directions import DIRECTIONS
 from l3rs.directions.base import HALF
 from l3rs.directions.torch_optimizer import TorchOptimizerDirection
 from l3rs.extras import require
+from l3rs.optimizer.advice import tell_what_names_would_give, tell_what_would_hardly_move
 from l3rs.optimizer.arguments import LONGEST, Multipliers, evaluate, multiplier, plain, whole
 from l3rs.optimizer.distributed import average_over_ranks, local
 from l3rs.optimizer.guard import Guard
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 NEW: dict[str, Any] = {  # of groups: the clock, what `Guard` keeps, and the step at which one was added
     "step": 0, "skipped": 0, "first_loss": None, "cut": 1.0, "late": 0,
 }  # fmt: skip
-
-
-MATRICES = ("kernel", "depthwise", "dense", "attention", "other")  # kinds of layers, see `l3rs.controller.describe`
 
 
 class L3RS(WatchesLoss):
@@ -112,48 +110,14 @@ class L3RS(WatchesLoss):
         self.match, self.guard, self.fused, self.process_group = match, guard, fused, process_group
         chosen = {"lr": lr, "maximize": maximize, "weight_decay": weight_decay, "total_steps": total_steps}
         super().__init__(params, {**chosen, **NEW})
-        named = zip(names_of(self.param_groups) or [], (p for group in self.param_groups for p in group["params"]), strict=False)
+        every = [p for group in self.param_groups for p in group["params"]]
+        named = zip(names_of(self.param_groups) or [], every, strict=False)
         self.learned, self.why = resolve(learned, list(named), match)
         self._prepare()
         self._multipliers.read(self.param_groups, stacklevel=3, step=False)
         if learned == "auto" and match == "name" and names_of(self.param_groups) is None:
-            self._tell_what_names_would_give()
-        self._tell_what_would_hardly_move([p for group in self.param_groups for p in group["params"]])
-
-    def _tell_what_names_would_give(self) -> None:
-        """Warns if a specialist may have been missed: only names tell which network it is."""
-        assert self.learned is not None
-        count = sum(len(group["params"]) for group in self.param_groups)
-        for name in SPECIALISTS:
-            if len(load(name).layers) == count:
-                warnings.warn(
-                    f"L3RS takes {self.learned.name} for {count} parameters without names; {name} knows {count} layers by name: "
-                    "if this is its network, pass model.named_parameters()",
-                    stacklevel=3,
-                )
-
-    def _tell_what_would_hardly_move(self, params: Sequence[Tensor]) -> None:
-        """Warns of matrices of zeros, as adapters have them, where a step is a share of a layer's size."""
-        assert self.learned is not None
-        if self.learned.config.unit not in ("size", "relative"):
-            return
-        place, kinds = self._tables.network.place, self._tables.network.table.kinds
-        asked = [p for p in params if kinds[place[p]] in MATRICES and p.requires_grad and p.numel() and local(p) is p and not p.is_meta]
-        zeros: set[Tensor] = set()
-        for device in dict.fromkeys(p.device for p in asked):
-            here = [p for p in asked if p.device == device]
-            norms = torch.stack([norm.float() for norm in torch._foreach_norm([p.detach() for p in here])]).tolist()
-            zeros |= {p for p, norm in zip(here, norms, strict=True) if norm == 0}
-        if zeros:
-            every = [p for group in self.param_groups for p in group["params"]]
-            names = names_of(self.param_groups) or [str(i) for i in range(len(every))]
-            first = next(name for name, p in zip(names, every, strict=True) if p in zeros)
-            more = f", as are {len(zeros) - 1} more" if len(zeros) > 1 else ""
-            warnings.warn(
-                f"{first} is all zeros{more}: L3RS moves a layer by a share of its size, so it will hardly move; begin with small random "
-                "numbers, or give it to another optimizer",
-                stacklevel=3,
-            )
+            tell_what_names_would_give(self.learned, every)
+        tell_what_would_hardly_move(self.learned, self._tables.network, self.param_groups, every)
 
     def _prepare(self) -> None:
         """Builds the controller and the tables from the learned schedule and the groups."""
@@ -214,7 +178,7 @@ class L3RS(WatchesLoss):
             raise
         if self.learned is not None:
             self._multipliers.read(self.param_groups, stacklevel=3, step=False)
-            self._tell_what_would_hardly_move(self.param_groups[-1]["params"])
+            tell_what_would_hardly_move(self.learned, self._tables.network, self.param_groups, self.param_groups[-1]["params"])
 
     @staticmethod
     def _validate(group: dict[str, Any]) -> None:

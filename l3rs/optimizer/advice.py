@@ -1,0 +1,51 @@
+"""What L3RS warns of when it is made: a schedule, or layers, that are probably not what was meant."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from l3rs.optimizer.distributed import local
+from l3rs.optimizer.layers import Network
+from l3rs.optimizer.states import Group, names_of
+from l3rs.schedules.find import SPECIALISTS, load
+from l3rs.schedules.schedule import LearnedSchedule
+
+MATRICES = ("kernel", "depthwise", "dense", "attention", "other")  # kinds of layers, see `l3rs.controller.describe`
+
+
+def tell_what_names_would_give(learned: LearnedSchedule, params: Sequence[Tensor]) -> None:
+    """Warns if a specialist may have been missed: only names tell which network it is."""
+    for name in SPECIALISTS:
+        if len(load(name).layers) == len(params):
+            warnings.warn(
+                f"L3RS takes {learned.name} for {len(params)} parameters without names; {name} knows {len(params)} layers by name: "
+                "if this is its network, pass model.named_parameters()",
+                stacklevel=3,
+            )
+
+
+def tell_what_would_hardly_move(learned: LearnedSchedule, network: Network, groups: Sequence[Group], params: Sequence[Tensor]) -> None:
+    """Warns of matrices of zeros among `params`, as adapters have them, where a step is a share of a layer's size."""
+    if learned.config.unit not in ("size", "relative"):
+        return
+    kinds = network.table.kinds
+    asked = [p for p in params if kinds[network.place[p]] in MATRICES and p.requires_grad and p.numel() and local(p) is p and not p.is_meta]
+    zeros: set[Tensor] = set()
+    for device in dict.fromkeys(p.device for p in asked):
+        here = [p for p in asked if p.device == device]
+        norms = torch.stack([norm.float() for norm in torch._foreach_norm([p.detach() for p in here])]).tolist()
+        zeros |= {p for p, norm in zip(here, norms, strict=True) if norm == 0}
+    if zeros:
+        every = [p for group in groups for p in group["params"]]
+        names = names_of(groups) or [str(i) for i in range(len(every))]
+        first = next(name for name, p in zip(names, every, strict=True) if p in zeros)
+        more = f", as are {len(zeros) - 1} more" if len(zeros) > 1 else ""
+        warnings.warn(
+            f"{first} is all zeros{more}: L3RS moves a layer by a share of its size, so it will hardly move; begin with small random "
+            "numbers, or give it to another optimizer",
+            stacklevel=3,
+        )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.problem import fine_tune
 from l3rs.meta.train import meta_train
 from l3rs.schedules.schedule import LearnedSchedule
+from l3rs.schedules.seal import fingerprint
 from l3rs.schedules.variants import NAMES
 
-COLUMNS = ("setting", "meta_seed", "generation", "steps", "task", "accuracy", "loss", "meta_seconds")
+COLUMNS = ("setting", "meta_seed", "generation", "steps", "task", "accuracy", "loss", "meta_seconds", "made_with")
 
 
 def with_overrides(config: Any, overrides: dict[str, Any]) -> Any:
@@ -120,6 +122,15 @@ class Study:
         config: MetaTrainConfig = with_overrides(MetaTrainConfig(), changes)
         return config
 
+    def made_with(self, setting: str) -> dict[str, str]:
+        """Hashes what rows of a setting are made with, by its names there: its settings, and, behind a dash, its use and the purpose."""
+
+        def mark(*values: Any) -> str:
+            return fingerprint(json.dumps(values, sort_keys=True, default=asdict))[:8]
+
+        trained = mark({**self.base, **self.overrides[setting]})
+        return {name: f"{trained}-{mark(self.purpose, use)}" for name, use in self.used(setting).items()}
+
     def measured(self, root: Path) -> pd.DataFrame:
         """The rows in a checkout, none if there is no such file yet."""
         return read_rows(root / self.rows, COLUMNS)
@@ -154,10 +165,19 @@ def measure(study: Study, setting: str, seed: int, runs: Path, tasks: int, out: 
         runs: the parent of its folder.
         tasks: at each horizon, the same for all settings.
         out: CSV file with `COLUMNS`.
+
+    Raises:
+        ValueError: `out` has other columns, or rows of this setting that were made with others than the study has now.
     """
-    config, uses = study.config(setting, seed), study.used(setting)
+    config, uses, marks = study.config(setting, seed), study.used(setting), study.made_with(setting)
     rows = read_rows(out, COLUMNS)
+    if tuple(rows.columns) != COLUMNS:
+        raise ValueError(f"{out} must be a table of {', '.join(COLUMNS)} (got {', '.join(rows.columns)})")
     there = rows[rows.meta_seed == seed]
+    edited = there[there.setting.isin(marks) & (there.made_with != there.setting.map(marks))]
+    if len(edited):
+        cure = "give the setting another name, or remove these rows to make them anew"
+        raise ValueError(f"{out} has rows of {edited.setting.iloc[0]!r} that were made with other settings than it has now; {cure}")
     done = set(zip(there.setting, there.generation, there.steps, there.task, strict=True))
     generations = (0, config.generations) if study.starts is None or setting in study.starts else (config.generations,)
     wanted = [(name, g, s, t) for name in uses for g in generations for t in range(tasks) for s in config.validation_steps]
@@ -171,7 +191,7 @@ def measure(study: Study, setting: str, seed: int, runs: Path, tasks: int, out: 
         learned = LEARNERS[config.optimizer].read(folder / f"theta-{generation:05d}.safetensors")
         report = fine_tune(learned, learned.theta, bench, study.purpose, task_seed(task), steps, **uses[name])
         found = (round(report.accuracy[steps], 6), round(report.loss[steps], 6))
-        values = (name, seed, generation, steps, task, *found, seconds if generation else 0.0)
+        values = (name, seed, generation, steps, task, *found, seconds if generation else 0.0, marks[name])
         append_rows(out, [dict(zip(COLUMNS, values, strict=True))], COLUMNS)
 
 

@@ -67,6 +67,33 @@ def test_a_study_is_run_and_goes_on_where_it_was(
     assert "--only must be one or more of 'plain', 'SGD, Celo2-base' (got 'none')" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("generations: 1", "generations: 2"),
+        ("purpose: meta-test", "purpose: meta-train"),
+        ("plain: {schedule.embedding: 0", "plain: {schedule.lr0: 0.01, schedule.embedding: 0"),
+    ],
+)
+def test_rows_of_a_setting_that_was_edited_are_refused(tmp_path: Path, before: str, after: str) -> None:
+    file, rows = tmp_path / "tiny.yaml", tmp_path / "rows.csv"
+    file.write_text(TINY)
+    mark = Study.read(file).made_with("plain")["plain"]
+    rows.write_text(",".join(COLUMNS) + f"\nplain,3,0,2,0,0.5,0.5,0.0,{mark}\nplain,3,1,2,0,0.5,0.5,1.0,{mark}\n")
+    measure(Study.read(file), "plain", 3, tmp_path, 1, rows)  # nothing is missing
+    file.write_text(TINY.replace(before, after))
+    with pytest.raises(ValueError, match=r"rows\.csv has rows of 'plain' that were made with other settings than it has now"):
+        measure(Study.read(file), "plain", 3, tmp_path, 1, rows)
+    measure(Study.read(file), "plain", 3, tmp_path, 0, tmp_path / "others.csv")  # these are none
+
+
+def test_a_table_without_the_columns_of_a_study_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "rows.csv").write_text("setting,accuracy\nplain,0.5\n")
+    with pytest.raises(ValueError, match=r"must be a table of setting, .*made_with \(got setting, accuracy\)"):
+        measure(Study.read(tmp_path / "tiny.yaml"), "plain", 3, tmp_path, 1, tmp_path / "rows.csv")
+
+
 def test_a_schedule_is_judged_in_the_uses_of_its_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uses = """starts: [plain]
 uses:

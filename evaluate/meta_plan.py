@@ -3,7 +3,7 @@
     python evaluate/meta_plan.py --config configs/meta_train/imagenet25_l3rs.yaml --images-per-second 2000
 
 The rate is that of forward and backward pass on one GPU, which you measure; everything else is counted. A process runs one candidate at a
-time, whichever is free takes the next, and all runs of a generation have the same length: so a generation takes as many rounds as the
+time, whichever is free takes the next, and all candidates of a generation run the same tasks: so a generation takes as many rounds as the
 candidates fill the processes, and no more processes help than there are candidates.
 """
 

@@ -117,13 +117,12 @@ def whole_rows(path: Path) -> bytes:
 def read_json(file: Path) -> dict[str, Any]:
     """Reads a JSON object. Raises ValueError."""
     try:
-        if is_endless(file):
-            raise ValueError("it is no file, but a named pipe, a socket or a device")
+        refuse_endless(file)
         read = json.loads(file.read_text())
         if not isinstance(read, dict):
             raise ValueError("it holds no object")
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read ({error}), and only it tells which run is there") from None
+        raise ValueError(f"{file} cannot be read ({error})") from None
     return read
 
 
@@ -140,6 +139,12 @@ def check_name(name: str, what: str) -> None:
         raise ValueError(f"{what} must be a name that a file can have (got {name[:40]!a})")
     if length > LONGEST_NAME:
         raise ValueError(f"{what} must have at most {LONGEST_NAME} bytes ({printable(name[:20])!r}... has {length})")
+
+
+def refuse_endless(path: str | Path) -> None:
+    """Raises ValueError for what `is_endless`."""
+    if is_endless(path):
+        raise ValueError("it is no file, but a named pipe, a socket or a device")
 
 
 def is_endless(path: str | Path) -> bool:

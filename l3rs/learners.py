@@ -65,10 +65,14 @@ class Learner(ABC):
     Attributes:
         name: in configs and rows.
         tuned: whether its learning rate needs tuning; if not, it is a multiplier, 1 by default.
+        differentiable: whether meta-gradients go through its step.
+        by_layer: whether it can learn by the names of one network's layers, as a specialist.
     """
 
     name: str
     tuned: bool = False
+    differentiable: bool = False
+    by_layer: bool = False
 
     def called_after(self, model: str) -> str:
         """The last part of a schedule's default name: the optimizer."""
@@ -105,7 +109,7 @@ class Learner(ABC):
 
     @abstractmethod
     def load(self, given: str | Path, named: Named = ()) -> Learned:
-        """Loads meta-parameters: shipped ones, from a path, or from the Hub. `auto` chooses by the `named` parameters.
+        """Loads meta-parameters: shipped ones, from a path, or, of L3RS, from the Hub. `auto` chooses by the `named` parameters.
 
         Raises:
             CheckpointError: there are none, or they cannot be used.
@@ -122,6 +126,7 @@ class Learner(ABC):
 
 class _L3RS(Learner):
     name = LearnedSchedule.kind
+    differentiable = by_layer = True
 
     def called_after(self, model: str) -> str:
         """The model."""

@@ -71,7 +71,7 @@ class RunFolder:
             try:
                 written = read_json(file)
             except ValueError as error:
-                raise FolderError(str(error)) from None
+                raise FolderError(f"{error}, and only it tells which run is there") from None
             before = _filled(written, defaults)
             different = [k for k in about if k not in free and before.get(k) != about[k]]
             if different:

@@ -9,14 +9,17 @@ import numpy as np
 from scipy.stats import bootstrap, trim_mean
 from scipy.stats import t as student
 
+LEVEL = 0.95  # of all intervals
+SEED = 0  # of bootstrap resamples
 
-def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+
+def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
     """Mean of independent values with its Student-t confidence interval: (mean, low, high). NaN bounds for one value."""
     x = np.asarray(values, dtype=float)
     mean = float(x.mean())
     if len(x) < 2:
         return mean, math.nan, math.nan
-    half = float(student.ppf(0.5 + level / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    half = float(student.ppf(0.5 + LEVEL / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
     return mean, mean - half, mean + half
 
 
@@ -25,14 +28,14 @@ def interquartile_mean(values: Sequence[float] | np.ndarray) -> float:
     return float(trim_mean(np.asarray(values, dtype=float), 0.25))
 
 
-def bootstrap_interval(values: Sequence[float] | np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """The bootstrap percentile interval of the mean, from 9,999 resamples: (low, high). NaN for one value, or if one is not finite."""
     x = np.asarray(values, dtype=float)
     if len(x) < 2 or not np.isfinite(x).all():
         return math.nan, math.nan
     if np.ptp(x) == 0:
         return float(x[0]), float(x[0])
-    found = bootstrap((x,), np.mean, confidence_level=level, method="percentile", rng=np.random.default_rng(seed)).confidence_interval
+    found = bootstrap((x,), np.mean, confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(SEED)).confidence_interval
     return float(found.low), float(found.high)
 
 
@@ -55,7 +58,7 @@ def crossing(log_steps: Sequence[float], accuracies: Sequence[float], target: fl
     return math.inf
 
 
-def speedup(steps: int, log_steps: Sequence[float], behind: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+def speedup(steps: int, log_steps: Sequence[float], behind: np.ndarray) -> tuple[float, float, float]:
     """Divides the steps that another arm needs to match a reference after `steps` by `steps`; with a bootstrap percentile interval.
 
     Args:
@@ -80,7 +83,7 @@ def speedup(steps: int, log_steps: Sequence[float], behind: np.ndarray, level: f
     low, high = math.nan, math.nan
     if len(tasks) > 1:
         found = bootstrap(
-            (tasks,), share, vectorized=True, n_resamples=999, confidence_level=level, method="percentile", rng=np.random.default_rng(seed)
+            (tasks,), share, vectorized=True, n_resamples=999, confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(SEED)
         ).confidence_interval
         low, high = (_inverse(float(bound)) for bound in (found.high, found.low))
     return _inverse(float(share(tasks[None])[0])), low, high

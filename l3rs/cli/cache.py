@@ -38,6 +38,11 @@ class CacheOptions:
     plan: bool = False
     verify: bool = False
 
+    def __post_init__(self) -> None:
+        unknown = [purpose for purpose in self.purposes if purpose not in PURPOSES]
+        if unknown:
+            raise ValueError(f"--purposes must be one or more of {', '.join(PURPOSES)} (got {unknown[0]!r})")
+
 
 def parser() -> Parser:
     """The images to decode, and their workload."""
@@ -49,20 +54,18 @@ def parser() -> Parser:
 
 def run(args: Namespace) -> None:
     """Decodes the images that are not decoded yet."""
-    unknown = [p for p in args.purposes if p not in PURPOSES]
-    if unknown:
-        raise ValueError(f"--purposes must be one or more of {', '.join(PURPOSES)} (got {unknown[0]!r})")
+    options = CacheOptions(**values_of(CacheOptions, vars(args)))
     workload = Workload(**values_of(Workload, vars(args)))
     if workload.embedded:
         raise ValueError(f"the images of {workload.split} are embedded: there is nothing to decode")
-    purposes = [p for p in args.purposes if workload.class_split.classes[p]]
+    purposes = [p for p in options.purposes if workload.class_split.classes[p]]
     for purpose in purposes:
         tree, folder = workload.tree(purpose), workload.cache_folder(purpose)
         size = size_in_words(size_in_bytes(len(tree.files), workload.decoder))
         print(f"{purpose}: {len(tree.classes)} classes, {len(tree.files)} images of {workload.decoder.side} px, {size} in {folder}")
-    if not args.plan:
+    if not options.plan:
         workload.prepare(purposes)
-    if args.verify:
+    if options.verify:
         for purpose in purposes:
             open_cache(workload.cache_folder(purpose), workload.class_split.classes[purpose], verify=True)
         print("All pixels match their SHA-256.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jsonargparse import Namespace
 
-from l3rs.cli.options import Options
+from l3rs.cli.options import Options, values_of
 from l3rs.cli.parser import Parser
 from l3rs.own_images.predict import predict_command
 from l3rs.text import printable
@@ -25,6 +25,10 @@ class PredictOptions:
     top: int = 1
     csv: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise ValueError(f"--top must be at least 1 (got {self.top})")
+
 
 def parser() -> Parser:
     """The model, the images, and the output."""
@@ -37,7 +41,8 @@ def parser() -> Parser:
 
 def run(args: Namespace) -> None:
     """Predicts; exit code 1 if an image was left out."""
-    predictions = predict_command(args.run, args.images, args.top, args.csv)
+    options = PredictOptions(**values_of(PredictOptions, vars(args)))
+    predictions = predict_command(args.run, args.images, options.top, options.csv)
     broken = [p.error for p in predictions if p.error is not None]
     for why in broken:
         print(f"l3rs: left out: {printable(why)}", file=sys.stderr)

@@ -175,7 +175,7 @@ class Sizes:
     begins: sqrt(classes) / f, where f is the norm of the head's inputs. For one image the gradient of the weights is the outer product of
     the gradient of the biases with the inputs; so f is the ratio of the norms of the two gradients. For a batch it is close to it: within a
     quarter on tasks of 25 classes with the shipped networks (tests/controller/test_describe.py). It is at most `feature_rms_cap` *
-    sqrt(fan_in). Without biases f is `feature_rms` * sqrt(fan_in).
+    sqrt(fan_in). Where only one of the two is stepped, f is `feature_rms` * sqrt(fan_in).
 
     Args:
         table: of all layers of the network.
@@ -204,7 +204,7 @@ class Sizes:
         constant = {i: norm(of) for i, of in enumerate(by) if of not in row}
         head = [row[place] for place in table.head if place in row]
         if head:
-            usual = math.sqrt(table.classes / table.fan_in[places[head[0]]]) if table.head[0] in row else math.sqrt(table.classes)
+            usual = math.sqrt(table.classes / table.fan_in[table.head[0]])  # type: ignore[index]  # a bias is of weights
             for i in head:
                 constant[i], floors[i] = usual / config.feature_rms, usual / config.feature_rms_cap
         self.root, self.pair = math.sqrt(table.classes), head if len(head) == 2 else None

@@ -13,7 +13,8 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode, v2
 
 from l3rs.data.names import NOT_DECODED
-from l3rs.files import is_endless
+from l3rs.files import refuse_endless
+from l3rs.text import first_line
 
 STRIP = 32  # times as long as wide: of longer images, only the middle is resized
 DEFLATE = 1032  # times as many bytes as were read is the most that zlib unpacks
@@ -80,8 +81,7 @@ def open_image(path: str | Path, channels: int = 3) -> Image.Image:
         size = Path(path).stat().st_size
         raise BrokenImage(f"{path}: {'it is not an image' if size else 'it is empty'}") from None
     except Exception as error:  # in a damaged file, Pillow may stumble over anything: AssertionError, TypeError, struct.error
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        raise BrokenImage(f"{path}: {why}") from None
+        raise BrokenImage(f"{path}: {first_line(error)}") from None
 
 
 def _mute_remarks() -> None:
@@ -93,8 +93,7 @@ _mute_remarks()
 
 
 def _decoded(path: str | Path, channels: int) -> Image.Image:
-    if is_endless(path):  # a named pipe may keep its reader waiting for ever
-        raise ValueError("it is no file, but a named pipe, a socket or a device")
+    refuse_endless(path)  # a named pipe may keep its reader waiting for ever
     with Image.open(path) as file:
         if file.format in NOT_DECODED:
             raise UnidentifiedImageError

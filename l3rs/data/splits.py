@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from l3rs.data.names import one_form
-from l3rs.files import check_name, is_endless, write_atomically
-from l3rs.text import printable
+from l3rs.files import check_name, refuse_endless, write_atomically
+from l3rs.text import first_line, printable
 
 PURPOSES = ("pretrain", "meta-train", "meta-validation", "meta-test")
 AFTER = "-meta-validation-4096px-01234567"  # the longest that files' names have after that of the split
@@ -79,8 +79,7 @@ class ClassSplit:
         """
         path = Path(path)
         try:
-            if is_endless(path):
-                raise ValueError("it is no file, but a named pipe, a socket or a device")
+            refuse_endless(path)
             raw = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(raw, dict):
                 raise ValueError(f"it holds a {type(raw).__name__}, not an object")
@@ -104,8 +103,7 @@ class ClassSplit:
             names = {c: n for ids in purposes.values() if isinstance(ids, dict) for c, n in ids.items() if n != c}
             return cls(raw["dataset"], raw["seed"], {p: tuple(ids) for p, ids in purposes.items()}, raw.get("name", ""), names)
         except (OSError, ValueError, RecursionError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise ValueError(f"{path} is no class split: {why}") from None
+            raise ValueError(f"{path} is no class split: {first_line(error)}") from None
 
     @classmethod
     def find(cls, name_or_path: str | Path) -> ClassSplit:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,18 @@ AUGMENTATIONS = ("none", "crop", "randaugment")
 # colours of 0 bits, which Pillow 13 refuses.
 POLICY = "rand-m9-mmax9-mstd0.5-inc1"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+
+
+def data_config(model: str) -> dict[str, Any]:
+    """timm's data config of a model: side, share of the image, interpolation, mean and standard deviation of its inputs."""
+    known = get_pretrained_cfg(model)
+    config: dict[str, Any] = resolve_data_config(pretrained_cfg=known.to_dict() if known else {"input_size": (3, 224, 224)})
+    return config
+
+
+def of_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """A number for each of three colours as it is for 3 channels; for 1, grey, their mean."""
+    return tuple(values) if channels == 3 else (sum(values) / len(values),)
 
 
 @dataclass(frozen=True)
@@ -78,10 +91,9 @@ class Transform:
     @classmethod
     def of(cls, model: str, side: int | None = None, channels: int = 3) -> Transform:
         """Reads timm's data config of a model; with another `side` it cuts out the same share of the image."""
-        known = get_pretrained_cfg(model)
-        config = resolve_data_config(pretrained_cfg=known.to_dict() if known else {"input_size": (3, 224, 224)})
+        config = data_config(model)
         seen = side or int(config["input_size"][-1])
-        mean, std = (tuple(config[k]) if channels == 3 else (sum(config[k]) / len(config[k]),) for k in ("mean", "std"))
+        mean, std = (of_channels(config[name], channels) for name in ("mean", "std"))
         return cls(seen, max(seen, round(seen / float(config["crop_pct"]))), channels, str(config["interpolation"]), mean, std)
 
     @classmethod

@@ -119,7 +119,7 @@ def curves(sources: Sources) -> Iterator[tuple[str, Picture]]:
     shipped = {name: CHECKPOINTS / f"{name}.csv" for name in (*SHIPPED, *SHIPPED_WEIGHTS) if name != START}
     others = {name: sources.results / "meta_train" / f"icons-{run}.csv" for name, run in OTHERS.items()}  # the run's curve.csv
     curves = {name: pd.read_csv(file) for name, file in (shipped | others).items() if file.exists()}
-    lacking = [OTHERS.get(name, name) for name in (shipped | others) if name not in curves]
+    lacking = [run for name, run in OTHERS.items() if name not in curves]
     commands = tuple(f"l3rs meta-train --config configs/meta_train/icons_{run}.yaml --out runs/{run}" for run in lacking)
     yield "Meta-training", meta_training("Figure 6", PAPER_SPECIALIST, curves.get(PAPER_SPECIALIST), commands)
     for name, called in (("Figure 6, all", SHIPPED), ("Figure 6, others", (*SHIPPED_WEIGHTS, *OTHERS))):

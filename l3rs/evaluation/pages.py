@@ -86,27 +86,26 @@ def commands_of(items: Iterable[Table | Picture]) -> str:
     return "\n".join(dict.fromkeys(command for item in items for command in item.commands))
 
 
-def item_markdown(item: Table | Picture, pictures: str) -> str:
+def item_markdown(item: Table | Picture) -> str:
     """An item as Markdown.
 
     Args:
-        pictures: the folder of the pictures, relative to the page.
     """
     parts = [f"**{item.name}.** {item.caption}"]
     if isinstance(item, Table):
         parts.append(table_markdown(item.frame))
     elif item.figure is not None:
-        parts.append(f"![{item.alt}]({pictures}/{item.file})")
+        parts.append(f"![{item.alt}](figures/{item.file})")
     else:
         parts.append("There are no rows for this figure yet.")
     return "\n\n".join(parts)
 
 
-def as_markdown(title: str, lead: str, sections: Sequence[Section], pictures: str = "figures") -> str:
-    """Writes the page as Markdown; pictures are files in the folder `pictures`. A section ends with commands for its missing rows."""
+def as_markdown(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """Writes the page as Markdown; pictures are files in the folder `figures`. A section ends with commands for its missing rows."""
     parts = [f"# {title}", lead]
     for heading, items in sections:
-        parts += [f"## {heading}", *(item_markdown(item, pictures) for item in items)]
+        parts += [f"## {heading}", *map(item_markdown, items)]
         if commands := commands_of(items):
             parts.append(f"{LACKING}\n\n```sh\n{commands}\n```")
     return "\n\n".join(parts) + "\n"

@@ -107,9 +107,9 @@ class Sources:
         """Committed rows of one or more measurements."""
         return pd.concat([pd.read_csv(self.results / f"{name}.csv") for name in names], ignore_index=True)
 
-    def decisions(self, schedule: str = PAPER_SPECIALIST) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
-        """Reads the decisions of a schedule, and its time features."""
-        files = [self.results / "decisions" / f"{schedule}{suffix}.parquet" for suffix in ("", "-time")]
+    def decisions(self) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+        """Reads the decisions of the paper's specialist, and its time features."""
+        files = [self.results / "decisions" / f"{PAPER_SPECIALIST}{suffix}.parquet" for suffix in ("", "-time")]
         decided, times = (pd.read_parquet(file) if file.exists() else None for file in files)
         return decided, times
 
@@ -171,14 +171,6 @@ def of_zoo(
             scratch = replace(network.workload, weights=None, from_scratch=True)
             found[name] = replace(config, workload=scratch if zoo.get("from_scratch") else network.workload)
     return found
-
-
-def read_cell(file: Path, data: str | None = None) -> EvaluationConfig:
-    """Reads the one cell of a YAML file, as `read_cells`. Raises ValueError, also if it has several."""
-    cells = read_cells(file, data)
-    if list(cells) != [""]:
-        raise ValueError(f"{file} has {len(cells)} cells, one for each network, where one is needed")
-    return cells[""]
 
 
 def about(file: Path) -> str:

@@ -32,7 +32,7 @@ class Winner(NamedTuple):
 
     @property
     def best(self) -> str:
-        """The name of the winner; of both, if they are level."""
+        """The name of the one that is ahead, also where they are level."""
         return self.ours if self.ahead.mean >= 0 else self.other
 
     @property

@@ -16,7 +16,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
@@ -28,6 +27,7 @@ from l3rs.finetuning.unroll import REFRESH, Report, autocast, evaluated
 from l3rs.finetuning.workbench import Workbench
 from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS
+from l3rs.networks.batch_norms import batch_norms
 from l3rs.optimizer.l3rs import L3RS
 from l3rs.schedules.learned import Learned
 
@@ -72,7 +72,7 @@ class Lane(OnStream):
                 raise ValueError(f"the network has {kind}, whose draws captured steps do not repeat: use device cpu, or set its rate to 0")
         self.params = list(self.network.parameters())
         super().__init__(self.params[0].device)
-        self.normalizations = [m for m in self.network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self.normalizations = [norm for norm in batch_norms(self.network) if norm.track_running_stats]
         self.passes: Captured | None = None  # until the first task says how large a batch is
         self.sizes: object = None
         self.sights: list[Captured] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, cast, runtime_checkable
 
@@ -102,11 +102,13 @@ def where_evaluated(
     before = {name: t.clone() for name, t in network.state_dict().items()}
     if average:
         optimizer.eval()  # type: ignore[attr-defined]
-    update_bn(batches, network)
-    yield
-    if average:
-        optimizer.train()  # type: ignore[attr-defined]
-    network.load_state_dict(before)  # going to the average and back rounds
+    try:
+        update_bn(batches, network)
+        yield
+    finally:
+        if average:
+            optimizer.train()  # type: ignore[attr-defined]
+        network.load_state_dict(before)  # going to the average and back rounds
 
 
 def unroll(
@@ -161,28 +163,27 @@ def unroll(
     network.train()
     follower = RecentStatistics(network) if recent and not isinstance(optimizer, ScheduleFree) else None
     lent = follower.applied if follower else nullcontext
-    record(0)
-    for step in range(1, len(task.batches) + 1):
-        inputs, targets = (t.to(device, non_blocking=True) for t in task.batch(images, step - 1))
+    with closing(follower) if follower else nullcontext():  # the network may be used again, also where a step fails
+        record(0)
+        for step in range(1, len(task.batches) + 1):
+            inputs, targets = (t.to(device, non_blocking=True) for t in task.batch(images, step - 1))
 
-        def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
-            optimizer.zero_grad()
-            with autocast(device, precision):
-                loss = F.cross_entropy(network(inputs), targets)
-            loss.backward()
-            return loss
+            def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+                optimizer.zero_grad()
+                with autocast(device, precision):
+                    loss = F.cross_entropy(network(inputs), targets)
+                loss.backward()
+                return loss
 
-        with drawing(device, task.seed, step - 1):
-            loss = float(step_with(closure).item())
-        report.train_losses.append(loss)
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            break
-        if scheduler is not None:
-            scheduler.step()
-        record(step)
+            with drawing(device, task.seed, step - 1):
+                loss = float(step_with(closure).item())
+            report.train_losses.append(loss)
+            if loss != loss or loss in (float("inf"), float("-inf")):
+                break
+            if scheduler is not None:
+                scheduler.step()
+            record(step)
     for step in wanted - report.loss.keys():
         report.accuracy[step] = report.loss[step] = float("nan")
-    if follower:
-        follower.close()
     report.seconds = time.perf_counter() - started
     return report

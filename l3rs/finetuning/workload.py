@@ -11,8 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config
-from timm.models import get_pretrained_cfg
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from l3rs.data import cache
@@ -20,6 +19,7 @@ from l3rs.data.decode import Decoder, check_channels
 from l3rs.data.embedded import SETS, load_embedded, read_split
 from l3rs.data.images import ImageSet
 from l3rs.data.splits import ClassSplit
+from l3rs.data.transform import data_config, of_channels
 from l3rs.data.trees import ImageTree, read_tree
 from l3rs.finetuning.tasks import TaskConfig, check_sizes
 from l3rs.networks.create import draw_head, head_of, initialize
@@ -96,22 +96,20 @@ class Workload:
         return SETS[self.split].channels if self.embedded else self.channels
 
     @cached_property
-    def _data_config(self) -> dict[str, object]:
+    def _data_config(self) -> dict[str, Any]:
         """timm's data config of the model."""
-        known = get_pretrained_cfg(self.model)
-        config: dict[str, object] = resolve_data_config(pretrained_cfg=known.to_dict() if known else {"input_size": (3, 224, 224)})
-        return config if self.source().from_hub else config | {"crop_pct": CROP, "interpolation": "bilinear"}
+        return data_config(self.model) | ({} if self.source().from_hub else {"crop_pct": CROP, "interpolation": "bilinear"})
 
     @cached_property
     def input_side(self) -> int:
         """Height and width of the network's input, in pixels."""
-        own = SETS[self.split].side if self.embedded else int(self._data_config["input_size"][-1])  # type: ignore[index]
+        own = SETS[self.split].side if self.embedded else int(self._data_config["input_size"][-1])
         return self.side or own
 
     @cached_property
     def decoder(self) -> Decoder:
         """Decodes image files, with a margin around the network's input if training images are augmented."""
-        share = float(self._data_config["crop_pct"]) if self.augment else 1.0  # type: ignore[arg-type]
+        share = float(self._data_config["crop_pct"]) if self.augment else 1.0
         return Decoder(round(self.input_side / share), self.channels, str(self._data_config["interpolation"]))
 
     @cached_property
@@ -193,7 +191,7 @@ class Workload:
         """Mean and standard deviation of each channel: timm's for its own weights, or else ImageNet's; their average for grey."""
         timms, config = self.source().from_hub, self._data_config
         values = (config["mean"], config["std"]) if timms else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        mean, std = (tuple(v) if self.channels == 3 else (sum(v) / len(v),) for v in values)  # type: ignore[arg-type]
+        mean, std = (of_channels(v, self.channels) for v in values)
         return mean, std
 
     def network(self, num_classes: int) -> nn.Module:

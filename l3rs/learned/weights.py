@@ -19,7 +19,7 @@ from l3rs.learned.small_fc import SHAPES as SMALL_FC
 from l3rs.learned.small_fc import MuLO, SmallFC, mup_groups
 from l3rs.learned.velo import Celo, VeLO
 from l3rs.schedules.learned import training_facts
-from l3rs.schedules.seal import CheckpointError, read_sealed, write_sealed
+from l3rs.schedules.seal import CheckpointError, is_sealed, read_sealed, write_sealed
 
 CELO2_LR = 0.03
 Named = Iterable[tuple[str, nn.Parameter]]
@@ -139,15 +139,18 @@ def starting_weights(kind: str, lr: float | None, name: str, seed: int, files: S
 
 
 def load(given: str | Path, kind: str) -> LearnedWeights:
-    """Weights of this kind: shipped, by name, or from a file that l3rs wrote or a published one. Raises CheckpointError."""
+    """Weights of this kind: shipped, by name, or from a file that l3rs wrote or a published one.
+
+    Raises:
+        CheckpointError: there are none, they cannot be read, or they are of another kind.
+    """
     file = meta.place(given)
-    try:
-        weights = LearnedWeights.read(file)
-        if weights.kind == kind:
-            return weights
-    except CheckpointError:  # a published file, then, or none at all, which is said better below
-        pass
-    return LearnedWeights(kind, meta.read(KINDS[kind].shapes, file), KINDS[kind].lr, name=file.stem)
+    if not is_sealed(file):
+        return LearnedWeights(kind, meta.read(KINDS[kind].shapes, file), KINDS[kind].lr, name=file.stem)
+    weights = LearnedWeights.read(file)
+    if weights.kind != kind:
+        raise CheckpointError(f"{file} holds weights of {weights.kind}, and {kind} was asked for")
+    return weights
 
 
 __all__ = ["KINDS", "LearnedWeights", "load", "starting_weights"]

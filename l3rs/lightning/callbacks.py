@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from pytorch_lightning.callbacks import BaseFinetuning, Callback
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from l3rs.networks.batch_norms import batch_norms
 from l3rs.networks.create import head_inside
 from l3rs.networks.layer_groups import layer_groups
 from l3rs.optimizer.l3rs import L3RS
@@ -123,7 +122,7 @@ class HeadThenAll(BaseFinetuning):
         given = {"unfreeze_at_step": unfreeze_at_step, "unfreeze_at_epoch": unfreeze_at_epoch}
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) != 1:
-            raise ValueError("give one of unfreeze_at_step and unfreeze_at_epoch")
+            raise ValueError(f"give one of unfreeze_at_step and unfreeze_at_epoch (got {' and '.join(given) or 'neither'})")
         for name, value in given.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1 (got {value})")
@@ -244,23 +243,19 @@ class BatchNormMode(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if next(_batch_norms(pl_module), None) is None:
+        if next(batch_norms(pl_module), None) is None:
             raise ValueError(f"BatchNormMode({self.mode!r}) was given, and {type(pl_module).__name__} has no batch normalization")
         self._freeze(pl_module)  # before the optimizer is made
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        for norm in _batch_norms(pl_module):  # again and again: other callbacks set modes too
+        for norm in batch_norms(pl_module):  # again and again: other callbacks set modes too
             norm.training = self.mode == "train"
         self._freeze(pl_module)
 
     def _freeze(self, pl_module: pl.LightningModule) -> None:
         if self.mode == "frozen":
-            for norm in _batch_norms(pl_module):
+            for norm in batch_norms(pl_module):
                 norm.requires_grad_(False)
-
-
-def _batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
-    return (m for m in module.modules() if isinstance(m, _BatchNorm))
 
 
 def _l3rs_of(trainer: pl.Trainer) -> L3RS:

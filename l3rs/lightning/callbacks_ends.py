@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from l3rs.lightning.callbacks import BatchNormMode, HeadThenAll
 from l3rs.networks import head_start, recent_statistics
+from l3rs.networks.batch_norms import batch_norms
 from l3rs.networks.create import head_inside
 
 
@@ -149,7 +150,7 @@ class RecentStatistics(Callback):
     ) -> None:
         if not outputs and pl_module.automatic_optimization:
             return  # the training step left this batch out
-        if self._recent and not self._recent.taken and any(m.training for m in pl_module.modules() if isinstance(m, _BatchNorm)):
+        if self._recent and not self._recent.taken and any(norm.training for norm in batch_norms(pl_module)):
             where = f"{type(pl_module).__name__}{'.' if self._prefix else ''}{self._prefix}"
             raise ValueError(f"{where} was not called in the training step: give RecentStatistics the name of the network that is")
 

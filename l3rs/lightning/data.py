@@ -108,7 +108,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         self.tree, self.broken = usable(Path(root), seed, validation_share, labels)
         self.multilabel = labels is not None
         if balance and self.multilabel:
-            raise ValueError("images of several classes each cannot be drawn in balance")
+            raise ValueError("balance must be False with labels: images of several classes each have no one class to balance (got True)")
         self.mix = None
         if mixup or cutmix:
             dense = {"multi_label": True} if self.multilabel else {}

@@ -40,7 +40,8 @@ class L3RSMixin(pl.LightningModule):
     Attributes:
         learned: the learned schedule, as of `L3RS`; set it in the class or in the constructor.
         lr_multiplier: multiplies every step; `LearningRateFinder(attr_name="lr_multiplier")` sets it.
-        guard: cuts lengths where the loss rises in the first steps, as of `L3RS`.
+        weight_decay: decoupled, as of `L3RS`.
+        guard: cuts lengths where the loss of one of the first steps is far above that of the first, as of `L3RS`.
 
     Example:
         >>> class Mine(L3RSMixin, TheirModule):

@@ -207,7 +207,8 @@ class MetaTrainConfig:
 
     def _check_gradients(self) -> None:
         """Raises ValueError for what has no meta-gradient."""
-        wanted = {"optimizer": ("l3rs",), "objective": ("final", "log"), "precision": ("float32",)}
+        differentiable = tuple(name for name, learner in LEARNERS.items() if learner.differentiable)
+        wanted = {"optimizer": differentiable, "objective": ("final", "log"), "precision": ("float32",)}
         for name, values in wanted.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be {' or '.join(values)} with search {self.search} (got {getattr(self, name)})")
@@ -217,7 +218,7 @@ class MetaTrainConfig:
 
     def _check_zoo(self) -> None:
         """Raises ValueError for what fits one network alone."""
-        if self.optimizer == "l3rs" and self.specialist:
+        if LEARNERS[self.optimizer].by_layer and self.specialist:
             raise ValueError("specialist must be false with a zoo: a specialist knows one network's layers by name")
         if self.device != "cpu":
             raise ValueError(f"device must be cpu with a zoo (got {self.device})")

@@ -120,7 +120,9 @@ class NES(SearchAlgorithm):
         losses = self.evaluations[:, 0]
         self._search = pgpe_tell(s, candidates, losses)
         self.generation += 1
-        self.update_status({"mean_loss": losses.mean().item(), "best_loss": losses.min().item(), "spread": losses.std().item()})
+        self.update_status(
+            {"mean_loss": losses.mean().item(), "best_loss": losses.min().item(), "spread": losses.std(unbiased=False).item()}
+        )
 
     @property
     def _kept(self) -> tuple[str, ...]:

@@ -112,7 +112,8 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
     At the end, `choose` compares the generations that validated best on more tasks, and keeps one.
 
     Args:
-        config: of the run. A folder takes one config, but `generations` and `workers` may change.
+        config: of the run. A folder takes one config, but what `l3rs.meta.folder.FREE` names may change, `generations` only with
+            evolution strategies.
         out: folder of the run; made if needed.
         progress: whether to show a progress bar.
 

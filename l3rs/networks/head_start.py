@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from l3rs.networks.batch_norms import batch_norms
 from l3rs.networks.create import head_inside
 from l3rs.networks.ridge import Judged, Moments, judge, losses_at, narrow
 
@@ -175,7 +175,7 @@ def _generators(loader: Any) -> list[torch.Generator]:
 def _untouched(network: nn.Module, head: nn.Linear, generators: Sequence[torch.Generator]) -> Iterator[None]:
     """Puts the network in the mode of a head start, and gives everything back as it was, random states too."""
     modes = [(module, module.training) for module in network.modules()]
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and (m.training or not network.training)]
+    norms = [norm for norm in batch_norms(network) if norm.training or not network.training]
     kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
     devices = [head.weight.device] if head.weight.device.type == "cuda" else []
     states = [g.get_state() for g in generators]

@@ -21,18 +21,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 Statistics = dict[str, Tensor]
 HALF = (torch.float16, torch.bfloat16)
-KEPT = ("running_mean", "running_var", "num_batches_tracked")
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-Kept = list[tuple[Tensor, Tensor, Tensor]]  # mean, variance and count of batches, of each
+Copies = list[tuple[Tensor, Tensor, Tensor]]  # mean, variance and count of batches, of each
 
 
 class _Pass(NamedTuple):
     """What a forward pass has made of the running statistics: momenta by name; each one's mean, variance and count of batches around it."""
 
     momenta: dict[str, float | None]
-    before: Kept
-    after: Kept
+    before: Copies
+    after: Copies
 
     def statistics(self) -> Statistics:
         """Of its batch. A layer that the pass did not come through has none."""
@@ -43,7 +43,7 @@ class _Pass(NamedTuple):
         each = zip(self.momenta.items(), self.before, self.after, torch.stack(counts).tolist(), strict=True)  # one wait for the device
         for (name, momentum), (*before, _), (*after, later), times in each:
             share = times / int(later) if momentum is None and times else 1 - (1 - (momentum or 0)) ** times
-            for which, old, new in zip(KEPT, before, after, strict=False):
+            for which, old, new in zip(BUFFERS, before, after, strict=False):
                 if share:
                     found[f"{name}.{which}".removeprefix(".")] = (new - (1 - share) * old) / share
         return found
@@ -60,9 +60,9 @@ def _layer(buffer: str) -> str:
     return buffer.rpartition(".")[0]
 
 
-def _copies(norms: dict[str, _BatchNorm]) -> Kept:
+def _copies(norms: dict[str, _BatchNorm]) -> Copies:
     """Of each one's mean, variance and count of batches; all of a kind in one launch."""
-    buffers = [[cast(Tensor, getattr(norm, which)) for norm in norms.values()] for which in KEPT]
+    buffers = [[cast(Tensor, getattr(norm, which)) for norm in norms.values()] for which in BUFFERS]
     with torch.no_grad():
         return list(zip(*(torch._foreach_mul(some, 1) for some in buffers), strict=True))
 
@@ -101,7 +101,7 @@ class RecentStatistics:
         self.taken = 0
         self._batches: deque[Statistics | _Pass] = deque(maxlen=last)
         self._followed: frozenset[str] | None = None  # names of the layers that the last pass went into; None is after a resume
-        self._passing: tuple[dict[str, _BatchNorm], Kept] | None = None  # of the forward pass that is under way
+        self._passing: tuple[dict[str, _BatchNorm], Copies] | None = None  # of the forward pass that is under way
         self._hooks = [network.register_forward_pre_hook(self._before), network.register_forward_hook(self._after)]
 
     # -- in training -------------------------------------------------------------------------------------------------------------------

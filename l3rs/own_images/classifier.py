@@ -18,7 +18,7 @@ from l3rs.data.transform import LARGEST, Transform
 from l3rs.files import check_name, replacing
 from l3rs.networks.create import create
 from l3rs.schedules.seal import DAMAGED, intact, sealed
-from l3rs.text import first_line
+from l3rs.text import first_line, printable
 
 SCHEMA, KIND, FILE = 1, "image classifier", "model.safetensors"
 
@@ -55,7 +55,8 @@ class Classifier:
     def __post_init__(self) -> None:
         named = all(isinstance(name, str) and name for name in self.classes)
         if not named or len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes must be two or more different names")
+            odd = [name for name in self.classes if not (isinstance(name, str) and name) or self.classes.count(name) > 1]
+            raise ValueError(f"classes must be two or more different names (got {printable(repr(odd[:2] or list(self.classes)))})")
         for name in self.classes:
             check_name(name, "a class")
 
@@ -101,7 +102,8 @@ def describe(path: str | Path) -> Classifier:
     try:
         model, width, classes = about["model"], about["width"], about["classes"]
         if not isinstance(model, str) or not (width is None or type(width) is int) or not isinstance(classes, list):
-            raise ValueError("model, width and classes must be a name, a number and a list")
+            got = f"{model!r}, {width!r} and {type(classes).__name__}"
+            raise ValueError(f"model, width and classes must be a name, a number and a list (got {got})")
         training, size, several = about.get("training", {}), about.get("img_size"), about.get("multilabel", False)
         if not (size is None or (type(size) is int and 1 <= size <= LARGEST)) or not isinstance(several, bool):
             raise ValueError(f"img_size and multilabel must be a number of pixels and true or false (got {size!r} and {several!r})")

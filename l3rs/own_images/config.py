@@ -166,8 +166,8 @@ class OwnImagesConfig:
 
     @property
     def head(self) -> str:
-        """What its head is at first."""
-        return "start" if self.head_start else "random"
+        """What its head is at first: with `labels`, of images of several classes each, there is none in closed form."""
+        return "start" if (self.head_start or self.head_only) and self.labels is None else "random"
 
     @property
     def refreshed(self) -> bool:
@@ -183,7 +183,7 @@ class OwnImagesConfig:
         """L3RS, or the head alone, and the baselines of `compare`, for a run of this many steps."""
         if self.head_only:
             lr = HEAD_RATES[min(HEAD_RATES, key=lambda k: abs(math.log(k / steps)))]
-            ours = Arm(HEAD_ALONE, "adam", lr, source="in closed form, then Adam tuned on Icons25")
+            ours = Arm(HEAD_ALONE, "adam", lr, source=f"{'in closed form, then ' if self.head == 'start' else ''}Adam tuned on Icons25")
         else:
             ours = Arm(OURS, OURS, source="learned")
         return [Rival((ours,)), *rivals(self.compare, steps, self.head)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from l3rs.extras import require
 from l3rs.files import write_atomically
 from l3rs.own_images.classifier import Classifier, load
 from l3rs.own_images.predict import Prediction, predict
-from l3rs.schedules.card import plain
+from l3rs.schedules.card import card, in_code, plain, table
 from l3rs.schedules.hub import CARD, push_folder
 
 CLOSE = 1e-4  # how far logits of another form may be from torch's, in units of the largest logit, or of 1
@@ -129,9 +128,9 @@ class FineTuned:
     def card(self, repo_id: str) -> ModelCard:
         """The model card: what it is, how it was trained, how to use it."""
         about, trained = self.about, self.about.training
-        given = re.sub(r'["\\`\s]|[^\x20-\x7e]', "-", repo_id)
+        given = in_code(repo_id)
         shown = ("optimizer", "learned", "lr", "steps", "batch_size", "train_images", "origin", "val_accuracy", "val_loss")
-        rows = [f"| {plain(k.replace('_', ' '))} | {plain(str(trained[k]))} |" for k in shown if trained.get(k) is not None]
+        rows = {name.replace("_", " "): str(trained[name]) for name in shown if trained.get(name) is not None}
         what = "An image may be of several of them." if about.multilabel else ""
         text = [
             f"# {plain(given.rpartition('/')[2])}",
@@ -143,11 +142,11 @@ class FineTuned:
             "transform = timm.data.create_transform(**data, is_training=False)\n"
             'classes = model.pretrained_cfg["label_names"]\n```',
             "## How it was trained",
-            "\n".join(["| | |", "|---|---|", *rows]),
+            table(rows),
             "Accuracy and loss are of the validation images that chose the weights. Trained with [l3rs](https://arxiv.org/abs/2408.09310).",
         ]
         front = ModelCardData(library_name="timm", pipeline_tag="image-classification", tags=["image-classification", "timm", "l3rs"])
-        return ModelCard(f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(text) + "\n")
+        return card(front, text)
 
     def _inputs(self, number: int) -> Tensor:
         t = self.about.transform

@@ -91,7 +91,7 @@ def predict(classifier: Classifier, network: nn.Module, files: Sequence[str], to
         top: classes to give for each, at most all.
     """
     if top < 1:
-        raise ValueError(f"--top must be at least 1 (got {top})")
+        raise ValueError(f"top must be at least 1 (got {top})")
     for file, (logits, error) in zip(files, logits_of(classifier, network, files), strict=True):
         if logits is None:
             yield Prediction(file, error=error)
@@ -121,10 +121,8 @@ def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str 
     """Prints a table, writes it to `csv_file` if there is one, and returns the predictions.
 
     Raises:
-        ValueError: there is no such model or file, `top` is below 1, or `csv_file` cannot be written.
+        ValueError: there is no such model or file, or `csv_file` cannot be written.
     """
-    if top < 1:
-        raise ValueError(f"--top must be at least 1 (got {top})")
     if csv_file is not None:
         try:
             check_writable(Path(csv_file))

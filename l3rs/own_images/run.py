@@ -19,6 +19,7 @@ from l3rs.data.trees import read_test
 from l3rs.extras import require
 from l3rs.files import write_atomically
 from l3rs.lightning.data import ImageFolderDataModule
+from l3rs.networks.batch_norms import batch_norms
 from l3rs.own_images.classifier import FILE, load
 from l3rs.own_images.config import OwnImagesConfig
 from l3rs.own_images.evaluation import evaluate
@@ -26,7 +27,7 @@ from l3rs.own_images.folder import Folder
 from l3rs.own_images.pictures import plot_curves
 from l3rs.own_images.plan import Plan, plan
 from l3rs.own_images.rivals import Rival
-from l3rs.own_images.training import Stopped, Training, has_batch_norm
+from l3rs.own_images.training import Stopped, Training
 from l3rs.processes import exit_code
 from l3rs.schedules.find import GENERALIST, Chosen, resolve
 from l3rs.schedules.learned import identity, wrong_tool
@@ -71,7 +72,7 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
     }
     with Folder(config.folder, about) as folder:
         data.broken_log = folder.path / "broken.txt"
-        print(chosen(config, planned, data, schedule, config.refreshed and has_batch_norm(network)))
+        print(chosen(config, planned, data, schedule, config.refreshed and any(batch_norms(network))))
         if config.from_scratch and schedule is not None and (warning := wrong_tool(schedule.schedule)):
             print(printable(warning))
         arms = config.arms(planned.steps)
@@ -139,7 +140,7 @@ def chosen(config: OwnImagesConfig, planned: Plan, data: ImageFolderDataModule, 
         f"{planned.validations} validation{'s' if planned.validations != 1 else ''}, every {planned.validate_every} steps",
         f"augmentation {config.augmentation}",
         *([] if schedule is None else [f"the schedule {printable(str(schedule))}"]),
-        *(["a head start"] if (config.head_start or config.head_only) and not data.multilabel else []),
+        *(["a head start"] if config.head == "start" else []),
         *(["recent BatchNorm statistics"] if refreshed else []),
     ]
     return "; ".join(parts) + "."
@@ -180,7 +181,7 @@ def _try(network: nn.Module, config: OwnImagesConfig, num_classes: int, batch_si
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (1, num_classes):
         raise ValueError(f"{config.model} gives {shape} for one image, and not {num_classes} logits: it is no classifier")
-    if batch_size == 1 and has_batch_norm(network):
+    if batch_size == 1 and any(batch_norms(network)):
         try:
             with torch.no_grad():
                 deepcopy(network).train()(torch.zeros(1, t.channels, t.side, t.side))

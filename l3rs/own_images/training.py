@@ -28,6 +28,7 @@ from l3rs.lightning.callbacks import BatchNormMode, L3RSMonitor
 from l3rs.lightning.callbacks_ends import RecentStatistics
 from l3rs.lightning.data import ImageFolderDataModule
 from l3rs.lightning.module import L3RSModule
+from l3rs.networks.batch_norms import batch_norms
 from l3rs.networks.create import head_of
 from l3rs.networks.head_start import HEAD_BATCHES, head_start
 from l3rs.own_images.classifier import Classifier, load
@@ -74,7 +75,7 @@ class Training:
 
     def start(self) -> nn.Module:
         """A copy of the first network; its head is fitted once, in closed form, if any arm begins."""
-        if not self._started and (self.config.head_start or self.config.head_only) and not self.data.multilabel:
+        if not self._started and self.config.head == "start":
             try:
                 a_pass = max(1, self.data.train_images // self.data.batch_size)  # more views of the same images would judge themselves
                 limit = min(HEAD_BATCHES, a_pass, max(LEAST_BATCHES, int(HEAD_SHARE * self.plan.steps)))
@@ -168,10 +169,10 @@ class Training:
         callbacks: list[pl.Callback] = [] if monitor is None else [monitor]
         if arm.optimizer == "schedule-free":
             callbacks += [AtAverage(data)]
-        elif config.refreshed and has_batch_norm(module):
+        elif config.refreshed and any(batch_norms(module)):
             callbacks += [RecentStatistics(network="network")]
         callbacks += [keeper]
-        if config.head_only and has_batch_norm(module):
+        if config.head_only and any(batch_norms(module)):
             callbacks += [BatchNormMode("eval")]
         if config.average:
             decay = 1 - 1 / max(2.0, AVERAGED * self.plan.steps)
@@ -199,11 +200,6 @@ class Training:
             "best_step": int(kept["best"]["step"]),
             "seconds": round(kept["seconds"], 1),
         }
-
-
-def has_batch_norm(network: nn.Module) -> bool:
-    """Whether it has any batch normalization."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
 def _loggers(names: tuple[str, ...], path: Path) -> list[Logger]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l3rs.schedules.learned import Learned, training_config
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelCard
+    from huggingface_hub import ModelCard, ModelCardData
 
 CURVE = "curve.png"
 PAPERS = {
@@ -32,25 +32,35 @@ def generate_model_card(learned: Learned, *, repo_id: str, license: str = "apach
         license: its identifier on the Hub; by default the licence of l3rs.
         results: Markdown, such as a table of accuracies; without it the card has no such section.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
     what, name = learned.facts(), plain(learned.name)
-    given = re.sub(r'["\\`\s]|[^\x20-\x7e]', "-", repo_id)  # what would end the string, the line or the block of the example
-    example = "\n".join([*learned.usage(given), "optimizer.step(loss=loss)  # after loss.backward(), in each of the 100 steps"])
-    trained = _table(meta_training(learned.training)) or "It does not say."
+    example = "\n".join([*learned.usage(in_code(repo_id)), "optimizer.step(loss=loss)  # after loss.backward(), in each of the 100 steps"])
+    trained = table(meta_training(learned.training)) or "It does not say."
     if curve_of(learned):
         trained += f"\n\n![Accuracy and loss on meta-validation against the generation]({CURVE})"
     sections = {
         "Use it": f"```python\n{example}\n```",
-        "What it is": _table({k: what[k] for k in ("optimizer", "fits", "directions", "meta-parameters")}),
+        "What it is": table({k: what[k] for k in ("optimizer", "fits", "directions", "meta-parameters")}),
         "How it was meta-trained": trained,
         "Results": results.strip(),
         "Licence": plain(license),
     }
     about = f"Meta-parameters of {PAPERS[what['optimizer']]}: a learned optimizer, used like any of `torch.optim`, to fine-tune pretrained "
     text = [f"# {name}\n\n{about}networks. Load them with l3rs.", *(f"## {title}\n\n{part}" for title, part in sections.items() if part)]
-    front = ModelCardData(license=license, library_name="l3rs", tags=["learned-optimizer", "fine-tuning", "arxiv:2408.09310"])
-    return ModelCard(f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(text) + "\n")
+    return card(ModelCardData(license=license, library_name="l3rs", tags=["learned-optimizer", "fine-tuning", "arxiv:2408.09310"]), text)
+
+
+def card(front: ModelCardData, parts: Sequence[str]) -> ModelCard:
+    """The card of its front matter and its parts, in Markdown."""
+    from huggingface_hub import ModelCard
+
+    return ModelCard(f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def in_code(repo_id: str) -> str:
+    """An id without what would end the string, the line or the block of an example that has it."""
+    return re.sub(r'["\\`\s]|[^\x20-\x7e]', "-", repo_id)
 
 
 def curve_of(learned: Learned) -> Path | None:
@@ -136,7 +146,8 @@ def _network(config: Mapping[str, Any], split: str) -> str:
     return f"{model}{'' if width is None else f' at width {width}'}, {start}"
 
 
-def _table(rows: Mapping[str, str]) -> str:
+def table(rows: Mapping[str, str]) -> str:
+    """Two columns without a header, of plain text; rows without a value are left out."""
     lines = [f"| {key} | {plain(value)} |" for key, value in rows.items() if value]
     return "\n".join(["| | |", "|---|---|", *lines]) if lines else ""
 
@@ -148,4 +159,4 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`|\[\]*~$])", r"\\\1", line)
 
 
-__all__ = ["CURVE", "curve_of", "generate_model_card", "meta_training", "plain", "shareable"]
+__all__ = ["CURVE", "card", "curve_of", "generate_model_card", "in_code", "meta_training", "plain", "shareable", "table"]

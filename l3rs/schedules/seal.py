@@ -35,6 +35,15 @@ def write_sealed(path: str | Path, about: Mapping[str, Any], tensors: Mapping[st
         save_file(tensors, temporary, metadata=sealed({"schema": SCHEMA, **about}, tensors))
 
 
+def is_sealed(path: str | Path) -> bool:
+    """Whether there is a file with the metadata of `write_sealed`, intact or not."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "l3rs" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def read_sealed(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Reads a file of `write_sealed`: its description and its tensors.
 

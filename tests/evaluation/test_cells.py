@@ -26,7 +26,7 @@ from l3rs.evaluation.cells import (
     rows_of,
     shared,
 )
-from l3rs.evaluation.sources import read_cell
+from l3rs.evaluation.sources import read_cells
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import CELL_FIELDS, Failure, attempt, execute, execute_all, execute_on_ray
 from l3rs.finetuning.tasks import TaskConfig
@@ -285,7 +285,7 @@ def test_rows_of_a_config_that_was_edited_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["equal", "recipes", "stress-total-steps"])
 def test_committed_rows_are_of_the_configs(name: str) -> None:
-    config = read_cell(ROOT / "configs" / "evaluate" / f"{name}.yaml")
+    config = read_cells(ROOT / "configs" / "evaluate" / f"{name}.yaml")[""]
     rows = Rows(Path("nowhere"), ROOT / "evaluate" / "results" / name).read()
     assert (rows.made_with != "").all()
     check_made_with(config, rows)

@@ -16,7 +16,7 @@ from l3rs.data.splits import ClassSplit
 from l3rs.evaluation.cell_tables import Cell
 from l3rs.evaluation.cells import EvaluationConfig
 from l3rs.evaluation.figures import comparisons
-from l3rs.evaluation.sources import Sources, read_cell
+from l3rs.evaluation.sources import Sources, read_cells
 from l3rs.finetuning.arms import Arm
 from l3rs.networks.create import create
 from l3rs.schedules.find import save
@@ -109,7 +109,7 @@ def test_learning_rates_are_tuned_for_the_cell(folder: Path, monkeypatch: pytest
     chosen = yaml.safe_load((folder / "runs" / "imagenet-rates" / "A.yaml").read_text())
     tried = pd.read_csv(folder / "runs" / "imagenet-rates" / "A.csv")
     assert chosen["sgd-cosine"][1] in set(tried.lr)
-    config = read_cell(file)
+    config = read_cells(file)[""]
     (arm,) = (arm for arm in config.arms if arm.optimizer == "sgd-cosine")
     assert config.rate(arm, 1) == chosen["sgd-cosine"][1]
 

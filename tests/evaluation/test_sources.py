@@ -10,7 +10,7 @@ import pytest
 
 from l3rs.evaluation.cell_tables import unique
 from l3rs.evaluation.figures import FIGURES
-from l3rs.evaluation.sources import Sources, about, collect, read_cell, read_cells
+from l3rs.evaluation.sources import Sources, about, collect, read_cells
 from l3rs.evaluation.tables import TABLES, costs_of, from_scratch, others, summary
 
 ROOT = Path(__file__).parent.parent.parent
@@ -87,8 +87,6 @@ def test_a_config_with_a_zoo_has_a_cell_for_each_network_that_is_held_out(
     (tmp_path / "evaluate" / "scratch.yaml").write_text(random)
     scratch = read_cells(tmp_path / "evaluate" / "scratch.yaml")["large"].workload
     assert scratch == replace(cells["large"].workload, weights=None, from_scratch=True)
-    with pytest.raises(ValueError, match=r"networks\.yaml has 2 cells, one for each network, where one is needed"):
-        read_cell(file)
     out = ["--config", str(file), "--out", str(tmp_path / "rows"), "--workers", "1"]
     monkeypatch.setattr("sys.argv", ["run.py", *out, "--networks", "large", "--plan"])
     run.main()
@@ -131,7 +129,7 @@ def test_a_cell_without_a_description_is_called_by_its_file(tmp_path: Path) -> N
 def test_a_file_that_is_no_cell_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "cell.yaml").write_text("cell: x\nhorizons: {10: 1}\narms: []\nhorizon: 10\n")
     with pytest.raises(ValueError, match=r"cell\.yaml: .*horizon") as error:
-        read_cell(tmp_path / "cell.yaml")
+        read_cells(tmp_path / "cell.yaml")
     assert "\n" not in str(error.value)
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from l3rs.evaluation import tuning
 from l3rs.evaluation.cells import EvaluationConfig, Rows, missing, plan
-from l3rs.evaluation.sources import read_cell, read_cells
+from l3rs.evaluation.sources import read_cells
 from l3rs.evaluation.tuning import Tuning, tuned_arms
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import Run
@@ -132,7 +132,7 @@ def test_other_networks_are_tuned_for_and_have_all_their_rows(
     """Their networks are not shipped: a row that is missing, or a best rate at the edge, would need them."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(tuning, "execute_all", lambda runs, workers, how: (1 / 0 for _ in runs))
-    cell = read_cell(ROOT / "configs" / "evaluate" / f"{name}.yaml")
+    cell = read_cells(ROOT / "configs" / "evaluate" / f"{name}.yaml")[""]
     Tuning(RESULTS / "rates" / f"{name}.csv", tasks, 1, sorted(cell.horizons), MODEL).tune(tuned_arms(cell), tmp_path / "rates.yaml", "")
     assert yaml.safe_load((tmp_path / "rates.yaml").read_text()) == yaml.safe_load((ROOT / str(cell.rates)).read_text())
     assert missing(plan(cell), Rows(tmp_path, RESULTS / name).read()) == []

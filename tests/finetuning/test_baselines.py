@@ -188,6 +188,29 @@ def test_evaluating_a_schedule_free_run_on_its_way_changes_nothing(precision: st
     assert network.training
 
 
+@pytest.mark.parametrize(("name", "recent"), [("adam", True), ("adam", False), ("schedule-free", False)])
+def test_a_run_that_fails_leaves_its_network_as_the_next_one_needs_it(name: str, recent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = workbench(TINY, SMALL, "cpu")
+    tasks = bench.tasks("meta-train")
+    task = tasks.draw(0, 4)
+    network = bench.network_for(task.head_seed)
+    optimizer = BASELINES[name](network, 0.01, 4).optimizer
+    left: list[dict[str, torch.Tensor]] = []
+
+    def evaluated(network: nn.Module, *_: object) -> tuple[float, float]:
+        left.append({n: t.clone() for n, t in network.state_dict().items()})
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(l3rs.finetuning.unroll, "evaluate", evaluated)
+    with pytest.raises(RuntimeError, match="no memory"):
+        unroll(network, optimizer, tasks.images, task, evaluate_at=(2,), recent=recent, refresh=not recent)
+    assert not network._forward_hooks
+    assert not network._forward_pre_hooks
+    lent = {n for n, t in network.state_dict().items() if not torch.equal(t, left[0][n])}
+    assert lent  # what the evaluation had is taken back
+    assert all(group.get("train_mode", True) for group in optimizer.param_groups)
+
+
 def test_schedule_free_is_evaluated_at_the_average_with_its_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(l3rs.finetuning.unroll, "REFRESH", 2)
     report, network, optimizer = schedule_free((0,))

@@ -31,7 +31,7 @@ def test_they_go_by_their_name(name: str) -> None:
 
 
 def test_another_optimizer_does_not_take_them() -> None:
-    with pytest.raises(ValueError, match=r"icons-celo2-base\.safetensors lacks"):
+    with pytest.raises(ValueError, match=r"icons-celo2-base\.safetensors holds weights of celo2-base, and celo was asked for"):
         load("icons-celo2-base", "celo")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,9 +34,11 @@ def test_a_file_is_read_as_it_was_written(base: LearnedWeights, tmp_path: Path) 
     assert torch.equal(found.theta, base.theta)
     assert (found.kind, found.lr, found.name, found.training) == ("celo2-base", 0.03, "mine", {"generation": 3})
     assert load(tmp_path / "w.safetensors", "celo2-base").lr == 0.03
-    published = load(tmp_path / "w.safetensors", "celo2")  # the same shapes, as from a published file
-    assert torch.equal(published.theta, base.theta)
-    assert published.lr == 0.03
+    save_file(load_file(tmp_path / "w.safetensors"), tmp_path / "published.safetensors")
+    for kind in ("celo2", "celo2-base"):  # a published file does not say which: the shapes are the same
+        published = load(tmp_path / "published.safetensors", kind)
+        assert torch.equal(published.theta, base.theta)
+        assert (published.kind, published.lr) == (kind, 0.03)
 
 
 def test_other_files_are_refused(base: LearnedWeights, tmp_path: Path) -> None:
@@ -48,8 +51,17 @@ def test_other_files_are_refused(base: LearnedWeights, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "kind.safetensors", metadata={"l3rs": '{"schema": 1, "kind": "adam", "lr": 1}'})
     with pytest.raises(CheckpointError, match=r"kind 'adam'.*velo, celo, celo2, celo2-base"):
         LearnedWeights.read(tmp_path / "kind.safetensors")
-    with pytest.raises(CheckpointError, match=r"w\.safetensors.*lacks lstm_init_state"):
-        load(file, "celo")
+    with pytest.raises(CheckpointError, match=r"bare\.safetensors.*lacks lstm_init_state"):
+        load(tmp_path / "bare.safetensors", "celo")
+    for kind in ("celo", "celo2"):
+        with pytest.raises(CheckpointError, match=rf"w\.safetensors holds weights of celo2-base, and {kind} was asked for"):
+            load(file, kind)
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    changed = {name: t + 1 for name, t in tensors.items()}
+    save_file(changed, tmp_path / "changed.safetensors", metadata=metadata)  # it is not taken for a published one
+    with pytest.raises(CheckpointError, match=r"changed\.safetensors is damaged, or was changed by hand"):
+        load(tmp_path / "changed.safetensors", "celo2-base")
     with pytest.raises(CheckpointError, match=r"w\.safetensors.*holds a celo2-base"):
         LearnedSchedule.read(file)
 

@@ -65,6 +65,31 @@ def test_equals_the_reference_over_50_steps(unit: str, specialist: bool) -> None
             assert (a - b).norm() <= 1e-5 * b.norm().clamp_min(1e-3), f"{name} after step {k + 1}"
 
 
+@pytest.mark.parametrize("fused", [None, False])
+@pytest.mark.parametrize("trained", ["6.bias", "6.weight", "6", "0", "1.bias", "6.bias 0"])
+def test_equals_the_reference_where_layers_are_frozen(trained: str, fused: bool | None) -> None:
+    """The unit `size` takes the size of a layer that is stepped from one that is not; 6 is the head, 1 a BatchNorm."""
+    fast, slow = small_network(torch.float64), small_network(torch.float64)
+    for network in (fast, slow):
+        for name, p in network.named_parameters():
+            p.requires_grad_(name.startswith(tuple(trained.split())))
+    assert any(p.requires_grad for p in fast.parameters())
+    schedule = random_schedule(fast, False, scale=0.1, unit="size", descriptors=True, head_logits=0.02)
+    optimizer = L3RS(fast.named_parameters(), 5, schedule, fused=fused)
+    reference = ReferenceL3RS(dict(slow.named_parameters()), 5, schedule)
+    start = [p.detach().clone() for p in slow.parameters()]
+    for k in range(5):
+        inputs, labels = batch(k, torch.float64)
+        losses = [F.cross_entropy(network(inputs), labels) for network in (fast, slow)]
+        for network, loss in zip((fast, slow), losses, strict=True):
+            network.zero_grad()
+            loss.backward()
+        optimizer.step(loss=losses[0])
+        reference.step(losses[1].item())
+        for (name, a), b, first in zip(fast.named_parameters(), slow.parameters(), start, strict=True):
+            assert (a - b).norm() <= 1e-5 * (b - first).norm(), f"{name} after step {k + 1}"
+
+
 def test_lowers_the_loss_and_returns_the_closures_value() -> None:
     network = small_network()
     # four times the steps: the first schedule is meant for pretrained networks, and this one has all to learn

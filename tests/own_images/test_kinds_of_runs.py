@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +17,13 @@ from safetensors.torch import load_file
 
 from l3rs.cli import main
 from l3rs.data.transform import Transform
+from l3rs.finetuning.baselines import tuned_learning_rate
 from l3rs.lightning import ImageFolderDataModule, L3RSModule
 from l3rs.networks.create import create
 from l3rs.own_images.classifier import describe
+from l3rs.own_images.config import OwnImagesConfig
 
+RIVALS = ("adam-cosine-head10", "schedule-free", "adam")
 TINY = ["--model", "resnet18", "--width", "2", "--side", "16", "--from-scratch", "--batch-size", "4", "--workers", "0", "--steps", "4"]
 
 
@@ -142,3 +146,16 @@ def test_two_processes_share_the_batches(sides: Path, tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "o" / "curve.csv").step.to_list() == [2, 4]
     assert json.loads((tmp_path / "o" / "result.json").read_text())["best_step"] in (2, 4)
     assert np.isfinite(pd.read_csv(tmp_path / "o" / "curve.csv").to_numpy()).all()
+
+
+def test_rivals_of_images_of_several_classes_have_rates_tuned_with_a_random_head() -> None:
+    """There is no head in closed form for such images, and the rates that were tuned with one are others."""
+
+    def rates(**options: Any) -> list[float]:
+        config = OwnImagesConfig(data="photos", compare=RIVALS, **options)
+        return [float(arm.lr or 0) for rival in config.arms(10)[1:] for arm in rival.arms]
+
+    assert rates(labels="labels.csv") == rates(head_start=False) == [tuned_learning_rate(n, 10) for n in RIVALS]
+    assert rates() == [tuned_learning_rate(n, 10, head="start") for n in RIVALS]
+    assert all(a != b for a, b in zip(rates(), rates(labels="labels.csv"), strict=True))
+    assert OwnImagesConfig(data="photos", labels="labels.csv", head_only=True).arms(10)[0].arms[0].source == "Adam tuned on Icons25"

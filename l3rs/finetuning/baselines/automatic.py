@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
 from l3rs.finetuning.baselines.recipe import Library, Recipe, cosine
+from l3rs.networks.batch_norms import batch_norms
 
 PRODIGY = Library("prodigyopt", "prodigyopt")
 DOG = Library("dog", "dog-optimizer")
@@ -111,6 +111,6 @@ def l_dog(network: nn.Module, lr: float, steps: int) -> Recipe:
     BatchNorm statistics taken there. https://github.com/formll/dog
     """
     dog = DOG.load()
-    first = 1e-4 if any(isinstance(module, _BatchNorm) for module in network.modules()) else 1e-6
+    first = 1e-4 if any(batch_norms(network)) else 1e-6
     trained = [p for p in network.parameters() if p.requires_grad]  # it cannot do without a gradient
     return Recipe(Averaged(dog.LDoG(trained, reps_rel=first, lr=lr), dog.PolynomialDecayAverager(network)), None)

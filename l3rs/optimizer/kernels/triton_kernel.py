@@ -16,6 +16,7 @@ from l3rs.controller.config import CONTROLLERS
 from l3rs.directions import Direction
 from l3rs.optimizer.decision import Decided, Decision
 from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, addresses, align_moments, chunks, held, point_at
+from l3rs.text import first_line
 
 CHUNK = 16384  # elements a program takes
 BLOCK = 1024
@@ -33,7 +34,7 @@ def unusable(device: torch.device) -> str | None:
     except ImportError:
         return "Triton is not installed"
     except Exception as error:  # of the driver, the compiler, or Triton itself: many kinds
-        return f"Triton runs no kernel here ({type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]})"
+        return f"Triton runs no kernel here ({type(error).__name__}: {first_line(error)})"
     return None
 
 

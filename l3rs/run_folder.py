@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from l3rs.files import TEMPORARY, read_json, write_atomically
 from l3rs.text import first_line, printable
 
+CONFIG = "config.json"  # describes a run
 Self = TypeVar("Self", bound="RunFolder")
 
 
@@ -40,7 +41,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, about: Mapping[str, Any], file: str = "config.json", *,
+        self, path: Path, about: Mapping[str, Any], file: str = CONFIG, *,
         free: tuple[str, ...] = (), defaults: Mapping[str, Any] | None = None, alone: bool = False,
     ) -> None:  # fmt: skip
         self.path, described = path, path / file

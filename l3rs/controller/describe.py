@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from itertools import takewhile
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,8 @@ HEADS = {
 # What the weights of a bias are called, as they are or within a parametrization, such as a weight norm: its matrix, not its norms.
 WEIGHTS = ("weight", "parametrizations.weight.original", "parametrizations.weight.original1", "weight_v", "weight_orig")
 PARAMETRIZED = re.compile(r"\.parametrizations\.(\w+)\.original\d?$")
+ATTENTION = re.compile("attn|attention|qkv")
+MANY = 8  # matrices: a module that holds more, and more than half of all, is a network, not an attention [choice]
 EMBEDDINGS = re.compile(r"embed|cls_token|class_token|dist_token|reg_token|relative_position|bias_table|\bwpe\b|\bwte\b")
 
 
@@ -56,37 +59,93 @@ class LayerTable(NamedTuple):
         return tuple(self.kinds.index(kind) if kind in self.kinds else None for kind in ("head", "head's bias"))  # type: ignore[return-value]
 
 
-def layer_table(shapes: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> LayerTable:
+def layer_table(shapes: Sequence[Sequence[int]], names: Sequence[str] | None = None, head: str | None = None) -> LayerTable:
     """Tells what each layer is.
 
     With names, a bias belongs to the matrix of its module, and a shift to the scale of its module. Without, vectors belong to the matrix
     before them: of an odd run of as many elements as the matrix has rows, the first is its bias; further pairs are scales and shifts. The
-    head is the last matrix of a module that is called as heads are, see `called_head`, or else the last matrix of all.
+    head is the last matrix of a module that is called as heads are, see `called_head`, or else the last matrix of all, unless that is one
+    of several alike, see `is_of_a_block`.
 
     Args:
         shapes: of the parameters.
         names: of the parameters, or None.
+        head: the name of the module that classifies; "" is none, and None finds it.
+
+    Raises:
+        ValueError: there is no dense layer of the name `head`.
     """
     matrices = [i for i, shape in enumerate(shapes) if len(shape) >= 2]
     vectors = [i for i, shape in enumerate(shapes) if len(shape) < 2]
     owner = _owners_by_order(shapes) if names is None else _owners_by_name(shapes, names)
     called = ["" for _ in shapes] if names is None else list(names)
     axes = [None if of is None else len(shapes[of]) for of in owner]
-    kinds = [_kind(*layer) for layer in zip(shapes, called, axes, strict=True)]
+    whole = _networks([called[i] for i in matrices])
+    kinds = [_kind(*layer, whole) for layer in zip(shapes, called, axes, strict=True)]
     dense = [i for i in matrices if kinds[i] in ("dense", "kernel") and math.prod(shapes[i][2:]) == 1]
-    place = called_head([called[i].rpartition(".")[0] for i in dense])
-    head = dense[place] if place is not None else next((i for i in dense if i == matrices[-1]), None)
-    if head is not None:
-        kinds[head] = "head"
-        kinds = ["head's bias" if kind == "bias" and of == head else kind for kind, of in zip(kinds, owner, strict=True)]
+    modules = {i: _module_of(called[i]) for i in dense}
+    at = _head(modules, [(i, shapes[i], called[i]) for i in matrices]) if head is None else _named_head(head, modules)
+    if at is not None:
+        kinds[at] = "head"
+        kinds = ["head's bias" if kind == "bias" and of == at else kind for kind, of in zip(kinds, owner, strict=True)]
     depth = {i: (place + 0.5) / len(alike) for alike in (matrices, vectors) for place, i in enumerate(alike)}
     return LayerTable(
         tuple(kinds),
         tuple(i if of is None else of for i, of in enumerate(owner)),
         tuple(math.prod(shape[1:]) if len(shape) >= 2 else 1 for shape in shapes),
         tuple(depth[i] for i in range(len(shapes))),
-        0 if head is None else int(shapes[head][0]),
+        0 if at is None else int(shapes[at][0]),
     )
+
+
+def _module_of(name: str) -> str:
+    """The name of the module that has the parameter of this name, also where it is parametrized."""
+    return PARAMETRIZED.sub(r".\1", name).rpartition(".")[0]
+
+
+def _head(modules: Mapping[int, str], matrices: Sequence[tuple[int, Sequence[int], str]]) -> int | None:
+    """The place of the head among dense layers, by their places and the names of their modules; `matrices`: all, in order."""
+    place = called_head(list(modules.values()))
+    if place is not None:
+        return list(modules)[place]
+    if not matrices or matrices[-1][0] not in modules or is_of_a_block([(name, shape) for _, shape, name in matrices]):
+        return None
+    return matrices[-1][0]
+
+
+def _named_head(head: str, modules: Mapping[int, str]) -> int | None:
+    if not head:
+        return None
+    found = [i for i, module in modules.items() if module == head]
+    if not found:
+        raise ValueError(f"head must be the name of a dense layer (got {head!r}); there are {', '.join(modules.values()) or 'none'}")
+    return found[-1]
+
+
+def is_of_a_block(matrices: Sequence[tuple[str, Sequence[int]]]) -> bool:
+    """Whether the last of these, by name and shape, is a part of a numbered block of which there are several: such a one is no head.
+
+    Example:
+        >>> is_of_a_block([("blocks.0.fc2.weight", (8, 32)), ("blocks.1.fc2.weight", (8, 32))])
+        True
+        >>> is_of_a_block([("0.weight", (8, 8)), ("2.weight", (8, 8))])
+        False
+    """
+    last, shape = matrices[-1]
+    path = last.split(".")
+    numbers = [i for i, part in enumerate(path[:-2]) if part.isdecimal()]  # of blocks, which hold modules
+    others = [name.split(".") for name, its in matrices[:-1] if tuple(its) == tuple(shape)]
+    return any(
+        len(other) == len(path) and other[i].isdecimal() and other[:i] == path[:i] and other[i + 1 :] == path[i + 1 :]
+        for i in numbers
+        for other in others
+    )
+
+
+def _networks(names: Sequence[str]) -> frozenset[str]:
+    """Modules that hold most matrices of these names, and many: networks, whatever they are called."""
+    held = Counter(module for name in names for module in accumulate(name.split(".")[:-1], "{}.{}".format))
+    return frozenset(module for module, number in held.items() if number > max(MANY, len(names) / 2))
 
 
 def called_head(modules: Sequence[str]) -> int | None:
@@ -136,7 +195,7 @@ def _owners_by_order(shapes: Sequence[Sequence[int]]) -> list[int | None]:
     return owner
 
 
-def _kind(shape: Sequence[int], name: str, owner_axes: int | None) -> str:
+def _kind(shape: Sequence[int], name: str, owner_axes: int | None, networks: Collection[str]) -> str:
     """The kind of a layer that is not of the head; `owner_axes`: of the layer that it is the bias or shift of."""
     axes = len(shape)
     own = ".".join(PARAMETRIZED.sub(r".\1", name).split(".")[-2:])  # a module that is called so may hold a whole network
@@ -144,7 +203,8 @@ def _kind(shape: Sequence[int], name: str, owner_axes: int | None) -> str:
         return "embedding"
     if axes <= 1:
         return "scale" if owner_axes is None else "bias" if owner_axes >= 2 else "shift"
-    if "attn" in name or "attention" in name or "qkv" in name:
+    within = max((module for module in accumulate(name.split("."), "{}.{}".format) if module in networks), key=len, default="")
+    if ATTENTION.search(name[len(within) :]):
         return "attention"
     if axes == 2:
         return "dense"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import asdict
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import STEP_OUTPUT
@@ -48,9 +48,19 @@ class HeadStart(Callback):
         self.found: head_start.HeadStartReport | None = None
 
     def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The inputs and the labels of a batch of the loader; override it where a batch is not (inputs, labels)."""
-        inputs, labels, *_ = batch
-        return inputs, labels
+        """The inputs and the labels of a batch of the loader; override it where a batch is not (inputs, labels).
+
+        Raises:
+            ValueError: it is something else.
+        """
+        parts = () if isinstance(batch, Mapping | Tensor) else tuple(batch)
+        if len(parts) < 2:
+            keys = f" of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
+            raise ValueError(
+                f"a batch must be (inputs, labels), tensors (got a {type(batch).__name__}{keys}); a HeadStart with another "
+                "images_and_labels(batch) takes others"
+            )
+        return parts[0], parts[1]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step or self.found is not None:
@@ -61,7 +71,8 @@ class HeadStart(Callback):
             if isinstance(callback, (BatchNormMode, HeadThenAll)):  # they set modes at each batch: the features are those of training
                 callback.on_train_batch_start(trainer, pl_module, None, 0)
         with trainer.precision_plugin.forward_context():
-            self.found = head_start.head_start(pl_module, _Batches(self, trainer), self.batches, head=self._head(pl_module))
+            head = self._head(pl_module)  # one that is found here is also checked there
+            self.found = head_start.head_start(pl_module, _Batches(self, trainer), self.batches, head=None if self.head is None else head)
         rank_zero_info(str(self.found))
 
     def _head(self, pl_module: pl.LightningModule) -> nn.Linear:
@@ -88,6 +99,7 @@ class _Batches:
             self.loader = copy(self.loader)
             self.loader._iterator = None  # the trainer's own, where workers persist
         self.sampler, self.generator = getattr(self.loader, "sampler", None), getattr(self.loader, "generator", None)
+        self.batch_sampler = getattr(self.loader, "batch_sampler", None)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         before, own = torch.get_rng_state(), self.generator.get_state() if self.generator else None
@@ -104,14 +116,16 @@ class RecentStatistics(Callback):
     """Validates, and ends, with BatchNorm's statistics of the last training batches, see `l3rs.RecentStatistics`.
 
     Running ones lag behind the weights. Training does not change. Checkpoints hold the recent statistics among the weights, as they were
-    validated, and the running ones beside them, for a resume. A module without BatchNorm stays as it is.
+    validated, and the running ones beside them, for a resume. A module without BatchNorm stays as it is. Where weights are averaged,
+    statistics of the last batches are those of other weights: Lightning's `WeightAveraging` is refused beside it.
 
     Args:
         last, share: as of `l3rs.RecentStatistics`.
         network: the name in the module of what holds all BatchNorm and is called once a batch; None finds it.
 
     Raises:
-        ValueError: as `l3rs.RecentStatistics`; there is no such network; or, after the first batch, it was not called.
+        ValueError: as `l3rs.RecentStatistics`; there is no such network, or weights are averaged; or, after the first batch, it was not
+            called.
     """
 
     def __init__(self, last: int = 20, share: float = 0.2, network: str | None = None) -> None:
@@ -122,6 +136,10 @@ class RecentStatistics(Callback):
         self._saved: dict[str, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError(
+                "RecentStatistics has those of the weights of the last steps, and WeightAveraging evaluates other weights: leave one out"
+            )
         self._prefix = self._find(pl_module) if self.network is None else self.network
         network = dict(pl_module.named_modules()).get(self._prefix)
         if network is None:

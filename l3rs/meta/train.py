@@ -33,6 +33,7 @@ from l3rs.meta.problem import FineTuning, MetaTrainingError, places
 from l3rs.meta.progress import Progress
 from l3rs.plots import plot_curve
 from l3rs.processes import cores, on_sigterm
+from l3rs.run_folder import CONFIG
 from l3rs.schedules.learned import Learned
 
 if find_spec("ray") is not None:
@@ -253,7 +254,7 @@ def choose(folder: MetaTrainFolder, problem: FineTuning, learned: Learned, confi
         finals[generation] = meta_validate(problem, theta, range(config.validation_tasks, config.validation_tasks + config.final_tasks))
     generation, (accuracy, loss) = min(finals.items(), key=lambda item: (not math.isfinite(item[1][1]), item[1][1]))
     training = {
-        "config": json.loads((folder.path / "config.json").read_text()),
+        "config": json.loads((folder.path / CONFIG).read_text()),
         "generation": generation,
         "validation_accuracy": round(accuracy, 6),
         "validation_loss": round(loss, 6),

@@ -5,7 +5,7 @@ With centred features z, (N, F), and one-hot labels Y, (N, C),
     W = s (Z'Z + r mean(diag(Z'Z)) I)^-1 Z'(Y - mean Y),    b = -W mean(features)
 
 How strong the ridge r is, is decided on held-out images. The scale s leaves the images a loss, from which the rest of the network learns: a
-head that interpolates them has no gradient.
+head that interpolates them has no gradient. Where classes come unevenly, the logs of their shares are added to b.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from l3rs.networks.ridge import Judged, Moments, judge, losses_at, narrow
 HEAD_BATCHES = 100  # [choice]
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 SCALES = tuple(0.5 * 1.2**i for i in range(24))  # to 33
+MOST = 0.9  # of images, whose likeliest class is the same in another form of the same logits, such as rounded probabilities
 TINY = 1e-6  # of the features' size: a spread below is rounding
 
 
@@ -47,6 +48,8 @@ class HeadStartConfig:
         left: a share of the loss of a head without any knowledge, the entropy of the classes.
         careful: that share where held-out images are told no better than by chance.
         sure: standard errors by which their accuracy must exceed the share of the largest class, to be better than chance.
+        uneven: classes are uneven where the entropy of their shares in the batches is below this part of that of even ones. The head then
+            begins with these shares, and is better than chance where its held-out loss is below their entropy by `sure` standard errors.
         folds: of the images; each is judged by heads that are fitted on the others.
         keep_mib: memory for features. Where they are more, the sums are of all images, and the first ones are kept to judge by.
     """
@@ -56,6 +59,7 @@ class HeadStartConfig:
     left: float = 0.5
     careful: float = 0.9
     sure: float = 2.0
+    uneven: float = 0.8
     folds: int = 5
     keep_mib: float = 64.0
 
@@ -66,7 +70,7 @@ class HeadStartConfig:
                 raise ValueError(f"{name} must be one or more positive numbers, the smallest first (got {list(values)})")
         if not 0 <= self.sure < math.inf:
             raise ValueError(f"sure must be finite and at least 0 (got {self.sure})")
-        for name in ("left", "careful"):
+        for name in ("left", "careful", "uneven"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be above 0 and below 1 (got {getattr(self, name)})")
         if self.folds < 2:
@@ -140,6 +144,7 @@ def head_start(
     config = config or HeadStartConfig()
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit must be a whole number of batches, at least 1 (got {limit})")
+    found_here = head is None
     head = head_inside(network, "give it, head_start(network, batches, head=...)") if head is None else head
     own = isinstance(head, nn.Linear) and head._parameters.get("weight") is not None  # it is not where weight_norm makes it
     if not own or parametrize.is_parametrized(head):
@@ -147,7 +152,7 @@ def head_start(
     if any(hasattr(p, "to_local") for p in network.parameters()):
         raise ValueError("a head start is for whole parameters, and these are sharded: call it before fully_shard")
     with torch.no_grad(), _untouched(network, head, _generators(batches)):
-        seen = _see(network, islice(batches, limit), head, config)
+        seen = _see(network, islice(batches, limit), head, config, found_here)
         weight, bias, found = _choose(seen, head, config)
         if found.kind != "random":
             head.weight.copy_(_of_the_first(weight))
@@ -157,17 +162,20 @@ def head_start(
 
 
 class _Seen(NamedTuple):
-    """Sums over the images, where they were more than is kept; features, labels and folds of those that are kept."""
+    """Sums over the images, where they were more than is kept; features, labels and folds of those that are kept; and how often each class
+    came, with repetitions."""
 
     sums: Moments | None
     x: Tensor
     labels: Tensor
     folds: Tensor
+    came: Tensor
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
-    """A loader's own."""
-    owners = loader, getattr(loader, "sampler", None)
+    """A loader's own, and its samplers'. Those of a generator expression over a loader are out of sight."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    owners = {id(o): o for o in (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))}.values()
     return [g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)]
 
 
@@ -182,7 +190,8 @@ def _untouched(network: nn.Module, head: nn.Linear, generators: Sequence[torch.G
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (what augmentations draw from)
     try:
         with torch.random.fork_rng(devices):
-            network.eval()
+            for module, _ in modes:  # not by `eval`, which does more in some, such as merging an adapter
+                module.training = False
             for norm in norms:
                 norm.training = True
             yield
@@ -197,13 +206,18 @@ def _untouched(network: nn.Module, head: nn.Linear, generators: Sequence[torch.G
         np.random.set_state(of_numpy)  # noqa: NPY002
 
 
-def _see(network: nn.Module, batches: Iterable[Sequence[Tensor]], head: nn.Linear, config: HeadStartConfig) -> _Seen:
-    """Takes the features of all images, each once."""
+def _see(network: nn.Module, batches: Iterable[Sequence[Tensor]], head: nn.Linear, config: HeadStartConfig, found: bool) -> _Seen:
+    """Takes the features of all images, each once. Where the head was `found`, and not given, it must give what the network does."""
     device = head.weight.device
     where = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # float64 is not everywhere
     caught: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-    known: set[int | bytes] = set()
+    given: list[Tensor] = []
+    hooks = [
+        head.register_forward_pre_hook(lambda _, args: caught.append(args[0])),
+        head.register_forward_hook(lambda _, args, logits: given.append(logits)),
+    ]
+    known: dict[int | bytes, int] = {}
+    came = torch.zeros(head.out_features, dtype=torch.float64)
     rank, world = _processes()
     arrived = torch.arange(head.out_features) + rank  # staggers the folds of classes with few images
     sums: Moments | None = None
@@ -214,11 +228,15 @@ def _see(network: nn.Module, batches: Iterable[Sequence[Tensor]], head: nn.Linea
             any_batch = True
             inputs, labels, *numbers = _parts(batch)
             labels = _checked(inputs, labels, head)
-            new = _new(known, inputs, numbers)
+            came += torch.bincount(labels.cpu(), minlength=head.out_features)
+            new = _new(known, inputs, labels, numbers)
             if not new:
                 continue
             caught.clear()
-            network(inputs.to(device, non_blocking=True))
+            given.clear()
+            output = network(inputs.to(device, non_blocking=True))
+            if found:
+                _check_output(network, head, output, given)
             x = _features(caught, inputs, head)[new].to(where).float()
             of = labels.to("cpu")[new]
             finite = x.isfinite().all(1).cpu()
@@ -235,19 +253,22 @@ def _see(network: nn.Module, batches: Iterable[Sequence[Tensor]], head: nn.Linea
                 sums = sums or Moments.zeros(config.folds, head.out_features, head.in_features, where)
                 sums.add(*part)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     if not any_batch:
         raise ValueError("a head start needs at least one batch (got none)")
     if not kept:
         nothing = torch.zeros(0, dtype=torch.int64, device=where)
         kept = [(torch.zeros(0, head.in_features, device=where), nothing, nothing)]
+    came = came.to(where)
     x, of, folds = (torch.cat(parts) for parts in zip(*kept, strict=True))
     if world == 1:
-        return _Seen(sums, x, of, folds)
+        return _Seen(sums, x, of, folds, came)
     if _sum(torch.tensor([float(sums is not None)], device=where)).item():
         sums = sums or Moments.zeros(config.folds, head.out_features, head.in_features, where)
         sums = Moments(*(_sum(t) for t in (sums.counts, sums.sums, sums.squares)))
-    return _Seen(sums, *(_gathered(t, rank, world) for t in (x, of, folds)))
+    x, of, folds = (_gathered(t, rank, world) for t in (x, of, folds))
+    return _Seen(sums, x, of, folds, _sum(came))
 
 
 def _parts(batch: Any) -> Sequence[Tensor]:
@@ -275,8 +296,8 @@ def _whole_numbers(t: Tensor) -> bool:
     return not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
 
 
-def _new(known: set[int | bytes], inputs: Tensor, numbers: Sequence[Tensor]) -> list[int]:
-    """The places of images that did not come before, which are known from now on."""
+def _new(known: dict[int | bytes, int], inputs: Tensor, labels: Tensor, numbers: Sequence[Tensor]) -> list[int]:
+    """The places of images that did not come before, which are known from now on, with their labels."""
     keys: list[int | bytes]
     if numbers:
         if not (isinstance(numbers[0], Tensor) and numbers[0].shape == inputs.shape[:1] and _whole_numbers(numbers[0])):
@@ -289,11 +310,31 @@ def _new(known: set[int | bytes], inputs: Tensor, numbers: Sequence[Tensor]) -> 
         whole = inputs.detach().float().cpu().contiguous().numpy()
         keys = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in whole]
     new = []
-    for i, key in enumerate(keys):
+    for i, (key, label) in enumerate(zip(keys, labels.tolist(), strict=True)):
         if key not in known:
-            known.add(key)
             new.append(i)
+        elif numbers and known[key] != label:
+            raise ValueError(
+                f"the third part of a batch is the number of each image, and number {key!r} has labels {known[key]} and {label}; where "
+                "it is something else, give (inputs, labels) alone"
+            )
+        known[key] = label
     return new
+
+
+def _check_output(network: nn.Module, head: nn.Linear, output: Any, given: Sequence[Tensor]) -> None:
+    """Raises ValueError where the network's logits, if they can be told, are not those of the head, or another form of them."""
+    logits = getattr(output, "logits", output["logits"] if isinstance(output, Mapping) and "logits" in output else output)
+    if len(given) != 1 or not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(given[0]):
+        return
+    finite = logits.isfinite().all(1)
+    agree = logits.shape == given[0].shape and (logits.argmax(1) == given[0].argmax(1))[finite].float().mean().item()
+    if finite.any() and not agree > MOST:
+        name = next(name for name, module in network.named_modules() if module is head)
+        raise ValueError(
+            f"{name} was taken for the head, and {type(network).__name__} gives other logits, {tuple(logits.shape)}, than it does, "
+            f"{tuple(given[0].shape)}: name the layer that gives them, head=..."
+        )
 
 
 def _said(value: Any) -> str:
@@ -321,37 +362,65 @@ def _choose(seen: _Seen, head: nn.Linear, config: HeadStartConfig) -> tuple[Tens
     if (counts > 0).sum() < 2 or not spread > TINY * x.norm(dim=1).mean():
         return head.weight, head.weight, HeadStartReport("random", math.nan, math.nan, math.nan, math.nan, number, spread)
 
+    prior = _prior(seen.came, config) if centred else torch.zeros_like(seen.came)
     if seen.sums is None and number < head.in_features:  # in as many coordinates as there are images, which is cheaper
         narrowed = narrow(x)
         few = Moments.zeros(config.folds, head.out_features, number, x.device)
         few.add(narrowed, labels, folds)
-        judged = judge(few, narrowed, labels, folds, [r * number / head.in_features for r in config.ridges], config.scales, centred)
+        ridges = [r * number / head.in_features for r in config.ridges]
+        judged = judge(few, narrowed, labels, folds, ridges, config.scales, prior, centred)
     else:
-        judged = judge(moments, x, labels, folds, config.ridges, config.scales, centred)
+        judged = judge(moments, x, labels, folds, config.ridges, config.scales, prior, centred)
     share = counts / number
-    entropy = -torch.special.xlogy(share, share).sum().item()
-    which, expected, known = _strength(judged, share.max().item(), config)
+    entropy = _entropy(share)
+    which, expected, known = _strength(judged, share.max().item(), entropy if prior.any() else None, config)
     fit = moments.fit(config.ridges[which : which + 1], centred)
-    own = losses_at(config.scales, fit.logits(x, 0), labels).mean(1)
+    own = losses_at(config.scales, fit.logits(x, 0), labels, prior).mean(1)
     target = min(config.left * entropy, expected) if known else config.careful * entropy
     at = int((own <= target).nonzero()[0]) if (own <= target).any() else int(own.argmin())
     weight = config.scales[at] * fit.weights[0]
-    held_out = (judged.right[which].double().mean().item(), judged.losses[which, at].mean().item())
+    held_out = (judged.right[which, at].double().mean().item(), judged.losses[which, at].mean().item())
     kind = "fitted" if known else "careful"
-    return weight, -weight @ fit.mean, HeadStartReport(kind, config.ridges[which], config.scales[at], *held_out, number, spread)
+    return weight, prior - weight @ fit.mean, HeadStartReport(kind, config.ridges[which], config.scales[at], *held_out, number, spread)
 
 
-def _strength(judged: Judged, chance: float, config: HeadStartConfig) -> tuple[int, float, bool]:
-    """The place of the ridge, its held-out loss at its best scale, and whether it knows more than chance."""
-    number = judged.right.shape[1]
+def _entropy(share: Tensor) -> float:
+    return -float(torch.special.xlogy(share, share).sum())
+
+
+def _prior(came: Tensor, config: HeadStartConfig) -> Tensor:
+    """The logs of the classes' shares in the batches, (C,), less their mean; zeros where classes come about evenly, whom a head learns to
+    tell apart either way."""
+    seen = int((came > 0).sum())
+    if _entropy(came / came.sum()) >= config.uneven * math.log(max(seen, 2)):
+        return torch.zeros_like(came)
+    logs = (came + 0.5).log()
+    return logs - logs.mean()
+
+
+def _strength(judged: Judged, chance: float, entropy: float | None, config: HeadStartConfig) -> tuple[int, float, bool]:
+    """The place of the ridge, its held-out loss at its best scale, and whether it knows more than chance.
+
+    Args:
+        chance: the share of the largest class.
+        entropy: of the classes, where they are uneven, and the largest class would be told whatever the image.
+    """
+    number = judged.right.shape[-1]
     if not number:
         return len(config.ridges) - 1, math.nan, False
-    at_best = torch.stack([losses[losses.mean(1).argmin()] for losses in judged.losses])  # (R, n)
+    best = judged.losses.mean(2).argmin(1)  # (R,)
+    at_best = torch.stack([losses[at] for losses, at in zip(judged.losses, best, strict=True)])  # (R, n)
     means = at_best.mean(1)
     error = at_best[means.argmin()].std(correction=0) / math.sqrt(number)
     within = means <= means.min() + error
     which = int(within.nonzero()[-1])
-    accuracy = judged.right[which].double().mean().item()
+    if entropy is not None:
+        return (
+            which,
+            means[which].item(),
+            entropy - means[which].item() > config.sure * at_best[which].std(correction=0).item() / math.sqrt(number),
+        )
+    accuracy = judged.right[which, best[which]].double().mean().item()
     known = accuracy > chance + config.sure * math.sqrt(chance * (1 - chance) / number)
     return which, means[which].item(), known
 

@@ -68,19 +68,26 @@ class Moments:
 
 
 class Judged(NamedTuple):
-    """Of n held-out images: the loss at each ridge and scale, (R, S, n), and whether they were right at each ridge, (R, n)."""
+    """Of n held-out images, at each ridge and scale, (R, S, n): their loss, and whether they were right."""
 
     losses: Tensor
     right: Tensor
 
 
-def losses_at(scales: Sequence[float], logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of each image, (S, n), by logits (n, C) times each of the scales."""
-    return torch.stack([F.cross_entropy(s * logits, labels, reduction="none") for s in scales])
+def losses_at(scales: Sequence[float], logits: Tensor, labels: Tensor, prior: Tensor) -> Tensor:
+    """Cross entropy of each image, (S, n), by logits (n, C) times each of the scales, plus the logs of the classes' shares, (C,)."""
+    return torch.stack([F.cross_entropy(s * logits + prior, labels, reduction="none") for s in scales])
 
 
 def judge(
-    moments: Moments, x: Tensor, labels: Tensor, folds: Tensor, ridges: Sequence[float], scales: Sequence[float], centred: bool = True
+    moments: Moments,
+    x: Tensor,
+    labels: Tensor,
+    folds: Tensor,
+    ridges: Sequence[float],
+    scales: Sequence[float],
+    prior: Tensor,
+    centred: bool = True,
 ) -> Judged:
     """Judges each image by heads that were fitted without its fold; images of classes that those have not seen are left out."""
     found = []
@@ -89,8 +96,8 @@ def judge(
         mine = (folds == fold) & (fit.counts[labels] > 0)
         of = labels[mine]
         logits = [fit.logits(x[mine].double(), i) for i in range(len(ridges))]
-        losses = torch.stack([losses_at(scales, z, of) for z in logits])
-        found.append(Judged(losses, torch.stack([z.argmax(1) == of for z in logits])))
+        losses = torch.stack([losses_at(scales, z, of, prior) for z in logits])
+        found.append(Judged(losses, torch.stack([torch.stack([(s * z + prior).argmax(1) == of for s in scales]) for z in logits])))
     return Judged(torch.cat([j.losses for j in found], -1), torch.cat([j.right for j in found], -1))
 
 

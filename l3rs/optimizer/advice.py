@@ -14,7 +14,8 @@ from l3rs.optimizer.states import Group, names_of
 from l3rs.schedules.find import SPECIALISTS, load
 from l3rs.schedules.schedule import LearnedSchedule
 
-MATRICES = ("kernel", "depthwise", "dense", "attention", "other")  # kinds of layers, see `l3rs.controller.describe`
+# Kinds of layers that are their own size, see `l3rs.controller.describe`; a bias has that of its matrix, a shift that of its scale.
+SELF_SIZED = ("kernel", "depthwise", "dense", "attention", "other", "embedding", "scale")
 
 
 def tell_what_names_would_give(learned: LearnedSchedule, params: Sequence[Tensor]) -> None:
@@ -29,11 +30,24 @@ def tell_what_names_would_give(learned: LearnedSchedule, params: Sequence[Tensor
 
 
 def tell_what_would_hardly_move(learned: LearnedSchedule, network: Network, groups: Sequence[Group], params: Sequence[Tensor]) -> None:
-    """Warns of matrices of zeros among `params`, as adapters have them, where a step is a share of a layer's size."""
+    """Warns of layers of zeros among `params`, as adapters and gates have them, where a step is a share of a layer's size.
+
+    So a bias is, whose matrix is not known: where there are no names, and groups part biases from matrices.
+    """
     if learned.config.unit not in ("size", "relative"):
         return
-    kinds = network.table.kinds
-    asked = [p for p in params if kinds[network.place[p]] in MATRICES and p.requires_grad and p.numel() and local(p) is p and not p.is_meta]
+    kinds, sized_by = network.table.kinds, network.table.sized_by
+    of_norms = {by for place, by in enumerate(sized_by) if by != place and kinds[by] == "scale"}  # they may be zeros, from random weights
+    asked = [
+        p
+        for p in params
+        if kinds[(place := network.place[p])] in SELF_SIZED
+        and place not in of_norms
+        and p.requires_grad
+        and p.numel()
+        and local(p) is p
+        and not p.is_meta
+    ]
     zeros: set[Tensor] = set()
     for device in dict.fromkeys(p.device for p in asked):
         here = [p for p in asked if p.device == device]

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from l3rs.directions.base import HALF
+from l3rs.optimizer.distributed import local
+
 LONGEST = 2**63  # no run has as many steps, and no checkpoint or table of torch holds more
 SMALL = 0.01  # a multiplier of this or less was meant as a learning rate
 
@@ -39,6 +42,45 @@ def plain(groups: Iterable[dict[str, Any]]) -> None:
     """Replaces numpy's numbers in the groups by Python's, so that checkpoints load with `weights_only=True`."""
     for group in groups:
         group.update({key: value.item() for key, value in group.items() if isinstance(value, np.generic)})
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Checks what users and saved states write into a group of L3RS, and makes plain numbers of it.
+
+    Raises:
+        ValueError, TypeError: a value cannot be; the message says which, and what it must be.
+    """
+    steps, lr = group["total_steps"], group["lr"]
+    if not 1 <= whole(steps) < LONGEST:
+        raise ValueError(f"total_steps must be a whole number of at least 1, the steps of the whole run (got {steps!r})")
+    number = multiplier(lr)
+    if not isinstance(number, Tensor) and math.isnan(number):
+        raise ValueError(f"lr must be a finite number of at least 0 (got {lr!r}): it multiplies the learned steps, and is 1 by default")
+    decay = float(multiplier(group["weight_decay"]))
+    if math.isnan(decay):
+        raise ValueError(f"weight_decay must be a finite number of at least 0 (got {group['weight_decay']!r})")
+    for p in group["params"]:
+        if p.dtype not in (*HALF, torch.float32, torch.float64):
+            raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; L3RS steps real floating ones of 16, 32 or 64 bits")
+        if any(size > 1 and stride == 0 for size, stride in zip(p.shape, local(p).stride(), strict=True)):
+            raise ValueError(f"a parameter of shape {tuple(p.shape)} is expanded: several of its elements are one number in memory")
+    for name, what in (("step", "taken"), ("skipped", "skipped"), ("late", "taken before the group came")):
+        if not whole(group[name]) == group[name] >= 0:
+            raise ValueError(f"{name} must be a whole number of at least 0, the steps that were {what} (got {group[name]!r})")
+    cut, first = group["cut"], group["first_loss"]
+    if not (isinstance(cut, float | int) and 0 < cut <= 1):
+        raise ValueError(f"cut must be a number above 0 and at most 1, by which the guard shortens all steps (got {cut!r})")
+    if first is not None and not (isinstance(first, float | int) and math.isfinite(first)):
+        raise ValueError(f"first_loss must be a finite number, the loss of the first step, or None (got {first!r})")
+    if not isinstance(group["maximize"], bool):
+        raise ValueError(f"maximize must be True or False (got {group['maximize']!r})")
+    names = group.get("param_names")
+    if names is not None and len(names) != len(group["params"]):
+        raise ValueError(
+            f"a group has {len(names)} names and {len(group['params'])} parameters: one was put into a group by hand, or taken out: use "
+            "add_param_group, or requires_grad_(False) to leave one as it is, or make a new optimizer"
+        )
+    group["total_steps"], group["lr"], group["weight_decay"] = whole(steps), number, decay
 
 
 class Multipliers:

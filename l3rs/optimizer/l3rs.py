@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -14,17 +15,26 @@ from torch.optim.optimizer import ParamsT
 
 from l3rs.controller.describe import layer_table
 from l3rs.directions import DIRECTIONS
-from l3rs.directions.base import HALF
 from l3rs.directions.torch_optimizer import TorchOptimizerDirection
 from l3rs.extras import require
 from l3rs.optimizer.advice import tell_what_names_would_give, tell_what_would_hardly_move
-from l3rs.optimizer.arguments import LONGEST, Multipliers, evaluate, multiplier, plain, whole
+from l3rs.optimizer.arguments import LONGEST, Multipliers, check_group, evaluate, plain
 from l3rs.optimizer.distributed import average_over_ranks, local
 from l3rs.optimizer.guard import Guard
 from l3rs.optimizer.kernels import choice, why_not_compiled
 from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, finite
 from l3rs.optimizer.observed import Losses, WatchesLoss
-from l3rs.optimizer.states import SCHEDULE, check_groups, check_names, check_states, names_of, same_schedule, saved_mark, schedule_mark
+from l3rs.optimizer.states import (
+    SCHEDULE,
+    check_groups,
+    check_names,
+    check_states,
+    check_unlike,
+    names_of,
+    same_schedule,
+    saved_mark,
+    schedule_mark,
+)
 from l3rs.optimizer.tables import Active, Tables, state_of
 from l3rs.schedules.find import GENERALIST, SPECIALISTS, Chosen, load, resolve
 from l3rs.schedules.schedule import LearnedSchedule
@@ -37,6 +47,16 @@ if TYPE_CHECKING:
 NEW: dict[str, Any] = {  # of groups: the clock, what `Guard` keeps, and the step at which one was added
     "step": 0, "skipped": 0, "first_loss": None, "cut": 1.0, "late": 0,
 }  # fmt: skip
+
+
+@contextmanager
+def full_precision(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Switches autocast off, which would round the products of the controller where a step is taken within it."""
+    with ExitStack() as stack:
+        for kind in {device.type for device in devices}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 class L3RS(WatchesLoss):
@@ -70,6 +90,8 @@ class L3RS(WatchesLoss):
             by 1 - weight_decay * s. s is the root mean square of the step over the layer's elements: `length` in `decisions()`, over the
             square root of their number.
         match: how layers find their learned numbers: by `"name"`, or by `"position"` among all parameters.
+        head: the name of the dense layer that classifies, whose steps are measured by what they do to the logits; "" says that it is not
+            among `params`. None takes the last one that is called as heads are, or else the last matrix; `repr` says which that is.
         guard: where the loss of one of the first 20 steps is far above that of the first, multiplies all further steps by 0.3, once, with
             a warning. A run without such a leap, or whose steps are told no loss, is as without it.
         fused: takes the step in compiled code, for float32 parameters. None does so where it can: on CPU, if a C compiler was there at
@@ -100,6 +122,7 @@ class L3RS(WatchesLoss):
         maximize: bool = False,
         weight_decay: float = 0.0,
         match: str = "name",
+        head: str | None = None,
         guard: bool = True,
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
@@ -107,7 +130,7 @@ class L3RS(WatchesLoss):
         if match not in ("name", "position"):
             raise ValueError(f"match must be 'name' or 'position' (got {match!r})")
         self.learned: LearnedSchedule | None = None  # until super().__init__ has sorted the parameters into groups
-        self.match, self.guard, self.fused, self.process_group = match, guard, fused, process_group
+        self.match, self.head, self.guard, self.fused, self.process_group = match, head, guard, fused, process_group
         chosen = {"lr": lr, "maximize": maximize, "weight_decay": weight_decay, "total_steps": total_steps}
         super().__init__(params, {**chosen, **NEW})
         every = [p for group in self.param_groups for p in group["params"]]
@@ -131,7 +154,9 @@ class L3RS(WatchesLoss):
         """Gives every parameter its slot in the schedule, and every trained parameter its state."""
         assert self.learned is not None
         every = [p for group in self.param_groups for p in group["params"]]
-        slots = self.learned.slots(len(every), names_of(self.param_groups), self.match)
+        names = names_of(self.param_groups)
+        check_unlike(names)
+        slots = self.learned.slots(len(every), names, self.match)
         slot = dict(zip(every, slots, strict=True)) if slots else {}
         sharded = any(local(p) is not p for p in every)
         wrapped = [name for name, d in self._controller.directions.items() if isinstance(d, TorchOptimizerDirection)]
@@ -139,7 +164,7 @@ class L3RS(WatchesLoss):
             raise ValueError(f"direction {wrapped[0]!r} steps whole parameters, and these are sharded; use {', '.join(DIRECTIONS)}")
         groups = self._as_they_lie()
         layers = [p for group in groups for p in group["params"]]
-        table = layer_table([p.shape for p in layers], names_of(groups))
+        table = layer_table([p.shape for p in layers], names_of(groups), self.head)
         network = Network(layers, table, {p: i for i, p in enumerate(layers)})
         for device in {p.device for p in every if not p.is_meta} if self.fused else ():
             some = [local(p) for p in every if p.device == device and p.requires_grad]
@@ -170,7 +195,7 @@ class L3RS(WatchesLoss):
             param_group = {**{key: first[key] for key in shared}, **param_group, "late": first["step"]}
         super().add_param_group(param_group)
         try:
-            self._validate(self.param_groups[-1])
+            check_group(self.param_groups[-1])
             if self.learned is not None:
                 self._assign()
         except (ValueError, TypeError):
@@ -180,26 +205,6 @@ class L3RS(WatchesLoss):
             self._multipliers.read(self.param_groups, stacklevel=3, step=False)
             tell_what_would_hardly_move(self.learned, self._tables.network, self.param_groups, self.param_groups[-1]["params"])
 
-    @staticmethod
-    def _validate(group: dict[str, Any]) -> None:
-        steps, lr = group["total_steps"], group["lr"]
-        if not 1 <= whole(steps) < LONGEST:
-            raise ValueError(f"total_steps must be a whole number of at least 1, the steps of the whole run (got {steps!r})")
-        number = multiplier(lr)
-        if not isinstance(number, Tensor) and math.isnan(number):
-            raise ValueError(f"lr must be a finite number of at least 0 (got {lr!r}): it multiplies the learned steps, and is 1 by default")
-        decay = float(multiplier(group["weight_decay"]))
-        if math.isnan(decay):
-            raise ValueError(f"weight_decay must be a finite number of at least 0 (got {group['weight_decay']!r})")
-        for p in group["params"]:
-            if p.dtype not in (*HALF, torch.float32, torch.float64):
-                raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; L3RS steps real floating ones of 16, 32 or 64 bits")
-            if any(size > 1 and stride == 0 for size, stride in zip(p.shape, local(p).stride(), strict=True)):
-                raise ValueError(f"a parameter of shape {tuple(p.shape)} is expanded: several of its elements are one number in memory")
-        if not whole(group["step"]) == group["step"] >= 0:
-            raise ValueError(f"step must be a whole number of at least 0, the steps that were taken (got {group['step']!r})")
-        group["total_steps"], group["lr"], group["weight_decay"] = whole(steps), number, decay
-
     def __repr__(self) -> str:
         assert self.learned is not None
         by_device: dict[torch.device, list[Tensor]] = {}
@@ -208,7 +213,17 @@ class L3RS(WatchesLoss):
         directions, config = self._controller.directions, self.learned.config
         forms = ", ".join(f"{choice(some, directions, config, self.fused)} on {device}" for device, some in by_device.items())
         why = f" ({self.why})" if self.why else ""
-        return f"L3RS(learned={self.learned.name!r}{why}, {len(self.learned.theta)} meta-parameters, step: {forms})\n{super().__repr__()}"
+        numbers = f"{len(self.learned.theta)} meta-parameters"
+        return f"L3RS(learned={self.learned.name!r}{why}, {numbers}, head: {self._head}, step: {forms})\n{super().__repr__()}"
+
+    @property
+    def _head(self) -> str:
+        """The name of the head's weights, or their number where there are no names."""
+        place = self._tables.network.table.head[0]
+        if place is None:
+            return "none"
+        names = names_of(self._as_they_lie())
+        return names[place] if names else f"parameter {place}"
 
     # -- the step ----------------------------------------------------------------------------------------------------------------
 
@@ -238,28 +253,34 @@ class L3RS(WatchesLoss):
         self._multipliers.read(self.param_groups, stacklevel=7)
         for group in self.param_groups:  # which may have been written to
             decay, steps = group["weight_decay"], group["total_steps"]
-            if type(decay) is not float or not 0 <= decay < math.inf or type(steps) is not int or not 1 <= steps < LONGEST:
-                self._validate(group)
+            named = len(group.get("param_names", group["params"])) == len(group["params"])
+            if not named or type(decay) is not float or not 0 <= decay < math.inf or type(steps) is not int or not 1 <= steps < LONGEST:
+                check_group(group)
         result = evaluate(closure, "L3RS")
         observed = self._loss_of_step(loss if loss is not None else result, "L3RS", self._controller.config.sees_loss)
         active = self._tables.active(self.param_groups, self.state)
         self._warn_past_the_end()
         if active:
-            if observed is not None:
-                observed = average_over_ranks(observed, active[0].layers.device, self.process_group)
-            ok = self._all_finite(active, observed) if len(active) > 1 else None
-            signs = [-1.0 if group["maximize"] else 1.0 for group in self.param_groups]
-            if self.guard:
-                self._guard.watch(observed, self.param_groups, signs[0], stacklevel=7)
-            cut = self.param_groups[0]["cut"] if self.guard else 1.0
-            lrs = [group["lr"] if cut == 1 else cut * group["lr"] for group in self.param_groups]
-            for layers, grads in active:
-                layers.step(grads, observed, None if ok is None else ok.to(layers.device), lrs, signs)
-                self._decay(layers)
+            with full_precision(layers.device for layers, _ in active):
+                self._take(active, observed)
         for group in self.param_groups:
             group["step"] += 1
         self._losses = Losses()
         return result
+
+    def _take(self, active: Sequence[Active], observed: Tensor | None) -> None:
+        """Takes the step of the layers that have a gradient."""
+        if observed is not None:
+            observed = average_over_ranks(observed, active[0].layers.device, self.process_group)
+        ok = self._all_finite(active, observed) if len(active) > 1 else None
+        signs = [-1.0 if group["maximize"] else 1.0 for group in self.param_groups]
+        if self.guard:
+            self._guard.watch(observed, self.param_groups, signs[0], stacklevel=8)
+        cut = self.param_groups[0]["cut"] if self.guard else 1.0
+        lrs = [group["lr"] if cut == 1 else cut * group["lr"] for group in self.param_groups]
+        for layers, grads in active:
+            layers.step(grads, observed, None if ok is None else ok.to(layers.device), lrs, signs)
+            self._decay(layers)
 
     def _decay(self, layers: Layers) -> None:
         """Decays the weights of the layers of a device by their step."""
@@ -403,7 +424,7 @@ class L3RS(WatchesLoss):
         (learned, why), state, fresh = self._loading
         del self._loading
         for group in self.param_groups:
-            self._validate(group)
+            check_group(group)
         # torch shares tensors with the dict, which a step would change, and casts floating state to the dtype of its parameter, which
         # would round the float32 averages of a bfloat16 one.
         params = [p for group in self.param_groups for p in group["params"]]
@@ -424,13 +445,13 @@ class L3RS(WatchesLoss):
 
     def __getstate__(self) -> dict[str, Any]:
         self._pull()
-        own = {name: getattr(self, name) for name in ("learned", "why", "match", "guard", "fused")}
+        own = {name: getattr(self, name) for name in ("learned", "why", "match", "head", "guard", "fused")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy or a pickle; or, within `load_state_dict`, of the state and the groups alone."""
         copied = "learned" in state
-        older = {"process_group": None, "why": "", "guard": True} if copied else {}  # process groups belong to a process
+        older = {"process_group": None, "why": "", "head": None, "guard": True} if copied else {}  # process groups belong to a process
         super().__setstate__({**older, **state})
         for group in self.param_groups:
             group.update({"weight_decay": 0.0, **NEW} | group)  # states that are older lack some

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from l3rs.optimizer.distributed import local
 from l3rs.schedules.schedule import LearnedSchedule, without_wrappers
 from l3rs.schedules.seal import fingerprint
 from l3rs.text import printable
@@ -100,7 +102,7 @@ def check_states(
         under: the end of the message where the schedules differ.
 
     Raises:
-        ValueError: a state has other keys or shapes.
+        ValueError: a state has other keys or shapes, or numbers that cannot be.
     """
     for place, (i, expected) in enumerate(fresh.items()):
         state = {key: t for key, t in saved[i].items() if not key.startswith(lazy)}
@@ -110,6 +112,11 @@ def check_states(
             raise ValueError(f"this state is of another network: {differ[0]} of {name_of(place, own)} has shape {shapes}")
         if differ:
             raise ValueError(f"this state is of another kind of schedule; what differs: {', '.join(differ[:3])}{under}")
+        for key, t in state.items():
+            least = key.endswith(("exp_avg_sq", "exp_inf", "step"))
+            if not local(t).isfinite().all() or (least and (local(t) < 0).any()):
+                what = "finite numbers of at least 0" if least else "finite numbers"
+                raise ValueError(f"{key} of {name_of(place, own)} must be {what} in this state; it is damaged, or was changed by hand")
 
 
 def check_names(saved: Sequence[Group], own: Sequence[Group]) -> None:
@@ -127,6 +134,15 @@ def check_names(saved: Sequence[Group], own: Sequence[Group]) -> None:
     first = next(i for i, pair in enumerate(zip(theirs, mine, strict=True)) if pair[0] != pair[1])
     how = "in another order" if sorted(theirs) == sorted(mine) else "of another network"
     raise ValueError(f"this state is of parameters {how}: number {first} is {theirs[first]!r} there and {mine[first]!r} here")
+
+
+def check_unlike(names: Sequence[str] | None) -> None:
+    """Raises ValueError if two parameters have one name: what a layer is, and what was learned for it, is told by its name."""
+    twice = next((name for name, number in Counter(names or ()).items() if number > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"two parameters are called {twice!r}: give named_parameters() of the whole network, or names that tell its modules apart"
+        )
 
 
 def name_of(i: int, own: Sequence[Group]) -> str:

@@ -38,6 +38,7 @@ from l3rs.own_images.folder import Folder
 from l3rs.own_images.keeper import LAST, AtAverage, Keeper
 from l3rs.own_images.plan import Plan
 from l3rs.processes import Handler, on_sigterm, terminate
+from l3rs.run_folder import CONFIG
 from l3rs.text import first_line
 
 AVERAGED = 0.1  # share of the run that a running average looks back on [choice]
@@ -159,7 +160,7 @@ class Training:
         config, data = self.config, self.data
         training = {
             "optimizer": arm.name, "lr": arm.lr, "steps": self.plan.steps, "batch_size": data.batch_size, "seed": config.seed,
-            "origin": config.origin, "learned": read_json(self.folder.path / "config.json")["schedule"] if arm.lr is None else None,
+            "origin": config.origin, "learned": read_json(self.folder.path / CONFIG)["schedule"] if arm.lr is None else None,
             "train_images": data.train_images,
         }  # fmt: skip
         classifier = Classifier(

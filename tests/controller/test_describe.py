@@ -113,6 +113,41 @@ def test_the_head_is_none_of_the_parts_of_numbered_blocks(modules: list[str], he
     assert table.kinds.count("head") == 1
 
 
+@pytest.mark.parametrize("wrapper", ["attention_net", "attn.model", "qkv"])
+def test_a_network_is_not_an_attention_whatever_it_is_called(wrapper: str) -> None:
+    for model in ("resnet18", "vit_tiny_patch16_224"):
+        shapes, names = shapes_and_names(model)
+        wrapped = layer_table(shapes, [f"{wrapper}.{name}" for name in names])
+        assert wrapped == layer_table(shapes, names)
+        beside = layer_table([*shapes, (4, 4)], [*(f"{wrapper}.{name}" for name in names), "aside.weight"])
+        assert beside.kinds[:-1] == wrapped.kinds
+    assert layer_table([(12, 4), (4, 4), (3, 4)], ["attn.qkv.weight", "attn.proj.weight", "fc.weight"]).kinds[:2] == ("attention",) * 2
+
+
+@pytest.mark.parametrize(
+    ("names", "kinds"),
+    [
+        (["blocks.0.fc2.weight", "blocks.1.fc2.weight"], ("dense", "dense")),  # a backbone alone: its head is elsewhere
+        (["enc.blocks.0.mlp.fc2.weight", "enc.blocks.1.mlp.fc2.weight", "out.weight"], ("dense", "dense", "head")),
+        (["0.weight", "2.weight"], ("dense", "head")),
+        (["net.0.weight", "net.2.weight"], ("dense", "head")),
+        (["0.body.weight", "1.linear.weight"], ("dense", "head")),
+    ],
+)
+def test_a_part_of_the_last_of_several_blocks_is_no_head(names: list[str], kinds: tuple[str, ...]) -> None:
+    assert layer_table([(4, 4)] * len(names), names).kinds == kinds
+
+
+def test_the_head_may_be_named() -> None:
+    shapes, names = [(8, 4), (8,), (3, 8), (3,)], ["backbone.fc.weight", "backbone.fc.bias", "out.weight", "out.bias"]
+    assert layer_table(shapes, names).head == (0, 1)
+    named = layer_table(shapes, names, "out")
+    assert (named.head, named.classes, named.kinds[:2]) == ((2, 3), 3, ("dense", "bias"))
+    assert layer_table(shapes, names, "").head == (None, None)
+    with pytest.raises(ValueError, match=r"head must be the name of a dense layer \(got 'output'\); there are backbone.fc, out"):
+        layer_table(shapes, names, "output")
+
+
 def test_a_network_without_matrices_has_no_head() -> None:
     table = layer_table([(3,), (3,)])
     assert table.kinds == ("scale", "shift")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from conftest import batch, random_schedule, small_network
 from fits import QUIET, fit, loader, module, trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -102,6 +103,25 @@ def test_a_head_that_is_none_is_named(tmp_path: Path) -> None:
         fit(tmp_path, module(), 1, max_epochs=1, callbacks=[HeadStart(head="network.1")])
 
 
+@pytest.mark.parametrize("given", [{"image": torch.zeros(2, 3), "label": torch.zeros(2)}, torch.zeros(2, 3), (torch.zeros(2, 3),)])
+def test_a_batch_of_another_form_is_named(given: Any) -> None:
+    said = "a dict of image, label" if isinstance(given, dict) else f"a {type(given).__name__}"
+    with pytest.raises(
+        ValueError, match=rf"a batch must be \(inputs, labels\), tensors \(got {said}\); a HeadStart with another images_and"
+    ):
+        HeadStart().images_and_labels(given)
+
+
+def test_a_head_that_does_not_give_the_logits_is_not_taken(tmp_path: Path) -> None:
+    class Wrapped(L3RSModule):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs).flip(1)
+
+    wrapped = Wrapped(torch.nn.Sequential(OrderedDict(body=small_network()[:6], fc=small_network()[6])), 3, learned="generalist")
+    with pytest.raises(ValueError, match=r"network\.fc was taken for the head, and Wrapped gives other logits"):
+        fit(tmp_path, wrapped, 1, max_epochs=1, callbacks=[HeadStart()])
+
+
 # -- BatchNorm's statistics ------------------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +174,12 @@ def test_a_first_batch_that_training_leaves_out_is_no_mistake(tmp_path: Path) ->
     network, recent = small_network(), RecentStatistics()
     fit(tmp_path, Choosy(network, 3, learned=random_schedule(network)), 3, max_epochs=1, callbacks=[recent])
     assert not torch.equal(network[1].running_mean, small_network()[1].running_mean)
+
+
+def test_averaged_weights_are_not_given_statistics_of_others(tmp_path: Path) -> None:
+    for callbacks in ([RecentStatistics(), WeightAveraging()], [WeightAveraging(), RecentStatistics()]):
+        with pytest.raises(ValueError, match="WeightAveraging evaluates other weights: leave one out"):
+            fit(tmp_path, module(), 1, max_epochs=1, callbacks=callbacks)
 
 
 def test_a_network_that_training_does_not_call_is_named(tmp_path: Path) -> None:

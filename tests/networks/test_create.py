@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from torch import nn
 
 from l3rs.data.embedded import load_embedded, read_split
-from l3rs.networks.create import draw_head, resnet34
+from l3rs.networks.create import draw_head, head_inside, resnet34
 from l3rs.networks.pretrained import SHIPPED, pretrained, shipped_weights
 
 WEIGHTS = Path(__file__).parent.parent.parent / "l3rs" / "networks" / "weights"
@@ -64,3 +65,20 @@ def test_torchvision_imports_in_a_fresh_process_and_the_shim_keeps_out_of_the_wa
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip().endswith("fine"), done.stderr
+
+
+def test_of_several_networks_the_head_is_of_the_one_that_is_trained() -> None:
+    class Distilled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher, self.student = resnet34(4, 1, 5), resnet34(4, 1, 5)
+
+    module = Distilled()
+    with pytest.raises(ValueError, match=r"Distilled has networks that each have a head, teacher, student: name it"):
+        head_inside(module)
+    module.teacher.requires_grad_(False)
+    assert head_inside(module) is module.student.fc
+    module.requires_grad_(False)
+    with pytest.raises(ValueError, match="that each have a head"):
+        head_inside(module)
+    assert head_inside(module.teacher) is module.teacher.fc

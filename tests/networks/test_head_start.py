@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,11 +130,84 @@ def test_images_that_come_again_count_once_by_their_numbers_or_their_inputs() ->
     first, second = data(2)
     for batches in (
         [first, second, second, first],
-        [(*first, torch.arange(20)), (*second, torch.arange(20) + 50), (*data(3)[2], torch.arange(20))],
+        [(*first, torch.arange(20)), (*second, torch.arange(20) + 50), (data(3)[2][0], first[1], torch.arange(20))],
     ):
         network = Network()
         assert head_start(network, batches, config=FIXED).images == 40
         assert is_close(network, by_hand(network, [first, second]))
+
+
+def test_numbers_that_are_not_of_images_are_refused() -> None:
+    inputs, labels = data(1)[0]
+    with pytest.raises(ValueError, match=r"number of each image, and number 0 has labels \d and \d; where it is something else, give"):
+        head_start(Network(), [(inputs, labels, torch.arange(20) % 3)])  # cameras
+
+
+@pytest.mark.parametrize("rare", [0.1, 0.03])
+def test_a_head_of_uneven_classes_knows_their_shares(rare: float) -> None:
+    """Two classes that are told apart by the features, one rare: better than to tell the shares whatever the image."""
+    torch.manual_seed(0)
+    labels = (torch.rand(320) < rare).long()
+    inputs = torch.randn(320, 12) + 3 * labels[:, None]
+    network = Network(classes=2)
+    found = head_start(network, [(inputs[i : i + 32], labels[i : i + 32]) for i in range(0, 320, 32)])
+    share = labels.double().mean().item()
+    entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert found.kind == "fitted"
+    assert found.loss < 0.8 * entropy
+    assert found.accuracy > 1 - share
+    assert F.cross_entropy(network.eval()(inputs), labels).item() < entropy
+    even = HeadStartConfig(uneven=1e-9)
+    assert head_start(network, [(inputs, labels)], config=even).loss > 2 * found.loss
+
+
+def test_a_layer_that_does_not_give_the_logits_is_not_taken_for_the_head() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.out = Network(), nn.Linear(Network().head.out_features, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.relu(self.backbone(x)))
+
+    network, batches = Wrapped().train(), [(inputs, labels % 4) for inputs, labels in data()]
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(ValueError, match=r"backbone\.head was taken for the head, and Wrapped gives other logits, \(20, 4\), than it does"):
+        head_start(network, batches)
+    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+    assert head_start(network, batches, head=network.out).kind != "random"
+    assert torch.equal(network.backbone.head.weight, before["backbone.head.weight"])
+
+
+@pytest.mark.parametrize("form", [lambda z: z.softmax(1), lambda z: SimpleNamespace(logits=z), lambda z: {"logits": z}, lambda z: (z, z)])
+def test_the_networks_output_may_have_another_form(form: Callable[[Tensor], Any]) -> None:
+    class Other(Network):
+        def forward(self, x: Tensor) -> Any:
+            return form(super().forward(x))
+
+    network = Other()
+    assert head_start(network, data(), config=FIXED).kind != "random"
+
+
+def test_a_module_whose_eval_does_more_is_left_alone() -> None:
+    class Merging(nn.Identity):
+        def train(self, mode: bool = True) -> Merging:
+            raise AssertionError("it was merged")
+
+    network = Network()
+    network.merging = Merging()
+    head_start(network, data(), config=FIXED)
+    assert network.merging.training
+
+
+def test_a_batch_samplers_own_generator_is_given_back() -> None:
+    inputs, labels = (torch.cat(parts) for parts in zip(*data(), strict=True))
+    images = torch.utils.data.TensorDataset(inputs, labels)
+    own = torch.Generator().manual_seed(3)
+    sampler = torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(images, generator=own), 20, False)
+    before = own.get_state()
+    head_start(Network(), torch.utils.data.DataLoader(images, batch_sampler=sampler), config=FIXED)
+    assert torch.equal(own.get_state(), before)
 
 
 def test_a_shuffling_loader_gives_the_run_the_batches_that_the_head_start_saw() -> None:

@@ -449,8 +449,65 @@ def test_a_parameter_that_is_put_into_a_group_by_hand_is_refused() -> None:
     stranger = nn.Parameter(torch.ones(2, 3))
     stranger.grad = torch.ones(2, 3)
     optimizer.param_groups[0]["params"].append(stranger)
-    with pytest.raises(ValueError, match=r"of shape \(2, 3\) was put into a group by hand: use add_param_group"):
+    with pytest.raises(ValueError, match=r"7 names and 8 parameters: one was put into a group by hand, or taken out: use add_param_group"):
         optimizer.step(loss=1.0)
+    without = L3RS(list(network.parameters()), 5, "icons-generalist")
+    without.param_groups[0]["params"].append(stranger)
+    with pytest.raises(ValueError, match=r"of shape \(2, 3\) was put into a group by hand: use add_param_group"):
+        without.step(loss=1.0)
+    optimizer = L3RS(network.named_parameters(), 5, schedule(network))
+    del optimizer.param_groups[0]["params"][0]
+    with pytest.raises(ValueError, match=r"7 names and 6 parameters: .* or requires_grad_\(False\) to leave one as it is"):
+        optimizer.step(loss=1.0)
+
+
+def test_two_parameters_of_one_name_are_refused() -> None:
+    groups = [{"params": nn.Sequential(nn.Linear(3, 3)).named_parameters()}, {"params": nn.Sequential(nn.Linear(3, 2)).named_parameters()}]
+    with pytest.raises(ValueError, match=r"two parameters are called '0\.weight': give named_parameters\(\) of the whole network"):
+        L3RS(groups, 5, "generalist")
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 5, "generalist")
+    with pytest.raises(ValueError, match=r"two parameters are called '0\.weight'"):
+        optimizer.add_param_group({"params": nn.Sequential(nn.Linear(3, 3)).named_parameters()})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_it_says_which_layer_it_takes_for_the_head_and_takes_the_named_one() -> None:
+    network = small_network()
+    assert ", head: 6.weight, " in repr(L3RS(network.named_parameters(), 5, "generalist"))
+    assert ", head: parameter 5, " in repr(L3RS(network.parameters(), 5, "generalist"))
+    named = L3RS(network.named_parameters(), 5, "generalist", head="4")
+    assert ", head: 4.weight, " in repr(named)
+    assert ", head: 4.weight, " in repr(copy.deepcopy(named))
+    assert ", head: none, " in repr(L3RS(network.named_parameters(), 5, "generalist", head=""))
+    with pytest.raises(ValueError, match=r"head must be the name of a dense layer \(got 'fc'\); there are .*, 6"):
+        L3RS(network.named_parameters(), 5, "generalist", head="fc")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_within_autocast_is_as_without(dtype: torch.dtype) -> None:
+    networks = [small_network().to(dtype) for _ in range(2)]
+    optimizers = [L3RS(network.named_parameters(), 5, "generalist", fused=False) for network in networks]
+    for k in range(2):
+        for network, optimizer, enabled in zip(networks, optimizers, (False, True), strict=True):
+            network.zero_grad()
+            F.cross_entropy(network(batch(k)[0].to(dtype)).float(), batch(k)[1]).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                optimizer.step(loss=1.0)
+                assert torch.is_autocast_enabled("cpu") is enabled
+    assert equal(weights(networks[0]), weights(networks[1]))
+
+
+def test_gates_of_zeros_are_told_and_scales_of_normalizations_are_not() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.gate, self.fc = nn.BatchNorm2d(3), nn.Parameter(torch.zeros(1)), nn.Linear(3, 2)
+            nn.init.zeros_(self.norm.weight)
+            nn.init.zeros_(self.fc.bias)
+
+    with pytest.warns(UserWarning, match=r"gate is all zeros: L3RS moves a layer by a share of its size"):
+        L3RS(Gated().named_parameters(), 5, "generalist")
 
 
 def test_parameters_that_no_step_can_move_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -122,6 +123,17 @@ def with_value(key: str, value: Any) -> Callable[[L3RS, State], State]:
     return lambda optimizer, state: {**state, "param_groups": [{**group, key: value} for group in state["param_groups"]]}
 
 
+def with_number(key: str, number: float) -> Callable[[L3RS, State], State]:
+    """Of the first parameter, in one place."""
+
+    def changed(optimizer: L3RS, state: State) -> State:
+        first = {name: t.clone() for name, t in state["state"][0].items()}
+        first[key].view(-1)[-1] = number
+        return {**state, "state": {**state["state"], 0: first}}
+
+    return changed
+
+
 def of_sgd(optimizer: L3RS, state: State) -> State:
     return torch.optim.SGD([p for group in optimizer.param_groups for p in group["params"]], 0.1).state_dict()
 
@@ -146,6 +158,20 @@ def without_numbers(optimizer: L3RS, state: State) -> State:
         (with_value("step", None), r"step must be a whole number of at least 0, the steps that were taken \(got None\)"),
         (with_value("step", -1), "step must be a whole number of at least 0"),
         (with_value("lr", "fast"), "lr must be a finite number"),
+        *((with_value("cut", cut), r"cut must be a number above 0 and at most 1") for cut in (-1.0, 0, 1e9, math.nan, math.inf, "x")),
+        *((with_value("first_loss", loss), "first_loss must be a finite number") for loss in ("x", math.nan, math.inf)),
+        *(
+            (with_value(key, wrong), f"{key} must be a whole number of at least 0")
+            for key in ("skipped", "late")
+            for wrong in (-5, "a", None)
+        ),
+        (with_value("maximize", "no"), r"maximize must be True or False \(got 'no'\)"),
+        *(
+            (with_number(key, math.nan), rf"{key} of 0\.weight must be finite numbers")
+            for key in ("ema", "step", "adam/exp_avg", "adam/exp_avg_sq")
+        ),
+        (with_number("adam/exp_avg_sq", -1.0), r"adam/exp_avg_sq of 0\.weight must be finite numbers of at least 0 in this state"),
+        (with_number("step", -1.0), r"step of 0\.weight must be finite numbers of at least 0 in this state"),
     ],
 )
 @pytest.mark.parametrize("learned", ["generalist", None], ids=["auto", "asked"])

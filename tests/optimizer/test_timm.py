@@ -130,7 +130,8 @@ def test_timms_factory_is_told_what_it_left_out_or_meant_for_adam(resnet: nn.Mod
 
 
 def test_timms_factory_gives_weight_decay_to_kernels_alone(resnet: nn.Module) -> None:
-    with pytest.warns(UserWarning, match="icons-resnet34 knows 110 layers by name"):
+    told = pytest.warns(UserWarning, match="icons-resnet34 knows 110 layers by name")
+    with told, pytest.warns(UserWarning, match="is all zeros"):  # the head's bias, whose matrix is in another group, without names
         biases, kernels = create_optimizer_v2(resnet, "l3rs", weight_decay=0.05, total_steps=10).param_groups
     assert [biases["weight_decay"], kernels["weight_decay"]] == [0.0, 0.05]
     assert {p.dim() for p in biases["params"]} == {1}

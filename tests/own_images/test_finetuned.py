@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,6 +174,20 @@ def test_evaluate_prints_and_writes_what_python_says(run: Path, images: Path, tm
     assert "has class 'wasp', which is none of the 3 classes" in fails(
         ["evaluate", str(run), str(write_tree(tmp_path / "other", {"wasp": 1}))], capsys
     )
+
+
+def test_an_evaluation_overwrites_no_run_and_lies_outside_of_the_images(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = shutil.copytree(run, tmp_path / "run")
+    before = {file.name: file.stat().st_mtime_ns for file in copied.iterdir()}
+    for given in (copied, copied / "model.safetensors"):
+        said = fails(["evaluate", str(given), str(images), "--out", str(copied)], capsys)
+        assert f"--out must not be the folder of a run, which has results of its own (got {copied}); give another folder" in said
+    assert {file.name: file.stat().st_mtime_ns for file in copied.iterdir()} == before
+    for inside in (images, images / "results"):
+        said = fails(["evaluate", str(run), str(images), "--out", str(inside)], capsys)
+        assert f"--out must be outside of the images' folder {images} (got {inside}); give another folder" in said
 
 
 def test_a_transformer_of_another_size_is_read_as_it_was_made(tmp_path: Path) -> None:

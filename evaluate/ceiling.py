@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from options import count, schedule
+from options import ROOT, count, schedule
 from tqdm import trange
 
 from l3rs.directions import DIRECTIONS
@@ -36,7 +36,6 @@ from l3rs.meta.train import one_generation, start
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.stats import bootstrap_interval
 
-ROOT = Path(__file__).resolve().parent.parent
 FIELDS = ("arm", "steps", "task", "accuracy", "loss", "seconds")
 START = "unlearned start"
 

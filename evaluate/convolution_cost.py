@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from options import count
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -37,11 +38,9 @@ def passes(network: nn.Module) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=40, help="passes of each way, of each network (default: %(default)s)")
+    parser.add_argument("--repetitions", type=count, default=40, help="passes of each way, of each network (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "convolution_cost.csv", help="default: %(default)s")
     args = parser.parse_args()
-    if args.repetitions < 1:
-        parser.error(f"--repetitions must be at least 1 (got {args.repetitions})")
     torch.set_num_threads(1)
     rows = []
     for depth, width in NETWORKS:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from options import ROOT
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from tqdm import trange
@@ -30,7 +31,6 @@ from l3rs.data.icons import icons_split
 from l3rs.data.trees import ImageTree
 from l3rs.finetuning.tasks import TaskConfig, TaskDistribution
 
-ROOT = Path(__file__).resolve().parent.parent
 IMAGES, BATCH = 1024, 128
 PHOTO, QUALITY = (500, 375), 90  # pixels
 

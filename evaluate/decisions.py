@@ -14,23 +14,21 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from run import RESULTS
+from options import RESULTS, count, schedule
 
-import l3rs
 from l3rs.evaluation.decisions import record, time_features
+from l3rs.schedules.schedule import LearnedSchedule
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--learned", default="icons-resnet34-paper", help="a shipped schedule's name, or a file (default: %(default)s)")
-    parser.add_argument("--steps", type=int, nargs="+", default=[25, 100], help="lengths of the runs (default: 25 100)")
-    parser.add_argument("--tasks", type=int, default=2, help="tasks of each length, of seeds 0, 1, ... (default: %(default)s)")
+    parser.add_argument("--learned", type=schedule, default="icons-resnet34-paper", help="by name or path (default: %(default)s)")
+    parser.add_argument("--steps", type=count, nargs="+", default=[25, 100], help="lengths of the runs (default: 25 100)")
+    parser.add_argument("--tasks", type=count, default=2, help="tasks of each length, of seeds 0, 1, ... (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS / "decisions", help="folder (default: evaluate/results/decisions)")
     args = parser.parse_args()
-    if args.tasks < 1 or min(args.steps) < 1:
-        parser.error("--tasks and --steps are at least 1")
     torch.set_num_threads(1)
-    learned = l3rs.load(args.learned)
+    learned: LearnedSchedule = args.learned
     args.out.mkdir(parents=True, exist_ok=True)
     tables = {
         learned.name: pd.concat([record(learned, steps, seed) for steps in args.steps for seed in range(args.tasks)], ignore_index=True),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from run import RESULTS, ROOT
+from options import RESULTS, ROOT
 
 from l3rs.evaluation.figures import FIGURES
 from l3rs.evaluation.pages import save_pictures

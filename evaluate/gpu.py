@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from options import ROOT, device
 
 from l3rs import __version__
 from l3rs.files import append_rows
 from l3rs.processes import run_limited
 from l3rs.text import table
 
-ROOT = Path(__file__).resolve().parent.parent
 FIELDS = ("date", "device", "torch", "triton", "python", "l3rs", "part", "row", "what", "value", "unit")
 MISSING_LIBRARY = 3  # exit code
 TAIL = 300  # characters of an error that the table shows
@@ -184,7 +184,7 @@ def verify(parts: Sequence[Part], settings: Settings, seconds: float, page: Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8.0, help="for all parts together (default: 8)")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where (default: cuda)")
+    parser.add_argument("--device", type=device, default="cuda", help="where (default: cuda)")
     parser.add_argument("--quick", action="store_true", help="tiny networks and few rounds: whether all parts run")
     parser.add_argument("--only", nargs="+", metavar="PART", help=f"some parts: {', '.join(p.name for p in PARTS)} (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder for rows and logs (default: runs/gpu)")
@@ -197,8 +197,6 @@ def main() -> None:
         parser.error(f"--only must name some of {', '.join(names)} (got {unknown[0]!r})")
     if not args.minutes > 0:
         parser.error(f"--minutes must be positive (got {args.minutes})")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device is cuda, and torch sees no CUDA GPU")
     args.out.mkdir(parents=True, exist_ok=True)
     settings = Settings(args.device, args.quick, args.out)
     if args.part:

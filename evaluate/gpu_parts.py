@@ -10,16 +10,15 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from options import ROOT
 from torch import nn
 from torch.nn import functional as F
 
 import l3rs  # noqa: F401  (before timm)
 
-ROOT = Path(__file__).resolve().parent.parent
 ON_CUDA = ("tests/optimizer/test_cuda.py", "tests/learned/test_learned_on_cuda.py", "tests/meta/test_meta_on_cuda.py")
 WITHOUT_A_GPU = (  # of those that take a minute in the interpreter one will do
     "tests/optimizer/kernels",

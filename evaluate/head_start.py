@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import pandas as pd
 import torch
+from options import count
 
 from l3rs import L3RS, head_start
 from l3rs.finetuning.arms import Arm
@@ -63,15 +64,13 @@ def shares(workload: Workload, steps: Sequence[int], learned: str, repeats: int 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=8, help="meta-validation tasks (default: %(default)s)")
-    parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50, 100], help="lengths of runs (default: 10 25 50 100)")
+    parser.add_argument("--tasks", type=count, default=8, help="meta-validation tasks (default: %(default)s)")
+    parser.add_argument("--steps", type=count, nargs="+", default=[10, 25, 50, 100], help="lengths of runs (default: 10 25 50 100)")
     parser.add_argument("--weights", choices=("icons", "glyphs"), default="icons", help="network (default: %(default)s)")
     parser.add_argument("--learned", default=SPECIALISTS[0], help="the schedule (default: %(default)s)")
     parser.add_argument("--only", choices=("start", "statistics"), help="one of the two tables")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     args = parser.parse_args()
-    if min(args.tasks, *args.steps) < 1:
-        parser.error(f"--tasks and --steps must be at least 1 (got {min(args.tasks, *args.steps)})")
     try:
         load(args.learned)
     except ValueError as error:

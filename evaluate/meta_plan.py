@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import yaml
 from jsonargparse import ArgumentError
+from options import ROOT
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,8 +27,6 @@ from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig, read_config
 from l3rs.networks.create import create
 from l3rs.text import first_line
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def network_of(config: MetaTrainConfig) -> nn.Module:

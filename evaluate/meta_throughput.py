@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from options import ROOT, device
 from torch.nn import functional as F
 from tqdm import trange
 
@@ -32,7 +33,6 @@ from l3rs.meta.descent import Search, search_for
 from l3rs.meta.problem import FineTuning
 from l3rs.meta.train import generation_tasks, processes, start
 
-ROOT = Path(__file__).resolve().parent.parent
 FIELDS = ("date", "what", "processes", "inner_steps_per_second", "times_bare", "torch")
 
 
@@ -83,11 +83,9 @@ def main() -> None:
     parser.add_argument("--population", type=int, default=8, help="candidates a generation")
     parser.add_argument("--search", choices=("nes", "gradient"), default="nes", help="what is timed")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes, or on CUDA of runs at once")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
+    parser.add_argument("--device", type=device, default="cpu", help="where (default: cpu)")
     parser.add_argument("--out", type=Path, default=ROOT / "evaluate" / "results" / "meta_throughput.csv", help="file for the rows")
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device is cuda, and torch sees no CUDA GPU")
     on_cpu = args.device == "cpu"
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)

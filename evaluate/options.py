@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+import torch
 
 from l3rs.schedules.find import load
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.schedules.seal import CheckpointError
 from l3rs.text import first_line
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "evaluate" / "results"
+
+
+def device(text: str) -> str:
+    """`cpu`, or `cuda` where torch finds such a device."""
+    if text not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be cpu or cuda (got {text})")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("is cuda, and torch finds no CUDA device here")
+    return text
 
 
 def count(text: str) -> int:

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from run import RESULTS, ROOT
+from options import RESULTS, ROOT
 
 from l3rs.evaluation.figures import FIGURES
 from l3rs.evaluation.pages import Picture, Table, as_html, as_markdown, save_pictures

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import torch
+from options import RESULTS, device
 from tqdm import tqdm
 
 from l3rs.evaluation.cells import (
@@ -42,9 +42,6 @@ from l3rs.finetuning.runs import CELL_FIELDS, attempt, execute_all, execute_on_r
 from l3rs.learners import load
 from l3rs.processes import cores
 from l3rs.schedules.learned import wrong_tool
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "evaluate" / "results"
 
 
 def is_there(config: EvaluationConfig, arm: Arm) -> bool:
@@ -71,13 +68,11 @@ def main() -> None:
     parser.add_argument("--data", help="the images' folder, for the one that the config names; for splits that are not embedded")
     parser.add_argument("--workers", type=int, default=cores(), help="processes of one thread each (default: one a core)")
     parser.add_argument("--ray-address", help="of a Ray cluster to run on instead")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where runs are made (default: %(default)s)")
+    parser.add_argument("--device", type=device, default="cpu", help="where runs are made (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="make runs anew that failed")
     parser.add_argument("--plan", action="store_true", help="only say what there is to do")
     parser.add_argument("--compact", action="store_true", help="write all rows to evaluate/results/CELL/rows.parquet, and run nothing")
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device is cuda, and torch finds no CUDA device here")
     try:
         for config in chosen(read_cells(args.config, args.data), args.networks):
             make_rows(config, args)

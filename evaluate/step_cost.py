@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from options import RESULTS, device
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import trange
@@ -46,7 +47,6 @@ SHARE_FIELDS = (
     *("date", "device", "threads", "torch", "network", "pixels", "batch", "arm", "rounds"),
     *("training_step_ms", "optimizer_ms", "share"),
 )
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class FusedBufferKernel(ForeachKernel):
@@ -273,14 +273,12 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 16], help="widths of ResNet-34; 64 is the full one (default: 64 16)")
     parser.add_argument("--rounds", type=int, default=50, help="steps of each arm (default: 50)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch (default: all)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
+    parser.add_argument("--device", type=device, default="cpu", help="where (default: cpu)")
     parser.add_argument("--trials", action="store_true", help="time other implementations too; torch.compile takes minutes")
     parser.add_argument("--learned", action="store_true", help="time the other learned optimizers instead")
     parser.add_argument("--share", action="store_true", help="time whole training steps instead; minutes on a CPU at 224 px")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder that the rows are appended in (default: evaluate/results)")
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device is cuda, and torch sees no CUDA GPU")
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.share:

@@ -17,11 +17,10 @@ from pathlib import Path
 import torch
 import yaml
 from jsonargparse import ArgumentError
+from options import ROOT, count
 
 from l3rs.evaluation.study import Study, measure, mix, register_celo2
 from l3rs.text import first_line
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
@@ -29,13 +28,11 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="the study, such as configs/ablations.yaml")
     parser.add_argument("--only", nargs="+", metavar="SETTING", help="some settings by name (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", help="of meta-training (default: those of the study)")
-    parser.add_argument("--tasks", type=int, help="tasks that each setting is measured on (default: as the study has)")
+    parser.add_argument("--tasks", type=count, help="tasks that each setting is measured on (default: as the study has)")
     parser.add_argument("--runs", type=Path, help="folder for the meta-trainings (default: one in runs, called after the study)")
     parser.add_argument("--out", type=Path, help="file for the rows (default: that of the study)")
     parser.add_argument("--workers", type=int, help="processes, 0 is one a core; runs this short gain little from more than one")
     args = parser.parse_args()
-    if args.tasks is not None and args.tasks < 1:
-        parser.error(f"--tasks must be at least 1 (got {args.tasks})")
     try:
         make_rows(Study.read(args.config), args)
     except (ValueError, TypeError, AttributeError, KeyError, OSError, yaml.YAMLError, ArgumentError) as error:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from run import RESULTS, ROOT
+from options import RESULTS, ROOT
 
 from l3rs.evaluation.pages import as_markdown, fill
 from l3rs.evaluation.sources import Sources, arguments, collect

@@ -25,7 +25,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from run import RESULTS, ROOT, chosen
+from options import RESULTS, ROOT, count, device
+from run import chosen
 
 from l3rs.evaluation.cells import EvaluationConfig, made_with
 from l3rs.evaluation.sources import read_cells
@@ -39,19 +40,17 @@ from l3rs.processes import cores
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=8, help="meta-train tasks (seeds 0, 1, ...) a value is tried on")
+    parser.add_argument("--tasks", type=count, default=8, help="meta-train tasks (seeds 0, 1, ...) a value is tried on")
     parser.add_argument("--workers", type=int, default=cores(), help="processes of one thread each")
     parser.add_argument("--config", type=Path, help="a cell whose workload is tuned for (default: the shipped network on Icons)")
     parser.add_argument("--networks", nargs="+", metavar="NAME", help="some of those that a config with a zoo has (default: all)")
     parser.add_argument("--data", help="the images' folder, for the one that the config names; for splits that are not embedded")
     parser.add_argument("--names", nargs="+", choices=list(START), help="which to tune (default: the cell's, or all baselines)")
-    parser.add_argument("--steps", type=int, nargs="+", help="for which horizons (default: the cell's, or 10 to 100)")
+    parser.add_argument("--steps", type=count, nargs="+", help="for which horizons (default: the cell's, or 10 to 100)")
     parser.add_argument("--head", choices=HEADS, default="random", help="what runs begin with, without --config (default: %(default)s)")
     parser.add_argument("--learned", default="auto", help="Celo2's weights: a file, or icons-celo2-base")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where runs are made (default: %(default)s)")
+    parser.add_argument("--device", type=device, default="cpu", help="where runs are made (default: %(default)s)")
     args = parser.parse_args()
-    if args.tasks < 1:
-        parser.error(f"--tasks must be at least 1 (got {args.tasks})")
     if args.config and args.head != "random":
         parser.error(f"--head is for the shipped rates; the arms of {args.config} say what their runs begin with (got {args.head})")
     try:

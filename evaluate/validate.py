@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from jsonargparse import ArgumentError
+from options import RESULTS, count
 from tqdm import tqdm
 
 from l3rs.evaluation.cell_tables import WORST, points, signed
@@ -32,7 +33,6 @@ from l3rs.schedules.seal import fingerprint
 from l3rs.stats import bootstrap_interval
 from l3rs.text import first_line
 
-RESULTS = Path(__file__).resolve().parent / "results"
 FIELDS = ("config", "schedule", "steps", "task", "accuracy", "loss")
 
 
@@ -43,13 +43,13 @@ def main() -> None:
     parser.add_argument(
         "--schedules", nargs="+", required=True, metavar="SCHEDULE", help="names, files or Hub ids; the first is the reference"
     )
-    parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50], help="lengths of runs (default: 10 25 50)")
-    parser.add_argument("--tasks", type=int, default=30, help="at each length (default: %(default)s)")
+    parser.add_argument("--steps", type=count, nargs="+", default=[10, 25, 50], help="lengths of runs (default: 10 25 50)")
+    parser.add_argument("--tasks", type=count, default=30, help="at each length (default: %(default)s)")
     parser.add_argument("--first", type=int, default=60, help="number of the first one (default: %(default)s)")
     parser.add_argument("--rows", type=Path, default=RESULTS / "validated.csv", help="file for the rows (default: %(default)s)")
     args = parser.parse_args()
-    if min(args.tasks, args.first + 1, *args.steps) < 1:
-        parser.error(f"--tasks and --steps must be at least 1, and --first at least 0 (got {args.tasks}, {args.steps}, {args.first})")
+    if args.first < 0:
+        parser.error(f"--first must be at least 0 (got {args.first})")
     try:
         config, schedules = read_config(args.config), {identity(one): one for one in map(load, args.schedules)}
         if config.variety is None:

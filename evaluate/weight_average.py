@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from options import count, schedule
+from options import ROOT, count, schedule
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,7 +30,6 @@ from l3rs.optimizer.l3rs import L3RS
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.stats import bootstrap_interval
 
-ROOT = Path(__file__).resolve().parent.parent
 FIELDS = ("schedule", "steps", "task", "span", "share", "accuracy", "loss")
 SPANS = (0.1, 0.2, 0.5, 1.0)  # of the run, that an average looks back on
 SHARES = (0.25, 0.5, 0.75, 1.0)

@@ -130,7 +130,7 @@ def test_a_setting_that_is_none_is_named() -> None:
         ("NEEDED settings: {a: {stpes: 1}}", [], "no setting is called 'stpes'"),
         ("NEEDED settings: {a: {generations: 0}}", [], "generations must be at least 1"),
         ("NEEDED settings: {a: {}}", ["--only", "b"], r"--only must be one or more of 'a' \(got 'b'\)"),
-        ("NEEDED settings: {a: {}}", ["--tasks", "0"], r"--tasks must be at least 1 \(got 0\)"),
+        ("NEEDED settings: {a: {}}", ["--tasks", "0"], r"--tasks: must be a whole number of at least 1 \(got 0\)"),
     ],
 )
 def test_wrong_studies_end_in_a_line_before_anything_is_made(

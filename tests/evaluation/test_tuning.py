@@ -111,7 +111,7 @@ def test_with_head_starts_rates_go_to_files_of_their_own(
     monkeypatch.setattr("sys.argv", ["tune.py", "--tasks", "0"])
     with pytest.raises(SystemExit):
         tune.main()
-    assert "--tasks must be at least 1 (got 0)" in capsys.readouterr().err
+    assert "--tasks: must be a whole number of at least 1 (got 0)" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["tune.py", *asked, "--config", str(ROOT / "configs" / "evaluate" / "networks.yaml")])
     with pytest.raises(SystemExit):
         tune.main()

@@ -79,7 +79,7 @@ def test_a_run_that_diverged_counts_as_the_worst(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("said", "error"),
     [
-        (["--tasks", "0"], r"--tasks and --steps must be at least 1, and --first at least 0 \(got 0, "),
+        (["--tasks", "0"], r"--tasks: must be a whole number of at least 1 \(got 0\)"),
         (["--schedules", "nowhere"], "nowhere is not a file"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--config", str(Path(__file__))], "error: "),

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from fingerprint import fingerprint
+from sizes import write_sizes
 
 from l3rs import learners
 from l3rs.controller.config import ANY_NETWORK
@@ -59,7 +59,7 @@ def ship(run: Path, folder: Path, name: str | None = None) -> list[Path]:
     schedule, settings, curve, picture = (folder / f"{name}.{kind}" for kind in ("safetensors", "json", "csv", "png"))
     learned.write(schedule)
     if isinstance(learned, LearnedSchedule) and learned.layers and not learned.sizes:
-        fingerprint(schedule)  # of a run of an older version
+        write_sizes(schedule)  # of a run of an older version
     settings.write_text(json.dumps(learned.training["config"], indent=1) + "\n")
     shutil.copyfile(run / "curve.csv", curve)
     shutil.copyfile(run / "curve.png", picture)

@@ -7,11 +7,9 @@ Give tasks small batches: 25 classes of it take `batch_size=32` and `evaluation_
 
 from __future__ import annotations
 
-from l3rs.data.embedded import files_of, load_embedded, read_index, read_split
+from l3rs.data.embedded import load_embedded, read_index, read_split
 from l3rs.data.images import ImageSet
 from l3rs.data.splits import ClassSplit
-
-FILES = files_of("emoji")
 
 
 def emoji_split() -> ClassSplit:

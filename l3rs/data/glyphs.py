@@ -6,11 +6,9 @@ different designs: families that share one (Noto Sans and Noto Serif, say) are a
 
 from __future__ import annotations
 
-from l3rs.data.embedded import files_of, load_embedded, read_index, read_split
+from l3rs.data.embedded import load_embedded, read_index, read_split
 from l3rs.data.images import ImageSet
 from l3rs.data.splits import ClassSplit
-
-FILES = files_of("glyphs")
 
 
 def glyphs_split() -> ClassSplit:

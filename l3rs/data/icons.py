@@ -6,11 +6,9 @@ different designers: icon sets that share an author or draw on each other are al
 
 from __future__ import annotations
 
-from l3rs.data.embedded import files_of, load_embedded, read_index, read_split
+from l3rs.data.embedded import load_embedded, read_index, read_split
 from l3rs.data.images import ImageSet
 from l3rs.data.splits import ClassSplit
-
-FILES = files_of("icons")
 
 
 def icons_split() -> ClassSplit:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from l3rs.finetuning.captured import Captured, OnStream, Steps, finish
 from l3rs.finetuning.lanes import LoadedTask
 from l3rs.finetuning.unroll import REFRESH
-from l3rs.meta.gradients import MetaGradient, _tensors, _Unroll
+from l3rs.meta.gradients import MetaGradient, Unroll, tensors
 from l3rs.schedules.schedule import LearnedSchedule
 
 
@@ -55,17 +55,17 @@ class GradientLane(OnStream):
         steps, u, state = len(task.inputs), self.unroll, self.state
         network = ready().train()
         trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        state.theta.copy_(torch.cat([u._flat(name, p.detach()) for name, p in trained.items()]))
+        state.theta.copy_(torch.cat([u.flat(name, p.detach()) for name, p in trained.items()]))
         _fill([state.averages, *state.moments, self.total], 0.0)
         for name, b in network.named_buffers():
             self.buffers[name].copy_(b)
             u.buffers[name].copy_(b)
         u.meta_theta.copy_(theta)
         self.steps.fill_(float(steps))
-        kept = [torch.empty(steps, *t.shape, dtype=t.dtype, device=t.device) for t in _tensors(state)]
+        kept = [torch.empty(steps, *t.shape, dtype=t.dtype, device=t.device) for t in tensors(state)]
         losses = torch.empty(steps, dtype=state.theta.dtype, device=self.device)
         for k in range(steps):
-            for to, t in zip(kept, _tensors(state), strict=True):
+            for to, t in zip(kept, tensors(state), strict=True):
                 to[k].copy_(t)
             self._load(task, k)
             self.there()
@@ -86,7 +86,7 @@ class GradientLane(OnStream):
             self.through()
             yield
         for k in reversed(range(steps)):
-            for t, was in zip(_tensors(state), kept, strict=True):
+            for t, was in zip(tensors(state), kept, strict=True):
                 t.copy_(was[k])
             self._load(task, k)
             self.back()
@@ -115,7 +115,7 @@ class GradientLane(OnStream):
         self.held_out = task.held_out[0].clone(), task.held_out[1].clone()
         statistics = "refreshed" if self.refresh else "running"
         made_of = ready().train(), lambda _: self.batch, 1, self.held_out, statistics, self.last, True, self.insignificant
-        self.unroll = u = _Unroll(self.learned, *made_of)
+        self.unroll = u = Unroll(self.learned, *made_of)
         without = [name for name, m in u.layers.items() if m.momentum is None]
         if without:
             raise ValueError(f"BatchNorm must have a momentum to be captured, and {without[0]} has none")
@@ -140,24 +140,24 @@ class GradientLane(OnStream):
     def _there(self) -> None:
         """One step from `state`; takes the batch's statistics into the running ones."""
         u = self.unroll
-        graph = u._graph(self.state.theta, 0, keep=False)
+        graph = u.graph(self.state.theta, 0, keep=False)
         with torch.no_grad():
             buffers = dict(self.buffers)
-            u._take_in(buffers, {name: t.detach() for name, t in graph.seen.items()}, 0)
-            after = u._update(self.state, graph, self.clock, keep=False).after
-            _copy([*_tensors(self.state), *self.buffers.values(), self.loss], [*_tensors(after), *buffers.values(), graph.loss.detach()])
+            u.take_in(buffers, {name: t.detach() for name, t in graph.seen.items()}, 0)
+            after = u.update(self.state, graph, self.clock, keep=False).after
+            _copy([*tensors(self.state), *self.buffers.values(), self.loss], [*tensors(after), *buffers.values(), graph.loss.detach()])
 
     def _see(self) -> None:
         """Takes the batch's statistics at the last weights into their mean."""
         with torch.no_grad():
-            _, seen = self.unroll._loss(self.state.theta, self.batch, recording=False)
+            _, seen = self.unroll.loss(self.state.theta, self.batch, recording=False)
             for name, value in seen.items():
                 self.mean[name] += value.detach() * self.share
 
     def _end(self) -> None:
         """The evaluation, and the derivative of its loss."""
         buffers = self.buffers | (self.mean if self.refresh else {})
-        loss, accuracy, of_theta, of_buffers = self.unroll._evaluate(self.state.theta, buffers)
+        loss, accuracy, of_theta, of_buffers = self.unroll.evaluate(self.state.theta, buffers)
         self.found = loss, accuracy
         with torch.no_grad():
             _fill([self.of.averages, *self.of.moments, *self.of_buffers.values()], 0.0)
@@ -170,7 +170,7 @@ class GradientLane(OnStream):
         if not self.of_buffers:
             return
         theta = self.state.theta.detach().requires_grad_()
-        _, seen = self.unroll._loss(theta, self.batch, recording=True)
+        _, seen = self.unroll.loss(theta, self.batch, recording=True)
         weights = [self.of_buffers[name] * self.share for name in seen]
         (through,) = torch.autograd.grad(list(seen.values()), theta, weights)
         self.of.theta.add_(through)
@@ -178,15 +178,15 @@ class GradientLane(OnStream):
     def _back(self) -> None:
         """The way back of `_there`; `state` is that from before the step."""
         u = self.unroll
-        graph = u._graph(self.state.theta, 0, keep=True)
-        of, of_g, of_loss, of_meta = u._through_update(u._update(self.state, graph, self.clock, keep=True), self.of)
+        graph = u.graph(self.state.theta, 0, keep=True)
+        of, of_g, of_loss, of_meta = u.through_update(u.update(self.state, graph, self.clock, keep=True), self.of)
         shares = {name: u.weights(name.rpartition(".")[0], 0) for name in graph.seen}
         passed = {name: share * self.of_buffers[name] for name, (_, share) in shares.items() if share}
         outputs = [graph.g, graph.loss, *(graph.seen[name] for name in passed)]
         (through,) = torch.autograd.grad(outputs, graph.theta, [of_g, of_loss, *passed.values()])
         with torch.no_grad():
             self.total += of_meta
-            _copy(_tensors(self.of), _tensors(of._replace(theta=of.theta + through)))
+            _copy(tensors(self.of), tensors(of._replace(theta=of.theta + through)))
             for name, (keep, _) in shares.items():
                 self.of_buffers[name] *= keep
 

@@ -88,7 +88,7 @@ def meta_gradient(
     if steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1 (got {steps})")
     batch = batches if callable(batches) else batches.__getitem__
-    return _Unroll(learned, network, batch, steps, held_out, statistics, last, checkpoint, insignificant, form, seed).gradient(back)
+    return Unroll(learned, network, batch, steps, held_out, statistics, last, checkpoint, insignificant, form, seed).gradient(back)
 
 
 class _Graph(NamedTuple):
@@ -110,7 +110,7 @@ class _Update(NamedTuple):
     after: State
 
 
-class _Unroll:
+class Unroll:
     """One run there and back; the arguments are those of `meta_gradient`."""
 
     def __init__(
@@ -135,7 +135,7 @@ class _Unroll:
         self.shapes = {name: p.shape for name, p in trained.items()}
         self.last_channels = {name for name, p in trained.items() if p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last)}
         self.sizes = [p.numel() for p in trained.values()]
-        self.first = torch.cat([self._flat(name, p.detach()) for name, p in trained.items()])
+        self.first = torch.cat([self.flat(name, p.detach()) for name, p in trained.items()])
         self.optimizer = form(learned, dict(network.named_parameters()), steps)
         self.meta_shapes = self.optimizer.meta_shapes
         self.meta_theta = learned.theta.detach().to(self.first)
@@ -169,13 +169,13 @@ class _Unroll:
         state, losses, buffers = self.optimizer.start(self.first), [], dict(self.buffers)
         kept: list[State | tuple[_Graph, _Update]] = []  # of each step: what it came from, or all that it made
         for k in range(self.steps):
-            graph = self._graph(state.theta, k, keep)
+            graph = self.graph(state.theta, k, keep)
             losses.append(graph.loss.item())
             if not math.isfinite(losses[-1]) or not torch.linalg.vector_norm(graph.g.detach()).isfinite():
                 return nothing
             with torch.no_grad():
-                self._take_in(buffers, graph.seen, k)
-            update = self._update(state, graph, k, keep)
+                self.take_in(buffers, graph.seen, k)
+            update = self.update(state, graph, k, keep)
             if back:
                 kept.append((graph, update) if keep else state)
             state = _detached(update.after)
@@ -183,7 +183,7 @@ class _Unroll:
         if self.refreshed:
             mean, seen = self._mean_statistics(ends.requires_grad_(), keep)
             buffers |= mean
-        loss, accuracy, of_theta, of_buffers = self._evaluate(ends, buffers)
+        loss, accuracy, of_theta, of_buffers = self.evaluate(ends, buffers)
         if not loss.isfinite():
             return nothing
         if not back:
@@ -194,7 +194,7 @@ class _Unroll:
         of_meta = self._back(kept, of_theta, of_buffers)
         return MetaGradient(of_meta, loss.item(), accuracy.item(), losses)
 
-    def _evaluate(self, theta: Tensor, buffers: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def evaluate(self, theta: Tensor, buffers: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """The evaluation loss and accuracy, and the derivative of the loss with respect to theta and BatchNorm's statistics."""
         ends = theta.detach().requires_grad_()
         at = {name: b.detach().requires_grad_() for name, b in buffers.items() if name.endswith(("running_mean", "running_var"))}
@@ -216,7 +216,7 @@ class _Unroll:
             step = kept.pop()
             graph, update = self._again(step, k) if isinstance(step, State) else step
             passed = {name: g for name, g in passed.items() if graph.seen[name].requires_grad}
-            of_state, of_g, of_loss, of_meta = self._through_update(update, of_state)
+            of_state, of_g, of_loss, of_meta = self.through_update(update, of_state)
             total += of_meta
             outputs, weights = [graph.g, graph.loss, *(graph.seen[name] for name in passed)], [of_g, of_loss, *passed.values()]
             (through,) = torch.autograd.grad(outputs, graph.theta, weights)
@@ -226,20 +226,20 @@ class _Unroll:
 
     def _again(self, state: State, k: int) -> tuple[_Graph, _Update]:
         """Both graphs of a step, from the state before it."""
-        graph = self._graph(state.theta, k, keep=True)
-        return graph, self._update(state, graph, k, keep=True)
+        graph = self.graph(state.theta, k, keep=True)
+        return graph, self.update(state, graph, k, keep=True)
 
-    def _update(self, state: State, graph: _Graph, k: int | Tensor, keep: bool) -> _Update:
+    def update(self, state: State, graph: _Graph, k: int | Tensor, keep: bool) -> _Update:
         """The update of step k; `keep`: with the graph that it is differentiated through."""
         state, (g, loss, meta) = _detached(state, keep), (t.detach().requires_grad_(keep) for t in (graph.g, graph.loss, self.meta_theta))
         with torch.set_grad_enabled(keep):
             after = self.optimizer.step(unflatten(meta, self.meta_shapes), state, g, loss, k)
         return _Update(state, g, loss, meta, after)
 
-    def _through_update(self, update: _Update, of_after: State) -> tuple[State, Tensor, Tensor, Tensor]:
+    def through_update(self, update: _Update, of_after: State) -> tuple[State, Tensor, Tensor, Tensor]:
         """The vector-Jacobian products of one update: with respect to the state before it, the gradient, the loss, the meta-parameters."""
-        inputs = [*_tensors(update.state), update.g, update.loss, update.meta]
-        needed = [(o, w) for o, w in zip(_tensors(update.after), _tensors(of_after), strict=True) if o.requires_grad]
+        inputs = [*tensors(update.state), update.g, update.loss, update.meta]
+        needed = [(o, w) for o, w in zip(tensors(update.after), tensors(of_after), strict=True) if o.requires_grad]
         found = torch.autograd.grad([o for o, _ in needed], inputs, [w for _, w in needed], allow_unused=True)
         *of, of_g, of_loss, of_meta = [torch.zeros_like(t) if d is None else d for t, d in zip(inputs, found, strict=True)]
         return State(of[0], of[1], tuple(of[2:])), self._significant(of_g, update.state.theta, update.g), of_loss, of_meta
@@ -265,18 +265,18 @@ class _Unroll:
                 views[name] = part.view(shape)
         return views
 
-    def _flat(self, name: str, p: Tensor) -> Tensor:
+    def flat(self, name: str, p: Tensor) -> Tensor:
         """The elements in the order of memory, so that kernels need not be turned for each convolution."""
         return (p.permute(0, 2, 3, 1) if name in self.last_channels else p).flatten()
 
-    def _graph(self, theta: Tensor, k: int, keep: bool) -> _Graph:
+    def graph(self, theta: Tensor, k: int, keep: bool) -> _Graph:
         """The gradient of step k; `keep`: with the graph that it and the statistics are differentiated through."""
         theta = theta.detach().requires_grad_()
-        loss, seen = self._loss(theta, self.batch(k), recording=keep, step=k)
+        loss, seen = self.loss(theta, self.batch(k), recording=keep, step=k)
         (g,) = torch.autograd.grad(loss, theta, create_graph=keep)
         return _Graph(theta, g, loss, seen)
 
-    def _loss(self, theta: Tensor, batch: Batch, recording: bool, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, theta: Tensor, batch: Batch, recording: bool, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss in train mode, and the batch's statistics in each BatchNorm, by the buffers that they go into.
 
         Args:
@@ -290,7 +290,7 @@ class _Unroll:
             loss = F.cross_entropy(logits, batch[1])
         return loss, statistics.seen
 
-    def _take_in(self, buffers: dict[str, Tensor], seen: dict[str, Tensor], k: int) -> None:
+    def take_in(self, buffers: dict[str, Tensor], seen: dict[str, Tensor], k: int) -> None:
         for name, value in seen.items():
             keep, share = self.weights(name.rpartition(".")[0], k)
             buffers[name] = keep * buffers[name] + share * value if share else buffers[name]
@@ -299,7 +299,7 @@ class _Unroll:
         """The mean of the last batches' statistics at these weights; `keep`: and those of each batch, with their graphs."""
         total, seen = dict[str, Tensor](), list[dict[str, Tensor]]()
         for k in range(self.steps - self.last, self.steps):
-            _, found = self._loss(theta, self.batch(k), recording=keep, step=k)
+            _, found = self.loss(theta, self.batch(k), recording=keep, step=k)
             for name, value in found.items():
                 total[name] = total.get(name, 0) + value.detach() / self.last
             if keep:
@@ -310,7 +310,7 @@ class _Unroll:
         """The vector-Jacobian product of `_mean_statistics`, batch by batch."""
         total = torch.zeros_like(theta)
         for k in reversed(range(self.steps - self.last, self.steps)) if of_buffers else ():
-            found = seen.pop() if seen else self._loss(theta, self.batch(k), recording=True, step=k)[1]
+            found = seen.pop() if seen else self.loss(theta, self.batch(k), recording=True, step=k)[1]
             weights = {name: g / self.last for name, g in of_buffers.items() if found[name].requires_grad}
             if weights:
                 (through,) = torch.autograd.grad([found[name] for name in weights], theta, list(weights.values()), allow_unused=True)
@@ -318,13 +318,13 @@ class _Unroll:
         return total
 
 
-def _tensors(state: State) -> list[Tensor]:
+def tensors(state: State) -> list[Tensor]:
     return [state.theta, state.averages, *state.moments]
 
 
 def _detached(state: State, leaf: bool = False) -> State:
     """The same numbers without their graph; `leaf`: to be differentiated by."""
-    theta, averages, *moments = (t.detach().requires_grad_(leaf) for t in _tensors(state))
+    theta, averages, *moments = (t.detach().requires_grad_(leaf) for t in tensors(state))
     return State(theta, averages, tuple(moments))
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from l3rs import L3RS, LearnedSchedule
 from l3rs.controller.decide import meta_shapes
 from l3rs.directions import DIRECTIONS
-from l3rs.meta.gradients import STATISTICS, _Unroll, meta_gradient
+from l3rs.meta.gradients import STATISTICS, Unroll, meta_gradient
 
 STEPS, HELD_OUT = 4, batch(9, torch.float64)
 
@@ -183,8 +183,8 @@ def test_a_layer_behind_a_scale_of_next_to_nothing_passes_nothing_back_where_ask
         for made in (network, healthy):
             made[1].bias.fill_(0.1)
     for made, passed in ((network, False), (healthy, True)):
-        unroll = _Unroll(learned_for(made), made, double, 1, HELD_OUT, "running", 1, False, 1e-4)
-        g = unroll._graph(unroll.first, 0, keep=False).g
+        unroll = Unroll(learned_for(made), made, double, 1, HELD_OUT, "running", 1, False, 1e-4)
+        g = unroll.graph(unroll.first, 0, keep=False).g
         kept = unroll._significant(torch.ones_like(g), unroll.first, g).split(unroll.sizes)
         assert [bool(part.all()) for part in kept] == [passed, passed, *[True] * (len(kept) - 2)]
     exact, asked = (meta_gradient(learned_for(healthy), healthy, double, STEPS, HELD_OUT, insignificant=x) for x in (0.0, 1e-4))

@@ -33,7 +33,7 @@ from l3rs.schedules.seal import CheckpointError, read_sealed, write_sealed
 from l3rs.schedules.sizes import TOLERANCE, log_sizes
 
 NAME = SPECIALISTS[0]
-SCRIPT = Path(__file__).parents[2] / "pretrain" / "fingerprint.py"
+SCRIPT = Path(__file__).parents[2] / "pretrain" / "sizes.py"
 AGREE, UNKNOWN = f"{NAME}: names and sizes agree", f"names agree with {NAME}, sizes cannot be compared"
 
 
@@ -108,15 +108,15 @@ def test_a_file_without_sizes_is_never_taken_by_auto(own: nn.Module, monkeypatch
 
 
 def test_the_script_writes_sizes_and_nothing_else_into_older_files(tmp_path: Path) -> None:
-    fingerprint = runpy.run_path(str(SCRIPT))["fingerprint"]
+    write_sizes = runpy.run_path(str(SCRIPT))["write_sizes"]
     learned, file = load(NAME), tmp_path / "old.safetensors"
     save(replace(learned, sizes=()), file)
-    assert "knows its network by the sizes of 108 layers" in fingerprint(file)
+    assert "knows its network by the sizes of 108 layers" in write_sizes(file)
     (about, tensors), (shipped, kept) = read_sealed(file), read_sealed(CHECKPOINTS / f"{NAME}.safetensors")
     assert about == shipped
     assert tensors.keys() == kept.keys()
     assert all(torch.equal(t, kept[name]) for name, t in tensors.items())
-    assert "knows no network" in fingerprint(CHECKPOINTS / f"{find.GENERALIST}.safetensors")
+    assert "knows no network" in write_sizes(CHECKPOINTS / f"{find.GENERALIST}.safetensors")
 
 
 def test_every_shipped_schedule_of_layers_by_name_keeps_sizes() -> None:

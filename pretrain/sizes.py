@@ -2,7 +2,7 @@
 
 `learned="auto"` knows the network by that. Meta-training writes it by itself; this is for files that are older.
 
-    python pretrain/fingerprint.py FILE...    (without files: the shipped specialists)
+    python pretrain/sizes.py FILE...    (without files: the shipped specialists)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from l3rs.schedules.learned import training_config
 from l3rs.schedules.schedule import LearnedSchedule
 
 
-def fingerprint(path: Path) -> str:
+def write_sizes(path: Path) -> str:
     """Writes the sizes into a file, in whose record of its training the network stands; meta-parameters stay as they are, to the bit.
 
     Returns:
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     for path in parser.parse_args().files or [CHECKPOINTS / f"{name}.safetensors" for name in SHIPPED]:
-        print(fingerprint(path))
+        print(write_sizes(path))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ FLAGS = [
     *("-O3", "-std=gnu11", "-funroll-loops", "-fno-math-errno", "-fno-trapping-math"),
     *("-fassociative-math", "-fno-signed-zeros", "-fvisibility=hidden"),
 ]
-WRAP = "-fno-wrapv"  # Python's own -fwrapv makes these loops half as fast
+WRAP = "-fno-wrapv"  # Python's own -fwrapv keeps the compiler from counting these loops' steps beforehand
 KERNELS = [
     Extension(
         "l3rs.optimizer.kernels._step",

@@ -11,12 +11,10 @@ time. `--check` rebuilds and compares with what is there instead. Every list it 
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import multiprocessing
 import re
-import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +22,11 @@ from pathlib import Path
 import numpy as np
 import resvg_py
 import yaml
-from embedded_set import Drawing, check, draw_split, drop_copies, write_set
+from embedded_set import ROOT, Drawing, command, draw_split, drop_copies, svg_of, write_set
 from PIL import Image
 
 from l3rs.data.embedded import SETS
 
-ROOT = Path(__file__).resolve().parent.parent
 SIDE = SETS["emoji"].side
 CLASSES = {"meta-train": 100, "meta-validation": 40, "meta-test": 100}  # all others are for pretraining
 MIN_TRAIN = 4  # images a class: five sets, of three vendors, are on the train side
@@ -81,10 +78,7 @@ def read_set(folder: Path, prefix: str, about: dict, lists: dict) -> tuple[list[
         excluded = label in lists["alike"] or (lists["excluded"].search(label) and label not in lists["allowed"])
         if icon is None or "<animate" in icon["body"] or excluded:
             continue
-        box = [icon.get(k, data.get(k, d)) for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))]
-        view = " ".join(map(str, box))
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}" width="{SIDE}" height="{SIDE}">{icon["body"]}</svg>'
-        drawings.append(Emoji(prefix, name, label, svg))
+        drawings.append(Emoji(prefix, name, label, svg_of(icon, data, SIDE)))
     return drawings, info
 
 
@@ -170,18 +164,5 @@ def build(source: Path, out: Path) -> None:
     write_set(out, drawings, pixels, validation, {"dataset": "emoji", "seed": lists["split_seed"], **split}, about)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, default=Path("build/emoji/node_modules"), help="the folder of npm that holds @iconify-json")
-    parser.add_argument("--out", type=Path, default=ROOT / "l3rs" / "data" / "emoji")
-    parser.add_argument("--check", action="store_true", help="rebuild elsewhere and compare with --out instead of writing it")
-    args = parser.parse_args()
-    if not (args.source / "@iconify-json").is_dir():
-        parser.error(f"--source {args.source}: no @iconify-json there; npm install first, as --help says")
-    if not args.check:
-        return build(args.source, args.out)
-    sys.exit(check(lambda fresh: build(args.source, fresh), args.out) or print("identical to a fresh build"))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, build, "emoji", "build/emoji/node_modules", "@iconify-json", "npm install first, as --help says")

@@ -15,10 +15,8 @@ and `c` from `C`, and little else; such pairs are left out.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
@@ -27,13 +25,12 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from embedded_set import Drawing, check, classes_with_enough, draw_split, draw_validation, drop_copies, quantize, shape_of, write_set
+from embedded_set import Drawing, classes_with_enough, command, draw_split, draw_validation, drop_copies, quantize, shape_of, write_set
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
 
 from l3rs.data.embedded import SETS
 
-ROOT = Path(__file__).resolve().parent.parent
 SIDE = SETS["glyphs"].side
 PRETRAIN = 75  # classes; all others are for judging
 VALIDATION_SHARE = 0.35  # of the family groups
@@ -198,18 +195,5 @@ def build(source: Path, out: Path) -> None:
     write_set(out, glyphs, pixels, validation, split, attribution(source, versions, used, groups, held_out))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, default=Path("build/fonts/node_modules"), help="the folder of npm's that holds @fontsource")
-    parser.add_argument("--out", type=Path, default=ROOT / "l3rs" / "data" / "glyphs")
-    parser.add_argument("--check", action="store_true", help="rebuild elsewhere and compare with --out instead of writing it")
-    args = parser.parse_args()
-    if not (args.source / "@fontsource").is_dir():
-        parser.error(f"--source {args.source}: no @fontsource there; npm install first, as --help says")
-    if not args.check:
-        return build(args.source, args.out)
-    sys.exit(check(lambda fresh: build(args.source, fresh), args.out) or print("identical to a fresh build"))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, build, "glyphs", "build/fonts/node_modules", "@fontsource", "npm install first, as --help says")

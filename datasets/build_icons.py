@@ -9,11 +9,9 @@ each time. `--check` rebuilds and compares with what is there instead. Every lis
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import multiprocessing
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,21 +20,22 @@ import numpy as np
 import resvg_py
 import yaml
 from embedded_set import (
+    ROOT,
     Drawing,
-    check,
     classes_with_enough,
+    command,
     draw_split,
     draw_validation,
     drop_copies,
     quantize,
     shape_of,
+    svg_of,
     write_set,
 )
 from PIL import Image
 
 from l3rs.data.embedded import SETS
 
-ROOT = Path(__file__).resolve().parent.parent
 SIDE = SETS["icons"].side
 CLASSES = {"pretrain": 200, "meta-train": 100, "meta-validation": 40, "meta-test": 100}
 SPLIT_SEED = 0  # of the draw of the classes
@@ -124,10 +123,7 @@ def read_icons(source: Path, sets: dict, lists: dict) -> list[Icon]:
             label = class_name(name, lists)
             if icon.get("hidden") or label in lists["banned"] or "<animate" in icon["body"]:
                 continue
-            box = [icon.get(k, data.get(k, d)) for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))]
-            view = " ".join(str(v) for v in box)
-            svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}" width="{SIDE}" height="{SIDE}">{icon["body"]}</svg>'
-            icons.append(Icon(prefix, name, label, svg))
+            icons.append(Icon(prefix, name, label, svg_of(icon, data, SIDE)))
     return icons
 
 
@@ -242,18 +238,5 @@ def build(source: Path, out: Path) -> None:
     write_set(out, icons, pixels, validation, split, attribution(sets, used, groups, held_out, lists))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, default=Path("package"), help="the unpacked npm package @iconify/json")
-    parser.add_argument("--out", type=Path, default=ROOT / "l3rs" / "data" / "icons")
-    parser.add_argument("--check", action="store_true", help="rebuild elsewhere and compare with --out instead of writing it")
-    args = parser.parse_args()
-    if not (args.source / "collections.json").is_file():
-        parser.error(f"--source {args.source}: no collections.json there; unpack {args.source.name} with npm pack first")
-    if not args.check:
-        return build(args.source, args.out)
-    sys.exit(check(lambda fresh: build(args.source, fresh), args.out) or print("identical to a fresh build"))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, build, "icons", "package", "collections.json", "unpack the npm package @iconify/json first, as --help says")

@@ -7,22 +7,26 @@ the same bytes each time.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import hashlib
 import io
 import json
 import lzma
+import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from l3rs.data.embedded import COLUMNS, INK
 
+ROOT = Path(__file__).resolve().parent.parent
 MIN_VALIDATION, MIN_TRAIN = 8, 16  # images a class, as an evaluation batch of 25 classes x 8 needs
 
 
@@ -165,3 +169,31 @@ def check(build: Callable[[Path], None], out: Path) -> str | None:
         names = ["SHA256SUMS", *(line.split("  ")[1] for line in (out / "SHA256SUMS").read_text().splitlines())]
         wrong = [n for n in names if (Path(fresh) / n).read_bytes() != (out / n).read_bytes()]
     return f"differ from a fresh build: {wrong}" if wrong else None
+
+
+def svg_of(icon: Mapping[str, Any], data: Mapping[str, Any], side: int) -> str:
+    """An icon of a set of Iconify, `data`, as a picture of `side` pixels; what it leaves out the set says."""
+    view = " ".join(str(icon.get(k, data.get(k, usual))) for k, usual in (("left", 0), ("top", 0), ("width", 16), ("height", 16)))
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}" width="{side}" height="{side}">{icon["body"]}</svg>'
+
+
+def command(about: str | None, build: Callable[[Path, Path], None], name: str, source: str, inside: str, cure: str) -> None:
+    """The command line of a script that builds the set `name` from a folder.
+
+    Args:
+        about: the script's docstring.
+        build: from a folder, into another.
+        source: the folder, if none is given.
+        inside: what lies there.
+        cure: what to do where it does not.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, default=Path(source), help=f"the folder that holds {inside} (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=ROOT / "l3rs" / "data" / name, help=f"(default: l3rs/data/{name})")
+    parser.add_argument("--check", action="store_true", help="rebuild elsewhere and compare with --out instead of writing it")
+    args = parser.parse_args()
+    if not (args.source / inside).exists():
+        parser.error(f"--source must be a folder that holds {inside} (got {args.source}): {cure}")
+    if not args.check:
+        return build(args.source, args.out)
+    sys.exit(check(lambda fresh: build(args.source, fresh), args.out) or print("identical to a fresh build"))

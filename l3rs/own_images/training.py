@@ -42,7 +42,7 @@ from l3rs.run_folder import CONFIG
 from l3rs.text import first_line
 
 AVERAGED = 0.1  # share of the run that a running average looks back on [choice]
-HEAD_SHARE = 0.1  # batches of a head start at most, by steps of the run: forward passes alone, they cost a thirtieth of it [choice]
+HEAD_SHARE = 0.1  # batches of a head start at most, by steps of the run: forward passes alone, a third of a step each [choice]
 LEAST_BATCHES = 10  # or so many [choice]
 
 

@@ -47,7 +47,7 @@ PUBLISHED: Mapping[str, float] = MappingProxyType(
 """The learning rates of the baselines that need no tuning, as published; of `lr-finder` multiples of what it finds, of Prodigy and L-DoG of
 what they estimate.
 
-AdamW is constant, as torch's is without a scheduler: short runs at 1e-3, torch's default, and at 1e-4 are better so than with a cosine.
+AdamW is constant, as torch's is without a scheduler, at 1e-3, torch's default, and at 1e-4.
 Schedule-free AdamW at its default is `schedule-free` at 0.0025 (schedulefree 1.4.1; no release has ScheduleFree+ yet).
 """
 

@@ -21,7 +21,7 @@ ADAMW = {"betas": (0.95, 0.99), "eps": 1e-5, "weight_decay": 0.01}  # `Adam` and
 HIGH, LOW = 0.95, 0.85  # `moms` of Learner: the first beta goes from high to low and back
 FLOOR = 1e5  # `div_final` of fit_one_cycle
 BASE_LR, LR_MULT = 2e-3, 100  # of fine_tune
-FROZEN_SHARE = 1 / 2  # [choice] one epoch of two, as in its quick start: better here than a third or a fifth of the steps
+FROZEN_SHARE = 1 / 2  # [choice] one epoch of two, as in its quick start
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 
 

@@ -25,7 +25,18 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from embedded_set import Drawing, classes_with_enough, command, draw_split, draw_validation, drop_copies, quantize, shape_of, write_set
+from embedded_set import (
+    ROOT,
+    Drawing,
+    classes_with_enough,
+    command,
+    draw_split,
+    draw_validation,
+    drop_copies,
+    quantize,
+    shape_of,
+    write_set,
+)
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
 

@@ -122,7 +122,8 @@ def attribution(used: Counter[str], infos: dict, lists: dict) -> str:
         "# Attribution",
         "",
         f"The Emoji set holds {sum(used.values()):,} drawings from {len(used)} sets, rendered at {SIDE} px on white, in {LEVELS} levels of",
-        "each colour, from the npm packages `@iconify-json/*`, which hold them unchanged. Each set stays under its own licence. Sets in one",
+        "each colour, from the npm packages `@iconify-json/*`, which hold them unchanged. Each set stays under its own licence. Sets "
+        "in one",
         "group are of one vendor; a group is wholly on the train or on the validation side.",
         "",
         "| set | name | author | licence | version | images | group | side |",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import accumulate, takewhile
 from typing import NamedTuple
@@ -31,6 +31,7 @@ HEADS = {
 WEIGHTS = ("weight", "parametrizations.weight.original", "parametrizations.weight.original1", "weight_v", "weight_orig")
 PARAMETRIZED = re.compile(r"\.parametrizations\.(\w+)\.original\d?$")
 ATTENTION = re.compile("attn|attention|qkv")
+PARTS = 3  # matrices of a block at least [choice]
 MANY = 8  # matrices: a module that holds more, and more than half of all, is a network, not an attention [choice]
 EMBEDDINGS = re.compile(r"embed|cls_token|class_token|dist_token|reg_token|relative_position|bias_table|\bwpe\b|\bwte\b")
 
@@ -106,46 +107,68 @@ def _module_of(name: str) -> str:
 def _head(modules: Mapping[int, str], matrices: Sequence[tuple[int, Sequence[int], str]]) -> int | None:
     """The place of the head among dense layers, by their places and the names of their modules; `matrices`: all, in order."""
     place = called_head(list(modules.values()))
-    if place is not None:
+    if place is not None and not _numbered(modules[list(modules)[place]]):
         return list(modules)[place]
     if not matrices or matrices[-1][0] not in modules or is_of_a_block([(name, shape) for _, shape, name in matrices]):
         return None
     return matrices[-1][0]
 
 
+def _numbered(module: str) -> bool:
+    """Whether a numbered block comes before what is called as heads are."""
+    return any(map(str.isdecimal, takewhile(lambda part: part not in HEADS, module.split("."))))
+
+
 def _named_head(head: str, modules: Mapping[int, str]) -> int | None:
+    """The place of the head of this name, also under wrappers; None for an empty one."""
     if not head:
         return None
-    found = [i for i, module in modules.items() if module == head]
-    if not found:
-        raise ValueError(f"head must be the name of a dense layer (got {head!r}); there are {', '.join(modules.values()) or 'none'}")
-    return found[-1]
+    found = [i for i, module in modules.items() if module and (module == head or module.endswith(f".{head}"))]
+    exact = [i for i in found if modules[i] == head]
+    if not found or (len(found) > 1 and len(exact) != 1):
+        there = [module for module in modules.values() if module][-5:]
+        raise ValueError(
+            f"head must be the name of one dense layer (got {head!r}); the last ones are {', '.join(there)}"
+            if there
+            else f"head is the name of a layer, and the parameters have no names (got {head!r}): give model.named_parameters()"
+        )
+    return (exact or found)[0]
 
 
 def is_of_a_block(matrices: Sequence[tuple[str, Sequence[int]]]) -> bool:
     """Whether the last of these, by name and shape, is a part of a numbered block of which there are several: such a one is no head.
 
+    A block holds `PARTS` matrices or more; layers in a row, and exits one after the other, are none.
+
     Example:
-        >>> is_of_a_block([("blocks.0.fc2.weight", (8, 32)), ("blocks.1.fc2.weight", (8, 32))])
+        >>> is_of_a_block([(f"blocks.{i}.{part}.weight", (8, 8)) for i in (0, 1) for part in ("qkv", "fc1", "fc2")])
         True
         >>> is_of_a_block([("0.weight", (8, 8)), ("2.weight", (8, 8))])
         False
     """
     last, shape = matrices[-1]
     path = last.split(".")
-    numbers = [i for i, part in enumerate(path[:-2]) if part.isdecimal()]  # of blocks, which hold modules
-    others = [name.split(".") for name, its in matrices[:-1] if tuple(its) == tuple(shape)]
-    return any(
-        len(other) == len(path) and other[i].isdecimal() and other[:i] == path[:i] and other[i + 1 :] == path[i + 1 :]
-        for i in numbers
-        for other in others
-    )
+    for i, part in enumerate(path[:-2]):
+        if part.isdecimal():
+            mine = [name for name, _ in matrices if name.split(".")[: i + 1] == path[: i + 1]]
+            others = [name.split(".") for name, its in matrices if tuple(its) == tuple(shape) and name not in mine]
+            alike = any(o[:i] == path[:i] and o[i + 1 :] == path[i + 1 :] and o[i].isdecimal() for o in others if len(o) == len(path))
+            if alike and len(mine) >= PARTS:
+                return True
+    return False
 
 
 def _networks(names: Sequence[str]) -> frozenset[str]:
-    """Modules that hold most matrices of these names, and many: networks, whatever they are called."""
-    held = Counter(module for name in names for module in accumulate(name.split(".")[:-1], "{}.{}".format))
-    return frozenset(module for module, number in held.items() if number > max(MANY, len(names) / 2))
+    """Modules that hold most matrices of these names, and many, in parts with names: networks, whatever they are called."""
+    held, parts = Counter[str](), defaultdict[str, set[str]](set)
+    for name in names:
+        path = name.split(".")
+        for depth in range(1, len(path) - 1):
+            module = ".".join(path[:depth])
+            held[module] += 1
+            parts[module].add(path[depth])
+    large = max(MANY, len(names) / 2)
+    return frozenset(module for module, number in held.items() if number > large and sum(not p.isdecimal() for p in parts[module]) > 1)
 
 
 def called_head(modules: Sequence[str]) -> int | None:

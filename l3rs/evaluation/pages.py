@@ -87,10 +87,7 @@ def commands_of(items: Iterable[Table | Picture]) -> str:
 
 
 def item_markdown(item: Table | Picture) -> str:
-    """An item as Markdown.
-
-    Args:
-    """
+    """An item as Markdown."""
     parts = [f"**{item.name}.** {item.caption}"]
     if isinstance(item, Table):
         parts.append(table_markdown(item.frame))

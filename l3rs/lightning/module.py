@@ -41,7 +41,7 @@ class L3RSMixin(pl.LightningModule):
         learned: the learned schedule, as of `L3RS`; set it in the class or in the constructor.
         lr_multiplier: multiplies every step; `LearningRateFinder(attr_name="lr_multiplier")` sets it.
         weight_decay: decoupled, as of `L3RS`.
-        head_name: the name in the module of the layer that classifies, where it is not called as heads are; `head` of `L3RS`.
+        l3rs_head: the name in the module of the layer that classifies, where it is not called as heads are; `head` of `L3RS`.
         guard: cuts lengths where the loss of one of the first steps is far above that of the first, as of `L3RS`.
 
     Example:
@@ -52,7 +52,7 @@ class L3RSMixin(pl.LightningModule):
     learned: str | LearnedSchedule = "auto"
     lr_multiplier: float = 1.0
     weight_decay: float = 0.0
-    head_name: str | None = None
+    l3rs_head: str | None = None
     guard: bool = True
     _window: Mapping[int, Tensor | None] = {}  # replaced, never changed
     _begun: int | None = None  # the first batch of this fit
@@ -70,7 +70,7 @@ class L3RSMixin(pl.LightningModule):
         found = resolve(self.learned, named)
         learned = found._replace(schedule=_renamed(found.schedule, [name for name, _ in named]))
         chosen = [(name, p) for name, p in self.named_parameters() if p.requires_grad] if params is None else list(params)
-        options = {"lr": self.lr_multiplier, "weight_decay": self.weight_decay, "head": self.head_name, "guard": self.guard}
+        options = {"lr": self.lr_multiplier, "weight_decay": self.weight_decay, "head": self.l3rs_head, "guard": self.guard}
         return _NamedL3RS(self, chosen, total_steps(self.trainer), learned, **options)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

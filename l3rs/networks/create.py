@@ -113,7 +113,7 @@ def head_of(network: nn.Module) -> nn.Linear:
 
 
 def head_inside(module: nn.Module, cure: str = "name it") -> nn.Linear:
-    """The head of the network in the module that says which it is, as those of timm do; of several, of the one that is trained.
+    """The head of the network in the module that says which it is, as those of timm do; of several, of the first whose head is trained.
 
     Where none does, as of torchvision, it is the last dense layer that is called as heads are: `fc`, `head`, `classifier` or the like.
 
@@ -121,25 +121,23 @@ def head_inside(module: nn.Module, cure: str = "name it") -> nn.Linear:
         cure: how a caller can be told which it is, for the error.
 
     Raises:
-        ValueError: there is none, or several are trained.
+        ValueError: there is none.
     """
-    saying, found = [], {}
+    saying, found = [], list[nn.Linear]()
     inside: set[nn.Module] = set()
-    for name, m in module.named_modules():
+    for m in module.modules():
         if m not in inside and callable(getattr(m, "get_classifier", None)):
             saying.append(m)
             with suppress(ValueError):
-                found[name] = head_of(m)
+                found.append(head_of(m))
                 inside.update(m.modules())
-    trained = {name: head for name, head in found.items() if any(p.requires_grad for p in head.parameters())} or found
-    if len(trained) > 1:
-        raise ValueError(f"{type(module).__name__} has networks that each have a head, {', '.join(trained)}: {cure}")
-    if trained:
-        return next(iter(trained.values()))
+    trained = [head for head in found if any(p.requires_grad for p in head.parameters())]
+    if found:
+        return next(iter(trained or found))
     dense = [(name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear)]
     place = called_head([name for name, _ in dense])
     if saying:
-        kind = type(saying[0].get_classifier()).__name__
+        kind = type(saying[0].get_classifier()).__name__  # type: ignore[operator]
         raise ValueError(f"{type(module).__name__} has no dense head: it says that its head is of {kind}")
     if place is None:
         raise ValueError(f"{type(module).__name__} has no dense head that says so, or is called so: {cure}")

@@ -49,7 +49,8 @@ class HeadStartConfig:
         careful: that share where held-out images are told no better than by chance.
         sure: standard errors by which their accuracy must exceed the share of the largest class, to be better than chance.
         uneven: classes are uneven where the entropy of their shares in the batches is below this part of that of even ones. The head then
-            begins with these shares, and is better than chance where its held-out loss is below their entropy by `sure` standard errors.
+            begins with these shares, and is better than chance where its held-out loss is below that of the shares alone by `sure` standard
+            errors.
         folds: of the images; each is judged by heads that are fitted on the others.
         keep_mib: memory for features. Where they are more, the sums are of all images, and the first ones are kept to judge by.
     """
@@ -139,7 +140,8 @@ def head_start(
 
     Raises:
         ValueError: the head is not dense, its weights are made of other tensors, or it sees something else than (B, F) features; a batch is
-            not (inputs, labels), or a label is none of the head's classes; there are no batches, or `limit` is below 1.
+            not (inputs, labels), a label is none of the head's classes, or one image's number has two labels; there are no batches, or
+            `limit` is below 1; where `head` is None, the network gives other logits than the layer that was taken for it.
     """
     config = config or HeadStartConfig()
     if limit is not None and (not isinstance(limit, int) or limit < 1):
@@ -328,12 +330,16 @@ def _check_output(network: nn.Module, head: nn.Linear, output: Any, given: Seque
     if len(given) != 1 or not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(given[0]):
         return
     finite = logits.isfinite().all(1)
-    agree = logits.shape == given[0].shape and (logits.argmax(1) == given[0].argmax(1))[finite].float().mean().item()
-    if finite.any() and not agree > MOST:
+    if logits.shape == given[0].shape:  # rounding ties the largest ones, and never swaps two
+        likeliest = given[0].argmax(1, keepdim=True)
+        agree = (logits.gather(1, likeliest) == logits.amax(1, keepdim=True))[finite].float().mean().item()
+    else:
+        agree = 0.0
+    if finite.any() and agree < MOST:
         name = next(name for name, module in network.named_modules() if module is head)
         raise ValueError(
             f"{name} was taken for the head, and {type(network).__name__} gives other logits, {tuple(logits.shape)}, than it does, "
-            f"{tuple(given[0].shape)}: name the layer that gives them, head=..."
+            f"{tuple(given[0].shape)}: name the layer that gives them, or this one, head=..."
         )
 
 
@@ -373,7 +379,7 @@ def _choose(seen: _Seen, head: nn.Linear, config: HeadStartConfig) -> tuple[Tens
         judged = judge(moments, x, labels, folds, config.ridges, config.scales, prior, centred)
     share = counts / number
     entropy = _entropy(share)
-    which, expected, known = _strength(judged, share.max().item(), entropy if prior.any() else None, config)
+    which, expected, known = _strength(judged, share.max().item(), bool(prior.any()), config)
     fit = moments.fit(config.ridges[which : which + 1], centred)
     own = losses_at(config.scales, fit.logits(x, 0), labels, prior).mean(1)
     target = min(config.left * entropy, expected) if known else config.careful * entropy
@@ -398,12 +404,12 @@ def _prior(came: Tensor, config: HeadStartConfig) -> Tensor:
     return logs - logs.mean()
 
 
-def _strength(judged: Judged, chance: float, entropy: float | None, config: HeadStartConfig) -> tuple[int, float, bool]:
+def _strength(judged: Judged, chance: float, uneven: bool, config: HeadStartConfig) -> tuple[int, float, bool]:
     """The place of the ridge, its held-out loss at its best scale, and whether it knows more than chance.
 
     Args:
         chance: the share of the largest class.
-        entropy: of the classes, where they are uneven, and the largest class would be told whatever the image.
+        uneven: whether classes are, so that the largest one would be told whatever the image: then losses tell, and not accuracy.
     """
     number = judged.right.shape[-1]
     if not number:
@@ -414,12 +420,10 @@ def _strength(judged: Judged, chance: float, entropy: float | None, config: Head
     error = at_best[means.argmin()].std(correction=0) / math.sqrt(number)
     within = means <= means.min() + error
     which = int(within.nonzero()[-1])
-    if entropy is not None:
-        return (
-            which,
-            means[which].item(),
-            entropy - means[which].item() > config.sure * at_best[which].std(correction=0).item() / math.sqrt(number),
-        )
+    if uneven:
+        gain = judged.shares - at_best[which]
+        known = gain.mean().item() > config.sure * gain.std(correction=0).item() / math.sqrt(number)
+        return which, means[which].item(), known
     accuracy = judged.right[which, best[which]].double().mean().item()
     known = accuracy > chance + config.sure * math.sqrt(chance * (1 - chance) / number)
     return which, means[which].item(), known

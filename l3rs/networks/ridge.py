@@ -68,10 +68,12 @@ class Moments:
 
 
 class Judged(NamedTuple):
-    """Of n held-out images, at each ridge and scale, (R, S, n): their loss, and whether they were right."""
+    """Of n held-out images, at each ridge and scale, (R, S, n): their loss, and whether they were right; and the loss of the shares of the
+    classes alone, (n,)."""
 
     losses: Tensor
     right: Tensor
+    shares: Tensor
 
 
 def losses_at(scales: Sequence[float], logits: Tensor, labels: Tensor, prior: Tensor) -> Tensor:
@@ -97,8 +99,9 @@ def judge(
         of = labels[mine]
         logits = [fit.logits(x[mine].double(), i) for i in range(len(ridges))]
         losses = torch.stack([losses_at(scales, z, of, prior) for z in logits])
-        found.append(Judged(losses, torch.stack([torch.stack([(s * z + prior).argmax(1) == of for s in scales]) for z in logits])))
-    return Judged(torch.cat([j.losses for j in found], -1), torch.cat([j.right for j in found], -1))
+        shares = F.cross_entropy(prior.expand(len(of), -1), of, reduction="none")
+        found.append(Judged(losses, torch.stack([torch.stack([(s * z + prior).argmax(1) == of for s in scales]) for z in logits]), shares))
+    return Judged(*(torch.cat(parts, -1) for parts in zip(*found, strict=True)))
 
 
 def narrow(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from l3rs.controller.describe import LayerTable
 from l3rs.optimizer.distributed import local
 from l3rs.optimizer.layers import Network
 from l3rs.optimizer.states import Group, names_of
@@ -55,11 +56,25 @@ def tell_what_would_hardly_move(learned: LearnedSchedule, network: Network, grou
         zeros |= {p for p, norm in zip(here, norms, strict=True) if norm == 0}
     if zeros:
         every = [p for group in groups for p in group["params"]]
-        names = names_of(groups) or [str(i) for i in range(len(every))]
+        named = names_of(groups)
+        names = named or [f"parameter {i}" for i in range(len(every))]
         first = next(name for name, p in zip(names, every, strict=True) if p in zeros)
         more = f", as are {len(zeros) - 1} more" if len(zeros) > 1 else ""
+        cure = "begin with small random numbers, or give it to another optimizer"
+        if not named and all(p.ndim <= 1 for p in zeros):
+            cure = "give named_parameters(), by which a bias is known as its matrix's"
         warnings.warn(
-            f"{first} is all zeros{more}: L3RS moves a layer by a share of its size, so it will hardly move; begin with small random "
-            "numbers, or give it to another optimizer",
+            f"{first} is all zeros{more}: L3RS moves a layer by a share of its size, so it will hardly move; {cure}", stacklevel=3
+        )
+
+
+def tell_of_no_head(table: LayerTable, names: Sequence[str] | None) -> None:
+    """Warns if the last matrix was not taken for the head, as it is a part of one of several blocks: it may be, after all."""
+    last = max((i for i, fan_in in enumerate(table.fan_in) if fan_in > 1), default=None)
+    if names and table.head[0] is None and last is not None and table.kinds[last] == "dense":
+        module = names[last].rpartition(".")[0]
+        warnings.warn(
+            f"L3RS takes no layer for the head: {module}, the last one, has the form of a part of several blocks. Name the layer that "
+            f'gives the logits, such as head="{module}", or head="" if it is not among these parameters',
             stacklevel=3,
         )

@@ -27,12 +27,17 @@ def whole(value: Any) -> int:
         return 0
 
 
+def _number(value: Any) -> float:
+    """Converts a number of any library to Python's float; NaN if it is none."""
+    try:
+        return math.nan if isinstance(value, str | bytes) else float(value)  # a tensor of two elements has none, nor has a complex one
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return math.nan
+
+
 def multiplier(lr: Any) -> float | Tensor:
     """Converts a number of any library to Python's float, and keeps a tensor; NaN if it is no number, negative or not finite."""
-    try:
-        number = math.nan if isinstance(lr, str | bytes) else float(lr)  # a tensor of two elements has none, nor has a complex one
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        number = math.nan
+    number = _number(lr)
     if not 0 <= number < math.inf:
         return math.nan
     return lr if isinstance(lr, Tensor) else number
@@ -68,11 +73,12 @@ def check_group(group: dict[str, Any]) -> None:
         if not whole(group[name]) == group[name] >= 0:
             raise ValueError(f"{name} must be a whole number of at least 0, the steps that were {what} (got {group[name]!r})")
     cut, first = group["cut"], group["first_loss"]
-    if not (isinstance(cut, float | int) and 0 < cut <= 1):
-        raise ValueError(f"cut must be a number above 0 and at most 1, by which the guard shortens all steps (got {cut!r})")
-    if first is not None and not (isinstance(first, float | int) and math.isfinite(first)):
-        raise ValueError(f"first_loss must be a finite number, the loss of the first step, or None (got {first!r})")
-    if not isinstance(group["maximize"], bool):
+    cut, first = (None if value is None else _number(value) for value in (cut, first))
+    if cut is None or not 0 < cut <= 1:
+        raise ValueError(f"cut must be a number above 0 and at most 1, by which the guard shortens all steps (got {group['cut']!r})")
+    if first is not None and not math.isfinite(first):
+        raise ValueError(f"first_loss must be a finite number, the loss of the first step, or None (got {group['first_loss']!r})")
+    if isinstance(group["maximize"], str) or group["maximize"] not in (False, True):
         raise ValueError(f"maximize must be True or False (got {group['maximize']!r})")
     names = group.get("param_names")
     if names is not None and len(names) != len(group["params"]):
@@ -80,7 +86,7 @@ def check_group(group: dict[str, Any]) -> None:
             f"a group has {len(names)} names and {len(group['params'])} parameters: one was put into a group by hand, or taken out: use "
             "add_param_group, or requires_grad_(False) to leave one as it is, or make a new optimizer"
         )
-    group["total_steps"], group["lr"], group["weight_decay"] = whole(steps), number, decay
+    group.update(total_steps=whole(steps), lr=number, weight_decay=decay, cut=cut, first_loss=first, maximize=bool(group["maximize"]))
 
 
 class Multipliers:

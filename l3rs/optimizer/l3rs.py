@@ -17,7 +17,7 @@ from l3rs.controller.describe import layer_table
 from l3rs.directions import DIRECTIONS
 from l3rs.directions.torch_optimizer import TorchOptimizerDirection
 from l3rs.extras import require
-from l3rs.optimizer.advice import tell_what_names_would_give, tell_what_would_hardly_move
+from l3rs.optimizer.advice import tell_of_no_head, tell_what_names_would_give, tell_what_would_hardly_move
 from l3rs.optimizer.arguments import LONGEST, Multipliers, check_group, evaluate, plain
 from l3rs.optimizer.distributed import average_over_ranks, local
 from l3rs.optimizer.guard import Guard
@@ -54,7 +54,7 @@ def full_precision(devices: Iterable[torch.device]) -> Iterator[None]:
     """Switches autocast off, which would round the products of the controller where a step is taken within it."""
     with ExitStack() as stack:
         for kind in {device.type for device in devices}:
-            if torch.is_autocast_enabled(kind):
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
@@ -91,7 +91,8 @@ class L3RS(WatchesLoss):
             square root of their number.
         match: how layers find their learned numbers: by `"name"`, or by `"position"` among all parameters.
         head: the name of the dense layer that classifies, whose steps are measured by what they do to the logits; "" says that it is not
-            among `params`. None takes the last one that is called as heads are, or else the last matrix; `repr` says which that is.
+            among `params`. None takes the last one that is called as heads are, or else the last matrix, unless it is a part of one of
+            several blocks; `repr` says which that is.
         guard: where the loss of one of the first 20 steps is far above that of the first, multiplies all further steps by 0.3, once, with
             a warning. A run without such a leap, or whose steps are told no loss, is as without it.
         fused: takes the step in compiled code, for float32 parameters. None does so where it can: on CPU, if a C compiler was there at
@@ -141,6 +142,8 @@ class L3RS(WatchesLoss):
         if learned == "auto" and match == "name" and names_of(self.param_groups) is None:
             tell_what_names_would_give(self.learned, every)
         tell_what_would_hardly_move(self.learned, self._tables.network, self.param_groups, every)
+        if head is None:
+            tell_of_no_head(self._tables.network.table, names_of(self._as_they_lie()))
 
     def _prepare(self) -> None:
         """Builds the controller and the tables from the learned schedule and the groups."""

@@ -113,6 +113,17 @@ def test_the_head_is_none_of_the_parts_of_numbered_blocks(modules: list[str], he
     assert table.kinds.count("head") == 1
 
 
+def blocks(called: str, *parts: str) -> list[str]:
+    """The names of two blocks."""
+    return [f"{called.format(i)}.{part}.weight" for i in (0, 1) for part in parts]
+
+
+@pytest.mark.parametrize("stack", ["attn_layers.{}", "encoder.attn_layers.layers.{}.1"])
+def test_a_stack_of_attentions_is_called_so(stack: str) -> None:
+    names = [f"{stack.format(i)}.{part}.weight" for i in range(12) for part in ("to_q", "to_k", "to_v", "to_out.0")]
+    assert layer_table([(4, 4)] * 49, [*names, "fc.weight"]).kinds == ("attention",) * 48 + ("head",)
+
+
 @pytest.mark.parametrize("wrapper", ["attention_net", "attn.model", "qkv"])
 def test_a_network_is_not_an_attention_whatever_it_is_called(wrapper: str) -> None:
     for model in ("resnet18", "vit_tiny_patch16_224"):
@@ -125,17 +136,23 @@ def test_a_network_is_not_an_attention_whatever_it_is_called(wrapper: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("names", "kinds"),
+    ("names", "head"),
     [
-        (["blocks.0.fc2.weight", "blocks.1.fc2.weight"], ("dense", "dense")),  # a backbone alone: its head is elsewhere
-        (["enc.blocks.0.mlp.fc2.weight", "enc.blocks.1.mlp.fc2.weight", "out.weight"], ("dense", "dense", "head")),
-        (["0.weight", "2.weight"], ("dense", "head")),
-        (["net.0.weight", "net.2.weight"], ("dense", "head")),
-        (["0.body.weight", "1.linear.weight"], ("dense", "head")),
+        (blocks("blocks.{}", "qkv", "fc1", "fc2"), None),  # a backbone alone: its head is elsewhere
+        (blocks("encoder.layer.{}", "intermediate.dense", "output.dense", "query"), None),
+        (blocks("encoder.layer.{}", "query", "intermediate.dense", "output.dense"), None),
+        ([*blocks("enc.blocks.{}.mlp", "fc1", "gate", "fc2"), "out.weight"], "out"),
+        (["0.weight", "2.weight"], "2"),
+        (["net.0.weight", "net.2.weight"], "net.2"),
+        (["0.body.weight", "1.linear.weight"], "1.linear"),
+        (["body.weight", "exits.0.linear.weight", "exits.1.linear.weight"], "exits.1.linear"),
+        (blocks("members.{}", "body", "out"), "members.1.out"),
+        (["0.0.weight", "1.0.weight", "2.0.weight"], "2.0"),
     ],
 )
-def test_a_part_of_the_last_of_several_blocks_is_no_head(names: list[str], kinds: tuple[str, ...]) -> None:
-    assert layer_table([(4, 4)] * len(names), names).kinds == kinds
+def test_a_part_of_the_last_of_several_blocks_is_no_head(names: list[str], head: str | None) -> None:
+    place = layer_table([(4, 4)] * len(names), names).head[0]
+    assert (None if place is None else names[place].removesuffix(".weight")) == head
 
 
 def test_the_head_may_be_named() -> None:
@@ -144,8 +161,13 @@ def test_the_head_may_be_named() -> None:
     named = layer_table(shapes, names, "out")
     assert (named.head, named.classes, named.kinds[:2]) == ((2, 3), 3, ("dense", "bias"))
     assert layer_table(shapes, names, "").head == (None, None)
-    with pytest.raises(ValueError, match=r"head must be the name of a dense layer \(got 'output'\); there are backbone.fc, out"):
+    assert layer_table(shapes, [f"_orig_mod.{name}" for name in names], "out") == named
+    with pytest.raises(ValueError, match=r"head must be the name of one dense layer \(got 'output'\); the last ones are backbone.fc, out"):
         layer_table(shapes, names, "output")
+    with pytest.raises(ValueError, match=r"the parameters have no names \(got 'out'\): give model\.named_parameters\(\)"):
+        layer_table(shapes, None, "out")
+    with pytest.raises(ValueError, match=r"the name of one dense layer \(got 'fc'\)"):
+        layer_table([(3, 3)] * 2, ["a.fc.weight", "b.fc.weight"], "fc")
 
 
 def test_a_network_without_matrices_has_no_head() -> None:

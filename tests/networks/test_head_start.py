@@ -161,6 +161,29 @@ def test_a_head_of_uneven_classes_knows_their_shares(rare: float) -> None:
     assert head_start(network, [(inputs, labels)], config=even).loss > 2 * found.loss
 
 
+@pytest.mark.parametrize("counts", [[300] + [1] * 50, [max(1, int(150 / (i + 1) ** 1.5)) for i in range(60)]])
+def test_images_that_teach_nothing_are_no_better_than_the_shares_of_uneven_classes(counts: list[int]) -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[torch.randperm(sum(counts))]
+    found = head_start(Network(classes=len(counts)), [(torch.randn(len(labels), 12), labels)])
+    assert found.kind == "careful"
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "form", [lambda z: z.softmax(1), lambda z: z.log_softmax(1), lambda z: 0.1 * z, lambda z: z.log_softmax(1).bfloat16()]
+)
+def test_rounded_forms_of_the_logits_are_those_of_the_head(form: Callable[[Tensor], Tensor], dtype: torch.dtype, classes: int) -> None:
+    class Other(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            return form(super().forward(x))
+
+    network = Other(classes=classes).to(dtype)
+    nn.init.normal_(network.head.weight, std=0.02)
+    head_start(network, [(inputs.to(dtype), labels) for inputs, labels in data()], config=FIXED)
+
+
 def test_a_layer_that_does_not_give_the_logits_is_not_taken_for_the_head() -> None:
     class Wrapped(nn.Module):
         def __init__(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import backward, batch, equal, random_schedule, small_network, train, weights
@@ -480,7 +481,7 @@ def test_it_says_which_layer_it_takes_for_the_head_and_takes_the_named_one() -> 
     assert ", head: 4.weight, " in repr(named)
     assert ", head: 4.weight, " in repr(copy.deepcopy(named))
     assert ", head: none, " in repr(L3RS(network.named_parameters(), 5, "generalist", head=""))
-    with pytest.raises(ValueError, match=r"head must be the name of a dense layer \(got 'fc'\); there are .*, 6"):
+    with pytest.raises(ValueError, match=r"head must be the name of one dense layer \(got 'fc'\); the last ones are .*, 6"):
         L3RS(network.named_parameters(), 5, "generalist", head="fc")
 
 
@@ -496,6 +497,49 @@ def test_a_step_within_autocast_is_as_without(dtype: torch.dtype) -> None:
                 optimizer.step(loss=1.0)
                 assert torch.is_autocast_enabled("cpu") is enabled
     assert equal(weights(networks[0]), weights(networks[1]))
+
+
+def test_it_says_that_the_last_layer_may_be_the_head_after_all() -> None:
+    backbone = nn.ModuleList(nn.ModuleDict({part: nn.Linear(4, 4) for part in ("qkv", "fc1", "fc2")}) for _ in range(2))
+    with pytest.warns(
+        UserWarning, match=r'takes no layer for the head: 1\.fc2, the last one, .*, such as head="1\.fc2", or head=""'
+    ) as told:
+        assert ", head: none, " in repr(L3RS(backbone.named_parameters(), 5, "generalist"))
+    assert told[0].filename == __file__
+    for named in ("", "1.fc2"):
+        L3RS(backbone.named_parameters(), 5, "generalist", head=named)
+
+
+def test_a_network_on_the_meta_device_is_stepped_and_loaded() -> None:
+    network = small_network().to("meta")
+    optimizer = L3RS(network.named_parameters(), 5, "generalist")
+    optimizer.load_state_dict(optimizer.state_dict())
+    for p in network.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("value", [True, np.bool_(True), 1])
+def test_maximize_is_a_bool_of_any_library(value: Any) -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 5, "generalist", maximize=value)
+    assert optimizer.param_groups[0]["maximize"] is True
+    state = optimizer.state_dict()
+    state["param_groups"][0] |= {"first_loss": np.float32(0.5), "cut": torch.tensor(0.25)}
+    optimizer.load_state_dict(state)
+    assert (optimizer.param_groups[0]["first_loss"], optimizer.param_groups[0]["cut"]) == (0.5, 0.25)
+    assert type(optimizer.param_groups[0]["cut"]) is float
+
+
+def test_biases_without_names_are_told_to_have_some() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    for layer in (network[0], network[2]):
+        nn.init.zeros_(layer.bias)
+    groups = [{"params": [p for p in network.parameters() if p.ndim == n]} for n in (2, 1)]
+    with pytest.warns(
+        UserWarning, match=r"parameter 2 is all zeros, as are 1 more: .*; give named_parameters\(\), by which a bias is known"
+    ):
+        L3RS(groups, 5, "generalist")
 
 
 def test_gates_of_zeros_are_told_and_scales_of_normalizations_are_not() -> None:

@@ -73,8 +73,8 @@ class Evaluation:
         return float(found.low), float(found.high)
 
     @property
-    def balanced_accuracy(self) -> float:
-        """The mean of the classes' recall; of images of several classes, the mean average precision."""
+    def second(self) -> float:
+        """Balanced accuracy, the mean of the classes' recall; of images of several classes, the mean average precision."""
         if self.classifier.multilabel:
             n = len(self.classifier.classes)
             return float(multilabel_average_precision(self.logits.sigmoid(), self.labels.long(), n))
@@ -82,8 +82,8 @@ class Evaluation:
         return float((right[of > 0] / of[of > 0]).mean())
 
     @property
-    def second(self) -> str:
-        """What `balanced_accuracy` is called."""
+    def second_name(self) -> str:
+        """What `second` is called in a row."""
         return "mean_precision" if self.classifier.multilabel else "balanced_accuracy"
 
     @property
@@ -134,7 +134,7 @@ class Evaluation:
         what, mean = ("all labels right", "mean average precision") if several else ("accuracy", "balanced accuracy")
         return (
             f"{what} {self.accuracy:.3f} (95% interval {low:.3f} to {high:.3f}, {self.right} of {len(self.files)}), "
-            f"{mean} {self.balanced_accuracy:.3f}, loss {self.loss:.3f}"
+            f"{mean} {self.second:.3f}, loss {self.loss:.3f}"
         )
 
     def as_text(self) -> str:

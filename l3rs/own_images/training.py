@@ -196,7 +196,7 @@ class Training:
             "lr": arm.lr,
             "from": arm.source,
             "accuracy": evaluation.accuracy,
-            evaluation.second: evaluation.balanced_accuracy,
+            evaluation.second_name: evaluation.second,
             "loss": evaluation.loss,
             "best_step": int(kept["best"]["step"]),
             "seconds": round(kept["seconds"], 1),

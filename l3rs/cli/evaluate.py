@@ -14,6 +14,7 @@ from l3rs.data.labels import read_labels
 from l3rs.data.trees import read_labelled, tell_passed_over
 from l3rs.own_images.classifier import FILE, load
 from l3rs.own_images.evaluation import evaluate
+from l3rs.own_images.folder import check_outside
 from l3rs.run_folder import CONFIG
 from l3rs.text import first_line, printable
 
@@ -45,15 +46,6 @@ def parser() -> Parser:
     return parser
 
 
-def _check_out(out: Path, run: Path, images: Path) -> None:
-    """Raises ValueError if the results would take the place of a run's own, or lie among images."""
-    here = out.resolve()
-    if here == run.resolve() or any((here / name).exists() for name in (CONFIG, FILE)):
-        raise ValueError(f"--out must not be the folder of a run, which has results of its own (got {out}); give another folder")
-    if here == images.resolve() or images.resolve() in here.parents:
-        raise ValueError(f"--out must be outside of the images' folder {images} (got {out}); give another folder")
-
-
 def run(args: Namespace) -> None:
     """Evaluates; exit code 1 if an image was left out."""
     options = EvaluateOptions(**values_of(EvaluateOptions, vars(args)))
@@ -68,7 +60,11 @@ def run(args: Namespace) -> None:
         tree = read_labels(options.labels, args.folder, classes=classifier.classes)
     tell_passed_over(args.folder, tree.passed_over)
     if options.out is not None:
-        _check_out(options.out, Path(args.run), Path(args.folder))
+        check_outside(options.out, args.folder)
+        if any((options.out / name).exists() for name in (CONFIG, FILE)):
+            raise ValueError(
+                f"--out must not be the folder of a run, which has results of its own (got {options.out}); give another folder"
+            )
         try:
             options.out.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:

@@ -180,9 +180,8 @@ def called_head(modules: Sequence[str]) -> int | None:
         >>> called_head(["encoder.layer.3.output.dense", "classifier.1", "side"]), called_head(["0.output.dense", "linear"])
         (1, None)
     """
-    paths = [module.split(".") for module in modules]
-    called = [place for place, path in enumerate(paths) if HEADS.intersection(path)]
-    outside = [place for place in called if not any(map(str.isdecimal, takewhile(lambda part: part not in HEADS, paths[place])))]
+    called = [place for place, module in enumerate(modules) if HEADS.intersection(module.split("."))]
+    outside = [place for place in called if not _numbered(modules[place])]
     if outside:
         return outside[-1]
     return called[-1] if called[-1:] == [len(modules) - 1] else None

@@ -148,17 +148,18 @@ def missing(planned: Iterable[Planned], rows: pd.DataFrame) -> list[Planned]:
 
 @lru_cache(maxsize=256)
 def _hash_of_task(workload: Workload, task: TaskConfig, purpose: str) -> str:
-    return _hash([workload.contents((purpose,)), asdict(task), purpose])
+    return hashed([workload.contents((purpose,)), asdict(task), purpose])
 
 
-def _hash(values: Any) -> str:
-    return fingerprint(json.dumps(values, sort_keys=True))[:8]
+def hashed(values: Any) -> str:
+    """The first eight hex digits of the SHA-256 of values that JSON has, or of dataclasses of them."""
+    return fingerprint(json.dumps(values, sort_keys=True, default=asdict))[:8]
 
 
 def made_with(run: Run) -> str:
     """Hashes what a run is, besides its `KEY`: what it is on, and, behind a dash, the settings of its arm."""
     arm = asdict(replace(settings(run.arm), learned="", meta_seed=0, head="random"))
-    return f"{_hash_of_task(run.workload or Workload(), run.task, run.purpose)}-{_hash(arm)}"
+    return f"{_hash_of_task(run.workload or Workload(), run.task, run.purpose)}-{hashed(arm)}"
 
 
 def check_made_with(config: EvaluationConfig, rows: pd.DataFrame) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import yaml
 from tqdm import tqdm
 
 from l3rs.directions import TorchOptimizerDirection, register
-from l3rs.evaluation.cells import read_rows
+from l3rs.evaluation.cells import hashed, read_rows
 from l3rs.evaluation.decisions import record
 from l3rs.files import append_rows
 from l3rs.finetuning.tasks import task_seed
@@ -26,7 +25,6 @@ from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.problem import fine_tune
 from l3rs.meta.train import meta_train
 from l3rs.schedules.schedule import LearnedSchedule
-from l3rs.schedules.seal import fingerprint
 from l3rs.schedules.variants import NAMES
 
 COLUMNS = ("setting", "meta_seed", "generation", "steps", "task", "accuracy", "loss", "meta_seconds", "made_with")
@@ -124,12 +122,8 @@ class Study:
 
     def made_with(self, setting: str) -> dict[str, str]:
         """Hashes what rows of a setting are made with, by its names there: its settings, and, behind a dash, its use and the purpose."""
-
-        def mark(*values: Any) -> str:
-            return fingerprint(json.dumps(values, sort_keys=True, default=asdict))[:8]
-
-        trained = mark({**self.base, **self.overrides[setting]})
-        return {name: f"{trained}-{mark(self.purpose, use)}" for name, use in self.used(setting).items()}
+        trained = hashed([{**self.base, **self.overrides[setting]}])
+        return {name: f"{trained}-{hashed([self.purpose, use])}" for name, use in self.used(setting).items()}
 
     def measured(self, root: Path) -> pd.DataFrame:
         """The rows in a checkout, none if there is no such file yet."""

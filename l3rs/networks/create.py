@@ -123,17 +123,13 @@ def head_inside(module: nn.Module, cure: str = "name it") -> nn.Linear:
     Raises:
         ValueError: there is none.
     """
-    saying, found = [], list[nn.Linear]()
-    inside: set[nn.Module] = set()
-    for m in module.modules():
-        if m not in inside and callable(getattr(m, "get_classifier", None)):
-            saying.append(m)
-            with suppress(ValueError):
-                found.append(head_of(m))
-                inside.update(m.modules())
-    trained = [head for head in found if any(p.requires_grad for p in head.parameters())]
+    saying = [m for m in module.modules() if callable(getattr(m, "get_classifier", None))]
+    found: list[nn.Linear] = []
+    for network in saying:
+        with suppress(ValueError):
+            found.append(head_of(network))
     if found:
-        return next(iter(trained or found))
+        return next((head for head in found if any(p.requires_grad for p in head.parameters())), found[0])
     dense = [(name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear)]
     place = called_head([name for name, _ in dense])
     if saying:

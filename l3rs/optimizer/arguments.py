@@ -72,10 +72,10 @@ def check_group(group: dict[str, Any]) -> None:
     for name, what in (("step", "taken"), ("skipped", "skipped"), ("late", "taken before the group came")):
         if not whole(group[name]) == group[name] >= 0:
             raise ValueError(f"{name} must be a whole number of at least 0, the steps that were {what} (got {group[name]!r})")
-    cut, first = group["cut"], group["first_loss"]
-    cut, first = (None if value is None else _number(value) for value in (cut, first))
-    if cut is None or not 0 < cut <= 1:
+    cut = _number(group["cut"])
+    if not 0 < cut <= 1:
         raise ValueError(f"cut must be a number above 0 and at most 1, by which the guard shortens all steps (got {group['cut']!r})")
+    first = None if group["first_loss"] is None else _number(group["first_loss"])
     if first is not None and not math.isfinite(first):
         raise ValueError(f"first_loss must be a finite number, the loss of the first step, or None (got {group['first_loss']!r})")
     if isinstance(group["maximize"], str) or group["maximize"] not in (False, True):

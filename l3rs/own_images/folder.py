@@ -14,6 +14,13 @@ from l3rs.run_folder import RunFolder
 from l3rs.text import csv_table
 
 
+def check_outside(out: Path, images: str | Path) -> None:
+    """Raises ValueError if results in the folder `out` would be among the images."""
+    here, among = out.resolve(), Path(images).resolve()
+    if here == among or among in here.parents:
+        raise ValueError(f"--out must be outside of the images' folder {images} (got {out}); give another folder")
+
+
 class Folder(RunFolder):
     """The folder of a run. Raises FolderError like `RunFolder`, also if it holds anything else.
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from l3rs.networks.batch_norms import batch_norms
 from l3rs.own_images.classifier import FILE, load
 from l3rs.own_images.config import OwnImagesConfig
 from l3rs.own_images.evaluation import evaluate
-from l3rs.own_images.folder import Folder
+from l3rs.own_images.folder import Folder, check_outside
 from l3rs.own_images.pictures import plot_curves
 from l3rs.own_images.plan import Plan, plan
 from l3rs.own_images.rivals import Rival
@@ -46,7 +45,7 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
     Raises:
         ValueError: the images, the weights, the schedule, or the folder cannot be used. Nothing was trained then.
     """
-    _inside(config)
+    check_outside(config.folder, config.data)
     for name in config.logger:
         require(f"--logger {name}", name) if name == "wandb" else None
     data = ImageFolderDataModule(
@@ -85,13 +84,6 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
             return _report(results, arms, folder, data, train.metric)
         except KeyboardInterrupt:
             raise Stopped(None, exit_code()) from None
-
-
-def _inside(config: OwnImagesConfig) -> None:
-    """Raises ValueError if the results would be among the images."""
-    out, images = config.folder.resolve(), Path(config.data).resolve()
-    if out == images or images in out.parents:
-        raise ValueError(f"--out must be outside of the images' folder {config.data} (got {config.folder}); give another folder")
 
 
 def found(data: ImageFolderDataModule, config: OwnImagesConfig) -> Iterator[str]:

@@ -159,7 +159,7 @@ def places_tree(root: Path) -> int:
     return len(split.classes["pretrain"])
 
 
-@pytest.mark.parametrize(("name", "tree"), [("imagenet", imagenet_tree), ("places", places_tree)])
+@pytest.mark.parametrize(("name", "tree"), [("imagenet", imagenet_tree), pytest.param("places", places_tree, marks=pytest.mark.slow)])
 def test_two_steps_of_the_papers_own(name: str, tree: object, backbone: ModuleType, tmp_path: Path) -> None:
     """The committed config, with full ResNet-34 at 224 px, but two steps of a small batch."""
     classes = tree(tmp_path / "data")

@@ -130,6 +130,7 @@ def test_a_row_of_a_run(tmp_path: Path) -> None:
     assert (tmp_path / "rows.csv").read_text().splitlines()[1:] == ["test,adam,0.003,2,0,,0.5,1.25,0.1"] * 2
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_gives_them_work(tmp_path: Path) -> None:
     """A killed comparison would leave them waiting for ever."""
     script = tmp_path / "script.py"

@@ -113,6 +113,7 @@ def test_a_comparison_whose_process_was_killed_in_a_row_goes_on(tmp_path: Path) 
         del results
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_killed_between_its_two_files_has_no_row_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The curve of a run is written, and the run is not; or only some of its curve, as the disk is full."""
     argv = ["finetune", "--tasks", "2", "--steps", "2", "--optimizers", "adam", "--workers", "1", "--out", str(tmp_path)]

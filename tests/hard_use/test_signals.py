@@ -55,6 +55,7 @@ def test_a_comparison_with_processes(which: signal.Signals, code: int, tmp_path:
     assert not curves.duplicated(["task_seed", "steps"]).any()
 
 
+@pytest.mark.slow
 @BOTH
 def test_own_images_with_processes(which: signal.Signals, code: int, tmp_path: Path) -> None:
     photos, out = write_tree(tmp_path / "photos", {"ant": 9, "bee": 9}, 20, 20), tmp_path / "o"

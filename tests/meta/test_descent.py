@@ -119,7 +119,10 @@ def test_long_tasks_are_dealt_out_first() -> None:
     assert sorted(i for part in shares(tasks, 3) for i in part) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("search", "stops"), [("gradient", (2,)), ("both", (2, 3))])  # `both` goes over to evolution after 2
+BOTH = pytest.param("both", (2, 3), marks=pytest.mark.slow)  # goes over to evolution after 2
+
+
+@pytest.mark.parametrize(("search", "stops"), [("gradient", (2,)), BOTH])
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     search: str, stops: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +147,7 @@ def test_two_processes_give_what_one_does(tmp_path: Path) -> None:
     assert same(bits(tmp_path / "one", 2), bits(tmp_path / "two", 2))
 
 
-@pytest.mark.parametrize("refresh", [False, True])
+@pytest.mark.parametrize("refresh", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_step_along_the_gradient_lowers_the_loss_of_its_tasks(refresh: bool) -> None:
     shipped = {"model": "resnet34", "width": 16, "from_scratch": False, "task": TaskConfig(10, 64, 100)}
     config = quick(search="gradient", meta_batch=2, steps=(5, 8), refresh=refresh, **shipped)

@@ -57,11 +57,19 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_held_out_loss_falls_beyond_noise(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def learned_something(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six generations, from a bad start."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("learned")
+    meta_train(tiny(6), out, progress=False)
+    return out
+
+
+def test_held_out_loss_falls_beyond_noise(learned_something: Path) -> None:
     """Paired over 12 meta-validation tasks that had no part in it, the 95% interval of the change lies below 0."""
     config = tiny(6)
-    meta_train(config, tmp_path, progress=False)
-    learned = LearnedSchedule.read(tmp_path / "theta-00006.safetensors")
+    learned = LearnedSchedule.read(learned_something / "theta-00006.safetensors")
     before, bench = start(config), workbench(config.workload, TASK)
     changes = [
         fine_tune(learned, learned.theta, bench, "meta-validation", seed, 5).loss[5]
@@ -71,21 +79,20 @@ def test_held_out_loss_falls_beyond_noise(tmp_path: Path) -> None:
     mean, _, high = mean_interval(changes)
     assert high < 0
     assert mean < -0.02
-    curve = pd.read_csv(tmp_path / "curve.csv")
+    curve = pd.read_csv(learned_something / "curve.csv")
     assert curve.generation.to_list() == list(range(7))
     assert curve.validation_loss.dropna().shape == (4,)
 
 
-def test_the_best_finalist_is_kept(tmp_path: Path) -> None:
-    kept = meta_train(tiny(4), tmp_path, progress=False)
-    curve = pd.read_csv(tmp_path / "curve.csv").dropna(subset=["validation_accuracy"])
+def test_the_best_finalist_is_kept(learned_something: Path) -> None:
+    kept = LearnedSchedule.read(learned_something / "tiny.safetensors")
+    curve = pd.read_csv(learned_something / "curve.csv").dropna(subset=["validation_accuracy"])
     generation, finals = kept.training["generation"], kept.training["finalists"]
     assert len(finals) == 2
     assert set(map(int, finals)) <= set(curve.generation)
     assert finals[str(generation)][1] == min(loss for _, loss in finals.values())
-    assert torch.equal(LearnedSchedule.read(tmp_path / f"theta-{generation:05d}.safetensors").theta, kept.theta)
-    assert torch.equal(LearnedSchedule.read(tmp_path / "tiny.safetensors").theta, kept.theta)
-    assert (tmp_path / "curve.png").exists()
+    assert torch.equal(LearnedSchedule.read(learned_something / f"theta-{generation:05d}.safetensors").theta, kept.theta)
+    assert (learned_something / "curve.png").exists()
 
 
 def test_a_run_in_two_parts_is_the_same_run(plain: Path, tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import pytest
@@ -24,23 +27,35 @@ ALL = ("sgd", "adam", "adamax", "lion", "lamb", "weight_decay")
 STEPS = 20
 
 
-def on_ranks(work: Callable[[int, Path], dict[str, Tensor]], folder: Path, ranks: int = 2) -> list[dict[str, Tensor]]:
-    """Runs `work` on several processes, each of which saves what it found, and gives their findings."""
-    mp.spawn(_start, args=(work, folder, ranks), nprocs=ranks)
+Work = Callable[[int, Path], dict[str, Tensor]]
+OnRanks = Callable[[Work, Path], list[dict[str, Tensor]]]
+
+
+@pytest.fixture(scope="module")
+def on_ranks() -> Iterator[OnRanks]:
+    """Runs a piece of work on two processes, and gives what each of them found. All tests here share the processes: they start slowly."""
+    with mp.get_context("spawn").Pool(2) as pool:
+        yield partial(run_on, pool, 2)
+
+
+def run_on(pool: Pool, ranks: int, work: Work, folder: Path) -> list[dict[str, Tensor]]:
+    pool.starmap(_start, [(rank, work, folder, ranks) for rank in range(ranks)], chunksize=1)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
-def _start(rank: int, work: Callable[[int, Path], dict[str, Tensor]], folder: Path, ranks: int) -> None:
+def _start(rank: int, work: Work, folder: Path, ranks: int) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=ranks)
-    torch.save(work(rank, folder), folder / f"{rank}.pt")
-    (folder / f"{rank}.done").touch()
-    # A rank that leaves closes its connections, and one that still waits for its last message may lose it. Where one has failed, its
-    # file never comes, and `mp.spawn` ends the others.
-    while not all((folder / f"{other}.done").exists() for other in range(ranks)):
-        time.sleep(0.01)
-    dist.destroy_process_group()
+    meet = {"init_method": f"file://{folder / 'rendezvous'}", "timeout": timedelta(seconds=60)}
+    dist.init_process_group("gloo", rank=rank, world_size=ranks, **meet)
+    try:
+        torch.save(work(rank, folder), folder / f"{rank}.pt")
+    finally:
+        # A rank that leaves closes its connections, and one that still waits for its last message may lose it.
+        (folder / f"{rank}.done").touch()
+        while not all((folder / f"{other}.done").exists() for other in range(ranks)):
+            time.sleep(0.01)
+        dist.destroy_process_group()
 
 
 def half(k: int, rank: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +80,7 @@ def data_parallel(rank: int, folder: Path) -> dict[str, Tensor]:
     return {"loss": loss.detach(), **{n: p.detach() for n, p in network.module.named_parameters()}}
 
 
-def test_data_parallel_ranks_stay_bitwise_equal_though_their_losses_differ(tmp_path: Path) -> None:
+def test_data_parallel_ranks_stay_bitwise_equal_though_their_losses_differ(on_ranks: OnRanks, tmp_path: Path) -> None:
     a, b = on_ranks(data_parallel, tmp_path)
     assert a.pop("loss") != b.pop("loss")
     assert a.keys() == b.keys()
@@ -88,7 +103,7 @@ def of_velos_kind(rank: int, folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:Celo moved nothing")
-def test_learned_optimizers_that_watch_the_loss_stay_equal_too(tmp_path: Path) -> None:
+def test_learned_optimizers_that_watch_the_loss_stay_equal_too(on_ranks: OnRanks, tmp_path: Path) -> None:
     a, b = on_ranks(of_velos_kind, tmp_path)
     assert a["skipped"] == b["skipped"] == 1
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -104,7 +119,7 @@ def of_a_sharded_network(rank: int, folder: Path) -> dict[str, Tensor]:
     return {}
 
 
-def test_a_head_start_comes_before_sharding(tmp_path: Path) -> None:
+def test_a_head_start_comes_before_sharding(on_ranks: OnRanks, tmp_path: Path) -> None:
     on_ranks(of_a_sharded_network, tmp_path)
 
 
@@ -121,7 +136,7 @@ def alone(rank: int, folder: Path) -> dict[str, Tensor]:
     return {}
 
 
-def test_runs_of_their_own_need_a_group_of_one(tmp_path: Path) -> None:
+def test_runs_of_their_own_need_a_group_of_one(on_ranks: OnRanks, tmp_path: Path) -> None:
     on_ranks(alone, tmp_path)
 
 
@@ -171,7 +186,7 @@ def sharded(rank: int, folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def test_sharded_training_is_that_of_one_process(tmp_path: Path) -> None:
+def test_sharded_training_is_that_of_one_process(on_ranks: OnRanks, tmp_path: Path) -> None:
     """fully_shard on two ranks, saved and loaded half way through torch.distributed.checkpoint."""
     network = Dense()
     optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule())
@@ -213,9 +228,10 @@ def test_hybrid_sharding_is_that_of_one_process(tmp_path: Path) -> None:
         loss = F.cross_entropy(network(inputs), labels)
         loss.backward()
         optimizer.step(loss=loss)
-    for found in on_ranks(hybrid, tmp_path, ranks=4):
-        for name, p in network.named_parameters():
-            torch.testing.assert_close(found[name], p.detach(), rtol=1e-4, atol=1e-5)
+    with mp.get_context("spawn").Pool(4) as pool:
+        for found in run_on(pool, 4, hybrid, tmp_path):
+            for name, p in network.named_parameters():
+                torch.testing.assert_close(found[name], p.detach(), rtol=1e-4, atol=1e-5)
 
 
 def wrapped_and_sharded(rank: int, folder: Path) -> dict[str, Tensor]:
@@ -227,5 +243,5 @@ def wrapped_and_sharded(rank: int, folder: Path) -> dict[str, Tensor]:
     return {}
 
 
-def test_wrapped_optimizers_refuse_sharded_parameters(tmp_path: Path) -> None:
+def test_wrapped_optimizers_refuse_sharded_parameters(on_ranks: OnRanks, tmp_path: Path) -> None:
     on_ranks(wrapped_and_sharded, tmp_path)

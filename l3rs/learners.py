@@ -39,6 +39,20 @@ def sizes_of(network: nn.Module) -> tuple[float | None, ...]:
     return tuple(None if name in head else round(size, 4) for (name, _), size in zip(named, found, strict=False))
 
 
+def refuse_unused(settings: Any, because: str, prefix: str = "") -> None:
+    """Raises ValueError if a field of these settings, a dataclass, has not its default, as nothing would come of it.
+
+    Args:
+        because: what takes no notice of them, such as `search nes`.
+        prefix: what an option has before the field's name.
+    """
+    usual = type(settings)()
+    for name in (f.name for f in fields(settings)):
+        value = getattr(settings, name)
+        if value != getattr(usual, name):
+            raise ValueError(f"{prefix}{name} has no effect with {because}: leave it out (got {value})")
+
+
 @dataclass(frozen=True)
 class Start:
     """The settings of the start of meta-training.
@@ -203,6 +217,7 @@ class _Other(Learner):
     def check(self, start: Start) -> None:
         if start.lr is not None and not 0 < start.lr < float("inf"):
             raise ValueError(f"lr must be positive and finite (got {start.lr})")
+        refuse_unused(start.schedule, f"optimizer {self.name}", "schedule.")
 
     def start(self, start: Start, name: str, network: Callable[[], nn.Module]) -> LearnedWeights:
         return weights.starting_weights(self.name, start.lr, name, start.seed, start.files)

@@ -15,7 +15,7 @@ from l3rs.finetuning.tasks import HEAD_BATCHES, TaskConfig, check_head
 from l3rs.finetuning.unroll import PRECISIONS
 from l3rs.finetuning.variety import Setting, Variety, ZooConfig
 from l3rs.finetuning.workload import Workload, flat, from_flat
-from l3rs.learners import LEARNERS, Start
+from l3rs.learners import LEARNERS, Start, refuse_unused
 
 SEARCHES = ("nes", "gradient", "both")
 DEVICES = ("cpu", "cuda")
@@ -200,9 +200,13 @@ class MetaTrainConfig:
             raise ValueError(f"name must not be that of a state or of a generation of the run's folder (got {self.name!r})")
         check_head(self.head, self.head_batches)
         LEARNERS[self.optimizer].check(self.beginning)
-        if self.search != "nes":
+        if self.search == "nes":
+            refuse_unused(self.gradient, "search nes", "gradient.")
+        else:
             self._check_gradients()
-        if self.zoo.file is not None:
+        if self.zoo.file is None:
+            refuse_unused(self.zoo, "no zoo.file", "zoo.")
+        else:
             self._check_zoo()
 
     def _check_gradients(self) -> None:
@@ -222,6 +226,8 @@ class MetaTrainConfig:
             raise ValueError("specialist must be false with a zoo: a specialist knows one network's layers by name")
         if self.device != "cpu":
             raise ValueError(f"device must be cpu with a zoo (got {self.device})")
+        refuse_unused(self.workload, "a zoo")
+        refuse_unused(self.task, "a zoo", "task.")
         assert self.variety is not None  # it has been read
 
     @cached_property

@@ -35,13 +35,13 @@ def quick(generations: int = 3, **changes: object) -> MetaTrainConfig:
         "workers": 1,
         "finalists": 2,
         "final_tasks": 1,
-        "model": "resnet18",
-        "width": 4,
-        "from_scratch": True,
-        "schedule": L3RSConfig(embedding=0),
         "nes": NESConfig(population=4, sigma=0.1, lr=0.05),
-        "task": TaskConfig(classes=5, batch_size=8, evaluation_size=20),
     }
+    if "zoo" not in changes:
+        task = TaskConfig(classes=5, batch_size=8, evaluation_size=20)
+        settings |= {"model": "resnet18", "width": 4, "from_scratch": True, "task": task}
+    if changes.get("optimizer", "l3rs") == "l3rs":
+        settings["schedule"] = L3RSConfig(embedding=0)
     return MetaTrainConfig.of(**(settings | changes))  # type: ignore[arg-type]
 
 

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import save_file
 from small_runs import quick
 
-from l3rs.finetuning.tasks import TaskDistribution
+from l3rs.controller.config import L3RSConfig
+from l3rs.finetuning.tasks import TaskConfig, TaskDistribution
 from l3rs.finetuning.variety import PURPOSES, Variety, ZooConfig
 from l3rs.learners import LEARNERS
-from l3rs.meta.config import LOG_FLOOR, MetaTrainConfig
+from l3rs.meta.config import LOG_FLOOR, GradientConfig, MetaTrainConfig
 from l3rs.meta.problem import FineTuning
 from l3rs.meta.train import generation_tasks, meta_train, start
 from l3rs.networks.create import create
@@ -127,6 +128,24 @@ def test_what_fits_one_network_alone_is_refused(changes: dict[str, object], said
     form = MetaTrainConfig().schedule if changes.get("specialist") else quick().schedule
     with pytest.raises(ValueError, match=said):
         quick(zoo=ZOO, schedule=form, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"zoo": ZOO, "model": "resnet18"}, r"^model has no effect with a zoo: leave it out \(got resnet18\)"),
+        ({"zoo": ZOO, "task": TaskConfig(classes=5)}, r"^task\.classes has no effect with a zoo: leave it out \(got 5\)"),
+        ({"zoo": ZooConfig(frozen=0.5)}, r"^zoo\.frozen has no effect with no zoo\.file: leave it out \(got 0\.5\)"),
+        ({"gradient": GradientConfig(lr=0.1)}, r"^gradient\.lr has no effect with search nes: leave it out \(got 0\.1\)"),
+        (
+            {"optimizer": "celo", "schedule": L3RSConfig(lr0=0.1)},
+            r"^schedule\.lr0 has no effect with optimizer celo: leave it out \(got 0\.1\)",
+        ),
+    ],
+)
+def test_settings_without_effect_are_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        quick(**changes)
 
 
 @pytest.mark.parametrize(

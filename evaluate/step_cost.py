@@ -119,7 +119,7 @@ def learned(network: nn.Module, kernel: type[ForeachKernel] | None = None, fused
         (layers,) = optimizer._tables.by_device
         params = [p for group in optimizer.param_groups for p in group["params"]]
         states = [optimizer.state[p] for p in params]
-        layers.kernel = kernel(params, states, optimizer._controller.directions, optimizer._controller.constants)
+        layers.kernel = kernel(params, states, optimizer._controller.directions, optimizer._controller.constants, None, layers.decision)
     return optimizer
 
 

@@ -39,10 +39,10 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, flo
     return float(found.low), float(found.high)
 
 
-def probability_of_improvement(differences: Sequence[float] | np.ndarray) -> float:
-    """The share of paired differences above 0; ties count half."""
-    x = np.asarray(differences, dtype=float)
-    return float(((x > 0) + 0.5 * (x == 0)).mean())
+def probability_of_improvement(mine: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray) -> float:
+    """The share of pairs in which `mine` is above `theirs`; ties count half, those of two infinities too."""
+    x, y = np.asarray(mine, dtype=float), np.asarray(theirs, dtype=float)
+    return float(((x > y) + 0.5 * (x == y)).mean())
 
 
 def crossing(log_steps: Sequence[float], accuracies: Sequence[float], target: float) -> float:

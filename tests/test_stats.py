@@ -41,4 +41,5 @@ def test_the_bootstrap_interval_is_about_students_for_many_values() -> None:
 
 
 def test_ties_are_half_an_improvement() -> None:
-    assert probability_of_improvement([1.0, 0.0, -1.0, 2.0]) == pytest.approx(2.5 / 4)
+    assert probability_of_improvement([1.0, 0.0, -1.0, 2.0], [0.0] * 4) == pytest.approx(2.5 / 4)
+    assert probability_of_improvement([math.inf, 1.0], [math.inf, math.inf]) == pytest.approx(0.5 / 2)

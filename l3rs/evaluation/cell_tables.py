@@ -112,10 +112,9 @@ def differences(table: pd.DataFrame, measure: str, reference: str) -> dict[tuple
             continue
         pair = table[[(reference, horizon), (arm, horizon)]].dropna().to_numpy(dtype=float)
         if len(pair):
-            gain = pair[:, 0] - pair[:, 1] if measure == "accuracy" else pair[:, 1] - pair[:, 0]
-            found[arm, horizon] = Difference(
-                float(gain.mean()), *stats.bootstrap_interval(gain), stats.probability_of_improvement(gain), len(gain)
-            )
+            mine, theirs = pair.T if measure == "accuracy" else -pair.T
+            gain, better = mine - theirs, stats.probability_of_improvement(mine, theirs)
+            found[arm, horizon] = Difference(float(gain.mean()), *stats.bootstrap_interval(gain), better, len(gain))
     return found
 
 

@@ -15,9 +15,10 @@ from torch.optim.optimizer import ParamsT
 from l3rs.learned.accumulators import State
 from l3rs.learned.mlp import Member, Rule
 from l3rs.learned.portions import Portions
-from l3rs.optimizer.arguments import Multipliers, evaluate, multiplier, plain
+from l3rs.optimizer.arguments import Multipliers, evaluate, multiplier, plain, whole
 from l3rs.optimizer.distributed import average_over_ranks
-from l3rs.optimizer.observed import Losses, WatchesLoss
+from l3rs.optimizer.observed import Losses
+from l3rs.optimizer.saving import Resumable
 from l3rs.optimizer.states import check_names, differences, fit, meta, name_of
 from l3rs.text import printable
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 RULE = "l3rs_rule"  # a key of the groups of a state dict: the optimizer's class
 
 
-class LearnedRule(WatchesLoss):
+class LearnedRule(Resumable):
     """What VeLO, Celo, Celo2 and small_fc_lopt share: groups, gradients that are not finite, saving and resuming.
 
     If any gradient, or the loss where it is watched, is not finite, the step changes nothing, and `skipped_steps` counts it; that this can
@@ -72,6 +73,9 @@ class LearnedRule(WatchesLoss):
         for p in group["params"]:
             if not p.is_floating_point():
                 raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; {type(self).__name__} steps real floating parameters")
+        for name in ("step", "skipped"):
+            if not whole(group[name]) == group[name] >= 0:
+                raise ValueError(f"{name} must be a whole number of at least 0, of steps (got {group[name]!r})")
         group["lr"] = number
 
     # -- groups -----------------------------------------------------------------------------------------------------------------------
@@ -187,30 +191,7 @@ class LearnedRule(WatchesLoss):
             group[RULE] = type(self).__name__
         return saved
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where a saved run was; the dict stays as it is.
-
-        Raises:
-            ValueError: the state is of another kind of optimizer, or of other parameters; nothing has changed then.
-        """
-        loading: dict[str, Any] = {}
-
-        def check(_: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            loading.update(self._check(saved))
-            return loading
-
-        hooks = (  # of users, the first ones may change the dict before it is checked, and the last ones see the finished state
-            self.register_load_state_dict_pre_hook(check),
-            self.register_load_state_dict_post_hook(lambda _: self._take_over(loading), prepend=True),
-        )
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            for hook in hooks:
-                hook.remove()
-
     def _check(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Gives what torch is to load of a state dict. Raises ValueError if it is of something else than what is here."""
         check_names(state_dict["param_groups"], self.param_groups)
         for place, (i, p, group) in enumerate(self._pairs(state_dict)):
             saved = state_dict["state"].get(i, {})
@@ -224,14 +205,19 @@ class LearnedRule(WatchesLoss):
                 kind = group.get(RULE, f"has no {', '.join(missing)}")
                 raise ValueError(f"this state is of another kind of optimizer than {type(self).__name__}: {printable(str(kind))}")
         groups = [{key: value for key, value in group.items() if key != RULE} for group in state_dict["param_groups"]]
-        return {**state_dict, "param_groups": groups}
+        self._loading = {**state_dict, "param_groups": groups}
+        return self._loading
 
-    def _take_over(self, state_dict: dict[str, Any]) -> None:
-        """Copies what was loaded: torch shares tensors with the dict, which a step would change, and casts them to a parameter's dtype."""
-        for i, p, group in self._pairs(state_dict):
-            like = self._expected(p, group)
-            for key, saved in state_dict["state"].get(i, {}).items():
-                self.state[p][key] = saved.detach().to(p.device, like[key].dtype, copy=True).contiguous()
+    def _finish_loading(self) -> None:
+        loading = self._loading
+        del self._loading
+        for group in self.param_groups:
+            self._validate(group)
+        for i, p, group in self._pairs(loading):
+            saved = loading["state"].get(i, {})
+            self._copy(p, saved, self._expected(p, group))
+            for key in saved:
+                self.state[p][key] = self.state[p][key].contiguous()
 
     def _pairs(self, state_dict: dict[str, Any]) -> Iterator[tuple[int, Tensor, dict[str, Any]]]:
         """The number of each parameter in a state dict, the parameter here, and its group here; torch compares how many there are."""

@@ -38,22 +38,22 @@ class L3RSMixin(pl.LightningModule):
     of its own calls `l3rs_optimizer()` there. With manual optimization, call `self.optimizers().step(loss=loss)`.
 
     Attributes:
-        learned: the learned schedule, as of `L3RS`; set it in the class or in the constructor.
         lr_multiplier: multiplies every step; `LearningRateFinder(attr_name="lr_multiplier")` sets it.
-        weight_decay: decoupled, as of `L3RS`.
+        l3rs_learned: the learned schedule, as in `L3RS`; set it in the class or in the constructor.
+        l3rs_weight_decay: decoupled, as in `L3RS`.
         l3rs_head: the name in the module of the layer that classifies, where it is not called as heads are; `head` of `L3RS`.
-        guard: cuts lengths where the loss of one of the first steps is far above that of the first, as of `L3RS`.
+        l3rs_guard: cuts lengths where the loss of one of the first steps is far above that of the first, as in `L3RS`.
 
     Example:
         >>> class Mine(L3RSMixin, TheirModule):
-        ...     learned = "generalist"
+        ...     l3rs_learned = "generalist"
     """
 
-    learned: str | LearnedSchedule = "auto"
     lr_multiplier: float = 1.0
-    weight_decay: float = 0.0
+    l3rs_learned: str | LearnedSchedule = "auto"
+    l3rs_weight_decay: float = 0.0
     l3rs_head: str | None = None
-    guard: bool = True
+    l3rs_guard: bool = True
     _window: Mapping[int, Tensor | None] = {}  # replaced, never changed
     _begun: int | None = None  # the first batch of this fit
 
@@ -63,15 +63,17 @@ class L3RSMixin(pl.LightningModule):
         Layers find what was learned for them among the names of the whole module, so those that are added later find it too.
 
         Raises:
-            ValueError: the length of the run is unknown, a callback cannot be used with L3RS, or `learned` does not fit.
+            ValueError: the length of the run is unknown, a callback cannot be used with L3RS, or `l3rs_learned` does not fit.
         """
         refuse_callbacks(self.trainer)
         named = list(self.named_parameters())
-        found = resolve(self.learned, named)
+        found = resolve(self.l3rs_learned, named)
         learned = found._replace(schedule=_renamed(found.schedule, [name for name, _ in named]))
         chosen = [(name, p) for name, p in self.named_parameters() if p.requires_grad] if params is None else list(params)
-        options = {"lr": self.lr_multiplier, "weight_decay": self.weight_decay, "head": self.l3rs_head, "guard": self.guard}
-        return _NamedL3RS(self, chosen, total_steps(self.trainer), learned, **options)
+        return _NamedL3RS(
+            self, chosen, total_steps(self.trainer), learned, lr=self.lr_multiplier, weight_decay=self.l3rs_weight_decay,
+            head=self.l3rs_head, guard=self.l3rs_guard,
+        )  # fmt: skip
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """L3RS for all parameters that require a gradient."""
@@ -140,7 +142,7 @@ class L3RSModule(L3RSMixin):
     Args:
         model: its name in timm, or a network that gives (B, num_classes) logits.
         num_classes: of them.
-        learned: the learned schedule, as of `L3RS`.
+        learned: the learned schedule, as in `L3RS`.
         optimizer: makes another optimizer for the network and a number of steps, to compare with; it may be a `Recipe`, whose scheduler
             advances at each step.
         pretrained: whether a model by name gets timm's pretrained weights, from the Hub or its cache.
@@ -177,8 +179,8 @@ class L3RSModule(L3RSMixin):
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1 (got {num_classes})")
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2 (got {num_classes})")
         if classes is not None and len(classes) != num_classes:
             raise ValueError(f"classes are {len(classes)} names, and num_classes is {num_classes}")
         if class_weights is not None and len(class_weights) != num_classes:
@@ -201,8 +203,9 @@ class L3RSModule(L3RSMixin):
             plain |= {"learned": str(learned)}
         self.save_hyperparameters(plain)
         self.network = _network(model, num_classes, pretrained, in_chans)
-        self.learned = str(learned) if isinstance(learned, Path) else learned
-        self.make_optimizer, self.lr_multiplier, self.weight_decay, self.classes = optimizer, lr_multiplier, weight_decay, classes
+        self.l3rs_learned = str(learned) if isinstance(learned, Path) else learned
+        self.lr_multiplier, self.l3rs_weight_decay = lr_multiplier, weight_decay
+        self.make_optimizer, self.classes = optimizer, classes
         self.multilabel, self.label_smoothing, self.class_weights = multilabel, label_smoothing, class_weights
         judge = MultilabelAveragePrecision(num_classes) if multilabel else MulticlassAccuracy(num_classes, average="macro")
         self.val_judge, self.test_judge = judge, judge.clone()  # nothing of them is in checkpoints

@@ -121,6 +121,17 @@ class Decision:
         self.skipped += ~norms.ok
         return torch.where(norms.directions > NOTHING, lengths.unsqueeze(1) * mu / norms.directions, 0)
 
+    def spread(self, values: Sequence[float | Tensor]) -> float | Tensor:
+        """A number of each group as one for all layers where it is the same, else by layer, (L,)."""
+        if not any(isinstance(v, Tensor) for v in values):
+            if len(set(values)) == 1:
+                return values[0]
+            table = torch.tensor(values, dtype=torch.float32)
+            if self.device.type == "cuda":  # from pinned memory, so that the copy is not waited for
+                table = table.pin_memory()
+            return table.to(self.device, non_blocking=True)[self.group]
+        return torch.stack([torch.as_tensor(v, dtype=torch.float32, device=self.device).reshape(()) for v in values])[self.group]
+
     def _units(self, norms: Norms, sizes: Tensor | None) -> Tensor | float:
         """The length, in l2 norm, of a layer's step at lambda = 1."""
         c = self.config

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -21,9 +20,10 @@ from l3rs.optimizer.advice import tell_of_no_head, tell_what_names_would_give, t
 from l3rs.optimizer.arguments import LONGEST, Multipliers, check_group, evaluate, plain
 from l3rs.optimizer.distributed import average_over_ranks, local
 from l3rs.optimizer.guard import Guard
-from l3rs.optimizer.kernels import choice, why_not_compiled
-from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, finite
-from l3rs.optimizer.observed import Losses, WatchesLoss
+from l3rs.optimizer.kernels import kernel_class
+from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, finite, full_precision
+from l3rs.optimizer.observed import Losses
+from l3rs.optimizer.saving import Resumable
 from l3rs.optimizer.states import (
     SCHEDULE,
     check_groups,
@@ -49,17 +49,7 @@ NEW: dict[str, Any] = {  # of groups: the clock, what `Guard` keeps, and the ste
 }  # fmt: skip
 
 
-@contextmanager
-def full_precision(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Switches autocast off, which would round the products of the controller where a step is taken within it."""
-    with ExitStack() as stack:
-        for kind in {device.type for device in devices}:
-            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
-
-
-class L3RS(WatchesLoss):
+class L3RS(Resumable):
     """Learned Layer-wise Learning Rate Scheduler (arXiv 2408.09310).
 
     At step k each layer l, a parameter tensor, moves by
@@ -169,11 +159,8 @@ class L3RS(WatchesLoss):
         layers = [p for group in groups for p in group["params"]]
         table = layer_table([p.shape for p in layers], names_of(groups), self.head)
         network = Network(layers, table, {p: i for i, p in enumerate(layers)})
-        for device in {p.device for p in every if not p.is_meta} if self.fused else ():
-            some = [local(p) for p in every if p.device == device and p.requires_grad]
-            why = why_not_compiled(some, self._controller.directions, self._controller.config) if some else None
-            if why:
-                raise ValueError(f"fused=True, but {why}")
+        if self.fused:
+            self._kernels()  # raises ValueError where there is none
         self._tables = Tables(self._controller, slot, network, sharded, self.fused)
         for p in every:
             if p.requires_grad:
@@ -210,14 +197,18 @@ class L3RS(WatchesLoss):
 
     def __repr__(self) -> str:
         assert self.learned is not None
-        by_device: dict[torch.device, list[Tensor]] = {}
-        for p in (p for group in self.param_groups for p in group["params"]):
-            by_device.setdefault(p.device, []).append(local(p))
-        directions, config = self._controller.directions, self.learned.config
-        forms = ", ".join(f"{choice(some, directions, config, self.fused)} on {device}" for device, some in by_device.items())
+        forms = ", ".join(f"{name} on {device}" for device, name in self._kernels().items()) or "nothing to step"
         why = f" ({self.why})" if self.why else ""
         numbers = f"{len(self.learned.theta)} meta-parameters"
         return f"L3RS(learned={self.learned.name!r}{why}, {numbers}, head: {self._head}, step: {forms})\n{super().__repr__()}"
+
+    def _kernels(self) -> dict[torch.device, str]:
+        """What steps the parameters of each device that require a gradient. Raises ValueError if `fused` asks for what there is not."""
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for p in (p for group in self.param_groups for p in group["params"] if p.requires_grad and not p.is_meta):
+            by_device.setdefault(p.device, []).append(local(p))
+        directions, config = self._controller.directions, self._controller.config
+        return {device: kernel_class(some, directions, config, self.fused).name for device, some in by_device.items()}
 
     @property
     def _head(self) -> str:
@@ -290,7 +281,7 @@ class L3RS(WatchesLoss):
         decays = [group["weight_decay"] for group in self.param_groups]
         if any(decays):
             assert layers.decided is not None
-            factors = 1 - layers.spread(decays) * layers.decided.lengths / layers.decision.root_numel
+            factors = 1 - layers.decision.spread(decays) * layers.decided.lengths / layers.decision.root_numel
             torch._foreach_mul_([local(self._tables.params[i]) for i in layers.where], list(factors.unbind()))
 
     @staticmethod
@@ -376,26 +367,13 @@ class L3RS(WatchesLoss):
             ValueError: the state belongs to other parameters, to another optimizer, or to a run under another schedule; the optimizer stays
                 as it was.
         """
-        before, steps = dict(self.__dict__), self.param_groups[0]["total_steps"]
-        hooks = (  # of users, the first ones may change the dict before it is checked, and the last ones see the finished state
-            self.register_load_state_dict_pre_hook(lambda _, saved: self._check(saved)),
-            self.register_load_state_dict_post_hook(lambda _: self._finish_loading(), prepend=True),
-        )
-        try:
-            super().load_state_dict(state_dict)
-        except Exception:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
-        finally:
-            for hook in hooks:
-                hook.remove()
+        steps = self.param_groups[0]["total_steps"]
+        super().load_state_dict(state_dict)
         after = self.param_groups[0]["total_steps"]
         if after != steps:
             warnings.warn(f"the loaded state is of a run of total_steps={after}; that takes the place of {steps}", stacklevel=2)
 
     def _check(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Gives what torch is to load of a state dict, and keeps what `_finish_loading` needs."""
         assert self.learned is not None
         groups = state_dict["param_groups"]
         check_groups(groups)
@@ -423,18 +401,13 @@ class L3RS(WatchesLoss):
         return None if found is None else Chosen(self._called_as_here(found), "the loaded run has it")
 
     def _finish_loading(self) -> None:
-        """Takes over the state that torch has put in its place, before the hooks of users."""
         (learned, why), state, fresh = self._loading
         del self._loading
         for group in self.param_groups:
             check_group(group)
-        # torch shares tensors with the dict, which a step would change, and casts floating state to the dtype of its parameter, which
-        # would round the float32 averages of a bfloat16 one.
         params = [p for group in self.param_groups for p in group["params"]]
         for (i, saved), p in zip(state.items(), params, strict=True):
-            for key, t in saved.items():
-                if isinstance(t, Tensor):
-                    self.state[p][key] = t.detach().to(p.device, fresh[i][key].dtype if key in fresh[i] else t.dtype, copy=True)
+            self._copy(p, saved, fresh[i])
         self._guard = Guard()
         if learned is self.learned:
             self._assign()  # groups may be known by now as added late

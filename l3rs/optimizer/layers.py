@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from l3rs.controller.describe import LayerTable, Sizes, describe
 from l3rs.directions import Direction, direction
 from l3rs.optimizer.decision import Decided, Decision
 from l3rs.optimizer.distributed import local, shard_reduction, whole
-from l3rs.optimizer.kernels import ForeachKernel, choose
+from l3rs.optimizer.kernels import Kernel, kernel_class
 from l3rs.optimizer.states import meta
 from l3rs.schedules.schedule import LearnedSchedule
 
@@ -104,7 +105,8 @@ class Layers:
         reduce = shard_reduction(params)  # where parameters are sharded, this rank steps its parts
         if reduce is not None:
             params, states = [local(p) for p in params], [{key: local(t) for key, t in state.items()} for state in states]
-        self.kernel = choose(params, states, controller.directions, controller.constants, reduce, fused, decision)
+        kind = kernel_class(params, controller.directions, controller.config, fused)
+        self.kernel: Kernel = kind(params, states, controller.directions, controller.constants, reduce, decision)
 
     @property
     def decided(self) -> Decided | None:
@@ -123,32 +125,19 @@ class Layers:
             lrs: the multiplier of each group.
             signs: of the loss, of each group: -1 where it is maximized.
         """
-        if not isinstance(self.kernel, ForeachKernel):
-            self.kernel.step(grads, loss, ok, lrs, signs)
-            return
-        if loss is not None:
-            loss = loss.to(self.device, torch.float32)
-            ok = loss.isfinite() if ok is None else ok
-        elif ok is None:
-            ok = torch.ones((), dtype=torch.bool, device=self.device)
-        decision = self.decision
-        decision.steps += 1
-        norms = self.kernel.measure(grads, decision.steps, ok)
-        seen = loss * self.spread(signs) if loss is not None and decision.config.sees_loss else None
-        self.kernel.apply(decision(norms, seen, self.spread(lrs)))
-
-    def spread(self, values: Sequence[float | Tensor]) -> float | Tensor:
-        """A number of each group as one for all layers where it is the same, else by layer, (L,)."""
-        if not any(isinstance(v, Tensor) for v in values):
-            if len(set(values)) == 1:
-                return values[0]
-            table = torch.tensor(values, dtype=torch.float32)
-            if self.device.type == "cuda":  # from pinned memory, so that the copy is not waited for
-                table = table.pin_memory()
-            return table.to(self.device, non_blocking=True)[self.decision.group]
-        return torch.stack([torch.as_tensor(v, dtype=torch.float32, device=self.device).reshape(()) for v in values])[self.decision.group]
+        self.kernel.step(grads, loss, ok, lrs, signs)
 
 
 def finite(grads: Sequence[Tensor]) -> Tensor:
     """A bool on their device: whether all gradients are finite."""
     return torch.stack(torch._foreach_norm(list(grads))).isfinite().all()
+
+
+@contextmanager
+def full_precision(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Switches autocast off, which would round the products of the controller where a step is taken within it."""
+    with ExitStack() as stack:
+        for kind in {device.type for device in devices}:
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield

@@ -13,13 +13,20 @@ from l3rs.optimizer.l3rs import L3RS
 class TimmL3RS(L3RS):
     """L3RS with the arguments that timm hands to every optimizer."""
 
-    def __init__(self, params: ParamsT, total_steps: int | None = None, foreach: bool | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        params: ParamsT,
+        total_steps: int | None = None,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        **options: Any,
+    ) -> None:
         if total_steps is None:
             raise ValueError(
                 "l3rs needs total_steps, the steps of the whole run: create_optimizer_v2(..., total_steps=1000), opt_args in a config, or "
                 "--opt-kwargs total_steps=1000 at timm's train.py"
             )
-        super().__init__(params, total_steps, fused=False if foreach else None, **options)
+        super().__init__(params, total_steps, fused=False if foreach and fused is None else fused, **options)
 
 
 def register_with_timm() -> None:

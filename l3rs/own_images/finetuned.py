@@ -44,8 +44,9 @@ class FineTuned:
     about: Classifier
     network: nn.Module
 
-    def __call__(self, files: Sequence[str | Path], top: int = 1) -> list[Prediction]:
-        """Classifies image files; one that cannot be decoded has an error in place of classes."""
+    def __call__(self, files: str | Path | Sequence[str | Path], top: int = 1) -> list[Prediction]:
+        """Classifies image files, or one; a file that cannot be decoded has an error in place of classes."""
+        files = [files] if isinstance(files, str | Path) else files
         return list(predict(self.about, self.network, [str(file) for file in files], top))
 
     def logits(self, inputs: Tensor) -> Tensor:

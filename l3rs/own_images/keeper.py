@@ -28,6 +28,11 @@ from l3rs.own_images.plan import VALIDATIONS
 LAST, BEST = "last.ckpt", "best.ckpt"
 
 
+def rank(metric: float, loss: float) -> tuple[float, float]:
+    """Orders weights, the best last: by the metric of validation, equal ones by the loss. What is not finite is worse than any number."""
+    return metric if math.isfinite(metric) else -1.0, -loss if math.isfinite(loss) else -math.inf
+
+
 class Keeper(pl.Callback):
     """Saves the curve and the best weights at every validation; a checkpoint to resume from also along the way and on SIGTERM.
 
@@ -79,7 +84,7 @@ class Keeper(pl.Callback):
         seen = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
         row = {"step": float(trainer.global_step), "train_loss": self._mean_loss(), **seen}
         self.rows.append(row)
-        better = not self.best or self._rank(row) > self._rank(self.best)
+        better = not self.best or rank(row[self.metric], row["val_loss"]) > rank(self.best[self.metric], self.best["val_loss"])
         if better:
             self.best = row
             with self.run.writing(self.path / BEST):
@@ -108,11 +113,6 @@ class Keeper(pl.Callback):
         if isinstance(exception, SIGTERMException) and not trainer.validating:  # comes between two steps
             self.seconds += time.perf_counter() - self._since
             self._save(trainer)
-
-    def _rank(self, row: Mapping[str, float]) -> tuple[float, float]:
-        """Higher is better."""
-        loss, metric = row["val_loss"], row[self.metric]
-        return metric if math.isfinite(metric) else -1.0, -loss if math.isfinite(loss) else -math.inf
 
     def _mean_loss(self) -> float:
         """Averages the loss since the last validation."""

@@ -23,6 +23,7 @@ from l3rs.own_images.classifier import FILE, load
 from l3rs.own_images.config import OwnImagesConfig
 from l3rs.own_images.evaluation import evaluate
 from l3rs.own_images.folder import Folder, check_outside
+from l3rs.own_images.keeper import rank
 from l3rs.own_images.pictures import plot_curves
 from l3rs.own_images.plan import Plan, plan
 from l3rs.own_images.rivals import Rival
@@ -184,7 +185,7 @@ def _try(network: nn.Module, config: OwnImagesConfig, num_classes: int, batch_si
 def _best(results: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
     """The best learning rate of a grid, and the number of runs that it took."""
     key = metric.removeprefix("val_")
-    return {**max(results, key=lambda r: (r[key], -r["loss"])), "runs": len(results)}
+    return {**max(results, key=lambda r: rank(r[key], r["loss"])), "runs": len(results)}
 
 
 def as_text(results: Sequence[Mapping[str, Any]]) -> str:

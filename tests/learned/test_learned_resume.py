@@ -40,6 +40,25 @@ def test_resume_is_bit_equal(form: str, after: int, way: Callable[..., None], dt
 
 
 @every_form
+@pytest.mark.parametrize(
+    ("key", "value", "said"), [("lr", "abc", "lr must be a finite number"), ("step", -1, "step must be a whole number")]
+)
+def test_a_state_with_numbers_that_cannot_be_changes_nothing(form: str, key: str, value: object, said: str) -> None:
+    network = small_network()
+    optimizer = make(form, network.parameters())
+    train(network, optimizer, range(2))
+    state = copy.deepcopy(optimizer.state_dict())
+    groups, before = copy.deepcopy(optimizer.param_groups), [t.clone() for t in states(optimizer)]
+    state["param_groups"][0][key] = value
+    with pytest.raises(ValueError, match=said):
+        optimizer.load_state_dict(state)
+    assert [{**g, "params": 0} for g in optimizer.param_groups] == [{**g, "params": 0} for g in groups]
+    assert equal(states(optimizer), before)
+    train(network, optimizer, range(2, 3))
+    assert finite(weights(network))
+
+
+@every_form
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_state_that_was_cast_is_of_the_right_type_again(form: str, dtype: torch.dtype) -> None:
     """Else the C kernel would read past it."""

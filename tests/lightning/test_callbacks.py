@@ -331,7 +331,7 @@ def test_a_specialist_is_found_by_the_whole_network_though_only_its_head_is_ther
 
 
 class WithBackbone(L3RSMixin, pl.LightningModule):
-    guard = False  # random weights, whose loss leaps
+    l3rs_guard = False  # random weights, whose loss leaps
 
     def __init__(self) -> None:
         super().__init__()

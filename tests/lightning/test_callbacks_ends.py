@@ -189,7 +189,7 @@ def test_a_network_that_training_does_not_call_is_named(tmp_path: Path) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.one, self.two = small_network(), nn.BatchNorm1d(3)
-            self.learned = random_schedule(self)
+            self.l3rs_learned = random_schedule(self)
 
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
             return nn.functional.cross_entropy(self.two(self.one(batch[0])), batch[1])

@@ -203,7 +203,7 @@ def test_a_checkpoint_of_a_model_by_name_loads_without_pickle_and_without_a_netw
     done.save_checkpoint(tmp_path / "made.ckpt")
     loaded = L3RSModule.load_from_checkpoint(tmp_path / "made.ckpt", weights_only=True)
     assert equal(weights(made), weights(loaded))
-    assert (loaded.classes, loaded.learned) == (["a", "b", "c"], "icons-generalist")
+    assert (loaded.classes, loaded.l3rs_learned) == (["a", "b", "c"], "icons-generalist")
     assert made.hparams["pretrained"]
     network = small_network()
     fitted = L3RSModule(network, 3)
@@ -262,7 +262,7 @@ class Theirs(pl.LightningModule):
 
 
 class Mine(L3RSMixin, Theirs):
-    learned = random_schedule(small_network(), scale=0.1)
+    l3rs_learned = random_schedule(small_network(), scale=0.1)
 
 
 def test_the_mixin_trains_a_module_of_ones_own(tmp_path: Path) -> None:
@@ -279,6 +279,22 @@ class Scheduled(Mine):
         optimizer = self.l3rs_optimizer()
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, total_iters=4)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class WithOptionsOfItsOwn(L3RSMixin, Theirs):
+    """What it calls weight decay and guard were for another optimizer."""
+
+    l3rs_learned = Mine.l3rs_learned
+    weight_decay, guard, learned = 0.1, False, "of theirs"
+
+
+def test_options_of_another_optimizer_are_not_taken_for_those_of_l3rs(tmp_path: Path) -> None:
+    fitted = WithOptionsOfItsOwn()
+    done = trainer(tmp_path, max_epochs=1)
+    done.fit(fitted, loader(6))
+    (optimizer,) = done.optimizers
+    assert (optimizer.param_groups[0]["weight_decay"], optimizer.guard) == (0, True)
+    assert equal(weights(fitted.backbone), weights(loop(6)[0]))
 
 
 def test_a_scheduler_drives_the_multiplier(tmp_path: Path) -> None:
@@ -345,7 +361,7 @@ def test_a_batch_that_is_left_out_moves_nothing(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"model": "resnett34", "num_classes": 3}, "similar ones are resnet34"),
-        ({"model": "test_resnet", "num_classes": 0}, r"num_classes must be at least 1 \(got 0\)"),
+        ({"model": "test_resnet", "num_classes": 1}, r"num_classes must be at least 2 \(got 1\)"),
         ({"model": "test_resnet", "num_classes": 3, "classes": ["a"]}, "classes are 1 names, and num_classes is 3"),
         ({"model": "test_resnet", "num_classes": 3, "class_weights": [1.0]}, "class_weights are 1 numbers, and num_classes is 3"),
         ({"model": "test_resnet", "num_classes": 3, "label_smoothing": 2.0}, r"label_smoothing must be at least 0 and below 1 \(got 2.0\)"),

@@ -120,6 +120,12 @@ def test_timms_factory_makes_it_once_it_is_registered(resnet: nn.Module) -> None
         assert specialist.param_groups[0]["lr"] == 0.5
 
 
+@pytest.mark.parametrize("options", [{"fused": False}, {"foreach": True}])
+def test_timms_factory_may_ask_for_torch_operations(options: dict[str, bool], resnet: nn.Module) -> None:
+    optimizer = create_optimizer_v2(resnet.named_parameters(), "l3rs", total_steps=10, **options)
+    assert "step: torch operations on cpu" in repr(optimizer)
+
+
 def test_timms_factory_is_told_what_it_left_out_or_meant_for_adam(resnet: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"create_optimizer_v2\(\.\.\., total_steps=1000\), opt_args .*--opt-kwargs total_steps=1000"):
         create_optimizer_v2(resnet.named_parameters(), "l3rs")

@@ -55,6 +55,7 @@ def test_in_python_it_says_what_predict_says(run: Path, images: Path, capsys: py
     main(["predict", str(run), str(images)])
     said = [line.split()[-2:] for line in capsys.readouterr().out.splitlines()[1:]]
     assert [[p.classes[0][0], f"{p.classes[0][1]:.3f}"] for p in model(files)] == said
+    assert model(files[0]) == model(Path(files[0])) == model(files[:1])
     broken = model([images / "none.png"])[0]
     assert (broken.classes, broken.error) == ((), f"{images}/none.png: No such file or directory")
 

@@ -5,14 +5,13 @@ All three take the same step; `why_not_compiled` says when it is the last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from l3rs.controller.config import L3RSConfig
 from l3rs.controller.features import feature_names
 from l3rs.directions import Direction
-from l3rs.optimizer.decision import Decision
 from l3rs.optimizer.kernels.foreach import ForeachKernel
 from l3rs.optimizer.kernels.memory_layout import refusal
 from l3rs.optimizer.kernels.native import NativeKernel, library
@@ -35,34 +34,20 @@ def why_not_compiled(params: Sequence[Tensor], directions: Mapping[str, Directio
     return unusable(params[0].device)
 
 
-def choice(params: Sequence[Tensor], directions: Mapping[str, Direction], config: L3RSConfig, fused: bool | None) -> str:
-    """What steps these parameters of one device: `C`, `Triton` or `torch operations`."""
-    if fused is False or why_not_compiled(params, directions, config) is not None:
-        return ForeachKernel.name
-    return (NativeKernel if params[0].device.type == "cpu" else TritonKernel).name
-
-
-def choose(
-    params: Sequence[Tensor],
-    states: Sequence[dict[str, Tensor]],
-    directions: Mapping[str, Direction],
-    constants: Mapping[str, tuple[float, ...]],
-    reduce: Callable[[Tensor], Tensor] | None,
-    fused: bool | None,
-    decision: Decision,
-) -> Kernel:
-    """The kernel for these parameters: a compiled one where there is one for them, unless `fused` is False.
+def kernel_class(
+    params: Sequence[Tensor], directions: Mapping[str, Direction], config: L3RSConfig, fused: bool | None
+) -> type[ForeachKernel] | type[NativeKernel] | type[TritonKernel]:
+    """What steps these parameters of one device: a compiled kernel where there is one for them, unless `fused` is False.
 
     Raises:
         ValueError: `fused` is True, and there is none; the message says why.
     """
-    why = "fused=False asks for torch operations" if fused is False else why_not_compiled(params, directions, decision.config)
+    why = "fused=False asks for torch operations" if fused is False else why_not_compiled(params, directions, config)
     if why is None:
-        kind = NativeKernel if params[0].device.type == "cpu" else TritonKernel
-        return kind(params, states, directions, constants, reduce, decision)
+        return NativeKernel if params[0].device.type == "cpu" else TritonKernel
     if fused:
         raise ValueError(f"fused=True, but {why}")
-    return ForeachKernel(params, states, directions, constants, reduce)
+    return ForeachKernel
 
 
-__all__ = ["ForeachKernel", "Kernel", "NativeKernel", "Norms", "TritonKernel", "choice", "choose", "why_not_compiled"]
+__all__ = ["ForeachKernel", "Kernel", "NativeKernel", "Norms", "TritonKernel", "kernel_class", "why_not_compiled"]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from l3rs.directions import Direction
 from l3rs.directions.base import HALF
+from l3rs.optimizer.decision import Decision
 from l3rs.optimizer.kernels.norms import Norms
 
 
@@ -23,13 +24,29 @@ class ForeachKernel:
         states: Sequence[dict[str, Tensor]],
         directions: Mapping[str, Direction],
         constants: Mapping[str, tuple[float, ...]],
-        reduce: Callable[[Tensor], Tensor] | None = None,
+        reduce: Callable[[Tensor], Tensor] | None,
+        decision: Decision,
     ) -> None:
+        self.decision = decision
         self.params, self.all_states, self.directions, self.constants, self.reduce = list(params), states, directions, constants, reduce
         self.states = {name: [_own(name, state) for state in states] for name in directions}
         self.half = [p.dtype in HALF for p in params]
         self.wide: list[Tensor] = []  # the parameters, those of half precision as float32
         self.uphill: list[list[Tensor]] = []
+
+    def step(
+        self, grads: Sequence[Tensor], loss: Tensor | None, ok: Tensor | None, lrs: Sequence[float | Tensor], signs: Sequence[float]
+    ) -> None:
+        decision = self.decision
+        if loss is not None:
+            loss = loss.to(decision.device, torch.float32)
+            ok = loss.isfinite() if ok is None else ok
+        elif ok is None:
+            ok = torch.ones((), dtype=torch.bool, device=decision.device)
+        decision.steps += 1
+        norms = self.measure(grads, decision.steps, ok)
+        seen = loss * decision.spread(signs) if loss is not None and decision.config.sees_loss else None
+        self.apply(decision(norms, seen, decision.spread(lrs)))
 
     def measure(self, grads: Sequence[Tensor], steps: Tensor, ok: Tensor) -> Norms:
         grads = [g.float() if half else g for g, half in zip(grads, self.half, strict=True)]

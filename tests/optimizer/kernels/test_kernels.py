@@ -162,6 +162,19 @@ def test_what_the_native_kernel_refuses_is_stepped_by_foreach_unless_it_was_dema
         run(small_network(), 1, True, ("torch.optim.NAdam",))
 
 
+def test_what_is_frozen_does_not_decide_what_steps_the_others() -> None:
+    network = small_network()
+    network[0].to(torch.float64).requires_grad_(False)
+    optimizer = L3RS(network.named_parameters(), 5, random_schedule(small_network()))
+    for p in network.parameters():
+        p.grad = torch.ones_like(p) if p.requires_grad else None
+    optimizer.step(loss=1.0)
+    assert isinstance(optimizer._tables.by_device[0].kernel, NativeKernel)
+    assert "step: C on cpu)" in repr(optimizer)
+    network.requires_grad_(False)
+    assert "step: nothing to step)" in repr(optimizer)
+
+
 def test_orders_agree_with_the_directions() -> None:
     assert set(ORDER) == set(DIRECTIONS)
     assert set(MOMENTS) == {f"{name}/{key}" for name, d in DIRECTIONS.items() for key in d.init(torch.zeros(1))}

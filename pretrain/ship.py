@@ -16,8 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from sizes import write_sizes
-
 from l3rs import learners
 from l3rs.controller.config import ANY_NETWORK
 from l3rs.controller.initial import initial_theta
@@ -58,8 +56,6 @@ def ship(run: Path, folder: Path, name: str | None = None) -> list[Path]:
     learned = replace(cast(Any, learned), name=name, training=shareable({**learned.training, "config": config}))
     schedule, settings, curve, picture = (folder / f"{name}.{kind}" for kind in ("safetensors", "json", "csv", "png"))
     learned.write(schedule)
-    if isinstance(learned, LearnedSchedule) and learned.layers and not learned.sizes:
-        write_sizes(schedule)  # of a run of an older version
     settings.write_text(json.dumps(learned.training["config"], indent=1) + "\n")
     shutil.copyfile(run / "curve.csv", curve)
     shutil.copyfile(run / "curve.png", picture)

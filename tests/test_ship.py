@@ -79,12 +79,3 @@ def test_the_shipped_start_is_what_the_workshop_makes(ship: ModuleType) -> None:
     made, shipped = ship.start(), load(START)
     assert torch.equal(made.theta, shipped.theta)
     assert (made.config, made.layers, made.name, made.training) == (shipped.config, shipped.layers, shipped.name, shipped.training)
-
-
-def test_auto_takes_the_shipped_specialists_for_the_network_of_their_run(ship: ModuleType, run: Path, tmp_path: Path) -> None:
-    """A run of a version that kept no sizes gets them when it is shipped."""
-    shipped = load("icons-resnet34")
-    config = {**shipped.training["config"], "name": "mine"}
-    (run / "config.json").write_text(json.dumps(config))
-    replace(shipped, sizes=(), training={"config": config, "generation": 1}).write(run / "mine.safetensors")
-    assert LearnedSchedule.read(ship.ship(run, tmp_path)[0]).sizes == shipped.sizes

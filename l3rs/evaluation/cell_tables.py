@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from l3rs import stats
-from l3rs.evaluation.cells import EvaluationConfig, filled, identity_of
+from l3rs.evaluation.cells import EvaluationConfig, identity_of
 from l3rs.evaluation.pages import MISSING
 from l3rs.finetuning.arms import Arm
 
@@ -32,7 +32,7 @@ def outcomes(rows: pd.DataFrame, config: EvaluationConfig, measure: str) -> pd.D
     planned = [(arm, horizon, learned) for arm, learned in shown for horizon in arm.horizons or config.horizons]
     wanted = pd.MultiIndex.from_tuples(dict.fromkeys((arm.name, horizon) for arm, horizon, _ in planned), names=["arm", "horizon"])
     current = {(arm.name, arm.meta_seed, arm.head, horizon, rate_now(config, arm, horizon), learned) for arm, horizon, learned in planned}
-    keys = zip(r.arm, r.meta_seed, filled(r["head"], "random"), r.horizon, r.lr, r.learned, strict=True)
+    keys = zip(r.arm, r.meta_seed, r["head"], r.horizon, r.lr, r.learned, strict=True)
     r = r.loc[np.array([key in current for key in keys], dtype=bool)]
     values = r.assign(value=r[measure].fillna(WORST[measure]))
     table = values.pivot_table(index="task_seed", columns=["arm", "horizon"], values="value", aggfunc="mean")

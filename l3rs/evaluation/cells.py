@@ -163,7 +163,7 @@ def made_with(run: Run) -> str:
 
 
 def check_made_with(config: EvaluationConfig, rows: pd.DataFrame) -> None:
-    """Rows that a cell has must be of its runs, as they are now: a config may have been edited. Rows that do not say it pass.
+    """Rows that a cell has must be of its runs, as they are now: a config may have been edited.
 
     Raises:
         ValueError: some are of other images, tasks or settings; the message says which.
@@ -171,7 +171,7 @@ def check_made_with(config: EvaluationConfig, rows: pd.DataFrame) -> None:
     ours = {key(p.run, horizon): made_with(p.run) for p in plan(config) for horizon in p.finals}
     on = {mark.partition("-")[0] for mark in ours.values()}
     cure = "give the cell another name, or remove these rows to make them anew"
-    known = rows[(rows.made_with != "") & rows.horizon.isin(config.horizons)]
+    known = rows[rows.horizon.isin(config.horizons)]
     for of, mark in zip(known[KEY].itertuples(index=False, name=None), known.made_with, strict=True):
         arm, horizon = of[KEY.index("arm")], of[KEY.index("horizon")]
         if mark.partition("-")[0] not in on:
@@ -286,9 +286,7 @@ class Rows:
             tables += [read_rows(file, CELL_FIELDS) for file in sorted(folder.glob("*.csv"))]
         whole = pd.concat([t for t in tables if len(t)] or tables, ignore_index=True).reindex(columns=list(CELL_FIELDS))
         whole["learned"] = filled(whole["learned"], "")  # an empty cell is read as NaN
-        whole["made_with"] = filled(whole["made_with"], "")  # what is older than the column
-        whole["weights"] = filled(whole["weights"], "")  # what is shipped, and rows older than the column
-        whole["head"] = filled(whole["head"], "random")  # older rows do not say it
+        whole["weights"] = filled(whole["weights"], "")  # what is shipped
         whole = whole.sort_values("error", key=lambda said: filled(said, "") != "", kind="stable")
         return whole.drop_duplicates([*KEY, "steps"], keep="first").sort_index(ignore_index=True)
 

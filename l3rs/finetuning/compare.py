@@ -89,8 +89,7 @@ class Results(RunFolder):
     """
 
     def __init__(self, path: Path, about: Mapping[str, str]) -> None:
-        before = {"head": "random", "statistics": "running"}  # of an older version, which did not write them
-        super().__init__(path, about, "about.json", defaults={**about, **before})
+        super().__init__(path, about, "about.json")
         self.runs_file, self.curves_file = path / "runs.csv", path / "curves.csv"
         try:
             for file, fields in ((self.runs_file, FIELDS), (self.curves_file, CURVE_FIELDS)):

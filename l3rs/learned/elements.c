@@ -1,7 +1,7 @@
 /* The pass of VeLO, Celo, Celo2 and small_fc_lopt over the elements of many parameters, float32 on CPU, by one thread or many.
  *
  * Their MLP sees up to 30 features of each element, each divided by its root mean square over the parameter. So there are several passes:
- *   l3rs_elements_measure  sums what VeLO's LSTM sees of each parameter, and finds gradients that are not finite; changes nothing;
+ *   l3rs_elements_measure  sums what VeLO's LSTM sees of each parameter; changes nothing;
  *   l3rs_elements_step     advances row and column means of the squared gradient; then momentum and mean square, summing the squares of the
  *                          features; then makes the features again, and gives the MLP's direction times exp(exponent * log magnitude).
  * Features live in a block of BLOCK elements at a time, in the first-level cache, and are never written to memory.
@@ -56,7 +56,7 @@ typedef struct {
     Rule rule;
 } Portion;
 
-enum { STATS = 10 }; /* sums of p^2; of r, r^2, and of each momentum and its square; gradients that are not finite */
+enum { STATS = 9 }; /* sums of p^2; of r, r^2, and of each momentum and its square */
 
 typedef struct {
     float g[BLOCK], p[BLOCK], m[DECAYS][BLOCK], r[BLOCK], row[SIDE][BLOCK], col[SIDE][BLOCK];
@@ -217,9 +217,6 @@ VECTOR static void measure(Elements *l, const Rule *rule)
         if (k) l->stats[2 * k - 1] = sum;
         l->stats[2 * k] = squares;
     }
-    int64_t wrong = 0;
-    for (int64_t i = 0; i < n; i++) wrong += !(fabsf(l->g[i]) <= 3.4028234663852886e38f);
-    l->stats[STATS - 1] = (double)wrong;
 }
 
 VECTOR static void scales(const Elements *l, const Rule *rule, int64_t from, int64_t to, float *sums)

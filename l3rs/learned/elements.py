@@ -19,7 +19,7 @@ from l3rs.learned.layout import factored_axes
 from l3rs.learned.mlp import MLP, Rule
 from l3rs.optimizer.kernels.native import openmp, shared_library
 
-BLOCK, FEATURES, OF_VECTORS, HIDDEN, DECAYS, SIDE, STATS = 64, 30, 15, 32, 3, 9, 10  # as in elements.c
+BLOCK, FEATURES, OF_VECTORS, HIDDEN, DECAYS, SIDE, STATS = 64, 30, 15, 32, 3, 9, 9  # as in elements.c
 IN_ORDER, PERIODIC, ANYWHERE = range(3)
 CHUNK = 16384  # elements that a thread takes at a time, about
 
@@ -193,8 +193,7 @@ class ElementsKernel:
         getattr(c, name)(ctypes.addressof(self.portion), c.parallel, torch.get_num_threads())
 
     def measure(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
-        """Of each parameter, (L, 10), float64: sums of p^2; of r and r^2; of each momentum and its square; and how many elements of its
-        gradient are not finite."""
+        """Of each parameter, (L, 9), float64: sums of p^2; of r and r^2; of each momentum and its square."""
         self._point(grads, params)
         self._run("measure")
         return self.stats.clone()

@@ -58,7 +58,7 @@ class Portions:
             if kernel is None:
                 measured += [torch.stack(_moments(m)).to(members[0].p).unsqueeze(0) for m in some]
                 continue
-            sums = kernel.measure([m.g for m in some], [m.p for m in some])[:, :9]
+            sums = kernel.measure([m.g for m in some], [m.p for m in some])
             means = sums / torch.tensor([[float(m.p.numel())] for m in some], dtype=torch.float64, device=sums.device)
             means[:, 2::2] -= means[:, 1::2].square()  # E x^2 - (E x)^2 in double precision, of numbers in single: little is lost
             means[:, 2::2].clamp_(min=0)

@@ -26,7 +26,7 @@ class GradientLane(OnStream):
         learned: gives the form of the schedule; its meta-parameters may be others in every run.
         network: all parameters that require a gradient are trained.
         refresh: gives BatchNorm the mean statistics of the last batches, at the last weights; else it has its running ones.
-        last: so many batches.
+        last: average over at most this many batches.
         insignificant: see `meta_gradient`.
 
     Raises:
@@ -113,8 +113,7 @@ class GradientLane(OnStream):
         finish(self.device)
         self.batch = task.inputs[0].clone(), task.labels[0].clone()
         self.held_out = task.held_out[0].clone(), task.held_out[1].clone()
-        statistics = "refreshed" if self.refresh else "running"
-        made_of = ready().train(), lambda _: self.batch, 1, self.held_out, statistics, self.last, True, self.insignificant
+        made_of = ready().train(), lambda _: self.batch, 1, self.held_out, self.refresh, self.last, True, self.insignificant
         self.unroll = u = Unroll(self.learned, *made_of)
         without = [name for name, m in u.layers.items() if m.momentum is None]
         if without:
@@ -180,15 +179,15 @@ class GradientLane(OnStream):
         u = self.unroll
         graph = u.graph(self.state.theta, 0, keep=True)
         of, of_g, of_loss, of_meta = u.through_update(u.update(self.state, graph, self.clock, keep=True), self.of)
-        shares = {name: u.weights(name.rpartition(".")[0], 0) for name in graph.seen}
-        passed = {name: share * self.of_buffers[name] for name, (_, share) in shares.items() if share}
+        shares = {name: u.share(name.rpartition(".")[0], 0) for name in graph.seen}
+        passed = {name: share * self.of_buffers[name] for name, share in shares.items() if share}
         outputs = [graph.g, graph.loss, *(graph.seen[name] for name in passed)]
         (through,) = torch.autograd.grad(outputs, graph.theta, [of_g, of_loss, *passed.values()])
         with torch.no_grad():
             self.total += of_meta
             _copy(tensors(self.of), tensors(of._replace(theta=of.theta + through)))
-            for name, (keep, _) in shares.items():
-                self.of_buffers[name] *= keep
+            for name, share in shares.items():
+                self.of_buffers[name] *= 1 - share
 
 
 def _copy(to: Sequence[Tensor], found: Sequence[Tensor]) -> None:

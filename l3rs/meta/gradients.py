@@ -20,14 +20,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from l3rs.controller.decide import unflatten
-from l3rs.finetuning.unroll import drawing
+from l3rs.finetuning.unroll import REFRESH, drawing
 from l3rs.meta.batch_norm import batch_norm
 from l3rs.meta.twice import TWICE
 from l3rs.optimizer.differentiable import DifferentiableL3RS, State
 from l3rs.schedules.schedule import LearnedSchedule
 
 Batch = tuple[Tensor, Tensor]
-STATISTICS = ("running", "recent", "refreshed")
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ def meta_gradient(
     batches: Sequence[Batch] | Callable[[int], Batch],
     steps: int,
     held_out: Batch,
-    statistics: str = "running",
-    last: int = 20,
+    refresh: bool = False,
+    last: int = REFRESH,
     checkpoint: bool = False,
     insignificant: float = 0.0,
     form: type[DifferentiableL3RS] = DifferentiableL3RS,
@@ -68,9 +67,9 @@ def meta_gradient(
         batches: (inputs, labels) of each step, or a function that gives them; asked for twice.
         steps: K.
         held_out: the evaluation batch.
-        statistics: of BatchNorm at evaluation: `running`, with its momentum; `recent`, the mean over the last batches of the run, each
-            at the weights of its step; `refreshed`, the mean over the same batches at the last weights, as `unroll` refreshes them.
-        last: so many batches.
+        refresh: evaluates with BatchNorm's mean statistics of the last batches, at the last weights, as `unroll` refreshes them; else with
+            its running ones.
+        last: average over at most this many batches.
         checkpoint: whether graphs are made again on the way back, which needs less memory and a forward-backward pass more for each step.
         insignificant: a layer passes nothing back through its gradient in a step in which the change of the loss that the layer could make
             (the norm of its gradient times that of its weights) is below this share of the largest. 0 is the exact gradient. Where a
@@ -83,12 +82,10 @@ def meta_gradient(
     Raises:
         ValueError: a value is not what it must be, or the schedule mixes a direction that has no derivative.
     """
-    if statistics not in STATISTICS:
-        raise ValueError(f"statistics must be one of {', '.join(STATISTICS)} (got {statistics!r})")
     if steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1 (got {steps})")
     batch = batches if callable(batches) else batches.__getitem__
-    return Unroll(learned, network, batch, steps, held_out, statistics, last, checkpoint, insignificant, form, seed).gradient(back)
+    return Unroll(learned, network, batch, steps, held_out, refresh, last, checkpoint, insignificant, form, seed).gradient(back)
 
 
 class _Graph(NamedTuple):
@@ -120,7 +117,7 @@ class Unroll:
         batch: Callable[[int], Batch],
         steps: int,
         held_out: Batch,
-        statistics: str,
+        refresh: bool,
         last: int,
         checkpoint: bool,
         insignificant: float,
@@ -130,7 +127,7 @@ class Unroll:
         self.seed = seed  # None leaves torch's generators alone, as where steps are captured
         self.checkpoint, self.insignificant = checkpoint, insignificant
         self.network, self.batch, self.steps, self.held_out = network, batch, steps, held_out
-        self.refreshed, self.last = statistics == "refreshed", min(last, steps)
+        self.refresh, self.last = refresh, min(last, steps)
         trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.shapes = {name: p.shape for name, p in trained.items()}
         self.last_channels = {name for name, p in trained.items() if p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last)}
@@ -141,25 +138,14 @@ class Unroll:
         self.meta_theta = learned.theta.detach().to(self.first)
         self.buffers = {name: b.detach().clone() for name, b in network.named_buffers()}
         self.layers = _normalizations(network)
-        self.weights = self._weights(statistics)
+        self.before = {layer: int(getattr(module, "num_batches_tracked", None) or 0) for layer, module in self.layers.items()}
 
-    def _weights(self, statistics: str) -> Callable[[str, int], tuple[float, float]]:
-        """How BatchNorm's statistics come about: (what is kept, share of this batch) of a layer in step k."""
-
-        before = {layer: int(getattr(module, "num_batches_tracked", None) or 0) for layer, module in self.layers.items()}
-
-        def running(layer: str, k: int) -> tuple[float, float]:
-            momentum = self.layers[layer].momentum
-            if momentum is None:  # a mean over all batches so far, those of pretraining too
-                return 1 - 1 / (before[layer] + k + 1), 1 / (before[layer] + k + 1)
-            share = float(momentum)
-            return 1 - share, share
-
-        def recent(layer: str, k: int) -> tuple[float, float]:
-            first = self.steps - self.last
-            return (1.0, 0.0) if k < first else (float(k > first), 1 / self.last)
-
-        return {"running": running, "recent": recent, "refreshed": lambda layer, k: (1.0, 0.0)}[statistics]
+    def share(self, layer: str, k: int) -> float:
+        """How much of step k's statistics a layer takes into its running ones; 0 where they are refreshed at the end."""
+        momentum = self.layers[layer].momentum
+        if self.refresh:
+            return 0.0
+        return 1 / (self.before[layer] + k + 1) if momentum is None else float(momentum)  # None: a mean over all so far, pretraining too
 
     # -- there and back ----------------------------------------------------------------------------------------------------------------
 
@@ -180,7 +166,7 @@ class Unroll:
                 kept.append((graph, update) if keep else state)
             state = _detached(update.after)
         ends, seen = state.theta.detach(), list[dict[str, Tensor]]()
-        if self.refreshed:
+        if self.refresh:
             mean, seen = self._mean_statistics(ends.requires_grad_(), keep)
             buffers |= mean
         loss, accuracy, of_theta, of_buffers = self.evaluate(ends, buffers)
@@ -188,7 +174,7 @@ class Unroll:
             return nothing
         if not back:
             return replace(nothing, loss=loss.item(), accuracy=accuracy.item(), train_losses=losses)
-        if self.refreshed:
+        if self.refresh:
             of_theta = of_theta + self._through_mean(ends, of_buffers, seen)
             of_buffers = {}
         of_meta = self._back(kept, of_theta, of_buffers)
@@ -211,8 +197,8 @@ class Unroll:
         total = torch.zeros_like(self.meta_theta)
         of_state = self.optimizer.start(torch.zeros_like(of_theta))._replace(theta=of_theta)
         for k in reversed(range(self.steps)):
-            shares = {name: self.weights(name.rpartition(".")[0], k) for name in of_buffers}
-            passed = {name: share * of_buffers[name] for name, (_, share) in shares.items() if share}
+            shares = {name: self.share(name.rpartition(".")[0], k) for name in of_buffers}
+            passed = {name: share * of_buffers[name] for name, share in shares.items() if share}
             step = kept.pop()
             graph, update = self._again(step, k) if isinstance(step, State) else step
             passed = {name: g for name, g in passed.items() if graph.seen[name].requires_grad}
@@ -221,7 +207,7 @@ class Unroll:
             outputs, weights = [graph.g, graph.loss, *(graph.seen[name] for name in passed)], [of_g, of_loss, *passed.values()]
             (through,) = torch.autograd.grad(outputs, graph.theta, weights)
             of_state = of_state._replace(theta=of_state.theta + through)
-            of_buffers = {name: keep * of_buffers[name] for name, (keep, _) in shares.items()}
+            of_buffers = {name: (1 - share) * of_buffers[name] for name, share in shares.items()}
         return total
 
     def _again(self, state: State, k: int) -> tuple[_Graph, _Update]:
@@ -292,8 +278,8 @@ class Unroll:
 
     def take_in(self, buffers: dict[str, Tensor], seen: dict[str, Tensor], k: int) -> None:
         for name, value in seen.items():
-            keep, share = self.weights(name.rpartition(".")[0], k)
-            buffers[name] = keep * buffers[name] + share * value if share else buffers[name]
+            share = self.share(name.rpartition(".")[0], k)
+            buffers[name] = (1 - share) * buffers[name] + share * value if share else buffers[name]
 
     def _mean_statistics(self, theta: Tensor, keep: bool) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
         """The mean of the last batches' statistics at these weights; `keep`: and those of each batch, with their graphs."""

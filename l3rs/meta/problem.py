@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from l3rs.finetuning.captured import Failed, Steps, side_by_side, succeeded
 from l3rs.finetuning.lanes import AT_ONCE, Lanes
 from l3rs.finetuning.tasks import HEAD_BATCHES, TaskConfig
-from l3rs.finetuning.unroll import REFRESH, Report, unroll
+from l3rs.finetuning.unroll import Report, unroll
 from l3rs.finetuning.variety import PURPOSES, Setting
 from l3rs.finetuning.workbench import Workbench, workbench
 from l3rs.finetuning.workload import Workload
@@ -323,13 +323,12 @@ class FineTuning(Problem):
                 lambda k: tuple(t.to(device) for t in task.batch(tasks.images, k)),  # type: ignore[arg-type, return-value]
                 steps,
                 tuple(t.to(device) for t in task.held_out(tasks.images)),  # type: ignore[arg-type]
-                "refreshed" if c.refresh else "running",
-                REFRESH,
-                steps >= c.gradient.checkpoint_from,
-                c.gradient.insignificant,
-                self.form,
-                back,
-                task.seed,
+                c.refresh,
+                checkpoint=steps >= c.gradient.checkpoint_from,
+                insignificant=c.gradient.insignificant,
+                form=self.form,
+                back=back,
+                seed=task.seed,
             )
 
     def _surviving(self, work: Callable[[], T], replacements: int = REPLACEMENTS) -> T:

@@ -25,6 +25,7 @@ from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, 
 from l3rs.optimizer.observed import Losses
 from l3rs.optimizer.saving import Resumable
 from l3rs.optimizer.states import (
+    NEW,
     SCHEDULE,
     check_groups,
     check_names,
@@ -42,11 +43,6 @@ from l3rs.schedules.schedule import LearnedSchedule
 if TYPE_CHECKING:
     import pandas as pd
     from torch.distributed import ProcessGroup
-
-
-NEW: dict[str, Any] = {  # of groups: the clock, what `Guard` keeps, and the step at which one was added
-    "step": 0, "skipped": 0, "first_loss": None, "cut": 1.0, "late": 0,
-}  # fmt: skip
 
 
 class L3RS(Resumable):
@@ -379,7 +375,7 @@ class L3RS(Resumable):
         check_groups(groups)
         check_names(groups, self.param_groups)
         mark, mine = saved_mark(groups), schedule_mark(self.learned)
-        found = Chosen(self.learned, self.why) if mark is None or same_schedule(mark, mine) else self._followed(mark)
+        found = Chosen(self.learned, self.why) if same_schedule(mark, mine) else self._followed(mark)
         under = "" if found else f"; it is of a run under {mark}, and this optimizer has {mine}"
         learned = found.schedule if found else self.learned
         controller = self._controller if learned is self.learned else Controller.of(learned)
@@ -427,9 +423,6 @@ class L3RS(Resumable):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy or a pickle; or, within `load_state_dict`, of the state and the groups alone."""
         copied = "learned" in state
-        older = {"process_group": None, "why": "", "head": None, "guard": True} if copied else {}  # process groups belong to a process
-        super().__setstate__({**older, **state})
-        for group in self.param_groups:
-            group.update({"weight_decay": 0.0, **NEW} | group)  # states that are older lack some
+        super().__setstate__({"process_group": None, **state} if copied else state)  # process groups belong to a process
         if copied:
             self._prepare()

@@ -18,6 +18,9 @@ from l3rs.text import printable
 Group = Mapping[str, Any]
 SCHEDULE = "l3rs_schedule"  # a key of the groups of a state dict: what `schedule_mark` gave
 LONGEST_MARK = 300  # characters
+NEW: dict[str, Any] = {  # of groups: the clock, what `Guard` keeps, and the step at which one was added
+    "step": 0, "skipped": 0, "first_loss": None, "cut": 1.0, "late": 0,
+}  # fmt: skip
 
 
 def meta(p: Tensor) -> Tensor:
@@ -65,15 +68,13 @@ def same_schedule(mark: str, other: str) -> bool:
     return mark.rpartition(" ")[2] == other.rpartition(" ")[2]
 
 
-def saved_mark(groups: Sequence[Group]) -> str | None:
-    """Reads the mark in the groups of a state dict; None in those of older versions.
+def saved_mark(groups: Sequence[Group]) -> str:
+    """Reads the mark in the groups of a state dict.
 
     Raises:
         ValueError: it is none, or groups have different ones.
     """
     found = [group.get(SCHEDULE) for group in groups]
-    if not found or all(mark is None for mark in found):
-        return None
     if not all(isinstance(mark, str) and mark == found[0] and len(mark) <= LONGEST_MARK for mark in found):
         said = printable(str(found)[:LONGEST_MARK])
         raise ValueError(f"{SCHEDULE} must be the same in all groups of a state, a name and a fingerprint (got {said})")
@@ -82,7 +83,7 @@ def saved_mark(groups: Sequence[Group]) -> str | None:
 
 def check_groups(saved: Sequence[Group]) -> None:
     """Raises ValueError if the groups are of another optimizer."""
-    for key in ("total_steps", "lr", "maximize"):  # of every version
+    for key in ("total_steps", "lr", "maximize", "weight_decay", *NEW, SCHEDULE):
         if any(key not in group for group in saved):
             raise ValueError(f"this state is of another optimizer: its groups have no {key!r}, and have {', '.join(map(str, saved[0]))}")
 

@@ -85,13 +85,17 @@ def _is_deep(value: object, left: int) -> bool:
 
 def sealed(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Makes the metadata: `about` as JSON, and the SHA-256 of it and all tensors."""
-    text = json.dumps(about)
+    return sealed_text(json.dumps(about), tensors)
+
+
+def sealed_text(text: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The same, of JSON."""
     return {"l3rs": text, "sha256": _digest(text, tensors)}
 
 
 def intact(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the contents of a file match its checksum. A file without one passes."""
-    return "sha256" not in metadata or metadata["sha256"] == _digest(metadata["l3rs"], tensors)
+    """Whether the contents of a file match its checksum, which it must have."""
+    return metadata.get("sha256") == _digest(metadata["l3rs"], tensors)
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -186,15 +186,13 @@ def test_what_is_there_is_not_made_again_whichever_file_it_is_in(tmp_path: Path)
         assert missing(plan(other), both.read()) == plan(other)
 
 
-def test_rows_say_which_head_and_statistics_they_are_of_and_older_ones_had_a_random_head(tmp_path: Path) -> None:
+def test_rows_say_which_head_and_statistics_they_are_of(tmp_path: Path) -> None:
     rows = Rows(tmp_path)
     (planned,) = plan(cell(replace(COSINE, head="start", refresh=True), horizons={2: 1}))
     rows.append(fake(planned))
     there = rows.read()
     assert there[["head", "refresh"]].to_numpy().tolist() == [["start", True]]
     assert missing([planned], there) == []
-    there.drop(columns=["head", "refresh"]).assign(task_seed=7).to_parquet(tmp_path / "older.parquet")
-    assert sorted(rows.read()["head"]) == ["random", "start"]
 
 
 def test_a_row_that_was_cut_off_is_made_again(tmp_path: Path) -> None:

@@ -42,7 +42,15 @@ def rows(change: dict[tuple[str, int, int], float] | None = None, without: tuple
                     continue
                 accuracy = (change or {}).get((arm.name, horizon, task), level[arm.name, horizon] + 0.01 * task)
                 found.append(
-                    {"cell": "A", "arm": arm.name, "lr": CONFIG.rate(arm, horizon), "learned": "", "meta_seed": 0, "horizon": horizon}
+                    {
+                        "cell": "A",
+                        "arm": arm.name,
+                        "lr": CONFIG.rate(arm, horizon),
+                        "learned": "",
+                        "head": "random",
+                        "meta_seed": 0,
+                        "horizon": horizon,
+                    }
                     | {"steps": horizon, "task_seed": task, "accuracy": accuracy, "loss": 1 - accuracy, "seconds": 0.1 * horizon}
                 )
     return pd.DataFrame(found, columns=list(CELL_FIELDS))

@@ -28,7 +28,16 @@ def cell(name: str, levels: Mapping[tuple[str, int], float], batch: int = 64, **
         name, tuple(known[n] for n in names), dict.fromkeys((h for _, h in levels), TASKS), task=TaskConfig(batch_size=batch)
     )
     rows = [
-        {"cell": name, "arm": arm, "lr": config.rate(known[arm], h), "learned": "", "meta_seed": 0, "horizon": h, "steps": h}
+        {
+            "cell": name,
+            "arm": arm,
+            "lr": config.rate(known[arm], h),
+            "learned": "",
+            "head": "random",
+            "meta_seed": 0,
+            "horizon": h,
+            "steps": h,
+        }
         | {"task_seed": t, "accuracy": level + 0.01 * t, "loss": 1 - level}
         for (arm, h), level in levels.items()
         for t in range(TASKS)

@@ -33,6 +33,7 @@ def rows(*entries: tuple[str, int, int, float], **changes: Any) -> list[dict[str
             "loss": 1 - a,
             "meta_seed": 0,
             "learned": "",
+            "head": "random",
         }
         | changes
         for arm, h, t, a in entries

@@ -29,7 +29,7 @@ from l3rs.learned.weights import LearnedWeights
 from l3rs.networks import pretrained as backbones
 from l3rs.own_images import classifier
 from l3rs.own_images.classifier import Classifier, ClassifierError
-from l3rs.schedules.seal import CheckpointError
+from l3rs.schedules.seal import CheckpointError, sealed_text
 
 SECONDS = 10.0  # that a file may take at most, on a machine with other work; it takes a few milliseconds
 STRANGE: tuple[Any, ...] = (
@@ -124,7 +124,8 @@ def metadata(path: Path) -> str:
 
 def with_metadata(path: Path, text: str) -> bytes:
     other = path.with_name("other.safetensors")
-    save_file(load_file(path), other, metadata={"l3rs": text})
+    tensors = load_file(path)
+    save_file(tensors, other, metadata=sealed_text(text, tensors))
     return other.read_bytes()
 
 

@@ -20,7 +20,7 @@ from l3rs.learners import LEARNERS, Named
 from l3rs.networks.create import resnet34
 from l3rs.schedules.learned import Learned
 from l3rs.schedules.schedule import LearnedSchedule
-from l3rs.schedules.seal import CheckpointError
+from l3rs.schedules.seal import CheckpointError, sealed
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_other_files_are_refused(base: LearnedWeights, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "bare.safetensors")
     with pytest.raises(CheckpointError, match=r"bare\.safetensors holds no l3rs metadata"):
         LearnedWeights.read(tmp_path / "bare.safetensors")
-    save_file(tensors, tmp_path / "kind.safetensors", metadata={"l3rs": '{"schema": 1, "kind": "adam", "lr": 1}'})
+    save_file(tensors, tmp_path / "kind.safetensors", metadata=sealed({"schema": 1, "kind": "adam", "lr": 1}, tensors))
     with pytest.raises(CheckpointError, match=r"kind 'adam'.*velo, celo, celo2, celo2-base"):
         LearnedWeights.read(tmp_path / "kind.safetensors")
     with pytest.raises(CheckpointError, match=r"bare\.safetensors.*lacks lstm_init_state"):

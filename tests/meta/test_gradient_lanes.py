@@ -40,7 +40,7 @@ def check(network: nn.Module, refresh: bool, **form: object) -> None:
     found = succeeded(side_by_side(lanes, [job(*run) for run in zip(thetas, lengths, strict=True)]))
     for theta, steps, one in zip(thetas, lengths, found, strict=True):
         schedule = type(learned)(learned.config, learned.layers, theta, "one")
-        expected = meta_gradient(schedule, network, double, steps, HELD_OUT, "refreshed" if refresh else "running", 3, checkpoint=True)
+        expected = meta_gradient(schedule, network, double, steps, HELD_OUT, refresh, 3, checkpoint=True)
         assert one.train_losses == pytest.approx(expected.train_losses, rel=1e-9)
         assert (one.loss, one.accuracy) == pytest.approx((expected.loss, expected.accuracy), rel=1e-9)
         torch.testing.assert_close(one.theta, expected.theta, rtol=1e-7, atol=1e-12)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from l3rs import L3RS, LearnedSchedule
 from l3rs.controller.decide import meta_shapes
 from l3rs.directions import DIRECTIONS
-from l3rs.meta.gradients import STATISTICS, Unroll, meta_gradient
+from l3rs.meta.gradients import Unroll, meta_gradient
 
 STEPS, HELD_OUT = 4, batch(9, torch.float64)
 
@@ -44,9 +44,9 @@ FORMS = [
 ]
 
 
-def check(network: nn.Module, learned: LearnedSchedule, statistics: str) -> None:
+def check(network: nn.Module, learned: LearnedSchedule, refresh: bool = False) -> None:
     """In every block of meta-parameters, along a direction of its own, to 1e-5 of the gradient's size there."""
-    found = meta_gradient(learned, network, double, STEPS, HELD_OUT, statistics, last=3)
+    found = meta_gradient(learned, network, double, STEPS, HELD_OUT, refresh, last=3)
     assert found.theta.isfinite().all()
     shapes = meta_shapes(learned.config, learned.layers)
     ends = list(accumulate(map(prod, shapes.values())))
@@ -59,7 +59,7 @@ def check(network: nn.Module, learned: LearnedSchedule, statistics: str) -> None
 
         def loss(by: float, along: torch.Tensor = along) -> float:
             moved = replace(learned, theta=learned.theta + by * along)
-            return meta_gradient(moved, network, double, STEPS, HELD_OUT, statistics, last=3).loss
+            return meta_gradient(moved, network, double, STEPS, HELD_OUT, refresh, last=3).loss
 
         slope = (8 * (loss(h) - loss(-h)) - (loss(2 * h) - loss(-2 * h))) / (12 * h)  # to the fourth power of h
         exact = float(found.theta @ along)
@@ -69,13 +69,13 @@ def check(network: nn.Module, learned: LearnedSchedule, statistics: str) -> None
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_every_block_against_finite_differences(form: dict[str, object]) -> None:
     network = small_network(torch.float64)
-    check(network, learned_for(network, **dict(form)), "running")
+    check(network, learned_for(network, **dict(form)))
 
 
-@pytest.mark.parametrize("statistics", STATISTICS)
-def test_batch_norms_statistics_carry_their_gradient(statistics: str) -> None:
+@pytest.mark.parametrize("refresh", [False, True])
+def test_batch_norms_statistics_carry_their_gradient(refresh: bool) -> None:
     network = small_network(torch.float64)
-    check(network, learned_for(network), statistics)
+    check(network, learned_for(network), refresh)
 
 
 def test_a_network_without_batch_norm() -> None:
@@ -123,8 +123,8 @@ def test_graphs_that_are_made_again_have_the_same_dropout() -> None:
     torch.manual_seed(1)
     network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(3 * 36, 3)).double()
     learned = learned_for(network)
-    kept = meta_gradient(learned, network, double, STEPS, HELD_OUT, "refreshed", last=3)
-    again = meta_gradient(learned, network, double, STEPS, HELD_OUT, "refreshed", last=3, checkpoint=True)
+    kept = meta_gradient(learned, network, double, STEPS, HELD_OUT, True, last=3)
+    again = meta_gradient(learned, network, double, STEPS, HELD_OUT, True, last=3, checkpoint=True)
     assert torch.allclose(kept.theta, again.theta, rtol=1e-9, atol=1e-12)
     assert kept.train_losses != meta_gradient(learned, network, double, STEPS, HELD_OUT, seed=1).train_losses
 
@@ -139,8 +139,6 @@ def test_a_run_that_diverges_teaches_nothing() -> None:
 
 def test_what_makes_no_sense_is_refused() -> None:
     network = small_network(torch.float64)
-    with pytest.raises(ValueError, match=r"statistics must be one of running, recent, refreshed \(got 'old'\)"):
-        meta_gradient(learned_for(network), network, double, STEPS, HELD_OUT, "old")
     with pytest.raises(ValueError, match=r"steps must be a whole number of at least 1 \(got 0\)"):
         meta_gradient(learned_for(network), network, double, 0, HELD_OUT)
 
@@ -163,16 +161,16 @@ class Gated(nn.Module):
 def test_operations_whose_derivative_torch_cannot_differentiate() -> None:
     torch.manual_seed(1)
     network = Gated().double()
-    check(network, learned_for(network), "running")
+    check(network, learned_for(network))
 
 
-@pytest.mark.parametrize("statistics", STATISTICS)
-def test_first_layers_that_are_frozen(statistics: str) -> None:
+@pytest.mark.parametrize("refresh", [False, True])
+def test_first_layers_that_are_frozen(refresh: bool) -> None:
     network = small_network(torch.float64)
     learned = learned_for(network)
     for p in [*network[0].parameters(), *network[1].parameters()]:  # so that the first statistics depend on nothing that is trained
         p.requires_grad_(False)
-    check(network, learned, statistics)
+    check(network, learned, refresh)
 
 
 def test_a_layer_behind_a_scale_of_next_to_nothing_passes_nothing_back_where_asked() -> None:
@@ -183,7 +181,7 @@ def test_a_layer_behind_a_scale_of_next_to_nothing_passes_nothing_back_where_ask
         for made in (network, healthy):
             made[1].bias.fill_(0.1)
     for made, passed in ((network, False), (healthy, True)):
-        unroll = Unroll(learned_for(made), made, double, 1, HELD_OUT, "running", 1, False, 1e-4)
+        unroll = Unroll(learned_for(made), made, double, 1, HELD_OUT, False, 1, False, 1e-4)
         g = unroll.graph(unroll.first, 0, keep=False).g
         kept = unroll._significant(torch.ones_like(g), unroll.first, g).split(unroll.sizes)
         assert [bool(part.all()) for part in kept] == [passed, passed, *[True] * (len(kept) - 2)]

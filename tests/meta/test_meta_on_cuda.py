@@ -78,6 +78,6 @@ def test_meta_gradients_on_a_gpu_are_those_of_a_cpu(refresh: bool) -> None:
 
     lengths = (4, 2, 5)
     for steps, found in zip(lengths, succeeded(side_by_side(lanes, [job(steps) for steps in lengths])), strict=True):
-        expected = meta_gradient(learned, network, double, steps, HELD_OUT, "refreshed" if refresh else "running", 3)
+        expected = meta_gradient(learned, network, double, steps, HELD_OUT, refresh, 3)
         assert found.loss == pytest.approx(expected.loss, rel=1e-6)
         assert (found.theta.cpu() - expected.theta).norm() < 1e-5 * expected.theta.norm()

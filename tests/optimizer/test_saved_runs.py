@@ -57,14 +57,14 @@ def test_a_state_of_another_training_is_refused() -> None:
         unlike.load_state_dict(state)
 
 
-def test_a_state_of_an_older_version_goes_on_under_the_schedule_that_is_there() -> None:
-    network, optimizer = started()
-    older = optimizer.state_dict()
-    for group in older["param_groups"]:
-        del group[SCHEDULE]
-    _, other = started(replace(schedule(network), name="other"))
-    other.load_state_dict(older)
-    assert [mark.split()[0] for mark in marks(other)] == ["other"]
+@pytest.mark.parametrize("key", [SCHEDULE, "weight_decay", "cut"])
+def test_a_state_that_lacks_something_is_of_another_optimizer(key: str) -> None:
+    _, optimizer = started()
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group[key]
+    with pytest.raises(ValueError, match=f"this state is of another optimizer: its groups have no '{key}', and have"):
+        started()[1].load_state_dict(state)
 
 
 def test_a_run_goes_on_under_its_own_schedule_where_auto_took_another() -> None:

@@ -22,7 +22,7 @@ from l3rs.controller.initial import initial_theta
 from l3rs.schedules.find import CHECKPOINTS, GENERALIST, PAPER_SPECIALIST, SHIPPED, SHIPPED_WEIGHTS, START, load, save
 from l3rs.schedules.learned import identity, wrong_tool
 from l3rs.schedules.schedule import LearnedSchedule
-from l3rs.schedules.seal import CheckpointError
+from l3rs.schedules.seal import CheckpointError, sealed, sealed_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,16 @@ def file(tmp_path: Path) -> Path:
 def rewrite(path: Path, **changes: object) -> None:
     with safe_open(path, framework="pt") as f:
         about = json.loads(f.metadata()["l3rs"])
-    save_file(load_file(path), path, metadata={"l3rs": json.dumps(about | changes)})
+    tensors = load_file(path)
+    save_file(tensors, path, metadata=sealed(about | changes, tensors))
+
+
+def test_a_file_without_a_checksum_is_refused(file: Path) -> None:
+    with safe_open(file, framework="pt") as f:
+        about = f.metadata()["l3rs"]
+    save_file(load_file(file), file, metadata={"l3rs": about})
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load(file)
 
 
 def test_round_trip(file: Path) -> None:
@@ -116,7 +125,8 @@ def test_metadata_that_are_nested_deep_are_one_line(depth: int, file: Path, caps
     for nested in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
         lie = about.replace('"training": {}', f'"training": {{"x": {nested}}}')
         assert lie != about
-        save_file(load_file(file), file, metadata={"l3rs": lie})
+        tensors = load_file(file)
+        save_file(tensors, file, metadata=sealed_text(lie, tensors))
         with pytest.raises(SystemExit) as stop:
             main(["info", str(file)])
         assert stop.value.code == 2

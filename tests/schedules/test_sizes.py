@@ -5,7 +5,6 @@ from __future__ import annotations
 import l3rs  # noqa: F401  isort: skip  (before timm)
 
 import re
-import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,18 +104,6 @@ def test_a_file_without_sizes_is_never_taken_by_auto(own: nn.Module, monkeypatch
     monkeypatch.setattr(find, "SPECIALISTS", (str(old),))
     found = resolve("auto", list(own.named_parameters()))
     assert (found.why, found.schedule.layers) == (UNKNOWN, ())
-
-
-def test_the_script_writes_sizes_and_nothing_else_into_older_files(tmp_path: Path) -> None:
-    write_sizes = runpy.run_path(str(SCRIPT))["write_sizes"]
-    learned, file = load(NAME), tmp_path / "old.safetensors"
-    save(replace(learned, sizes=()), file)
-    assert "knows its network by the sizes of 108 layers" in write_sizes(file)
-    (about, tensors), (shipped, kept) = read_sealed(file), read_sealed(CHECKPOINTS / f"{NAME}.safetensors")
-    assert about == shipped
-    assert tensors.keys() == kept.keys()
-    assert all(torch.equal(t, kept[name]) for name, t in tensors.items())
-    assert "knows no network" in write_sizes(CHECKPOINTS / f"{find.GENERALIST}.safetensors")
 
 
 def test_every_shipped_schedule_of_layers_by_name_keeps_sizes() -> None:

@@ -4,10 +4,10 @@ from l3rs.extras import require
 
 require(__name__, "lightning")
 
-from l3rs.lightning.callbacks import BatchNormMode, HeadThenAll, L3RSMonitor
-from l3rs.lightning.callbacks_ends import HeadStart, RecentStatistics
+from l3rs.lightning.callbacks import BatchNormMode, HeadStart, HeadThenAll, L3RSMonitor, RecentStatistics
 from l3rs.lightning.data import ImageFolderDataModule
-from l3rs.lightning.module import L3RSMixin, L3RSModule
+from l3rs.lightning.mixin import L3RSMixin
+from l3rs.lightning.module import L3RSModule
 
 __all__ = [
     "BatchNormMode",

@@ -372,7 +372,7 @@ class L3RS(Resumable):
     def _check(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         assert self.learned is not None
         groups = state_dict["param_groups"]
-        check_groups(groups)
+        check_groups(groups, self.param_groups)
         check_names(groups, self.param_groups)
         mark, mine = saved_mark(groups), schedule_mark(self.learned)
         found = Chosen(self.learned, self.why) if same_schedule(mark, mine) else self._followed(mark)

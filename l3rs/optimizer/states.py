@@ -81,8 +81,10 @@ def saved_mark(groups: Sequence[Group]) -> str:
     return printable(str(found[0]))
 
 
-def check_groups(saved: Sequence[Group]) -> None:
+def check_groups(saved: Sequence[Group], own: Sequence[Group]) -> None:
     """Raises ValueError if the groups are of another optimizer."""
+    if len(saved) != len(own):
+        raise ValueError(f"this state has a different number of parameter groups: {len(saved)}, and {len(own)} here")
     for key in ("total_steps", "lr", "maximize", "weight_decay", *NEW, SCHEDULE):
         if any(key not in group for group in saved):
             raise ValueError(f"this state is of another optimizer: its groups have no {key!r}, and have {', '.join(map(str, saved[0]))}")

@@ -24,8 +24,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from l3rs.extras import require
 from l3rs.files import read_json, write_atomically
 from l3rs.finetuning.arms import Arm
-from l3rs.lightning.callbacks import BatchNormMode, L3RSMonitor
-from l3rs.lightning.callbacks_ends import RecentStatistics
+from l3rs.lightning.callbacks import BatchNormMode, L3RSMonitor, RecentStatistics
 from l3rs.lightning.data import ImageFolderDataModule
 from l3rs.lightning.module import L3RSModule
 from l3rs.networks.batch_norms import batch_norms

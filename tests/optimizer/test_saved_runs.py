@@ -14,7 +14,7 @@ from conftest import backward, equal, random_schedule, small_network, train, wei
 from torch import nn
 
 from l3rs import L3RS, LearnedSchedule
-from l3rs.lightning.module import _NamedL3RS, _renamed
+from l3rs.lightning.mixin import _NamedL3RS, _renamed
 from l3rs.networks.create import resnet34
 from l3rs.networks.pretrained import pretrained
 from l3rs.optimizer.guard import CUT

@@ -1,115 +1,18 @@
-"""Callbacks for both ends of a run: a head in closed form before the first step, and BatchNorm's statistics at the last weights."""
+"""BatchNorm's statistics at the last weights, for validation and at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from copy import copy
-from dataclasses import asdict
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
-from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import STEP_OUTPUT
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
 
-from l3rs.lightning.callbacks import BatchNormMode, HeadThenAll
-from l3rs.networks import head_start, recent_statistics
+from l3rs.networks import recent_statistics
 from l3rs.networks.batch_norms import batch_norms
-from l3rs.networks.create import head_inside
-
-
-class HeadStart(Callback):
-    """Gives the network a head in closed form, from the first training batches, before the first step; see `l3rs.head_start`.
-
-    A run that is resumed keeps its head. The run then sees the batches that the head start has seen, where the loader shuffles by torch's
-    generators. What was chosen is told in a line.
-
-    Args:
-        batches: so many are the most that it looks at; with several processes, on each.
-        head: the name of the head in the module; None asks the network, as `l3rs.head_start` does.
-
-    Attributes:
-        found: what it saw and chose; None before.
-
-    Raises:
-        ValueError: `batches` is below 1; when training starts, there is no such head, or parameters are sharded.
-    """
-
-    def __init__(self, batches: int = head_start.HEAD_BATCHES, head: str | None = None) -> None:
-        if batches < 1:
-            raise ValueError(f"batches must be at least 1 (got {batches})")
-        self.batches, self.head = batches, head
-        self.found: head_start.HeadStartReport | None = None
-
-    def images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The inputs and the labels of a batch of the loader; override it where a batch is not (inputs, labels).
-
-        Raises:
-            ValueError: it is something else.
-        """
-        parts = () if isinstance(batch, Mapping | Tensor) else tuple(batch)
-        if len(parts) < 2:
-            keys = f" of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
-            raise ValueError(
-                f"a batch must be (inputs, labels), tensors (got a {type(batch).__name__}{keys}); a HeadStart with another "
-                "images_and_labels(batch) takes others"
-            )
-        return parts[0], parts[1]
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step or self.found is not None:
-            return
-        if not isinstance(trainer.strategy, (DDPStrategy, SingleDeviceStrategy)):
-            raise ValueError(f"HeadStart cannot set a head under {type(trainer.strategy).__name__}; use DDP, or one device")
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, (BatchNormMode, HeadThenAll)):  # they set modes at each batch: the features are those of training
-                callback.on_train_batch_start(trainer, pl_module, None, 0)
-        with trainer.precision_plugin.forward_context():
-            head = self._head(pl_module)  # one that is found here is also checked there
-            self.found = head_start.head_start(pl_module, _Batches(self, trainer), self.batches, head=None if self.head is None else head)
-        rank_zero_info(str(self.found))
-
-    def _head(self, pl_module: pl.LightningModule) -> nn.Linear:
-        cure = "give its name, HeadStart(head=...)"
-        found = head_inside(pl_module, cure) if self.head is None else dict(pl_module.named_modules()).get(self.head)
-        if not isinstance(found, nn.Linear):
-            raise ValueError(f"head must be the name of a dense layer of {type(pl_module).__name__} (got {self.head!r})")
-        return found
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"found": None if self.found is None else asdict(self.found)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        found = state_dict["found"]
-        self.found = None if found is None else head_start.HeadStartReport(**found)
-
-
-class _Batches:
-    """The training batches, on the device of the module; it shows the loader's own generators to a head start, which puts them back."""
-
-    def __init__(self, callback: HeadStart, trainer: pl.Trainer) -> None:
-        self.callback, self.trainer, self.loader = callback, trainer, trainer.train_dataloader
-        if isinstance(self.loader, DataLoader):
-            self.loader = copy(self.loader)
-            self.loader._iterator = None  # the trainer's own, where workers persist
-        self.sampler, self.generator = getattr(self.loader, "sampler", None), getattr(self.loader, "generator", None)
-        self.batch_sampler = getattr(self.loader, "batch_sampler", None)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        before, own = torch.get_rng_state(), self.generator.get_state() if self.generator else None
-        batches = iter(self.loader)  # type: ignore[arg-type]
-        torch.set_rng_state(before)  # the trainer has made its own iterator already, which draws a number
-        if self.generator:
-            self.generator.set_state(own)
-        for batch in batches:
-            converted = self.trainer.precision_plugin.convert_input(batch)  # as the trainer does, for bf16-true and the like
-            yield self.callback.images_and_labels(self.trainer.strategy.batch_to_device(converted))
 
 
 class RecentStatistics(Callback):

@@ -35,7 +35,7 @@ class L3RSConfig:
         unit: the length of a step at lambda = 1. `rms`: lr0 * sqrt(numel), `l2`: 1, `relative`: lr0 * max(norm of weights, floor); `size`:
             lr0 * the layer's size, which is the norm of its weights, for a bias that of its kernel, and for a shift that of its scale;
             for the head it is the length that moves each logit by 1, times head_logits in the place of lr0, see
-            `l3rs.controller.describe.Sizes` [choice].
+            `l3rs.controller.layer_sizes.Sizes` [choice].
         lr0: step size per element at lambda = 1, for the units `rms` and `relative`, or as a share of the layer's size [choice].
         head_logits: how far a step at lambda = 1 may move a logit through the head's weights, or its biases, for the unit `size` [choice].
         feature_rms: root mean square of the head's inputs where the head has no bias, whose gradient tells it, for `size` [choice].

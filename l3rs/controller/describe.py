@@ -1,18 +1,16 @@
-"""What each layer of a network is, told from the names and shapes of its parameters alone; and what its lengths are measured by."""
+"""What each layer of a network is, told from the names and shapes of its parameters alone."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from l3rs.controller.config import L3RSConfig
 
 KINDS = ("kernel", "depthwise", "dense", "attention", "embedding", "bias", "scale", "shift", "head", "head's bias", "other")
 NUMBERS = ("depth", "log_fan_in", "log_fan_out", "log_numel", "log_classes", "log_layers")
@@ -29,6 +27,13 @@ HEADS = {
 }  # what networks call the module that classifies
 # What the weights of a bias are called, as they are or within a parametrization, such as a weight norm: its matrix, not its norms.
 WEIGHTS = ("weight", "parametrizations.weight.original", "parametrizations.weight.original1", "weight_v", "weight_orig")
+# What a bias is called that is no X.bias, and the weights that it may be of: of recurrent layers, and of attentions with one for each part.
+BIASES = (
+    (re.compile(r"bias_([ih]h(_l\d+(_reverse)?)?)$"), (r"weight_\1",)),
+    (re.compile(r"([qkv])_bias$"), ("qkv.weight", r"\1_proj.weight")),
+    (re.compile(r"in_proj_bias$"), ("in_proj_weight", "q_proj_weight")),
+)
+MAGNITUDES = (".parametrizations.weight.original0", ".weight_g")  # of a weight norm: a number for each row
 PARAMETRIZED = re.compile(r"\.parametrizations\.(\w+)\.original\d?$")
 ATTENTION = re.compile("attn|attention|qkv")
 PARTS = 3  # matrices of a block at least [choice]
@@ -76,13 +81,13 @@ def layer_table(shapes: Sequence[Sequence[int]], names: Sequence[str] | None = N
     Raises:
         ValueError: there is no dense layer of the name `head`.
     """
-    matrices = [i for i, shape in enumerate(shapes) if len(shape) >= 2]
-    vectors = [i for i, shape in enumerate(shapes) if len(shape) < 2]
-    owner = _owners_by_order(shapes) if names is None else _owners_by_name(shapes, names)
     called = ["" for _ in shapes] if names is None else list(names)
-    axes = [None if of is None else len(shapes[of]) for of in owner]
+    vector = [_is_vector(*layer) for layer in zip(shapes, called, strict=True)]
+    matrices, vectors = ([i for i, v in enumerate(vector) if v is which] for which in (False, True))
+    owner = _owners_by_order(shapes) if names is None else _owners_by_name(shapes, names)
+    of_vector = [None if of is None else vector[of] for of in owner]
     whole = _networks([called[i] for i in matrices])
-    kinds = [_kind(*layer, whole) for layer in zip(shapes, called, axes, strict=True)]
+    kinds = [_kind(*layer, whole) for layer in zip(shapes, called, vector, of_vector, strict=True)]
     dense = [i for i in matrices if kinds[i] in ("dense", "kernel") and math.prod(shapes[i][2:]) == 1]
     modules = {i: _module_of(called[i]) for i in dense}
     at = _head(modules, [(i, shapes[i], called[i]) for i in matrices]) if head is None else _named_head(head, modules)
@@ -93,10 +98,15 @@ def layer_table(shapes: Sequence[Sequence[int]], names: Sequence[str] | None = N
     return LayerTable(
         tuple(kinds),
         tuple(i if of is None else of for i, of in enumerate(owner)),
-        tuple(math.prod(shape[1:]) if len(shape) >= 2 else 1 for shape in shapes),
+        tuple(1 if v else math.prod(shape[1:]) for shape, v in zip(shapes, vector, strict=True)),
         tuple(depth[i] for i in range(len(shapes))),
         0 if at is None else int(shapes[at][0]),
     )
+
+
+def _is_vector(shape: Sequence[int], name: str) -> bool:
+    """Whether a layer has one number for each channel, whatever other axes; of two axes, which a dense layer has too, only names tell."""
+    return len(shape) < 2 or name.endswith(MAGNITUDES) or (len(shape) > 2 and math.prod(shape) == shape[0] > 1)
 
 
 def _module_of(name: str) -> str:
@@ -187,15 +197,37 @@ def called_head(modules: Sequence[str]) -> int | None:
     return called[-1] if called[-1:] == [len(modules) - 1] else None
 
 
+def is_a_head(module: str, head: str) -> bool:
+    """Whether a module may be a head beside the one called `head`: as `head_dist` beside `head`, or `head.1` beside `head.0`.
+
+    Example:
+        >>> is_a_head("head_dist", "head"), is_a_head("head.1", "head.0"), is_a_head("head.fc1", "head.fc2"), is_a_head("blocks.0", "head")
+        (True, True, False, False)
+    """
+    mine, its = head.split("."), module.split(".")
+    first = next((i for i, (a, b) in enumerate(zip(mine, its, strict=False)) if a != b), None)
+    if first is None or mine[first + 1 :] != its[first + 1 :]:
+        return False
+    a, b = mine[first], its[first]
+    numbers = a.isdecimal() and b.isdecimal() and first > 0 and mine[first - 1] in HEADS
+    return numbers or {a, b} <= HEADS or any(x in HEADS and y.startswith(f"{x}_") for x, y in ((a, b), (b, a)))
+
+
 def _owners_by_name(shapes: Sequence[Sequence[int]], names: Sequence[str]) -> list[int | None]:
     """The place of the matrix that each vector is the bias of, or of the scale that it is the shift of; None for all others."""
     known = {name: i for i, name in enumerate(names)}
     owner: list[int | None] = []
     for shape, name in zip(shapes, names, strict=True):
-        stem, matrices = name[:-4], {"beta": ("gamma",), "bias": WEIGHTS}.get(name[-4:], ())
-        of = next((known[stem + matrix] for matrix in matrices if stem + matrix in known), None)
+        of = next((known[owning] for owning in _owning(name) if owning in known), None)
         owner.append(of if len(shape) <= 1 else None)
     return owner
+
+
+def _owning(name: str) -> list[str]:
+    """The names of the layers that one of this name may be the bias or the shift of."""
+    stem, matrices = name[:-4], {"beta": ("gamma",), "bias": WEIGHTS}.get(name[-4:], ())
+    others = [name[: called.start()] + called.expand(matrix) for form, of in BIASES for matrix in of if (called := form.search(name))]
+    return [stem + matrix for matrix in matrices] + others
 
 
 def _owners_by_order(shapes: Sequence[Sequence[int]]) -> list[int | None]:
@@ -217,14 +249,19 @@ def _owners_by_order(shapes: Sequence[Sequence[int]]) -> list[int | None]:
     return owner
 
 
-def _kind(shape: Sequence[int], name: str, owner_axes: int | None, networks: Collection[str]) -> str:
-    """The kind of a layer that is not of the head; `owner_axes`: of the layer that it is the bias or shift of."""
+def _kind(shape: Sequence[int], name: str, vector: bool, of_vector: bool | None, networks: Collection[str]) -> str:
+    """The kind of a layer that is not of the head.
+
+    Args:
+        vector: whether it has one number a channel.
+        of_vector: whether the layer that it is the shift of has, or it is the bias of a matrix; None where it is of no other.
+    """
     axes = len(shape)
     own = ".".join(PARAMETRIZED.sub(r".\1", name).split(".")[-2:])  # a module that is called so may hold a whole network
-    if EMBEDDINGS.search(own) and "proj" not in name and "norm" not in name and owner_axes is None and (axes != 4 or shape[0] == 1):
+    if EMBEDDINGS.search(own) and "proj" not in name and "norm" not in name and of_vector is None and (axes != 4 or shape[0] == 1):
         return "embedding"
-    if axes <= 1:
-        return "scale" if owner_axes is None else "bias" if owner_axes >= 2 else "shift"
+    if vector:
+        return "scale" if of_vector is None else "shift" if of_vector else "bias"
     within = max((module for module in accumulate(name.split("."), "{}.{}".format) if module in networks), key=len, default="")
     if ATTENTION.search(name[len(within) :]):
         return "attention"
@@ -232,8 +269,7 @@ def _kind(shape: Sequence[int], name: str, owner_axes: int | None, networks: Col
         return "dense"
     if axes == 4 or axes == 5:
         return "depthwise" if shape[1] == 1 and shape[0] > 1 and math.prod(shape[2:]) > 1 else "kernel"
-    alone = axes == 3 and (shape[0] == 1 or math.prod(shape) == shape[0])  # tokens and positions, or a number for each channel
-    return "embedding" if alone else "other"
+    return "embedding" if axes == 3 and shape[0] == 1 and not name.endswith("weight") else "other"  # tokens and positions
 
 
 def describe(table: LayerTable, shapes: Sequence[Sequence[int]], scale: float) -> Tensor:
@@ -244,67 +280,3 @@ def describe(table: LayerTable, shapes: Sequence[Sequence[int]], scale: float) -
         logs = (fan_in, shape[0] if shape else 1, math.prod(shape), table.classes, matrices)
         rows.append([*(float(kind == k) for k in KINDS), depth, *(math.log(max(n, 1)) / scale for n in logs)])
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, len(KINDS) + len(NUMBERS))
-
-
-class Sizes:
-    """The size of each layer, by which the unit `size` measures its steps.
-
-    It is the norm of its weights; of a bias, that of its kernel; of a shift, that of its scale; at least `relative_floor` for each element.
-    So a function-preserving change of the network, a kernel before a normalization times a number or a ReLU network's layers times s and
-    1/s, changes lengths alike, and a run stays the same function.
-
-    The head's size, of its weights and of its biases, is the length that moves each logit by 1 through the weights, however small the head
-    begins: sqrt(classes) / f, where f is the norm of the head's inputs. For one image the gradient of the weights is the outer product of
-    the gradient of the biases with the inputs; so f is the ratio of the norms of the two gradients. For a batch it is close to it: within a
-    quarter on tasks of 25 classes with the shipped networks (tests/controller/test_describe.py). It is at most `feature_rms_cap` *
-    sqrt(fan_in). Where only one of the two is stepped, f is `feature_rms` * sqrt(fan_in).
-
-    Args:
-        table: of all layers of the network.
-        numels: elements of each of these.
-        places: in the table, of the L layers that are stepped.
-        norm: of a layer by its place, in l2; asked for once, of layers that give others their size and are not stepped themselves.
-        config: gives floors and multipliers.
-        like: a tensor of the device and dtype.
-
-    Attributes:
-        multiplier: (L,), of the sizes, the length at lambda = 1.
-    """
-
-    def __init__(
-        self,
-        table: LayerTable,
-        numels: Sequence[int],
-        places: Sequence[int],
-        norm: Callable[[int], float],
-        config: L3RSConfig,
-        like: Tensor,
-    ) -> None:
-        row = {place: i for i, place in enumerate(places)}
-        by = [table.sized_by[place] for place in places]
-        floors = [config.relative_floor * math.sqrt(numels[place]) for place in places]
-        constant = {i: norm(of) for i, of in enumerate(by) if of not in row}
-        head = [row[place] for place in table.head if place in row]
-        if head:
-            usual = math.sqrt(table.classes / table.fan_in[table.head[0]])  # type: ignore[index]  # a bias is of weights
-            for i in head:
-                constant[i], floors[i] = usual / config.feature_rms, usual / config.feature_rms_cap
-        self.root, self.pair = math.sqrt(table.classes), head if len(head) == 2 else None
-        self.rows = torch.tensor([row.get(of, 0) for of in by], device=like.device)
-        self.floor = like.new_tensor(floors)
-        self.fixed = torch.tensor([i in constant for i in range(len(places))], device=like.device) if constant else None
-        self.constants = like.new_tensor([constant.get(i, 0.0) for i in range(len(places))])
-        self.of_head = torch.tensor([i in head for i in range(len(places))], device=like.device)
-        self.multiplier = like.new_tensor([config.head_logits if i in head else config.lr0 for i in range(len(places))])
-
-    def __call__(self, weights: Tensor, grads: Tensor) -> Tensor:
-        """The sizes, (L,), from the norms of the layers' weights and gradients, (L,)."""
-        sizes = weights[self.rows]
-        if self.fixed is not None:
-            sizes = torch.where(self.fixed, self.constants, sizes)
-        if self.pair is not None:
-            of_weights, of_biases = (grads[i] for i in self.pair)
-            moved = of_weights > 0
-            known = torch.where(moved, self.root * of_biases / torch.where(moved, of_weights, 1), 0)
-            sizes = torch.where(self.of_head, known, sizes)
-        return torch.maximum(sizes, self.floor)

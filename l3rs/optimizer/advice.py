@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from l3rs.controller.describe import LayerTable
+from l3rs.controller.describe import LayerTable, is_a_head
 from l3rs.optimizer.distributed import local
 from l3rs.optimizer.layers import Network
 from l3rs.optimizer.states import Group, names_of
@@ -65,6 +65,25 @@ def tell_what_would_hardly_move(learned: LearnedSchedule, network: Network, grou
             cure = "give named_parameters(), by which a bias is known as its matrix's"
         warnings.warn(
             f"{first} is all zeros{more}: L3RS moves a layer by a share of its size, so it will hardly move; {cure}", stacklevel=3
+        )
+
+
+def tell_of_several_heads(table: LayerTable, shapes: Sequence[torch.Size], names: Sequence[str] | None) -> None:
+    """Warns if another layer may give logits beside the head, as in distilled networks, whose two heads are averaged."""
+    place = table.head[0]
+    if not names or place is None:
+        return
+    mine, own = names[place].rpartition(".")[0], shapes[place]
+    others = [
+        module
+        for i, (kind, shape, name) in enumerate(zip(table.kinds, shapes, names, strict=True))
+        if i != place and kind == "dense" and shape[0] == own[0] and (module := name.rpartition(".")[0]) and is_a_head(module, mine)
+    ]
+    if others:
+        warnings.warn(
+            f"{mine} and {others[-1]} both look like heads, and L3RS takes {mine} for the head: the other moves as layers of the body do, "
+            'which is slow for a new one. Use a network with one head, or say which it is, head="..."',
+            stacklevel=3,
         )
 
 

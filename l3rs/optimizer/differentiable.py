@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from l3rs.controller.decide import Decision, Meta, decide, meta_shapes
-from l3rs.controller.describe import Sizes, describe, layer_table
+from l3rs.controller.describe import describe, layer_table
 from l3rs.controller.features import shown_directions
+from l3rs.controller.layer_sizes import Sizes
 from l3rs.directions.base import NOTHING
 from l3rs.schedules.schedule import LearnedSchedule
 

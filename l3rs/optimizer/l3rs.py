@@ -16,7 +16,7 @@ from l3rs.controller.describe import layer_table
 from l3rs.directions import DIRECTIONS
 from l3rs.directions.torch_optimizer import TorchOptimizerDirection
 from l3rs.extras import require
-from l3rs.optimizer.advice import tell_of_no_head, tell_what_names_would_give, tell_what_would_hardly_move
+from l3rs.optimizer.advice import tell_of_no_head, tell_of_several_heads, tell_what_names_would_give, tell_what_would_hardly_move
 from l3rs.optimizer.arguments import LONGEST, Multipliers, check_group, evaluate, plain
 from l3rs.optimizer.distributed import average_over_ranks, local
 from l3rs.optimizer.guard import Guard
@@ -26,6 +26,7 @@ from l3rs.optimizer.observed import Losses
 from l3rs.optimizer.saving import Resumable
 from l3rs.optimizer.states import (
     NEW,
+    OPTIONS,
     SCHEDULE,
     check_groups,
     check_names,
@@ -34,6 +35,7 @@ from l3rs.optimizer.states import (
     names_of,
     same_schedule,
     saved_mark,
+    saved_options,
     schedule_mark,
 )
 from l3rs.optimizer.tables import Active, Tables, state_of
@@ -129,7 +131,9 @@ class L3RS(Resumable):
             tell_what_names_would_give(self.learned, every)
         tell_what_would_hardly_move(self.learned, self._tables.network, self.param_groups, every)
         if head is None:
-            tell_of_no_head(self._tables.network.table, names_of(self._as_they_lie()))
+            network, names = self._tables.network, names_of(self._as_they_lie())
+            tell_of_no_head(network.table, names)
+            tell_of_several_heads(network.table, [p.shape for p in network.params], names)
 
     def _prepare(self) -> None:
         """Builds the controller and the tables from the learned schedule and the groups."""
@@ -346,18 +350,19 @@ class L3RS(Resumable):
     def state_dict(self) -> dict[str, Any]:
         """Returns tensors by parameter in `state`, and numbers in `param_groups`, as every optimizer does.
 
-        The schedule is not in it, but its name and fingerprint, in each group as `l3rs_schedule`.
+        The schedule is not in it, but its name and fingerprint, in each group as `l3rs_schedule`, beside `l3rs_match` and `l3rs_head`.
         """
         assert self.learned is not None
         self._pull()
         plain(self.param_groups)
         saved, mark = super().state_dict(), schedule_mark(self.learned)
         for group in saved["param_groups"]:
-            group[SCHEDULE] = mark
+            group.update({SCHEDULE: mark} | {key: getattr(self, key.removeprefix("l3rs_")) for key in OPTIONS})
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a saved run; the dict stays as it is. Where `auto` took another schedule than the run has, it takes the run's.
+        """Loads a saved run; the dict stays as it is. Where `auto` took another schedule than the run has, it takes the run's;
+        also the run's `match` and `head`, like `lr` and `weight_decay`.
 
         Raises:
             ValueError: the state belongs to other parameters, to another optimizer, or to a run under another schedule; the optimizer stays
@@ -386,8 +391,8 @@ class L3RS(Resumable):
         check_states(state, fresh, self.param_groups, controller.lazy, under)
         if not found:
             raise ValueError(f"this state is of a run under {mark}, and this optimizer has {mine}: pass that schedule as `learned`")
-        self._loading = found, state, fresh
-        stripped = [{key: value for key, value in group.items() if key != SCHEDULE} for group in groups]
+        self._loading = found, state, fresh, saved_options(groups)
+        stripped = [{key: value for key, value in group.items() if key not in (SCHEDULE, *OPTIONS)} for group in groups]
         return {**state_dict, "state": {i: s for i, s in state.items() if s}, "param_groups": stripped}  # no states of no parameter
 
     def _followed(self, mark: str) -> Chosen | None:
@@ -397,8 +402,9 @@ class L3RS(Resumable):
         return None if found is None else Chosen(self._called_as_here(found), "the loaded run has it")
 
     def _finish_loading(self) -> None:
-        (learned, why), state, fresh = self._loading
+        (learned, why), state, fresh, options = self._loading
         del self._loading
+        self.__dict__.update(options)
         for group in self.param_groups:
             check_group(group)
         params = [p for group in self.param_groups for p in group["params"]]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from l3rs.controller.config import L3RSConfig
 from l3rs.controller.decide import Meta, meta_shapes, unflatten
-from l3rs.controller.describe import LayerTable, Sizes, describe
+from l3rs.controller.describe import LayerTable, describe
+from l3rs.controller.layer_sizes import Sizes
 from l3rs.directions import Direction, direction
 from l3rs.optimizer.decision import Decided, Decision
 from l3rs.optimizer.distributed import local, shard_reduction, whole

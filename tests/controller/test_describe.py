@@ -12,7 +12,8 @@ from conftest import small_network
 from torch import nn
 
 from l3rs.controller.config import ANY_NETWORK
-from l3rs.controller.describe import KINDS, NUMBERS, Sizes, describe, layer_table
+from l3rs.controller.describe import KINDS, NUMBERS, describe, layer_table
+from l3rs.controller.layer_sizes import Sizes
 from l3rs.finetuning.workbench import workbench
 from l3rs.finetuning.workload import Workload
 from l3rs.networks.create import head_of
@@ -44,6 +45,33 @@ def test_a_module_that_is_called_an_embedding_may_hold_a_whole_network() -> None
     found = kinds_of(network)
     assert found["embedding.weight"] == "embedding"
     assert [found[name] for name in plain if "head" not in plain[name]] == [kind for kind in plain.values() if "head" not in kind]
+
+
+def test_biases_belong_to_their_weights_whatever_they_are_called() -> None:
+    """As BEiT, EVA and Swin v2 call those of their attention, and torch those of its recurrent layers."""
+    names = ["attn.q_bias", "attn.v_bias", "attn.qkv.weight", "own.k_bias", "own.k_proj.weight", "fc.weight"]
+    table = layer_table([(8,), (8,), (24, 8), (8,), (8, 8), (5, 8)], names)
+    assert table.kinds == ("bias", "bias", "attention", "bias", "dense", "head")
+    assert table.sized_by == (2, 2, 2, 4, 4, 5)
+    recurrent = nn.ModuleDict({"lstm": nn.LSTM(4, 3, bidirectional=True), "cell": nn.GRUCell(4, 3), "fc": nn.Linear(3, 2)})
+    named = dict(recurrent.named_parameters())
+    table = layer_table([p.shape for p in named.values()], names := list(named))
+    for name, of in zip(names, table.sized_by, strict=True):
+        assert names[of] == name.replace("bias", "weight")
+    mixed = nn.ModuleDict({"att": nn.MultiheadAttention(8, 2, kdim=4, vdim=4), "fc": nn.Linear(8, 2)})
+    assert kinds_of(mixed)["att.in_proj_bias"] == "bias"
+
+
+def test_a_number_for_each_channel_is_a_scale_whatever_its_axes() -> None:
+    names = ["conv.weight", "conv.gain", "attn.temperature", "gamma", "aggregate.weight", "one.weight", "fc.weight"]
+    shapes = [(8, 3, 3, 3), (8, 1, 1, 1), (4, 1, 1), (8, 1, 1), (1, 8, 2), (4, 1), (5, 8)]
+    table = layer_table(shapes, names)
+    assert table.kinds == ("kernel", "scale", "scale", "scale", "other", "dense", "head")
+    assert table.fan_in == (27, 1, 1, 1, 16, 1, 8)
+    assert table.depth[0] == 0.5 / 4  # of four matrices
+    conv, dense = (nn.utils.parametrizations.weight_norm(layer) for layer in (nn.Conv2d(3, 4, 3), nn.Linear(4, 4)))
+    found = kinds_of(nn.Sequential(conv, dense, nn.Linear(4, 2)))
+    assert [found[f"{i}.parametrizations.weight.original0"] for i in range(2)] == ["scale", "scale"]
 
 
 def test_kernels_of_one_axis_are_no_embeddings() -> None:

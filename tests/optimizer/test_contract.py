@@ -485,6 +485,17 @@ def test_it_says_which_layer_it_takes_for_the_head_and_takes_the_named_one() -> 
         L3RS(network.named_parameters(), 5, "generalist", head="fc")
 
 
+@pytest.mark.parametrize(("one", "other"), [("head", "head_dist"), ("head.1", "head.0"), ("head.head_dist.l", "head.head.l")])
+def test_a_second_head_is_told_of(one: str, other: str) -> None:
+    network = nn.ModuleList([nn.Linear(8, 8)])
+    named = [(f"0.{name}", p) for name, p in network[0].named_parameters()]
+    named += [(f"{module}.weight", nn.Parameter(torch.randn(5, 8))) for module in (other, one)]
+    with pytest.warns(UserWarning, match=f"{one} and {other} both look like heads, and L3RS takes {one} for the head") as told:
+        L3RS(named, 5, "generalist")
+    assert told[0].filename == __file__
+    L3RS(named, 5, "generalist", head=other)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_within_autocast_is_as_without(dtype: torch.dtype) -> None:
     networks = [small_network().to(dtype) for _ in range(2)]

@@ -57,7 +57,31 @@ def test_a_state_of_another_training_is_refused() -> None:
         unlike.load_state_dict(state)
 
 
-@pytest.mark.parametrize("key", [SCHEDULE, "weight_decay", "cut"])
+def test_a_run_goes_on_with_its_own_head_and_match() -> None:
+    network, learned = small_network(), load("start")
+    optimizer = L3RS(network.named_parameters(), 4, learned, head="4", match="position")
+    train(network, optimizer, range(2))
+    resumed = copy.deepcopy(network)
+    other = L3RS(resumed.named_parameters(), 4, learned)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert (other.head, other.match) == ("4", "position")
+    assert ", head: 4.weight, " in repr(other)
+    train(network, optimizer, range(2, 4))
+    train(resumed, other, range(2, 4))
+    assert equal(weights(network), weights(resumed))
+
+
+@pytest.mark.parametrize(("key", "value"), [("l3rs_head", 7), ("l3rs_match", None), ("l3rs_head", "nowhere")])
+def test_options_that_cannot_be_leave_the_optimizer_as_it_was(key: str, value: object) -> None:
+    _, optimizer = started()
+    state, before = copy.deepcopy(optimizer.state_dict()), repr(optimizer)
+    state["param_groups"][0][key] = value
+    with pytest.raises(ValueError, match=r"must be the same in all groups|head must be the name of one dense layer"):
+        optimizer.load_state_dict(state)
+    assert repr(optimizer) == before
+
+
+@pytest.mark.parametrize("key", [SCHEDULE, "weight_decay", "cut", "l3rs_head"])
 def test_a_state_that_lacks_something_is_of_another_optimizer(key: str) -> None:
     _, optimizer = started()
     state = optimizer.state_dict()

@@ -213,7 +213,7 @@ def _linear(x, weight, bias, inputs, outputs, INPUTS: tl.constexpr, OUTPUTS: tl.
 
 @triton.jit
 def _size(layer, sums, good, first, partial, size_kind, size_row, size_floor, size_constant, root, head, head_bias, WIDTH: tl.constexpr):
-    """What the steps of a layer are measured by, as of `l3rs.controller.describe.Sizes`."""
+    """What the steps of a layer are measured by, as in `l3rs.controller.layer_sizes.Sizes`."""
     kind = tl.load(size_kind + layer)
     size = tl.load(size_constant + layer)
     if kind == 0:

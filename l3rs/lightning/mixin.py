@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from l3rs.optimizer.l3rs import L3RS
 from l3rs.schedules.find import Chosen, resolve
 from l3rs.schedules.schedule import LearnedSchedule
+
+TAKEN = 0.9  # of the planned steps; the batches that a training step leaves out may be fewer [choice]
 
 
 class L3RSMixin(pl.LightningModule):
@@ -49,8 +52,11 @@ class L3RSMixin(pl.LightningModule):
     _window: Mapping[int, Tensor | None] = {}  # replaced, never changed
     _begun: int | None = None  # the first batch of this fit
 
-    def l3rs_optimizer(self, params: Iterable[tuple[str, nn.Parameter]] | None = None) -> L3RS:
+    def l3rs_optimizer(self, params: Iterable[tuple[str, nn.Parameter]] | None = None, total_steps: int | None = None) -> L3RS:
         """L3RS for `params`, named as in this module; by default all that require a gradient.
+
+        `total_steps` is how many it will take; None asks the trainer, which does not know where you step by yourself (manual
+        optimization) and not once a batch, or more than one optimizer.
 
         Layers find what was learned for them among the names of the whole module, so those that are added later find it too.
 
@@ -62,8 +68,9 @@ class L3RSMixin(pl.LightningModule):
         found = resolve(self.l3rs_learned, named)
         learned = found._replace(schedule=_renamed(found.schedule, [name for name, _ in named]))
         chosen = [(name, p) for name, p in self.named_parameters() if p.requires_grad] if params is None else list(params)
+        steps = planned_steps(self.trainer) if total_steps is None else total_steps
         return _NamedL3RS(
-            self, chosen, total_steps(self.trainer), learned, lr=self.lr_multiplier, weight_decay=self.l3rs_weight_decay,
+            self, chosen, steps, learned, lr=self.lr_multiplier, weight_decay=self.l3rs_weight_decay,
             head=self.l3rs_head, guard=self.l3rs_guard,
         )  # fmt: skip
 
@@ -102,6 +109,19 @@ class L3RSMixin(pl.LightningModule):
         super().on_train_start()
         self._begun = None
 
+    def on_train_end(self) -> None:
+        """Warns where a run that steps by itself was much shorter than L3RS was told: its last steps are missing."""
+        super().on_train_end()
+        for optimizer in self.trainer.optimizers:
+            if isinstance(optimizer, L3RS) and not self.automatic_optimization and not self.trainer.should_stop:
+                group = optimizer.param_groups[0]
+                if group["step"] < TAKEN * group["total_steps"]:
+                    warnings.warn(
+                        f"L3RS was made for {group['total_steps']} steps and took {group['step']}: tell it how many there are, "
+                        "l3rs_optimizer(total_steps=...), in a configure_optimizers of yours",
+                        stacklevel=2,
+                    )
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Notes the first batch: a run that is resumed may begin within those of one step."""
         self._begun = batch_idx if self._begun is None else self._begun
@@ -126,7 +146,7 @@ class L3RSMixin(pl.LightningModule):
         return [self._window[i] for i in range(first, batch_idx)]
 
 
-def total_steps(trainer: pl.Trainer) -> int:
+def planned_steps(trainer: pl.Trainer) -> int:
     """The steps that the trainer is going to take in all, those before a resume among them, but not those of an earlier `fit`.
 
     Raises:

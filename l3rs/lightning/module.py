@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
 from l3rs.finetuning.baselines import Recipe
-from l3rs.lightning.mixin import L3RSMixin, total_steps
+from l3rs.lightning.mixin import L3RSMixin, planned_steps
 from l3rs.networks.create import check_model, create, head_of
 from l3rs.networks.pretrained import from_hub
 from l3rs.schedules.schedule import LearnedSchedule
@@ -148,7 +148,7 @@ class L3RSModule(L3RSMixin):
         """L3RS, or what `optimizer` makes."""
         if self.make_optimizer is None:
             return self.l3rs_optimizer()
-        made = self.make_optimizer(self.network, total_steps(self.trainer))
+        made = self.make_optimizer(self.network, planned_steps(self.trainer))
         if isinstance(made, torch.optim.Optimizer):
             return made
         if made.scheduler is None:

@@ -63,7 +63,8 @@ class Guard:
         elif loss > first + max(LEAP, SHARE * abs(first)):
             _note(groups, cut=CUT)
             warnings.warn(
-                f"the loss leapt from {first:.3g} to {loss:.3g}: L3RS multiplies all further steps by {CUT} (guard=False lets it be)",
+                f"the loss leapt from {first:.3g} to {loss:.3g}: L3RS multiplies all further steps by {CUT} (guard=False lets it be; in "
+                "L3RSMixin, l3rs_guard = False)",
                 stacklevel=stacklevel,
             )
 

@@ -316,6 +316,32 @@ class Manual(Mine):
         optimizer.step(loss=loss)
 
 
+class EveryOther(Mine):
+    """Steps by itself, once in two batches."""
+
+    def __init__(self, told: int | None = None) -> None:
+        super().__init__()
+        self.automatic_optimization, self.told = False, told
+
+    def configure_optimizers(self) -> Any:
+        return self.l3rs_optimizer(total_steps=self.told)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        loss = F.cross_entropy(self.backbone(batch[0]), batch[1])
+        self.manual_backward(loss / 2)
+        if batch_idx % 2:
+            self.optimizers().step(loss=loss)  # type: ignore[union-attr, call-arg]
+            self.optimizers().zero_grad()  # type: ignore[union-attr]
+
+
+def test_a_run_that_was_much_shorter_than_planned_is_told(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"L3RS was made for 6 steps and took 3: .* l3rs_optimizer\(total_steps=...\)"):
+        trainer(tmp_path, max_epochs=1).fit(EveryOther(), loader(6))
+    done = trainer(tmp_path, max_epochs=1)
+    done.fit(EveryOther(told=3), loader(6))
+    assert [(g["total_steps"], g["step"]) for g in done.optimizers[0].param_groups] == [(3, 3)]
+
+
 def test_manual_optimization_gives_the_loss_itself(tmp_path: Path) -> None:
     fitted = Manual()
     trainer(tmp_path, max_epochs=1).fit(fitted, loader(6))

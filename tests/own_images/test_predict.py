@@ -19,6 +19,7 @@ from l3rs.data.transform import Transform
 from l3rs.own_images import classifier as classifier_module
 from l3rs.own_images.classifier import Classifier, ClassifierError, describe, load, save
 from l3rs.own_images.predict import predict
+from l3rs.schedules.seal import sealed
 
 TRANSFORM = Transform(16, 18, 3, "bilinear", (0.5,) * 3, (0.25,) * 3)
 CLASSES = ("red fox", "狐", "c")
@@ -266,7 +267,7 @@ def test_other_files_are_told_apart(model: Path, tmp_path: Path) -> None:
     ):
         load(path)
     tensors = {k: torch.full_like(v, torch.nan) if v.is_floating_point() else v for k, v in load(model)[1].state_dict().items()}
-    save_file(tensors, tmp_path / "nan.safetensors", metadata={"l3rs": json.dumps(about(model))})
+    save_file(tensors, tmp_path / "nan.safetensors", metadata=sealed(about(model), tensors))
     with pytest.raises(ClassifierError, match="not finite"):
         load(tmp_path / "nan.safetensors")
 

@@ -69,7 +69,10 @@ def run(args: Namespace) -> None:
             options.out.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
             raise ValueError(f"--out must be a folder that can be written (got {options.out}: {first_line(error)})") from None
-    evaluation = evaluate(classifier, network, tree)
+    judged = tree.validation.nonzero()[0].tolist()
+    if len(judged) < len(tree.files):
+        print(f"{len(tree.files) - len(judged)} images whose side is train are left out: models learn from these.")
+    evaluation = evaluate(classifier, network, tree, judged)
     print(f"{evaluation.as_text()}\n\n{evaluation.in_words()}")
     if options.out is not None:
         print(f"{options.out} has {', '.join(evaluation.write(options.out, what='evaluation'))}.")

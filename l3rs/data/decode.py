@@ -32,17 +32,19 @@ def check_channels(channels: int) -> None:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes, resizes the shorter side to `side` and cuts the middle out.
+    """Decodes, resizes the shorter side to `side` and cuts the middle out; or resizes both sides to it.
 
     Attributes:
         side: height and width of what comes out, in pixels.
         channels: 3, RGB; or 1, grey.
         interpolation: how it is resized, by Pillow's name: `bilinear` or `bicubic` (what a timm model's data config may say).
+        squash: whether both sides are resized, whatever the image's form, and nothing is cut off.
     """
 
     side: int
     channels: int = 3
     interpolation: str = "bilinear"
+    squash: bool = False
 
     def __post_init__(self) -> None:
         if self.side < 1:
@@ -51,13 +53,14 @@ class Decoder:
 
     @cached_property
     def _transform(self) -> v2.Transform:
-        return v2.Compose([v2.Resize(self.side, InterpolationMode(self.interpolation)), v2.CenterCrop(self.side), v2.PILToTensor()])
+        size = [self.side, self.side] if self.squash else self.side
+        return v2.Compose([v2.Resize(size, InterpolationMode(self.interpolation)), v2.CenterCrop(self.side), v2.PILToTensor()])
 
     def __call__(self, path: str | Path) -> np.ndarray:
         """Pixels, uint8 (channels, side, side). Raises `BrokenImage`."""
         image = open_image(path, self.channels)
         short, long = sorted(image.size)
-        if long > STRIP * short:  # resized whole, a strip of one pixel by 50,000 would take gigabytes
+        if long > STRIP * short and not self.squash:  # resized whole, a strip of one pixel by 50,000 would take gigabytes
             left = (long - STRIP * short) // 2
             image = image.crop((left, 0, long - left, short) if image.width == long else (0, left, short, long - left))
         pixels: np.ndarray = self._transform(image).numpy()

@@ -25,7 +25,8 @@ def read_labels(
     leaves each class one to train on.
 
     Args:
-        classes: those of a model, to judge it: all images are then of the validation side, and some classes may have none.
+        classes: those of a model, to judge it: by the images of the side `val`, or by all where there is no `val`; some classes may have
+            none.
 
     Raises:
         TreeError: there is no such file, it has neither form, or an image in it is not there; the message has the line.
@@ -63,12 +64,13 @@ def read_labels(
         names = [one_form(name.strip()) for name in row[named].split(SEPARATOR)] if named is not None else []
         own.append([n for n in names if n] if named is not None else [columns[i] for i in numbers if row[i].strip() == "1"])
         validation.append(side is not None and row[side].strip() == "val")
-    found = sorted({name for names in own for name in names})
+    found = sorted({name for names in own for name in names}) if named is not None else sorted(columns[i] for i in numbers)
     if classes is not None:
         strange = [name for name in found if name not in classes]
         if strange:
             raise TreeError(f"the labels {table} have {strange[0]!r}, which is none of the {len(classes)} classes, such as {classes[0]!r}")
-        return ImageTree(root, tuple(classes), tuple(row[0] for row in rows), _one_hot(own, classes), np.ones(len(rows), bool))
+        judged = np.array(validation) if any(validation) else np.ones(len(rows), bool)
+        return ImageTree(root, tuple(classes), tuple(row[0] for row in rows), _one_hot(own, classes), judged)
     classes = found
     labels = _one_hot(own, classes)
     held_out = np.array(validation) if side is not None else _drawn(labels, seed, validation_share)
@@ -88,7 +90,7 @@ def _drawn(labels: np.ndarray, seed: int, share: float) -> np.ndarray:
     chosen = np.zeros(number, dtype=bool)
     chosen[order[: max(1, round(share * number))]] = True
     for of_class in labels.T > 0:
-        if not (of_class & ~chosen).any():
+        if of_class.any() and not (of_class & ~chosen).any():
             chosen[order[of_class[order]][0]] = False
     return chosen
 

@@ -55,6 +55,7 @@ class Transform:
         interpolation: of resizing, by Pillow's name.
         mean, std: normalize pixels over 255, a number for each channel.
         invert: swaps dark and bright first; the shipped networks know ink as bright.
+        squash: resizes both sides to `resize`, whatever the image's form.
 
     Raises:
         ValueError: a value is wrong; the message names it.
@@ -67,6 +68,7 @@ class Transform:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     invert: bool = False
+    squash: bool = False
 
     def __post_init__(self) -> None:
         for name in ("side", "resize", "channels"):
@@ -85,16 +87,28 @@ class Transform:
                 kind = "number above 0" if name == "std" else "finite number"
                 raise ValueError(f"{name} must be a {kind} for each of {self.channels} channels (got {values!r})")
             object.__setattr__(self, name, tuple(map(float, values)))
-        if not isinstance(self.invert, bool):
-            raise ValueError(f"invert must be true or false (got {self.invert!r})")
+        for name in ("invert", "squash"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false (got {getattr(self, name)!r})")
 
     @classmethod
     def of(cls, model: str, side: int | None = None, channels: int = 3) -> Transform:
-        """Reads timm's data config of a model; with another `side` it cuts out the same share of the image."""
+        """Reads timm's data config of a model; with another `side` it cuts out the same share of the image.
+
+        A `crop_mode` of `border`, which three models of timm have, is taken for `center`.
+
+        Raises:
+            ValueError: the model's images are not square, and there is no `side`.
+        """
         config = data_config(model)
-        seen = side or int(config["input_size"][-1])
+        _, height, width = config["input_size"]
+        if side is None and height != width:
+            raise ValueError(f"{model} was pretrained on images of {height} x {width} px, which are not square: give --side")
+        seen = side or int(width)
         mean, std = (of_channels(config[name], channels) for name in ("mean", "std"))
-        return cls(seen, max(seen, round(seen / float(config["crop_pct"]))), channels, str(config["interpolation"]), mean, std)
+        resize = max(seen, math.floor(seen / float(config["crop_pct"])))  # as timm does
+        squash = config["crop_mode"] == "squash"
+        return cls(seen, resize, channels, str(config["interpolation"]), mean, std, squash=squash)
 
     @classmethod
     def of_shipped(cls, name: str, side: int | None = None) -> Transform:
@@ -105,7 +119,7 @@ class Transform:
 
     @cached_property
     def _decoder(self) -> Decoder:
-        return Decoder(self.resize, self.channels, self.interpolation)
+        return Decoder(self.resize, self.channels, self.interpolation, self.squash)
 
     @cached_property
     def _augment(self) -> v2.Transform:
@@ -119,7 +133,7 @@ class Transform:
 
     def evaluation(self, path: str | Path) -> Tensor:
         """Reads the middle of an image, float32 (channels, side, side). Raises `l3rs.data.decode.BrokenImage`."""
-        top = (self.resize - self.side) // 2
+        top = round((self.resize - self.side) / 2)  # as torchvision does
         pixels = self._decoder(path)[:, top : top + self.side, top : top + self.side]
         return self._normalized(torch.from_numpy(np.ascontiguousarray(pixels)))
 

@@ -88,12 +88,12 @@ class ScheduleFree(Protocol):
 
 @contextmanager
 def where_evaluated(
-    network: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Tensor], refresh: bool = False
+    network: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Tensor] | None, refresh: bool = False
 ) -> Iterator[None]:
     """Puts the network into its state for evaluation, and restores it afterwards, to the bit.
 
     A schedule-free optimizer evaluates at the average of its weights. There, or with `refresh`, BatchNorm gets the mean statistics of
-    `batches`, inputs: its running ones lag behind the weights.
+    `batches`, inputs: its running ones lag behind the weights. None leaves them as they are.
     """
     average = isinstance(optimizer, ScheduleFree) and any(optimizer.state.values())  # before the first step there is none
     if not (average or refresh):
@@ -103,7 +103,8 @@ def where_evaluated(
     if average:
         optimizer.eval()  # type: ignore[attr-defined]
     try:
-        update_bn(batches, network)
+        if batches is not None:
+            update_bn(batches, network)
         yield
     finally:
         if average:

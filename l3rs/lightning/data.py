@@ -14,6 +14,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from timm.data import Mixup
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.contrib.concurrent import thread_map
 
@@ -118,6 +119,8 @@ class ImageFolderDataModule(pl.LightningDataModule):
         self.augment, self.seed, self.batches_per_epoch, self.broken_log = augment, seed, batches_per_epoch, broken_log
         self.train_images = int((~self.tree.validation).sum())
         self.batch_size = min(batch_size, self.train_images)
+        if self.mix is not None and self.batch_size < 2:
+            raise ValueError("batch_size must be at least 2 with mixup or cutmix, which mix pairs of images (got 1)")
         wanted = _workers(len(self.tree.files)) if workers is None else workers
         seen = 4 * self.transform.channels * self.transform.side**2  # bytes of an image, as float32
         self.workers = workers_that_fit(wanted, self.batch_size * seen, loaders=2)
@@ -143,13 +146,15 @@ class ImageFolderDataModule(pl.LightningDataModule):
         return Images(self.tree, self.transform, self.augment, self.broken_log)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Mixes the images of a training batch; labels are then shares of classes, (B, classes)."""
+        """Mixes the images of a training batch; labels are then shares of classes, (B, classes). Of an odd number the last one stays."""
         if self.mix is None or self.trainer is None or not self.trainer.training or len(batch[0]) < 2:
             return batch
         inputs, labels = batch
-        odd = len(inputs) % 2  # timm takes pairs
+        even = len(inputs) - len(inputs) % 2  # timm takes pairs
         with seeded(int(np.random.SeedSequence([self.seed, self.trainer.global_step]).generate_state(1)[0])):
-            return self.mix(inputs[: len(inputs) - odd], labels[: len(labels) - odd])
+            mixed, shares = self.mix(inputs[:even], labels[:even])
+        alone = labels[even:].to(shares) if self.multilabel else F.one_hot(labels[even:], self.num_classes).to(shares)
+        return torch.cat([mixed, inputs[even:]]), torch.cat([shares, alone])
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches (inputs, labels): float32 (B, channels, side, side), and int64 (B,)."""

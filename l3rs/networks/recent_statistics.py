@@ -8,6 +8,7 @@ a forward pass goes through a layer n times, (1 - m)^n takes the place of 1 - m.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from l3rs.networks.batch_norms import batch_norms
 
 Statistics = dict[str, Tensor]
 HALF = (torch.float16, torch.bfloat16)
@@ -49,10 +52,14 @@ class _Pass(NamedTuple):
         return found
 
 
-def _follows(norm: _BatchNorm) -> bool:
+def follows(norm: _BatchNorm) -> bool:
     """Whether batches go into its statistics, and can be told from them."""
+    return norm.training and _can_be_told(norm)
+
+
+def _can_be_told(norm: _BatchNorm) -> bool:
     counted = norm.running_mean is not None and norm.num_batches_tracked is not None
-    return norm.training and counted and norm.momentum != 0 and cast(Tensor, norm.running_mean).dtype not in HALF
+    return counted and norm.momentum != 0 and cast(Tensor, norm.running_mean).dtype not in HALF
 
 
 def _layer(buffer: str) -> str:
@@ -102,6 +109,7 @@ class RecentStatistics:
         self._batches: deque[Statistics | _Pass] = deque(maxlen=last)
         self._followed: frozenset[str] | None = None  # names of the layers that the last pass went into; None is after a resume
         self._passing: tuple[dict[str, _BatchNorm], Copies] | None = None  # of the forward pass that is under way
+        self._counts = {norm: cast(Tensor, norm.num_batches_tracked).clone() for norm in batch_norms(network) if _can_be_told(norm)}
         self._hooks = [network.register_forward_pre_hook(self._before), network.register_forward_hook(self._after)]
 
     # -- in training -------------------------------------------------------------------------------------------------------------------
@@ -110,7 +118,7 @@ class RecentStatistics:
     def _before(self, *_: Any) -> None:
         self._passing = None
         if self.network.training:
-            followed = {name: norm for name, norm in self.network.named_modules() if isinstance(norm, _BatchNorm) and _follows(norm)}
+            followed = {name: norm for name, norm in self.network.named_modules() if isinstance(norm, _BatchNorm) and follows(norm)}
             if followed:
                 self._passing = followed, _copies(followed)
             else:
@@ -174,8 +182,15 @@ class RecentStatistics:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-        if kind is None:
-            self.apply()
+        if kind is not None:
+            return
+        if not self.taken and any(bool(norm.num_batches_tracked != count) for norm, count in self._counts.items()):
+            warnings.warn(
+                f"RecentStatistics saw no forward pass of {type(self.network).__name__}, and its BatchNorm did: call the network itself, "
+                "not its forward(), and give the compiled one where it is compiled; BatchNorm keeps its running statistics",
+                stacklevel=2,
+            )
+        self.apply()
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on after a resume."""

@@ -84,7 +84,13 @@ class Source:
         if self.from_hub:
             return from_hub(self.model, in_chans, num_classes, img_size=self.img_size)
         model_args = (self.model_args or {}) | ({} if self.img_size is None else {"img_size": self.img_size})
-        network = create(self.model, self.stage_width, in_chans, num_classes, model_args or None)
+        try:
+            network = create(self.model, self.stage_width, in_chans, num_classes, model_args or None)
+        except ValueError as error:
+            if self.img_size is None or self.model_args:
+                raise
+            cure = f"give --side {self.img_size}, unless it is made for one size"
+            raise ValueError(f"{self.model} takes no --img-size (got {self.img_size}): {cure} ({error})") from None
         if self.weights is not None:
             load(network, self.weights)
         return network

@@ -14,6 +14,7 @@ from torch import nn
 from l3rs.data.decode import check_channels
 from l3rs.data.transform import AUGMENTATIONS, Transform
 from l3rs.finetuning.arms import OURS, Arm
+from l3rs.finetuning.baselines import PUBLISHED
 from l3rs.networks.create import draw_head
 from l3rs.networks.pretrained import SHIPPED
 from l3rs.networks.source import Source
@@ -147,6 +148,16 @@ class OwnImagesConfig:
             if all(getattr(self, name) not in (None, False, "none") for name in (one, other)):
                 names = [f"--{name}".replace("_", "-") for name in (one, other)]
                 raise ValueError(f"{names[0]} and {names[1]} do not go together: {why}; leave one out")
+        if self.head_only and self.learned != "auto":
+            raise ValueError(f"--head-only and --learned do not go together: no schedule moves a head alone (got {self.learned})")
+        if self.head_only and not self.head_start:
+            raise ValueError("--head-only and --no-head-start do not go together: a head alone begins in closed form; leave one out")
+        unknown = [text for text in self.compare if "=" not in text and text not in PUBLISHED] if self.head_only else []
+        if unknown:
+            raise ValueError(
+                f"--compare must give a learning rate with --head-only, as in {unknown[0]}=1e-3 (got {unknown[0]!r}): those that are "
+                "tuned are of whole networks"
+            )
 
     def source(self) -> Source:
         """The network and the source of its weights."""

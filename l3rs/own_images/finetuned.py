@@ -113,7 +113,7 @@ class FineTuned:
             )
         data = {
             "input_size": [t.channels, t.side, t.side], "mean": t.mean, "std": t.std, "interpolation": t.interpolation,
-            "crop_pct": t.side / t.resize, "crop_mode": "center",
+            "crop_pct": t.side / t.resize, "crop_mode": "squash" if t.squash else "center",
         }  # fmt: skip
         config: dict[str, Any] = {"label_names": list(self.about.classes), "pretrained_cfg": data}
         if self.about.img_size is not None:

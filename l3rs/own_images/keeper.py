@@ -139,17 +139,19 @@ class AtAverage(pl.Callback):
 
     Args:
         data: whose last training batches give the statistics of BatchNorm there.
+        refresh: whether they do; else the network keeps its own.
     """
 
-    def __init__(self, data: ImageFolderDataModule) -> None:
-        self.data = data
+    def __init__(self, data: ImageFolderDataModule, refresh: bool) -> None:
+        self.data, self.refresh = data, refresh
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         network: nn.Module = pl_module.network  # type: ignore[assignment]
         step = trainer.global_step
-        batches = self.data.batches(range(max(0, step - REFRESH), step))
+        last = self.data.batches(range(max(0, step - REFRESH), step)) if self.refresh else None
+        batches = None if last is None else (inputs.to(pl_module.device) for inputs, _ in last)
         self._there = ExitStack()
-        self._there.enter_context(where_evaluated(network, trainer.optimizers[0], (inputs.to(pl_module.device) for inputs, _ in batches)))
+        self._there.enter_context(where_evaluated(network, trainer.optimizers[0], batches))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._there.close()

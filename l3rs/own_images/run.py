@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from l3rs.data.decode import BrokenImage, open_image
-from l3rs.data.trees import read_test
+from l3rs.data.trees import ImageTree, read_test
 from l3rs.extras import require
 from l3rs.files import write_atomically
 from l3rs.lightning.data import ImageFolderDataModule
@@ -53,6 +53,7 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
         config.data, batch_size=config.batch_size, transform=config.transform, augment=config.augmentation, mixup=config.mixup,
         cutmix=config.cutmix, balance=config.balance == "sampling", labels=config.labels, seed=config.seed, workers=config.workers,
     )  # fmt: skip
+    tested = None if data.multilabel else read_test(data.tree.root, data.classes)
     for line in found(data, config):
         print(line, flush=True)
     network = config.network(data.num_classes)
@@ -82,7 +83,7 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
         try:
             train = Training(config, planned, data, network, folder)
             results = [_best([train(arm, i == 0) for arm in rival.arms], train.metric) for i, rival in enumerate(arms)]
-            return _report(results, arms, folder, data, train.metric)
+            return _report(results, arms, folder, data, train.metric, tested)
         except KeyboardInterrupt:
             raise Stopped(None, exit_code()) from None
 
@@ -200,7 +201,12 @@ def as_text(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _report(
-    results: Sequence[Mapping[str, Any]], arms: Sequence[Rival], folder: Folder, data: ImageFolderDataModule, metric: str
+    results: Sequence[Mapping[str, Any]],
+    arms: Sequence[Rival],
+    folder: Folder,
+    data: ImageFolderDataModule,
+    metric: str,
+    tested: ImageTree | None,
 ) -> pd.DataFrame:
     """Prints and writes the results."""
     summary = pd.DataFrame(results)
@@ -212,24 +218,21 @@ def _report(
     print(f"\n{as_text(results)}\n")
     first = next(iter(curves.values()))
     print(f"These are of the best of {len(first)} validations, on the {int(data.tree.validation.sum())} images that chose it.")
-    tested = _test(folder, data)
+    left = [FILE, "best.ckpt", "summary.csv", "curves.png", "per_class.csv", "predictions.csv"]
+    left += [name for name in ("confusion.png", "l3rs.png (lambda and mu)") if (folder.path / name.split()[0]).exists()]
+    left += [] if tested is None else _test(folder, tested)
     log = folder.path / "broken.txt"
     if log.exists():
         lines = sorted(set(log.read_text(encoding="utf-8").splitlines()))
         write_atomically(log, ("\n".join(lines) + "\n").encode())
         print(f"{len(lines)} images could not be decoded, and were left out of their batches: {log}")
-    left = [FILE, "best.ckpt", "summary.csv", "curves.png", "per_class.csv", "predictions.csv"]
-    left += [name for name in ("confusion.png", "l3rs.png (lambda and mu)") if (folder.path / name.split()[0]).exists()] + tested
     print(f"{folder.path} has {', '.join(left)}.")
     print(f"To use it: l3rs predict {folder.path} IMAGE...; to judge it: l3rs evaluate {folder.path} FOLDER")
     return summary
 
 
-def _test(folder: Folder, data: ImageFolderDataModule) -> list[str]:
-    """Evaluates on the folder `test/`, if there is one, once: what it says chooses nothing."""
-    tree = None if data.multilabel else read_test(data.tree.root, data.classes)
-    if tree is None:
-        return []
+def _test(folder: Folder, tree: ImageTree) -> list[str]:
+    """Evaluates on the folder `test/`, once: what it says chooses nothing. Gives the names of the files that say it."""
     classifier, network = load(folder.path)
     evaluation = evaluate(classifier, network, tree)
     with folder.writing(folder.path):

@@ -168,7 +168,7 @@ class Training:
         keeper = Keeper(self.folder, path, classifier, self.metric, config.seed, self.plan.steps, say=not sys.stdout.isatty())
         callbacks: list[pl.Callback] = [] if monitor is None else [monitor]
         if arm.optimizer == "schedule-free":
-            callbacks += [AtAverage(data)]
+            callbacks += [AtAverage(data, refresh=not config.head_only)]
         elif config.refreshed and any(batch_norms(module)):
             callbacks += [RecentStatistics(network="network")]
         callbacks += [keeper]

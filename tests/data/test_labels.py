@@ -75,6 +75,17 @@ def test_what_is_wrong_is_named_with_its_line(lines: list[str], said: str, root:
         read_labels(table(root, *lines), root)
 
 
+def test_a_class_of_a_column_without_an_image_is_named(root: Path) -> None:
+    lines = [f"{row},{i % 2},{(i + 1) % 2},0" for i, row in enumerate(ROWS)]
+    with pytest.raises(TreeError, match="have no training image of 'blue'"):
+        read_labels(table(root, "file,red,round,blue", *lines), root)
+
+
+def test_a_model_is_judged_by_the_validation_images_where_there_is_a_side(root: Path) -> None:
+    lines = [f"{row},a,{'val' if i == 2 else 'train'}" for i, row in enumerate(ROWS)]
+    assert read_labels(table(root, "file,labels,side", *lines), root, classes=("a",)).validation.tolist() == [False, False, True, False]
+
+
 def test_labels_that_a_model_does_not_know(root: Path) -> None:
     with pytest.raises(TreeError, match="have 'a', which is none of the 2 classes, such as 'b'"):
         read_labels(table(root, "file,labels", f"{ROWS[0]},a"), root, classes=("b", "c"))

@@ -76,7 +76,10 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("1 --from-scratch", "--batch-size must be at least 2: resnet18 has BatchNorm (got 1: "),
         ],
         "--augment": [("blur", "--augment must be one of none, crop, randaugment (got 'blur')")],
-        "--mixup": [("-1", "--mixup must be a number of at least 0, and finite (got -1.0)")],
+        "--mixup": [
+            ("-1", "--mixup must be a number of at least 0, and finite (got -1.0)"),
+            ("1 --batch-size 1", "batch_size must be at least 2 with mixup or cutmix"),
+        ],
         "--cutmix": [("-0.5", "--cutmix must be a number of at least 0, and finite (got -0.5)")],
         "--label-smoothing": [("1", "--label-smoothing must be a number of at least 0 and below 1 (got 1.0)")],
         "--balance": [
@@ -85,7 +88,13 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         ],
         "--head-start": [("=maybe", "--head-start")],
         "--refresh": [("=maybe", "--refresh")],
-        "--head-only": [("=maybe", "--head-only"), ("--average", "--head-only and --average do not go together")],
+        "--head-only": [
+            ("=maybe", "--head-only"),
+            ("--average", "--head-only and --average do not go together"),
+            ("--learned generalist", "--head-only and --learned do not go together"),
+            ("--no-head-start", "--head-only and --no-head-start do not go together"),
+            ("--compare adam", "--compare must give a learning rate with --head-only, as in adam=1e-3 (got 'adam')"),
+        ],
         "--average": [("=maybe", "--average")],
         "--patience": [("0", "--patience must be a whole number of at least 1 (got 0)")],
         "--validate-every": [("0", "--validate-every must be a whole number of at least 1 (got 0)")],

@@ -12,10 +12,11 @@ import pytorch_lightning as pl
 import torch
 from conftest import write_tree
 from PIL import Image
+from timm.data import create_transform
 from torch import Tensor
 
 from l3rs.data.decode import BrokenImage
-from l3rs.data.transform import Transform
+from l3rs.data.transform import Transform, data_config
 from l3rs.data.trees import TreeError, read_folder
 from l3rs.lightning import ImageFolderDataModule, L3RSModule
 from l3rs.lightning.batches import Batches
@@ -337,11 +338,25 @@ def test_a_run_goes_on_with_the_batches_that_are_left(epoch: int | None, tree: P
 # Transforms
 
 
-def test_the_transform_is_timms(tree: Path) -> None:
-    known = Transform.of("vit_tiny_patch16_224")
-    assert (known.side, known.resize, known.interpolation, known.mean) == (224, 249, "bicubic", (0.5, 0.5, 0.5))
+@pytest.mark.parametrize("model", ["resnet34", "vit_tiny_patch16_224", "dm_nfnet_f0", "convnextv2_huge"])
+def test_the_transform_is_timms(model: str, tmp_path: Path) -> None:
+    """Of all kinds: the middle of an image, or the whole of it, whatever its form."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 450, 3), dtype=np.uint8)).save(tmp_path / "x.png")
+    theirs = create_transform(**data_config(model), is_training=False)(Image.open(tmp_path / "x.png"))
+    torch.testing.assert_close(Transform.of(model).evaluation(tmp_path / "x.png"), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_transform_is_timms_for_another_size() -> None:
     assert Transform.of("resnet34", side=64).resize == 67
     assert Transform.of("resnet34", channels=1).mean == (pytest.approx(0.449, abs=1e-3),)
+
+
+def test_images_that_are_not_square_need_a_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    oblong = {**data_config("resnet34"), "input_size": (3, 1024, 768)}
+    monkeypatch.setattr("l3rs.data.transform.data_config", lambda model: oblong)
+    with pytest.raises(ValueError, match="resnet34 was pretrained on images of 1024 x 768 px, which are not square: give --side"):
+        Transform.of("resnet34")
+    assert Transform.of("resnet34", side=64).side == 64
 
 
 def test_evaluation_sees_the_middle(tmp_path: Path) -> None:

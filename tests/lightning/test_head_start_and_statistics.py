@@ -46,6 +46,17 @@ def by_hand(limit: int | None = None, evaluating: bool = False) -> Tensor:
     return network[6].weight.detach()
 
 
+@pytest.mark.parametrize("kind", ["half precision", "no statistics", "no momentum"])
+def test_statistics_that_cannot_be_followed_end_no_run(kind: str, tmp_path: Path) -> None:
+    """The network is called, and its BatchNorm stays as training leaves it."""
+    fitted, options = module(), {"precision": "bf16-true"} if kind == "half precision" else {}
+    if kind == "no statistics":
+        fitted.network[1] = nn.BatchNorm2d(fitted.network[1].num_features, track_running_stats=False)
+    elif kind == "no momentum":
+        fitted.network[1].momentum = 0.0
+    assert fit(tmp_path, fitted, 3, max_epochs=1, callbacks=[RecentStatistics()], **options).global_step == 3
+
+
 # -- the head --------------------------------------------------------------------------------------------------------------------------
 
 

@@ -138,6 +138,18 @@ def test_in_a_with_the_network_ends_with_them_unless_it_fails() -> None:
     assert torch.equal(network[1].running_mean, before)
 
 
+def test_passes_that_go_around_it_are_told() -> None:
+    """Else a run would end with statistics that lag behind, without a word."""
+    network = shared_network()
+    with (
+        pytest.warns(UserWarning, match=r"RecentStatistics saw no forward pass of Sequential, .* not its forward\(\)"),
+        RecentStatistics(network),
+    ):
+        network.forward(batch(0)[0])
+    with RecentStatistics(network):  # which nothing went through
+        pass
+
+
 def test_what_is_frozen_or_not_there_stays() -> None:
     frozen = shared_network()
     frozen[1].eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,22 @@ def test_classes_that_are_unlike_are_told(sides: Path, tmp_path: Path, capsys: p
     assert best["hyper_parameters"]["label_smoothing"] == 0.1
 
 
+def test_a_head_alone_leaves_statistics_to_no_optimizer(sides: Path, tmp_path: Path) -> None:
+    finetune(sides, tmp_path / "o", "--head-only", "--compare", "schedule-free=0.01", "adam=0.01")
+    found = [load_file(tmp_path / "o" / name / "model.safetensors") for name in (".", "schedule-free=0.01", "adam=0.01")]
+    differ = [{name for name in found[0] if not torch.equal(found[0][name], other[name])} for other in found[1:]]
+    assert [names <= {"fc.weight", "fc.bias"} for names in differ] == [True, True]
+
+
+def test_a_test_folder_that_cannot_be_used_is_told_before_training(sides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(sides, tmp_path / "sides")
+    write_tree(copy / "test", {"zebra": 1})
+    with pytest.raises(SystemExit):
+        finetune(copy, tmp_path / "o")
+    assert "test has class 'zebra', which is none of the 2 classes" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.slow
 def test_images_of_several_classes(sides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = sorted(str(f.relative_to(sides)) for f in (sides / "train").rglob("*.png"))
@@ -86,7 +103,9 @@ def test_images_of_several_classes(sides: Path, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "o" / "confusion.png").exists()
     assert list(pd.read_csv(tmp_path / "o" / "predictions.csv")) == ["file", "classes", "predicted", "p(flies)", "p(insect)"]
     main(["evaluate", str(tmp_path / "o"), str(sides), "--labels", str(tmp_path / "labels.csv")])
-    assert "all labels right" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "all labels right" in said
+    assert f"{len(files) - len(files[::3])} images whose side is train are left out" in said
 
 
 def test_what_is_drawn_in_balance_and_mixed_is_a_function_of_the_seed(sides: Path) -> None:
@@ -117,8 +136,9 @@ def test_mixed_batches_are_pairs_with_shares_of_classes(sides: Path) -> None:
             max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu"
         )
         trainer.fit(Watched(create("resnet18", 2, 3, 2), 2), datamodule=data)
-    assert all(x.shape[0] == y.shape[0] == 4 and y.shape[1] == 2 for x, y in seen)
-    assert all(torch.allclose(y.sum(dim=1), torch.ones(4)) for _, y in seen)
+    assert all(x.shape[0] == 5 and y.shape == (5, 2) for x, y in seen)
+    assert all(torch.allclose(y.sum(dim=1), torch.ones(5)) for _, y in seen)
+    assert all(y[4].max() == 1 for _, y in seen)  # it has none to be mixed with
     assert any(((y > 0) & (y < 1)).any() for _, y in seen)
     assert all(torch.equal(seen[i][0], seen[i + 2][0]) for i in range(2))
 

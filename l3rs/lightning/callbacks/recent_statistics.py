@@ -71,7 +71,7 @@ class RecentStatistics(Callback):
     ) -> None:
         if not outputs and pl_module.automatic_optimization:
             return  # the training step left this batch out
-        if self._recent and not self._recent.taken and any(norm.training for norm in batch_norms(pl_module)):
+        if self._recent and not self._recent.taken and any(map(recent_statistics.follows, batch_norms(pl_module))):
             where = f"{type(pl_module).__name__}{'.' if self._prefix else ''}{self._prefix}"
             raise ValueError(f"{where} was not called in the training step: give RecentStatistics the name of the network that is")
 

@@ -70,7 +70,7 @@ def judge(
 
 
 def tabled(learned: LearnedSchedule, config: MetaTrainConfig, runs: int, directions: tuple[str, ...]) -> LearnedSchedule:
-    """The table of a schedule's decisions, averaged over so many runs, in the place of its meta-parameters."""
+    """The table of a schedule's decisions, averaged over this many runs, in the place of its meta-parameters."""
     theta = as_table(learned, config, config.steps[0], range(runs), directions)
     return replace(with_directions(learned, directions), theta=theta)
 

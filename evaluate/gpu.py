@@ -45,7 +45,7 @@ class Part(NamedTuple):
     """One thing to verify.
 
     Attributes:
-        name: as of `--only`.
+        name: as in `--only`.
         command: what Python is given; the settings are added.
         share: of the time, in parts of what all have together; what one leaves, later ones get.
         rows: of GPU.md, by their first column, that it may mark.

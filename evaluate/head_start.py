@@ -93,16 +93,16 @@ def main() -> None:
             rows.append(of | {"accuracy": report.accuracy[run.steps], "loss": report.loss[run.steps], "at 0": report.accuracy[0]})
     table = pd.DataFrame(rows)
     for title, group in shown.items():
-        print(f"\n{title}: accuracy (loss) after so many steps")
+        print(f"\n{title}: accuracy (loss) after this many steps")
         for name, arm in group.items():
             mine = table[table.arm == arm].groupby("steps")[["accuracy", "loss"]].mean()
             print(f"{name:28}" + "  ".join(f"{k} {m.accuracy:.3f} ({m.loss:.3f})" for k, m in mine.iterrows()))
     begun = table[table.arm == every["start"][HEAD_START]].groupby("steps")[["at 0", "ridge", "scale"]].mean()
-    print("\nthe head alone, with no step, from the batches of so many\n" + begun.round(3).to_string())
+    print("\nthe head alone, with no step, from the batches of this many\n" + begun.round(3).to_string())
     torch.set_num_threads(1)
     took = shares(workload, args.steps, args.learned)
     print(
-        "\ntime of a head start from all batches of so many steps, as a share of the run: "
+        "\ntime of a head start from all batches of this many steps, as a share of the run: "
         + ", ".join(f"{k} {x:.2f}" for k, x in took.items())
     )
 

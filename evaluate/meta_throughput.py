@@ -2,7 +2,7 @@
 
     python evaluate/meta_throughput.py
     python evaluate/meta_throughput.py --search gradient    # of meta-gradients, four tasks a generation
-    python evaluate/meta_throughput.py --device cuda --processes 1 4 8    # one process, so many runs at once
+    python evaluate/meta_throughput.py --device cuda --processes 1 4 8    # one process, this many runs at once
 
 appends to `evaluate/results/meta_throughput.csv`. The bare pass is that of the same network on the same batches, without drawing,
 features, update or evaluation. Generations are those of a meta-training run with K uniform in 10 to 100: all of an NES step is in

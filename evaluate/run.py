@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", help="some of its arms, by name (default: all)")
     parser.add_argument("--networks", nargs="+", metavar="NAME", help="some of those that a config with a zoo has (default: all)")
     parser.add_argument("--steps", "--horizons", type=int, nargs="+", help="some of its lengths of a run (default: all)")
-    parser.add_argument("--tasks", type=int, help="at most so many tasks at each horizon (default: as the cell has)")
+    parser.add_argument("--tasks", type=int, help="run at most this many tasks at each horizon (default: as the cell has)")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder for the rows (default: %(default)s)")
     parser.add_argument("--data", help="the images' folder, for the one that the config names; for splits that are not embedded")
     parser.add_argument("--workers", type=int, default=cores(), help="processes of one thread each (default: one a core)")

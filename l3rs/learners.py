@@ -33,7 +33,7 @@ Named = Iterable[tuple[str, nn.Parameter]]
 
 
 def sizes_of(network: nn.Module) -> tuple[float | None, ...]:
-    """The sizes of its layers, to four digits after the point, as of `LearnedSchedule`; none where it has no values yet."""
+    """The sizes of its layers, to four digits after the point, as in `LearnedSchedule`; none where it has no values yet."""
     head, named = set(head_names(network)), list(network.named_parameters())
     found = log_sizes([p for _, p in named]) or []
     return tuple(None if name in head else round(size, 4) for (name, _), size in zip(named, found, strict=False))
@@ -117,8 +117,11 @@ class Learner(ABC):
         Args:
             named: parameters with their names.
             total_steps: K, the length of the run.
-            lr: None takes the one that belongs to `learned`.
-            guard: as of `L3RS`; others have none. Meta-training goes without, so that what is learned needs none.
+            learned: gives the form, and its learning rate.
+            theta: the meta-parameters to use.
+            lr: of L3RS, VeLO and others, a multiplier of their steps; of those that are `tuned`, a learning rate. None takes the one that
+                belongs to `learned`, 1 for L3RS.
+            guard: as in `L3RS`; others have none. Meta-training goes without, so that what is learned needs none.
         """
 
     @abstractmethod

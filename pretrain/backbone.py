@@ -94,7 +94,7 @@ class PretrainConfig:
 
     @classmethod
     def of(cls, **values: Any) -> PretrainConfig:
-        """From flat values, as of a command line or a YAML file."""
+        """From flat values, as from a command line or a YAML file."""
         return from_flat(cls, **values, from_scratch=True)
 
     @property

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 _run(words)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError as error:  # as of `l3rs list | head -1`
+    except BrokenPipeError as error:  # as in `l3rs list | head -1`
         if not _stdout_is_closed():
             fail(of_an_error(error))
         sys.exit(CLOSED_PIPE)

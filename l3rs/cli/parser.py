@@ -102,7 +102,7 @@ class Parser(jsonargparse.ArgumentParser):
                 word = name + equals + value
             if name == "--config" and (equals or rest):
                 check(value if equals else rest[0])
-            if name in folders and (not value if equals else rest[:1] == [""]):  # else it would be this one, as of an unset variable
+            if name in folders and (not value if equals else rest[:1] == [""]):  # else it would be this one, as from an unset variable
                 self.error(f"{name} must be the path of a folder (got '')")
             if name in lists:
                 values = [value] if value else []

@@ -19,7 +19,7 @@ class L3RSConfig:
     Attributes:
         directions: base directions in the order of the mixing coefficients mu [paper: SGD and Adam].
         signals: what the adaptive features average [paper: log norm of the weights, log norm of the gradient, and the loss];
-            `log_relative_grad` is the log of the layer's size, as of the unit `size`, times the norm of its gradient: the change of the
+            `log_relative_grad` is the log of the layer's size, as in the unit `size`, times the norm of its gradient: the change of the
             loss, to first order, when the layer moves by its own size [choice]. Without `loss` a step needs none.
         ema_factors: smoothing factors of the adaptive features; 0 is the raw value [choice].
         time_points: number of reference points of relative time, from 0 to 1 inclusive [choice].

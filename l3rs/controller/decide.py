@@ -64,7 +64,7 @@ def unflatten(theta: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> Meta:
     """Views of the flat vector by name; raises ValueError if its length is not the sum of the shapes."""
     sizes = [math.prod(s) for s in shapes.values()]
     if theta.shape != (sum(sizes),):
-        raise ValueError(f"theta has shape {tuple(theta.shape)}; this controller has ({sum(sizes)},) meta-parameters")
+        raise ValueError(f"theta has shape {tuple(theta.shape)}; there are ({sum(sizes)},) meta-parameters")
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), theta.split(sizes), strict=True)}
 
 

@@ -67,7 +67,7 @@ def initial_theta(config: L3RSConfig, layers: tuple[str, ...], seed: int, descri
     The first numbers of each embedding are the layer's description, and the others are random.
 
     Args:
-        layers: as of `meta_shapes`.
+        layers: as in `meta_shapes`.
         description: of each layer, see `l3rs.networks.describe`; None describes none.
     """
     if description is None:

@@ -37,7 +37,7 @@ class Arm:
         refresh: refreshes BatchNorm's statistics before evaluations; a schedule-free optimizer always does.
         recent: evaluates with BatchNorm's statistics of the last batches, see `l3rs.RecentStatistics`; where `refresh` is, that counts.
         head: the run begins with a `random` head, or with one in closed form, `start`, see `l3rs.head_start`.
-        head_batches: so many batches of the run are the most that a head start looks at [choice].
+        head_batches: a head start looks at no more than this many batches of the run [choice].
         source: the origin of the learning rate, in words.
     """
 

@@ -22,7 +22,7 @@ HEADS = ("random", "start")
 
 
 def check_head(head: str, head_batches: int) -> None:
-    """Raises ValueError unless a run can begin with this head, from so many batches."""
+    """Raises ValueError unless a run can begin with this head, from this many batches."""
     if head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)} (got {head!r})")
     if head_batches < 1:

@@ -144,6 +144,10 @@ def unroll(
         recent: evaluates with the statistics of `RecentStatistics`, which cost nothing; a schedule-free optimizer needs a refresh.
         head_start: what the network's head was made of, for the report. Before the first step, such a head is evaluated with the statistics
             of the first batches, unless that is to be with running ones.
+
+    Returns:
+        Accuracy and cross entropy of the evaluation batch after the steps that were asked for, each batch's loss, and the seconds of
+        training alone.
     """
     started = time.perf_counter()
     report = Report(head_start=head_start)

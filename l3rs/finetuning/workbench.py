@@ -57,7 +57,7 @@ class Workbench:
         Args:
             seed, steps: of the task.
             head: `random`, or `start`, in closed form, see `l3rs.head_start`.
-            head_batches: so many batches of the run, the first ones, are the most that a head start looks at.
+            head_batches: a head start looks at no more than this many batches, the first ones of the run.
             precision: of its forward pass.
         """
         check_head(head, head_batches)
@@ -68,7 +68,7 @@ class Workbench:
         return tasks, task, network
 
     def _start_head(self, purpose: str, tasks: TaskDistribution, task: Task, batches: int, precision: str) -> HeadStartReport:
-        """Gives the network of a task its head in closed form, from so many batches; it is remembered."""
+        """Gives the network of a task its head in closed form, from at most this many batches; it is remembered."""
         head, key = head_of(self.network), (purpose, task.seed, batches, precision)
         if key not in self._heads:
             with autocast(head.weight.device, precision):

@@ -184,7 +184,7 @@ class LearnedRule(Resumable):
     # -- saving and loading -----------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """As of every optimizer: tensors by parameter in `state`, plain values in `param_groups`. Without the meta-parameters."""
+        """As in every optimizer: tensors by parameter in `state`, plain values in `param_groups`. Without the meta-parameters."""
         plain(self.param_groups)
         saved = super().state_dict()
         for group in saved["param_groups"]:

@@ -18,11 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from l3rs.learned.accumulators import CLIP_FEATURE, DECAYS, OF_VECTORS, WIDTHS, State
+from l3rs.learned.accumulators import CLIP_FEATURE, DECAYS, WIDTHS, State
 from l3rs.learned.layout import factored_axes
 from l3rs.learned.mlp import MLP, Rule
 
-FEATURES, OF_A_VECTOR = sum(WIDTHS), sum(WIDTHS[:OF_VECTORS])
+FEATURES = sum(WIDTHS)
 WIDTH, MOMENTS = 32, 16  # of a row of sums, powers of two
 BLOCK, WIDE = 512, 128  # elements of a program, of MLPs that are narrow, and of those of 16 units or more
 TILE = 32  # outputs of a program that takes means, and elements of each that it reads at a time

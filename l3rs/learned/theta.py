@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from l3rs.controller.decide import unflatten
 from l3rs.extras import require
 from l3rs.learned.accumulators import WIDTHS
 from l3rs.learned.mlp import MLP
@@ -28,7 +29,7 @@ MODULE = "ff_mod_stack/~/"
 
 
 def mlp_shapes(hidden: int, stack: int | None = None) -> dict[str, tuple[int, ...]]:
-    """Of the MLP, or of a stack of so many. Its first layer is kept in pieces, one for each group of features."""
+    """Of the MLP, or of a stack of this many. Its first layer is kept in pieces, one for each group of features."""
     lead = () if stack is None else (stack,)
     shapes: dict[str, tuple[int, ...]] = {f"w0__{i}": (width, hidden) for i, width in enumerate(WIDTHS)}
     shapes |= {"b0": (hidden,), "w1": (hidden, hidden), "b1": (hidden,), "w2": (hidden, 3), "b2": (3,)}
@@ -58,14 +59,6 @@ def count(shapes: Shapes) -> int:
 def flatten(theta: Theta, shapes: Shapes) -> Tensor:
     """One float32 vector, in the order of `shapes`."""
     return torch.cat([theta[name].detach().float().flatten() for name in shapes])
-
-
-def unflatten(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
-    """Views by name. Raises ValueError if the length is not theirs."""
-    if flat.shape != (count(shapes),):
-        raise ValueError(f"theta has shape {tuple(flat.shape)}; this optimizer has ({count(shapes)},) meta-parameters")
-    parts = flat.split([math.prod(shape) for shape in shapes.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def random(shapes: Shapes, seed: int) -> Tensor:

@@ -71,7 +71,7 @@ class GradientConfig:
     Attributes:
         lr: learning rate at the start; it falls to 0 along a cosine.
         clip: largest norm of a task's gradient.
-        checkpoint_from: runs of so many steps, or more, keep no graphs: each costs a forward-backward pass more a step, and less memory.
+        checkpoint_from: runs of at least this many steps keep no graphs: less memory, one more forward-backward pass a step.
         share: part of the generations that `both` descends before evolution strategies go on.
         insignificant: layers whose possible change of the loss is below this share of the largest pass nothing back in that step, see
             `l3rs.meta.gradients.meta_gradient`.
@@ -117,7 +117,7 @@ class MetaTrainConfig:
             little above 0 kept: easy and hard tasks then weigh alike, whatever loss another optimizer would have had [choice].
         refresh: gives BatchNorm the statistics of the last training batches before each evaluation, in the place of running ones [paper].
         head: every run begins with a `random` head [paper], or with one in closed form, `start`, see `l3rs.head_start`.
-        head_batches: so many batches of the run are the most that a head start looks at [choice].
+        head_batches: a head start looks at no more than this many batches of the run [choice].
         penalty: the loss that counts for a run that diverged, and the cap of every loss [choice].
         precision: of forward and backward pass, `float32` or `bfloat16` (autocast); meta-parameters and updates are float32.
         validate_every: generations between meta-validations.
@@ -130,7 +130,7 @@ class MetaTrainConfig:
         gpus_per_actor: share of a GPU for each process; 0 runs on CPU.
         device: `cpu`, or `cuda`: one process makes all runs on one GPU, several at once, without Ray.
         zoo: networks and sizes of tasks to draw from, in the place of `workload` and `task`.
-        schedule, nes, gradient, task: see there.
+        schedule, nes, gradient, task: see `L3RSConfig`, `NESConfig`, `GradientConfig` and `TaskConfig`.
     """
 
     workload: Workload = field(default_factory=Workload)

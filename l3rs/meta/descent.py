@@ -137,7 +137,7 @@ class DescentThenNES:
     """`Descent` for a share of the generations, and evolution strategies from where it ended.
 
     Args:
-        problem, center, config: as of `Descent`.
+        problem, center, config: as in `Descent`.
     """
 
     def __init__(self, problem: FineTuning, center: Tensor, config: MetaTrainConfig) -> None:

@@ -1,7 +1,11 @@
 """Natural evolution strategies as in Salimans et al. 2017 (arXiv 1703.03864), on EvoTorch's functional PGPE.
 
-It draws antithetic pairs of isotropic Gaussian noise, ranks their losses (centred), and learns the mean alone. The learning rate and the
-standard deviation of the noise halve every so many generations: x_g = x_0 * 0.5^(g / half_life).
+With antithetic pairs theta + sigma e_i and theta - sigma e_i, where e_i is drawn from N(0, I), the mean theta descends along
+
+    g = 1 / (n sigma) sum over i of (r_i+ - r_i-) / 2 e_i,
+
+n pairs, whose losses count by their rank r among all of the generation, from -1/2 to 1/2. An optimizer, Adam or SGD, takes the step. The
+standard deviation sigma is not learned: like the learning rate it halves at regular intervals, x_g = x_0 * 0.5^(g / half_life).
 """
 
 from __future__ import annotations

@@ -302,7 +302,7 @@ class FineTuning(Problem):
         return TaskGradient(torch.zeros_like(theta) if diverged else found.theta.cpu() * slope, self._counted(found.loss), diverged)
 
     def _share_of_gradients(self, theta: Tensor, tasks: Tasks, processes: int) -> list[tuple[int, TaskGradient]]:
-        """What `gradients` gives, of the tasks that fall to this one of so many processes, with their places."""
+        """What `gradients` gives, of the tasks that fall to this one of all processes, with their places."""
         return [(i, self._gradient(theta, *tasks[i])) for i in shares(tasks, processes)[self.actor_index or 0]]
 
     def _gradient(self, theta: Tensor, seed: int, steps: int) -> TaskGradient:

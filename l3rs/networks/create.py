@@ -115,7 +115,7 @@ def head_of(network: nn.Module) -> nn.Linear:
 def head_inside(module: nn.Module, cure: str = "name it") -> nn.Linear:
     """The head of the network in the module that says which it is, as those of timm do; of several, of the first whose head is trained.
 
-    Where none does, as of torchvision, it is the last dense layer that is called as heads are: `fc`, `head`, `classifier` or the like.
+    Where none does, as in torchvision, it is the last dense layer that is called as heads are: `fc`, `head`, `classifier` or the like.
 
     Args:
         cure: how a caller can be told which it is, for the error.

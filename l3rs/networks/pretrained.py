@@ -16,7 +16,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from l3rs.networks.create import head_names, replace_head, resnet34
-from l3rs.schedules.connection import reachable, reason, usable, within
+from l3rs.schedules.connection import guarded_session, reachable, reason, usable, within
 from l3rs.schedules.seal import CheckpointError
 from l3rs.text import first_line
 
@@ -109,6 +109,7 @@ def from_hub(
     what, device = f"the pretrained weights of {model}", torch.get_default_device()  # a thread has its own
 
     def make() -> nn.Module:
+        guarded_session()
         token = None if huggingface_hub.constants.HF_HUB_OFFLINE else usable(None)
         try:
             with torch.device(device):
@@ -138,7 +139,15 @@ def _offline_unless_reachable() -> Iterator[None]:
 
 
 def pretrained(num_classes: int, head_seed: int = 0, weights: str | Path = "icons") -> ResNet:
-    """ResNet-34 at width 16 with a fresh head for `num_classes` classes: the shipped one of `weights`, or one of your own from a file."""
+    """ResNet-34 at width 16, for grey images, with a fresh head for `num_classes` classes.
+
+    Args:
+        head_seed: draws the head.
+        weights: `icons`, `glyphs`, which are shipped, or a file with weights of such a network; its head may have other classes.
+
+    Raises:
+        WeightsError: they cannot be read, or are of another network.
+    """
     network = resnet34(width=16, in_chans=1, num_classes=num_classes)
     load(network, weights)
     replace_head(network, num_classes, head_seed)

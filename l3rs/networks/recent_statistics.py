@@ -84,7 +84,7 @@ class RecentStatistics:
 
     Args:
         network: whose forward passes in training mode are counted, one for each batch.
-        last: so many batches are averaged at most [choice].
+        last: average over at most this many batches [choice].
         share: that part of the run so far is averaged, one batch at least: the first steps move the weights far [choice].
 
     Raises:
@@ -146,7 +146,7 @@ class RecentStatistics:
         return {name: mean.clamp_min(0) if name.endswith("running_var") else mean for name, mean in means.items()}
 
     def _statistics(self, number: int) -> list[Statistics]:
-        """Of the last batches, so many. It waits for the device, as training does not."""
+        """Of the last `number` batches. It waits for the device, as training does not."""
         found: list[Statistics] = []
         for i in range(len(self._batches) - number, len(self._batches)):
             batch = self._batches[i]

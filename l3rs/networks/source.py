@@ -68,7 +68,7 @@ class Source:
 
     @property
     def stage_width(self) -> int | None:
-        """As of `l3rs.networks.create.create`."""
+        """As in `l3rs.networks.create.create`."""
         return WIDTH if self.shipped else self.width
 
     def fingerprint(self) -> str:

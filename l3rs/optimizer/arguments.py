@@ -16,7 +16,7 @@ from l3rs.directions.base import HALF
 from l3rs.optimizer.distributed import local
 
 LONGEST = 2**63  # no run has as many steps, and no checkpoint or table of torch holds more
-SMALL = 0.01  # a multiplier of this or less was meant as a learning rate
+SMALL = 0.01  # a multiplier of this or less was meant as a learning rate [choice]
 
 
 def whole(value: Any) -> int:

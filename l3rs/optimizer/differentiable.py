@@ -19,6 +19,7 @@ from l3rs.controller.decide import Decision, Meta, decide, meta_shapes
 from l3rs.controller.describe import describe, layer_table
 from l3rs.controller.features import shown_directions
 from l3rs.controller.layer_sizes import Sizes
+from l3rs.directions import adam, adamax, lamb, lion
 from l3rs.directions.base import NOTHING
 from l3rs.schedules.schedule import LearnedSchedule
 
@@ -90,23 +91,23 @@ class DifferentiableL3RS:
         return theta
 
     def adam(self, meta: Meta, moments: dict[str, Tensor], n: int | Tensor, theta: Tensor, g: Tensor) -> Tensor:
-        return _moment_ratio("adam", above(1e-8, meta["adam/eps"]), meta, moments, n, g)
+        return _moment_ratio("adam", above(adam.EPS, meta["adam/eps"]), meta, moments, n, g)
 
     def lamb(self, meta: Meta, moments: dict[str, Tensor], n: int | Tensor, theta: Tensor, g: Tensor) -> Tensor:
         """Without its trust ratio, which normalizing takes away."""
-        ratio = _moment_ratio("lamb", above(1e-6, meta["lamb/eps"]), meta, moments, n, g)
-        return ratio + above(0.01, meta["lamb/weight_decay"]) * theta
+        ratio = _moment_ratio("lamb", above(lamb.EPS, meta["lamb/eps"]), meta, moments, n, g)
+        return ratio + above(lamb.WEIGHT_DECAY, meta["lamb/weight_decay"]) * theta
 
     def lion(self, meta: Meta, moments: dict[str, Tensor], n: int | Tensor, theta: Tensor, g: Tensor) -> Tensor:
-        beta1, beta2 = between(0.9, meta["lion/beta1"]), between(0.99, meta["lion/beta2"])
+        beta1, beta2 = between(lion.BETA1, meta["lion/beta1"]), between(lion.BETA2, meta["lion/beta2"])
         m = moments["lion m"]
         moments["lion m"] = beta2 * m + (1 - beta2) * g
         return torch.sign(beta1 * m + (1 - beta1) * g)
 
     def adamax(self, meta: Meta, moments: dict[str, Tensor], n: int | Tensor, theta: Tensor, g: Tensor) -> Tensor:
-        beta1, beta2 = between(0.9, meta["adamax/beta1"]), between(0.999, meta["adamax/beta2"])
+        beta1, beta2 = between(adamax.BETA1, meta["adamax/beta1"]), between(adamax.BETA2, meta["adamax/beta2"])
         m = moments["adamax m"] = beta1 * moments["adamax m"] + (1 - beta1) * g
-        u = moments["adamax u"] = torch.maximum(beta2 * moments["adamax u"], g.abs() + above(1e-8, meta["adamax/eps"]))
+        u = moments["adamax u"] = torch.maximum(beta2 * moments["adamax u"], g.abs() + above(adamax.EPS, meta["adamax/eps"]))
         return m / (u * (1 - beta1**n))
 
     # -- the step ----------------------------------------------------------------------------------------------------------------------
@@ -228,7 +229,7 @@ def above(usual: float, raw: Tensor) -> Tensor:
 
 def _moment_ratio(of: str, eps: Tensor, meta: Meta, moments: dict[str, Tensor], n: int | Tensor, g: Tensor) -> Tensor:
     """m_hat / (sqrt(v_hat) + eps), of Adam and of LAMB."""
-    beta1, beta2 = between(0.9, meta[f"{of}/beta1"]), between(0.999, meta[f"{of}/beta2"])
+    beta1, beta2 = between(adam.BETA1, meta[f"{of}/beta1"]), between(adam.BETA2, meta[f"{of}/beta2"])  # LAMB has the same
     before = moments[f"{of} m"], moments[f"{of} v"]
     d, moments[f"{of} m"], moments[f"{of} v"] = _MomentRatio.apply(g, *before, beta1, beta2, eps, n)  # type: ignore[no-untyped-call]
     return cast(Tensor, d)

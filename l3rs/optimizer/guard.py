@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# [choice], such that sound runs on the networks of configs/zoo.yaml that are not held out are left alone (evaluate/guard.py).
 WATCHED = 20  # the first steps of a run
 CUT = 0.3  # what all further steps are multiplied by, once
 LEAP, SHARE = 3.0, 1.0  # nats by which a loss may be above the first one, or this share of the first one where that is more

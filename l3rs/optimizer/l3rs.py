@@ -74,7 +74,7 @@ class L3RS(Resumable):
             the shipped generalist. `repr` says which, and why.
         lr: multiplies every step, 1 by default; ordinary schedulers may drive `group["lr"]`.
         maximize: maximizes the loss instead of minimizing it.
-        weight_decay: decoupled, as of AdamW, with the layer's step in the place of a learning rate: after the step each layer is multiplied
+        weight_decay: decoupled, as in AdamW, with the layer's step in the place of a learning rate: after the step each layer is multiplied
             by 1 - weight_decay * s. s is the root mean square of the step over the layer's elements: `length` in `decisions()`, over the
             square root of their number.
         match: how layers find their learned numbers: by `"name"`, or by `"position"` among all parameters.
@@ -84,8 +84,8 @@ class L3RS(Resumable):
         guard: where the loss of one of the first 20 steps is far above that of the first, multiplies all further steps by 0.3, once, with
             a warning. A run without such a leap, or whose steps are told no loss, is as without it.
         fused: takes the step in compiled code, for float32 parameters. None does so where it can: on CPU, if a C compiler was there at
-            installation, and on CUDA by Triton. False takes torch operations; True refuses them, for parameters as they are when they are
-            given. `repr` says which runs.
+            installation, and on CUDA by Triton. False takes torch operations; True raises ValueError if compiled code cannot step these
+            parameters. `repr` says which runs.
         process_group: the ranks that train together; None is all. Give a group of one if each rank trains on its own.
 
     Raises:
@@ -229,7 +229,7 @@ class L3RS(Resumable):
     @_disable_dynamo  # as torch's own optimizers are where they do not compile: torch.compile leaves the step as it is
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
-        """Takes one step. A schedule that does not see the loss needs none; a loss that is not finite is noticed all the same.
+        """Takes one step. Only a schedule that sees the loss must be given it; a loss that is not finite is noticed by any.
 
         Args:
             closure: evaluates the model and returns the loss; called once, as in every optimizer.

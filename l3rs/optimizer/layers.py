@@ -89,7 +89,7 @@ class Layers:
         states: their states in the optimizer, which fit them.
         decision: of these layers.
         controller: of the learned schedule.
-        fused: as of `L3RS`.
+        fused: as in `L3RS`.
         where: the places of these parameters among those of all devices.
     """
 

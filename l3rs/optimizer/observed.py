@@ -63,7 +63,7 @@ class WatchesLoss(torch.optim.Optimizer):
 
     @_disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As of every optimizer."""
+        """Resets the gradients, as `torch.optim.Optimizer.zero_grad` does; losses observed before are dropped at the next `observe`."""
         self._losses.zeroed = True
         super().zero_grad(set_to_none)
 

@@ -40,7 +40,7 @@ class Tables:
         slots: where each parameter is in what is learned by layer; empty if nothing is.
         network: all parameters, those that are not stepped too.
         sharded: whether parameters are DTensors, of which this rank has parts.
-        fused: as of `L3RS`.
+        fused: as in `L3RS`.
     """
 
     def __init__(self, controller: Controller, slots: Mapping[Tensor, int], network: Network, sharded: bool, fused: bool | None) -> None:

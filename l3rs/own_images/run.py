@@ -47,8 +47,8 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
         ValueError: the images, the weights, the schedule, or the folder cannot be used. Nothing was trained then.
     """
     check_outside(config.folder, config.data)
-    for name in config.logger:
-        require(f"--logger {name}", name) if name == "wandb" else None
+    if "wandb" in config.logger:
+        require("--logger wandb", "wandb")
     data = ImageFolderDataModule(
         config.data, batch_size=config.batch_size, transform=config.transform, augment=config.augmentation, mixup=config.mixup,
         cutmix=config.cutmix, balance=config.balance == "sampling", labels=config.labels, seed=config.seed, workers=config.workers,

@@ -21,7 +21,6 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from l3rs.extras import require
 from l3rs.files import read_json, write_atomically
 from l3rs.finetuning.arms import Arm
 from l3rs.lightning.callbacks import BatchNormMode, L3RSMonitor, RecentStatistics
@@ -210,7 +209,6 @@ def _loggers(names: tuple[str, ...], path: Path) -> list[Logger]:
         elif name == "csv":
             made.append(CSVLogger(path / "logs", name="csv"))
         else:
-            require("--logger wandb", "wandb")
             made.append(WandbLogger(project="l3rs", name=path.name, save_dir=path / "logs"))
     return made
 

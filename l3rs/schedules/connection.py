@@ -111,14 +111,22 @@ def _without_password(text: str) -> str:
     return re.sub(r"(?<=//)[^/@\s]+@", "", text)
 
 
-def reachable() -> bool:
-    """Whether the Hub, or the proxy to it, answers within `HF_HUB_ETAG_TIMEOUT`, 10 seconds by default."""
-    from huggingface_hub import constants, get_session
+def guarded_session() -> Any:
+    """The session of the Hub's client, which from now on refuses an answer with a path in its headers."""
+    from huggingface_hub import get_session
 
-    seconds, session = constants.HF_HUB_ETAG_TIMEOUT, get_session()
+    session = get_session()
     hooks = session.event_hooks
     if _only_names not in hooks["response"]:
         session.event_hooks = {**hooks, "response": [*hooks["response"], _only_names]}
+    return session
+
+
+def reachable() -> bool:
+    """Whether the Hub, or the proxy to it, answers within `HF_HUB_ETAG_TIMEOUT`, 10 seconds by default."""
+    from huggingface_hub import constants
+
+    seconds, session = constants.HF_HUB_ETAG_TIMEOUT, guarded_session()
     answer = _ask(seconds, lambda: session.head(constants.ENDPOINT, timeout=seconds))
     return answer is not None and answer.exception() is None
 

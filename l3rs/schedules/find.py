@@ -111,6 +111,13 @@ def save(learned: Learned, path: str | Path) -> None:
     """Writes a learned schedule, or the weights of another learned optimizer, as a safetensors file.
 
     `l3rs.load` reads a schedule, `l3rs.learners.load` reads both.
+
+    Args:
+        learned: with finite meta-parameters.
+        path: of the file, which is replaced as a whole if it is there.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     learned.write(path)
 
@@ -135,7 +142,7 @@ def resolve(learned: str | Path | LearnedSchedule | Chosen, named: Sequence[tupl
 
     Args:
         named: the parameters with their names; empty if they have none.
-        match: as of `L3RS`.
+        match: as in `L3RS`.
 
     Raises:
         ValueError: `learned` is none of these, or cannot be loaded.

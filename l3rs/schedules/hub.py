@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from l3rs._version import __version__
 from l3rs.files import write_atomically
 from l3rs.schedules.card import CURVE, curve_of, generate_model_card, shareable
-from l3rs.schedules.connection import LOG_IN, endpoint, reachable, reason, usable, within
+from l3rs.schedules.connection import LOG_IN, endpoint, guarded_session, reachable, reason, usable, within
 from l3rs.schedules.learned import Learned
 from l3rs.schedules.seal import CheckpointError
 from l3rs.text import first_line
@@ -276,4 +276,5 @@ def _status(error: BaseException | None) -> int | None:
 def _api(token: str | bool | None) -> HfApi:
     from huggingface_hub import HfApi
 
+    guarded_session()
     return HfApi(token=usable(token), library_name="l3rs", library_version=__version__)

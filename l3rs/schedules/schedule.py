@@ -29,7 +29,7 @@ class LearnedSchedule:
         theta: float32 (n,), the meta-parameters in the order of `meta_shapes(config, layers)`.
         name: in messages.
         training: how it was meta-trained; free-form, for people.
-        sizes: of `layers` when meta-training began, as of `log_sizes`; None for those of the head, which is new for each task. Empty where
+        sizes: of `layers` when meta-training began, as in `log_sizes`; None for those of the head, which is new for each task. Empty where
             they were not kept, as in files of older versions.
         source: the file that it was read from; None if there was none, as after `dataclasses.replace`.
     """

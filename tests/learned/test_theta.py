@@ -385,7 +385,7 @@ def test_a_flat_vector_and_its_names_are_one_to_one() -> None:
 
 @pytest.mark.parametrize("flat", [torch.zeros(count(SHAPES) - 1), torch.zeros(0), torch.zeros(1, count(SHAPES))])
 def test_a_vector_of_another_length_is_refused(flat: Tensor) -> None:
-    message = f"theta has shape {tuple(flat.shape)}; this optimizer has ({count(SHAPES)},) meta-parameters"
+    message = f"theta has shape {tuple(flat.shape)}; there are ({count(SHAPES)},) meta-parameters"
     with pytest.raises(ValueError, match=re.escape(message)):
         Celo2(small_network().parameters(), flat)
 

@@ -28,7 +28,7 @@ class HeadStart(Callback):
     generators. What was chosen is told in a line.
 
     Args:
-        batches: so many are the most that it looks at; with several processes, on each.
+        batches: it looks at no more than this many, in each process.
         head: the name of the head in the module; None asks the network, as `l3rs.head_start` does.
 
     Attributes:

@@ -42,7 +42,7 @@ class HeadThenAll(BaseFinetuning):
         if len(given) != 1:
             raise ValueError(f"give one of unfreeze_at_step and unfreeze_at_epoch (got {' and '.join(given) or 'neither'})")
         for name, value in given.items():
-            if value is not None and value < 1:
+            if value < 1:  # type: ignore[operator]
                 raise ValueError(f"{name} must be at least 1 (got {value})")
         self.unfreeze_at_step, self.unfreeze_at_epoch, self.head = unfreeze_at_step, unfreeze_at_epoch, head
         self._frozen: list[nn.Parameter] = []

@@ -23,7 +23,7 @@ class RecentStatistics(Callback):
     statistics of the last batches are those of other weights: Lightning's `WeightAveraging` is refused beside it.
 
     Args:
-        last, share: as of `l3rs.RecentStatistics`.
+        last, share: as in `l3rs.RecentStatistics`.
         network: the name in the module of what holds all BatchNorm and is called once a batch; None finds it.
 
     Raises:

@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--steps", type=count, nargs="+", default=[10, 25], help="lengths of runs, a table each (default: 10 25)")
     parser.add_argument("--iterations", type=count, nargs="+", default=[120, 60], help="of each length (default: 120 60)")
     parser.add_argument("--lr", type=float, default=0.03, help="of Adam, in nats; it falls to 0 along a cosine (default: %(default)s)")
-    parser.add_argument("--meta-batch", type=int, default=1, help="tasks an iteration (default: %(default)s)")
+    parser.add_argument("--meta-batch", type=count, default=1, help="tasks an iteration (default: %(default)s)")
     parser.add_argument("--six", action="store_true", help="gives the table all six directions; the start has SGD and Adam")
     parser.add_argument("--tasks", type=count, default=24, help="meta-validation tasks to judge on (default: %(default)s)")
     parser.add_argument(

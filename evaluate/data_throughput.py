@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from options import ROOT
+from options import RESULTS
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from tqdm import trange
@@ -112,7 +112,7 @@ def draws(rows: list[dict[str, object]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "evaluate" / "results" / "data_throughput.csv", help="file for the rows")
+    parser.add_argument("--out", type=Path, default=RESULTS / "data_throughput.csv", help="file for the rows")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []

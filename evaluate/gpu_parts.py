@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from options import ROOT
+from options import RESULTS, ROOT
 from torch import nn
 from torch.nn import functional as F
 
@@ -36,7 +36,7 @@ ROW_OF_TEST = {  # a part of its name: the row of GPU.md that it is for; the fir
     "lightning": "precisions",
     "the_guard": "guard",
 }
-TWO_CORES = ROOT / "evaluate" / "results" / "meta_throughput.csv"
+TWO_CORES = RESULTS / "meta_throughput.csv"
 PYLO = {"velo": (206, 50), "small-fc": (191, 39)}  # samples a second on an A100, with CUDA kernels and without, as its paper reports
 SAMPLES = ("adam", "l3rs", "velo", "celo2", "small-fc")
 

@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from options import count
+from options import ROOT, count
 
 from l3rs.finetuning.tasks import HEADS
 from l3rs.finetuning.unroll import unroll
@@ -27,7 +27,7 @@ from l3rs.finetuning.zoo import read_zoo
 from l3rs.optimizer.l3rs import L3RS
 from l3rs.text import table
 
-ZOO = Path(__file__).resolve().parent.parent / "configs" / "zoo.yaml"
+ZOO = ROOT / "configs" / "zoo.yaml"
 
 
 def compared(bench: Workbench, learned: str, lr: float, steps: int, tasks: int, head: str) -> tuple[int, float, float]:

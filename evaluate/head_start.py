@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--weights", choices=("icons", "glyphs"), default="icons", help="network (default: %(default)s)")
     parser.add_argument("--learned", default=SPECIALISTS[0], help="the schedule (default: %(default)s)")
     parser.add_argument("--only", choices=("start", "statistics"), help="one of the two tables")
-    parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
+    parser.add_argument("--workers", type=count, default=2, help="processes (default: %(default)s)")
     args = parser.parse_args()
     try:
         load(args.learned)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from meta_throughput import bare
+from options import count
 from tqdm import tqdm
 
 from l3rs.finetuning.runs import peak, start_peak
@@ -53,7 +54,7 @@ def measured(steps: int, kept: bool) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50, 100], help="lengths of runs (default: 10 25 50 100)")
+    parser.add_argument("--steps", type=count, nargs="+", default=[10, 25, 50, 100], help="lengths of runs (default: 10 25 50 100)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "meta_gradient_cost.csv", help="file for the rows")
     args = parser.parse_args()
     if min(args.steps) < 2:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from options import ROOT, device
+from options import RESULTS, count, device
 from torch.nn import functional as F
 from tqdm import trange
 
@@ -79,12 +79,12 @@ def generation(search: Search, problem: FineTuning, config: MetaTrainConfig, num
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--generations", type=int, default=7, help="measured, for each number of processes")
-    parser.add_argument("--population", type=int, default=8, help="candidates a generation")
+    parser.add_argument("--generations", type=count, default=7, help="measured, for each number of processes")
+    parser.add_argument("--population", type=count, default=8, help="candidates a generation")
     parser.add_argument("--search", choices=("nes", "gradient"), default="nes", help="what is timed")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes, or on CUDA of runs at once")
+    parser.add_argument("--processes", type=count, nargs="+", default=[1, 2], help="numbers of processes, or on CUDA of runs at once")
     parser.add_argument("--device", type=device, default="cpu", help="where (default: cpu)")
-    parser.add_argument("--out", type=Path, default=ROOT / "evaluate" / "results" / "meta_throughput.csv", help="file for the rows")
+    parser.add_argument("--out", type=Path, default=RESULTS / "meta_throughput.csv", help="file for the rows")
     args = parser.parse_args()
     on_cpu = args.device == "cpu"
     torch.set_num_threads(1)

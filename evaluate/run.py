@@ -14,13 +14,13 @@ whose learning rate was not tuned, are left out, unless `--arms` names them.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from options import RESULTS, device
+from options import RESULTS, count, device
 from tqdm import tqdm
 
 from l3rs.evaluation.cells import (
@@ -36,7 +36,7 @@ from l3rs.evaluation.cells import (
     rows_of,
     shared,
 )
-from l3rs.evaluation.sources import read_cells
+from l3rs.evaluation.sources import chosen, read_cells
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import CELL_FIELDS, attempt, execute_all, execute_on_ray
 from l3rs.learners import load
@@ -62,11 +62,11 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="the cell, such as configs/evaluate/A.yaml")
     parser.add_argument("--arms", nargs="+", help="some of its arms, by name (default: all)")
     parser.add_argument("--networks", nargs="+", metavar="NAME", help="some of those that a config with a zoo has (default: all)")
-    parser.add_argument("--steps", "--horizons", type=int, nargs="+", help="some of its lengths of a run (default: all)")
-    parser.add_argument("--tasks", type=int, help="run at most this many tasks at each horizon (default: as the cell has)")
+    parser.add_argument("--steps", "--horizons", type=count, nargs="+", help="some of its lengths of a run (default: all)")
+    parser.add_argument("--tasks", type=count, help="run at most this many tasks at each horizon (default: as the cell has)")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder for the rows (default: %(default)s)")
     parser.add_argument("--data", help="the images' folder, for the one that the config names; for splits that are not embedded")
-    parser.add_argument("--workers", type=int, default=cores(), help="processes of one thread each (default: one a core)")
+    parser.add_argument("--workers", type=count, default=cores(), help="processes of one thread each (default: one a core)")
     parser.add_argument("--ray-address", help="of a Ray cluster to run on instead")
     parser.add_argument("--device", type=device, default="cpu", help="where runs are made (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="make runs anew that failed")
@@ -78,14 +78,6 @@ def main() -> None:
             make_rows(config, args)
     except ValueError as error:
         parser.error(str(error))
-
-
-def chosen(cells: Mapping[str, EvaluationConfig], networks: Sequence[str] | None) -> list[EvaluationConfig]:
-    """Picks the cells of some networks, or all. Raises ValueError if there is no such network."""
-    for name in networks or ():
-        if name not in cells or not name:
-            raise ValueError(f"--networks names {name!r}; there are {', '.join(filter(None, cells)) or 'none in this config'}")
-    return [cells[name] for name in networks or cells]
 
 
 def copied(config: EvaluationConfig, todo: Sequence[Planned], args: argparse.Namespace) -> pd.DataFrame:

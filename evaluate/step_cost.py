@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from options import RESULTS, device
+from options import RESULTS, count, device
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import trange
@@ -270,9 +270,11 @@ def share(make_network: Callable[[], nn.Module], called: str, pixels: int, round
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", type=int, nargs="+", default=[64, 16], help="widths of ResNet-34; 64 is the full one (default: 64 16)")
-    parser.add_argument("--rounds", type=int, default=50, help="steps of each arm (default: 50)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch (default: all)")
+    parser.add_argument(
+        "--widths", type=count, nargs="+", default=[64, 16], help="widths of ResNet-34, of which 64 is full (default: 64 16)"
+    )
+    parser.add_argument("--rounds", type=count, default=50, help="steps of each arm (default: 50)")
+    parser.add_argument("--threads", type=count, default=torch.get_num_threads(), help="threads of torch (default: all)")
     parser.add_argument("--device", type=device, default="cpu", help="where (default: cpu)")
     parser.add_argument("--trials", action="store_true", help="time other implementations too; torch.compile takes minutes")
     parser.add_argument("--learned", action="store_true", help="time the other learned optimizers instead")

@@ -26,10 +26,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from options import RESULTS, ROOT, count, device
-from run import chosen
 
 from l3rs.evaluation.cells import EvaluationConfig, made_with
-from l3rs.evaluation.sources import read_cells
+from l3rs.evaluation.sources import chosen, read_cells
 from l3rs.evaluation.tuning import HORIZONS, START, TRIED, Tuning, tuned_arms
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.baselines import BASELINES, SHIPPED
@@ -41,7 +40,7 @@ from l3rs.processes import cores
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=count, default=8, help="meta-train tasks (seeds 0, 1, ...) a value is tried on")
-    parser.add_argument("--workers", type=int, default=cores(), help="processes of one thread each")
+    parser.add_argument("--workers", type=count, default=cores(), help="processes of one thread each")
     parser.add_argument("--config", type=Path, help="a cell whose workload is tuned for (default: the shipped network on Icons)")
     parser.add_argument("--networks", nargs="+", metavar="NAME", help="some of those that a config with a zoo has (default: all)")
     parser.add_argument("--data", help="the images' folder, for the one that the config names; for splits that are not embedded")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import takewhile
@@ -143,6 +143,14 @@ def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfi
     except (jsonargparse.ArgumentError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
     return found
+
+
+def chosen(cells: Mapping[str, EvaluationConfig], networks: Sequence[str] | None) -> list[EvaluationConfig]:
+    """Picks the cells of some networks, or all. Raises ValueError if there is no such network."""
+    for name in networks or ():
+        if name not in cells or not name:
+            raise ValueError(f"--networks names {name!r}; there are {', '.join(filter(None, cells)) or 'none in this config'}")
+    return [cells[name] for name in networks or cells]
 
 
 def made_of(parser: jsonargparse.ArgumentParser, values: Mapping[str, Any]) -> EvaluationConfig:

@@ -219,5 +219,5 @@ def test_other_trees_are_named(tmp_path: Path) -> None:
     (tmp_path / "theta.state").write_bytes(msgpack.packb(tree))
     with pytest.raises(CheckpointError, match=r"nn/~/w1 of shape \(4, 4\), not \(32, 32\)"):
         read(SHAPES, tmp_path / "theta.state")
-    with pytest.raises(ValueError, match=rf"theta has shape \(7,\); this optimizer has \({count(SHAPES)},\) meta-parameters"):
+    with pytest.raises(ValueError, match=rf"theta has shape \(7,\); there are \({count(SHAPES)},\) meta-parameters"):
         SmallFC(small_network().parameters(), torch.zeros(7))

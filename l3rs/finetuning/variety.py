@@ -12,7 +12,7 @@ from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.workload import Workload
 from l3rs.finetuning.zoo import read_zoo
 
-PURPOSES = ("meta-train", "meta-validation")
+META_PURPOSES = ("meta-train", "meta-validation")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Variety:
     def prepare(self, progress: bool = True) -> None:
         """Finds the weights of every network, and decodes the images, before work is lost. Raises ValueError if that cannot be."""
         for workload in self.workloads:
-            workload.prepare(PURPOSES, progress=progress)
+            workload.prepare(META_PURPOSES, progress=progress)
             workload.network(self.config.classes[0])
 
     def seed_for(self, seed: int, place: int) -> int:

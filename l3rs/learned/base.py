@@ -15,11 +15,11 @@ from torch.optim.optimizer import ParamsT
 from l3rs.learned.accumulators import State
 from l3rs.learned.mlp import Member, Rule
 from l3rs.learned.portions import Portions
-from l3rs.optimizer.arguments import Multipliers, evaluate, multiplier, plain, whole
+from l3rs.optimizer.arguments import Multipliers, call_closure, multiplier, plain, whole_or_zero
 from l3rs.optimizer.distributed import average_over_ranks
 from l3rs.optimizer.observed import Losses
 from l3rs.optimizer.saving import Resumable
-from l3rs.optimizer.states import check_names, differences, fit, meta, name_of
+from l3rs.optimizer.states import check_names, differences, fit, name_of, stand_in
 from l3rs.text import printable
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class LearnedRule(Resumable):
             if not p.is_floating_point():
                 raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; {type(self).__name__} steps real floating parameters")
         for name in ("step", "skipped"):
-            if not whole(group[name]) == group[name] >= 0:
+            if not whole_or_zero(group[name]) == group[name] >= 0:
                 raise ValueError(f"{name} must be a whole number of at least 0, of steps (got {group[name]!r})")
         group["lr"] = number
 
@@ -105,7 +105,7 @@ class LearnedRule(Resumable):
         """The state that a parameter starts with, for comparison: on the meta device, and made once for its shape and dtype."""
         kind = (p.shape, p.dtype)
         if p not in self._fresh or self._fresh[p][0] != kind:
-            self._fresh[p] = kind, self._initial_state(p, group, self._values(meta(p)))
+            self._fresh[p] = kind, self._initial_state(p, group, self._values(stand_in(p)))
         return self._fresh[p][1]
 
     def _theta_for(self, like: Tensor) -> dict[str, Tensor]:
@@ -140,7 +140,7 @@ class LearnedRule(Resumable):
             ValueError: the optimizer watches the loss and was given none, or it is not one number; or a gradient is sparse.
         """
         self._multipliers.read(self.param_groups, stacklevel=7)
-        result = evaluate(closure, type(self).__name__)
+        result = call_closure(closure, type(self).__name__)
         given = loss if loss is not None else result
         observed = self._loss_of_step(given, type(self).__name__, needed=True) if self.watches_loss else None
         members = []

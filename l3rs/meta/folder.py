@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from l3rs.files import write_atomically
-from l3rs.finetuning.variety import PURPOSES
+from l3rs.finetuning.variety import META_PURPOSES
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.descent import Search
@@ -38,7 +38,7 @@ FREE = ("generations", "workers", "ray_address", "gpus_per_actor", "device", "fi
 def contents_of(config: MetaTrainConfig) -> str:
     """A hash of what the files hold that the config names: networks of a zoo, classes of splits, weights."""
     workloads = (config.workload,) if config.variety is None else config.variety.workloads
-    held = [[workload.contents(PURPOSES), workload.source().fingerprint()] for workload in workloads]
+    held = [[workload.contents(META_PURPOSES), workload.source().fingerprint()] for workload in workloads]
     return fingerprint(json.dumps(held, sort_keys=True))[:12]
 
 

@@ -18,7 +18,7 @@ from l3rs.finetuning.captured import Failed, Steps, side_by_side, succeeded
 from l3rs.finetuning.lanes import AT_ONCE, Lanes
 from l3rs.finetuning.tasks import HEAD_BATCHES, TaskConfig
 from l3rs.finetuning.unroll import Report, unroll
-from l3rs.finetuning.variety import PURPOSES, Setting
+from l3rs.finetuning.variety import META_PURPOSES, Setting
 from l3rs.finetuning.workbench import Workbench, workbench
 from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS
@@ -106,7 +106,7 @@ def shares(tasks: Tasks, processes: int) -> list[list[int]]:
 def remote_bench(workload: Workload, task: TaskConfig, device: str) -> Workbench:
     """Makes the workbench of a process that evaluates candidates, once: preparing it looks at every image file."""
     torch.set_num_threads(1)
-    workload.prepare(PURPOSES, progress=False)  # on another node, decodes the images
+    workload.prepare(META_PURPOSES, progress=False)  # on another node, decodes the images
     return workbench(workload, task, device)
 
 

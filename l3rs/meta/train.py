@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from l3rs.extras import require
 from l3rs.finetuning.tasks import task_seed
-from l3rs.finetuning.variety import PURPOSES, whole_number
+from l3rs.finetuning.variety import META_PURPOSES, whole_number
 from l3rs.finetuning.workbench import workbench
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import LOG_FLOOR, MetaTrainConfig
@@ -128,7 +128,7 @@ def meta_train(config: MetaTrainConfig, out: str | Path, progress: bool = True) 
         raise ValueError("device is cuda, and torch sees no CUDA GPU here")
     learned = start(config)  # finds the weights, or fails, before images are decoded
     if config.variety is None:
-        config.workload.prepare(PURPOSES, config.task, progress)
+        config.workload.prepare(META_PURPOSES, config.task, progress)
     else:
         config.variety.prepare(progress)
     threads = torch.get_num_threads()

@@ -19,7 +19,7 @@ LONGEST = 2**63  # no run has as many steps, and no checkpoint or table of torch
 SMALL = 0.01  # a multiplier of this or less was meant as a learning rate [choice]
 
 
-def whole(value: Any) -> int:
+def whole_or_zero(value: Any) -> int:
     """Converts a whole number of any library, such as numpy, to Python's int; 0 if it is none."""
     try:
         return 0 if isinstance(value, bool | np.bool_) else operator.index(value)
@@ -56,7 +56,7 @@ def check_group(group: dict[str, Any]) -> None:
         ValueError, TypeError: a value cannot be; the message says which, and what it must be.
     """
     steps, lr = group["total_steps"], group["lr"]
-    if not 1 <= whole(steps) < LONGEST:
+    if not 1 <= whole_or_zero(steps) < LONGEST:
         raise ValueError(f"total_steps must be a whole number of at least 1, the steps of the whole run (got {steps!r})")
     number = multiplier(lr)
     if not isinstance(number, Tensor) and math.isnan(number):
@@ -70,7 +70,7 @@ def check_group(group: dict[str, Any]) -> None:
         if any(size > 1 and stride == 0 for size, stride in zip(p.shape, local(p).stride(), strict=True)):
             raise ValueError(f"a parameter of shape {tuple(p.shape)} is expanded: several of its elements are one number in memory")
     for name, what in (("step", "taken"), ("skipped", "skipped"), ("late", "taken before the group came")):
-        if not whole(group[name]) == group[name] >= 0:
+        if not whole_or_zero(group[name]) == group[name] >= 0:
             raise ValueError(f"{name} must be a whole number of at least 0, the steps that were {what} (got {group[name]!r})")
     cut = _number(group["cut"])
     if not 0 < cut <= 1:
@@ -86,7 +86,9 @@ def check_group(group: dict[str, Any]) -> None:
             f"a group has {len(names)} names and {len(group['params'])} parameters: one was put into a group by hand, or taken out: use "
             "add_param_group, or requires_grad_(False) to leave one as it is, or make a new optimizer"
         )
-    group.update(total_steps=whole(steps), lr=number, weight_decay=decay, cut=cut, first_loss=first, maximize=bool(group["maximize"]))
+    group.update(
+        total_steps=whole_or_zero(steps), lr=number, weight_decay=decay, cut=cut, first_loss=first, maximize=bool(group["maximize"])
+    )
 
 
 class Multipliers:
@@ -126,7 +128,7 @@ class Multipliers:
             warnings.warn(said, stacklevel=stacklevel)
 
 
-def evaluate(closure: Callable[[], Any] | None, name: str) -> Any:
+def call_closure(closure: Callable[[], Any] | None, name: str) -> Any:
     """Calls the closure of `step` and returns its loss; None without one. Raises TypeError if it is the loss itself."""
     if closure is None:
         return None
@@ -151,4 +153,4 @@ def one_number(loss: Any) -> Tensor:
     return seen.reshape(())
 
 
-__all__ = ["LONGEST", "Multipliers", "evaluate", "multiplier", "one_number", "plain", "whole"]
+__all__ = ["LONGEST", "Multipliers", "call_closure", "multiplier", "one_number", "plain", "whole_or_zero"]

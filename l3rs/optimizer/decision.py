@@ -55,7 +55,7 @@ class DecisionTables(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-class Decision:
+class Decider:
     """The controller of the L layers of one device.
 
     The numbers of each layer that change, its count of steps and its averages, are rows of two tables, and the entries of its state are

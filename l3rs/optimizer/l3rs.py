@@ -17,7 +17,7 @@ from l3rs.directions import DIRECTIONS
 from l3rs.directions.torch_optimizer import TorchOptimizerDirection
 from l3rs.extras import require
 from l3rs.optimizer.advice import tell_of_no_head, tell_of_several_heads, tell_what_names_would_give, tell_what_would_hardly_move
-from l3rs.optimizer.arguments import LONGEST, Multipliers, check_group, evaluate, plain
+from l3rs.optimizer.arguments import LONGEST, Multipliers, call_closure, check_group, plain
 from l3rs.optimizer.distributed import average_over_ranks, local
 from l3rs.optimizer.guard import Guard
 from l3rs.optimizer.kernels import kernel_class
@@ -250,7 +250,7 @@ class L3RS(Resumable):
             named = len(group.get("param_names", group["params"])) == len(group["params"])
             if not named or type(decay) is not float or not 0 <= decay < math.inf or type(steps) is not int or not 1 <= steps < LONGEST:
                 check_group(group)
-        result = evaluate(closure, "L3RS")
+        result = call_closure(closure, "L3RS")
         observed = self._loss_of_step(loss if loss is not None else result, "L3RS", self._controller.config.sees_loss)
         active = self._tables.active(self.param_groups, self.state)
         self._warn_past_the_end()

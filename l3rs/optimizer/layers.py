@@ -14,10 +14,10 @@ from l3rs.controller.decide import Meta, meta_shapes, unflatten
 from l3rs.controller.describe import LayerTable, describe
 from l3rs.controller.layer_sizes import Sizes
 from l3rs.directions import Direction, direction
-from l3rs.optimizer.decision import Decided, Decision
-from l3rs.optimizer.distributed import local, shard_reduction, whole
+from l3rs.optimizer.decision import Decided, Decider
+from l3rs.optimizer.distributed import full, local, shard_reduction
 from l3rs.optimizer.kernels import Kernel, kernel_class
-from l3rs.optimizer.states import meta
+from l3rs.optimizer.states import stand_in
 from l3rs.schedules.schedule import LearnedSchedule
 
 
@@ -56,7 +56,7 @@ def initial_state(param: Tensor, controller: Controller) -> dict[str, Tensor]:
 def expected_states(params: Sequence[Tensor], controller: Controller) -> list[dict[str, Tensor]]:
     """The states that parameters of these shapes and dtypes start with, for comparison: on the meta device."""
     kinds = {(p.shape, p.dtype): p for p in params}
-    made = {kind: initial_state(meta(p), controller) for kind, p in kinds.items()}
+    made = {kind: initial_state(stand_in(p), controller) for kind, p in kinds.items()}
     return [made[p.shape, p.dtype] for p in params]
 
 
@@ -69,7 +69,7 @@ class Network(NamedTuple):
 
     def norm(self, place: int) -> float:
         """The l2 norm of a layer, of all ranks' parts."""
-        return float(whole(self.params[place].detach()).float().norm())
+        return float(full(self.params[place].detach()).float().norm())
 
     def sizes(self, stepped: Sequence[Tensor], config: L3RSConfig, like: Tensor) -> Sizes:
         """The sizes of the layers that are stepped."""
@@ -97,7 +97,7 @@ class Layers:
         self,
         params: Sequence[Tensor],
         states: Sequence[dict[str, Any]],
-        decision: Decision,
+        decision: Decider,
         controller: Controller,
         fused: bool | None,
         where: Sequence[int],

@@ -24,7 +24,7 @@ NEW: dict[str, Any] = {  # of groups: the clock, what `Guard` keeps, and the ste
 }  # fmt: skip
 
 
-def meta(p: Tensor) -> Tensor:
+def stand_in(p: Tensor) -> Tensor:
     """Makes a stand-in for a parameter that takes no memory."""
     return torch.empty(p.shape, dtype=p.dtype, device="meta")
 

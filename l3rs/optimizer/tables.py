@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from l3rs.directions.base import HALF
-from l3rs.optimizer.decision import Decision
+from l3rs.optimizer.decision import Decider
 from l3rs.optimizer.distributed import local
 from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, initial_state
 from l3rs.optimizer.states import fit
@@ -128,7 +128,7 @@ class Tables:
             theirs = [state_of(p, states, self.controller) for p in some]
             for p, state, expected in zip(some, theirs, expected_states(some, self.controller), strict=True):
                 fit(p, state, expected)
-            decision = Decision(some, theirs, slots, self.network, [owners[i] for i in where], groups, self.controller)
+            decision = Decider(some, theirs, slots, self.network, [owners[i] for i in where], groups, self.controller)
             made.append(Layers(some, theirs, decision, self.controller, self.fused, where))
         self.by_device, self.params = made, params
 

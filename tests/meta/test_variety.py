@@ -15,7 +15,7 @@ from small_runs import quick
 
 from l3rs.controller.config import L3RSConfig
 from l3rs.finetuning.tasks import TaskConfig, TaskDistribution
-from l3rs.finetuning.variety import PURPOSES, Variety, ZooConfig
+from l3rs.finetuning.variety import META_PURPOSES, Variety, ZooConfig
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import LOG_FLOOR, GradientConfig, MetaTrainConfig
 from l3rs.meta.problem import FineTuning
@@ -49,7 +49,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> MetaTrainConfig:
 def test_every_task_of_the_zoo_can_be_drawn_and_each_network_has_its_turn() -> None:
     variety = Variety(ZOO, "start")
     met, settings = Counter[str](), []
-    for purpose in PURPOSES:
+    for purpose in META_PURPOSES:
         for place in range(60):
             seed = variety.seed_for(1000 * place, place)
             setting = variety.setting(purpose, seed)

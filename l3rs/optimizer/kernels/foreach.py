@@ -9,7 +9,7 @@ from torch import Tensor
 
 from l3rs.directions import Direction
 from l3rs.directions.base import HALF
-from l3rs.optimizer.decision import Decision
+from l3rs.optimizer.decision import Decider
 from l3rs.optimizer.kernels.norms import Norms
 
 
@@ -25,7 +25,7 @@ class ForeachKernel:
         directions: Mapping[str, Direction],
         constants: Mapping[str, tuple[float, ...]],
         reduce: Callable[[Tensor], Tensor] | None,
-        decision: Decision,
+        decision: Decider,
     ) -> None:
         self.decision = decision
         self.params, self.all_states, self.directions, self.constants, self.reduce = list(params), states, directions, constants, reduce

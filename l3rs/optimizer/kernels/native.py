@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from l3rs.directions import Direction
-from l3rs.optimizer.decision import Decided, Decision, DecisionTables
+from l3rs.optimizer.decision import Decided, Decider, DecisionTables
 from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, addresses, align_moments, chunks, held, point_at
 
 _version = attrgetter("_version")
@@ -113,7 +113,7 @@ class NativeKernel:
         directions: Mapping[str, Direction],
         constants: Mapping[str, tuple[float, ...]],
         reduce: Callable[[Tensor], Tensor] | None,
-        decision: Decision,
+        decision: Decider,
     ) -> None:
         self.library, self.params, self.reduce, self.decision = library(), list(params), reduce, decision
         align_moments(params, states)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from l3rs.controller.config import CONTROLLERS
 from l3rs.directions import Direction
-from l3rs.optimizer.decision import Decided, Decision
+from l3rs.optimizer.decision import Decided, Decider
 from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, addresses, align_moments, chunks, held, point_at
 from l3rs.text import first_line
 
@@ -66,7 +66,7 @@ class TritonKernel:
         directions: Mapping[str, Direction],
         constants: Mapping[str, tuple[float, ...]],
         reduce: Callable[[Tensor], Tensor] | None,
-        decision: Decision,
+        decision: Decider,
         code: Any = None,
     ) -> None:
         self.code = import_module("l3rs.optimizer.kernels.triton_code") if code is None else code

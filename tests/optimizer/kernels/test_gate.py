@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from l3rs import L3RS
 from l3rs.learned import Celo2, portions, theta
 from l3rs.learned.celo2 import SHAPES
-from l3rs.optimizer.decision import Decision
+from l3rs.optimizer.decision import Decider
 from l3rs.optimizer.kernels.memory_layout import addresses
 
 Run = tuple[nn.ParameterList, torch.optim.Optimizer]
@@ -212,7 +212,7 @@ def test_no_address_is_taken_of_what_has_no_memory() -> None:
         (lambda d: setattr(d.averages, "values", d.averages.values[:, :1]), "ema of a controller must be"),
     ],
 )
-def test_no_table_of_another_form_comes_to_a_compiled_controller(change: Callable[[Decision], object], message: str) -> None:
+def test_no_table_of_another_form_comes_to_a_compiled_controller(change: Callable[[Decider], object], message: str) -> None:
     run = run_of_l3rs([(5, 7), (6,)], native=False)
     assert step(run, 0, "alike") == ""
     (layers,) = run[1]._tables.by_device  # type: ignore[attr-defined]

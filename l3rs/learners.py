@@ -21,7 +21,7 @@ from l3rs.controller.initial import initial_theta, noise_scale
 from l3rs.learned import weights
 from l3rs.learned.weights import KINDS, LearnedWeights
 from l3rs.networks.create import head_names
-from l3rs.networks.describe import describe
+from l3rs.networks.description import description_of
 from l3rs.optimizer.l3rs import L3RS
 from l3rs.schedules import find
 from l3rs.schedules.learned import Learned
@@ -169,7 +169,7 @@ class _L3RS(Learner):
             return LearnedSchedule(start.schedule, (), initial_theta(start.schedule, (), start.seed), name)
         made = network()
         layers = tuple(layer for layer, _ in made.named_parameters())
-        theta = initial_theta(start.schedule, layers, start.seed, describe(made))
+        theta = initial_theta(start.schedule, layers, start.seed, description_of(made))
         return LearnedSchedule(start.schedule, layers, theta, name, sizes=sizes_of(made))
 
     def _going_on(self, start: Start, name: str, network: Callable[[], nn.Module]) -> LearnedSchedule:

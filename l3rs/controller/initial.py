@@ -68,7 +68,7 @@ def initial_theta(config: L3RSConfig, layers: tuple[str, ...], seed: int, descri
 
     Args:
         layers: as in `meta_shapes`.
-        description: of each layer, see `l3rs.networks.describe`; None describes none.
+        description: of each layer, see `l3rs.networks.description`; None describes none.
     """
     if description is None:
         description = torch.zeros(len(layers), len(DESCRIPTION), dtype=torch.float32)

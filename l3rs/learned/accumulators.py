@@ -19,7 +19,7 @@ CLIP = 1000.0  # gradients are clipped to this, element by element
 CLIP_FEATURE = 0.1
 WIDTHS = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)
 """Features in each group: g; clipped g; p; m; r; m s; s; fac; g s; R; C; (R + 1e-8)^-1/2; (C + 1e-8)^-1/2; m a b."""
-OF_VECTORS = 9
+VECTOR_GROUPS = 9
 """Groups that Celo2 gives vectors: those without rows and columns."""
 
 State = dict[str, Tensor]
@@ -134,6 +134,6 @@ def features(e: Elements, eps: float, groups: int = len(WIDTHS)) -> Tensor:
         e.g * e.a * e.b,
         (e.g * s)[None],
     ]
-    if groups > OF_VECTORS:
+    if groups > VECTOR_GROUPS:
         alone += [e.row, e.col, (e.row + 1e-8).rsqrt(), (e.col + 1e-8).rsqrt(), e.momentum * (e.a * e.b if e.c is None else e.c)]
     return torch.cat([x.expand(-1, *e.g.shape) for x in alone])

@@ -17,7 +17,7 @@
 
 #include "../optimizer/kernels/vector.h"
 
-enum { BLOCK = 64, FEATURES = 30, OF_VECTORS = 15, HIDDEN = 32, DECAYS = 3, SIDE = 9 };
+enum { BLOCK = 64, FEATURES = 30, VECTOR_FEATURES = 15, HIDDEN = 32, DECAYS = 3, SIDE = 9 };
 enum { IN_ORDER, PERIODIC, ANYWHERE }; /* index[e] is e; repeats after `block` elements; is anything */
 enum { RAW, FACTOR, ROOT };            /* of a side: the mean squares x, its factor of g / rms, and (x + 1e-8)^-1/2, DECAYS of each */
 
@@ -97,7 +97,7 @@ INLINE void features(const Elements *l, const Rule *rule, const Inputs *x, float
             f[7 + k][i] = x->m[k][i] * s[i];
             f[11 + k][i] = x->g[i] * (l->vector ? a : a * b);
         }
-    if (l->features == OF_VECTORS) return;
+    if (l->features == VECTOR_FEATURES) return;
     for (int k = 0; k < DECAYS; k++)
         for (int i = 0; i < BLOCK; i++) {
             float a = x->row[FACTOR * DECAYS + k][i], b = x->col[FACTOR * DECAYS + k][i];

@@ -19,7 +19,7 @@ from l3rs.learned.layout import factored_axes
 from l3rs.learned.mlp import MLP, Rule
 from l3rs.optimizer.kernels.native import openmp, shared_library
 
-BLOCK, FEATURES, OF_VECTORS, HIDDEN, DECAYS, SIDE, STATS = 64, 30, 15, 32, 3, 9, 9  # as in elements.c
+BLOCK, FEATURES, VECTOR_FEATURES, HIDDEN, DECAYS, SIDE, STATS = 64, 30, 15, 32, 3, 9, 9  # as in elements.c
 IN_ORDER, PERIODIC, ANYWHERE = range(3)
 CHUNK = 16384  # elements that a thread takes at a time, about
 
@@ -151,7 +151,7 @@ class ElementsKernel:
             vector = len(shape) == 1
             e.rows, e.length, e.block, e.outer, e.inner = where.rows, where.length, where.block, where.outer, where.inner
             e.positions = math.prod(shape[2:]) if rule.by_matrix else 1
-            e.features, e.vector, e.hidden = OF_VECTORS if rule.by_matrix and vector else FEATURES, vector, hidden
+            e.features, e.vector, e.hidden = VECTOR_FEATURES if rule.by_matrix and vector else FEATURES, vector, hidden
             e.chunk = max(1, CHUNK // max(where.length, 1))
             e.chunks, e.first = -(-where.rows // e.chunk), len(owner)
             owner += [k] * e.chunks

@@ -12,7 +12,7 @@ from torch import Tensor
 from l3rs.learned.accumulators import (
     CLIP,
     DECAYS,
-    OF_VECTORS,
+    VECTOR_GROUPS,
     WIDTHS,
     Elements,
     State,
@@ -107,7 +107,7 @@ class Rule(NamedTuple):
 
     def groups(self, p: Tensor) -> int:
         """How many groups of features there are."""
-        return OF_VECTORS if self.by_matrix and p.dim() < 2 else len(WIDTHS)
+        return VECTOR_GROUPS if self.by_matrix and p.dim() < 2 else len(WIDTHS)
 
 
 def direction(state: State, g: Tensor, p: Tensor, mlp: MLP, rule: Rule) -> Tensor:

@@ -11,7 +11,7 @@ from l3rs.controller.config import L3RSConfig
 from l3rs.controller.decide import Decision, decide, meta_shapes, unflatten
 from l3rs.controller.features import TimeFeatures, feature_names
 from l3rs.controller.initial import DESCRIPTION, HEIGHT, initial_theta, noise_scale, paths
-from l3rs.networks.describe import describe
+from l3rs.networks.description import description_of
 from l3rs.networks.pretrained import pretrained
 
 CONFIG = L3RSConfig()
@@ -108,7 +108,7 @@ def test_there_are_as_many_units_as_there_is_room_for(config: L3RSConfig, number
 
 def test_layers_of_a_resnet_are_described() -> None:
     network = pretrained(num_classes=3)
-    what = dict(zip((name for name, _ in network.named_parameters()), describe(network).tolist(), strict=True))
+    what = dict(zip((name for name, _ in network.named_parameters()), description_of(network).tolist(), strict=True))
     column = DESCRIPTION.index
     assert what["conv1.weight"] == [0, 1, 0, 0, 0, 0, 0, 0, 0]
     assert what["layer4.2.conv2.weight"] == [0, 0, 0, 0, 0, 1, 0, 0, 0]

@@ -393,7 +393,7 @@ OPTIONS: list[tuple[str, dict[str, Any], str]] = [
         for form in WATCHING
         for k in (0, -3, 2.5, True, None)
     ),
-    *((form, {"theta": torch.zeros(7)}, r"theta has shape \(7,\); this optimizer has") for form in ("Celo2", "VeLO", "Celo")),
+    *((form, {"theta": torch.zeros(7)}, r"theta has shape \(7,\); there are") for form in ("Celo2", "VeLO", "Celo")),
     ("Celo2", {"theta": theta(Celo2).clone().fill_(math.nan)}, r"theta holds numbers that are not finite \(\d+ of \d+\)"),
 ]
 

@@ -9,7 +9,7 @@ from l3rs.controller.initial import DEPTHS
 from l3rs.networks.create import head_names
 
 
-def describe(network: nn.Module) -> Tensor:
+def description_of(network: nn.Module) -> Tensor:
     """What each layer of a network is, (L, 9), in numbers from 0 to 1, as `l3rs.controller.initial.DESCRIPTION` names them.
 
     The depth of a layer of the body is shared between the two nearest of five depths, from the first convolution to the last.

@@ -25,8 +25,10 @@ from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, 
 from l3rs.optimizer.observed import Losses
 from l3rs.optimizer.saving import Resumable
 from l3rs.optimizer.states import (
+    HEAD,
+    MATCH,
+    MATCHES,
     NEW,
-    OPTIONS,
     SCHEDULE,
     check_groups,
     check_names,
@@ -116,7 +118,7 @@ class L3RS(Resumable):
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        if match not in ("name", "position"):
+        if match not in MATCHES:
             raise ValueError(f"match must be 'name' or 'position' (got {match!r})")
         self.learned: LearnedSchedule | None = None  # until super().__init__ has sorted the parameters into groups
         self.match, self.head, self.guard, self.fused, self.process_group = match, head, guard, fused, process_group
@@ -357,12 +359,14 @@ class L3RS(Resumable):
         plain(self.param_groups)
         saved, mark = super().state_dict(), schedule_mark(self.learned)
         for group in saved["param_groups"]:
-            group.update({SCHEDULE: mark} | {key: getattr(self, key.removeprefix("l3rs_")) for key in OPTIONS})
+            group.update({SCHEDULE: mark, MATCH: self.match, HEAD: self.head})
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a saved run; the dict stays as it is. Where `auto` took another schedule than the run has, it takes the run's;
-        also the run's `match` and `head`, like `lr` and `weight_decay`.
+        """Loads a saved run; the dict stays as it is.
+
+        The run goes on with its `lr`, `weight_decay` and `match`, and its `head`, unless another is named here. Where `auto` took another
+        schedule than the run has, it takes the run's.
 
         Raises:
             ValueError: the state belongs to other parameters, to another optimizer, or to a run under another schedule; the optimizer stays
@@ -392,7 +396,7 @@ class L3RS(Resumable):
         if not found:
             raise ValueError(f"this state is of a run under {mark}, and this optimizer has {mine}: pass that schedule as `learned`")
         self._loading = found, state, fresh, saved_options(groups)
-        stripped = [{key: value for key, value in group.items() if key not in (SCHEDULE, *OPTIONS)} for group in groups]
+        stripped = [{key: value for key, value in group.items() if key not in (SCHEDULE, MATCH, HEAD)} for group in groups]
         return {**state_dict, "state": {i: s for i, s in state.items() if s}, "param_groups": stripped}  # no states of no parameter
 
     def _followed(self, mark: str) -> Chosen | None:
@@ -402,9 +406,9 @@ class L3RS(Resumable):
         return None if found is None else Chosen(self._called_as_here(found), "the loaded run has it")
 
     def _finish_loading(self) -> None:
-        (learned, why), state, fresh, options = self._loading
+        (learned, why), state, fresh, (self.match, head) = self._loading
         del self._loading
-        self.__dict__.update(options)
+        self.head = head if self.head is None else self.head  # names may be others here, as under wrappers
         for group in self.param_groups:
             check_group(group)
         params = [p for group in self.param_groups for p in group["params"]]

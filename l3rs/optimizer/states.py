@@ -17,7 +17,8 @@ from l3rs.text import printable
 
 Group = Mapping[str, Any]
 SCHEDULE = "l3rs_schedule"  # a key of the groups of a state dict: what `schedule_mark` gave
-OPTIONS = {"l3rs_match": (str,), "l3rs_head": (str, type(None))}  # others: options of the whole run, and their types
+MATCH, HEAD = "l3rs_match", "l3rs_head"  # others: `match` and `head` of the run
+MATCHES = ("name", "position")
 LONGEST_MARK = 300  # characters
 NEW: dict[str, Any] = {  # of groups: the clock, what `Guard` keeps, and the step at which one was added
     "step": 0, "skipped": 0, "first_loss": None, "cut": 1.0, "late": 0,
@@ -82,21 +83,22 @@ def saved_mark(groups: Sequence[Group]) -> str:
     return printable(str(found[0]))
 
 
-def saved_options(groups: Sequence[Group]) -> dict[str, Any]:
-    """Reads the options of a run in the groups of a state dict. Raises ValueError if one is missing, or groups have different ones."""
-    for key, types in OPTIONS.items():
-        found = [group.get(key, NEW) for group in groups]
-        if not all(isinstance(value, types) and value == found[0] for value in found):
+def saved_options(groups: Sequence[Group]) -> tuple[str, str | None]:
+    """Reads the run's `match` and `head` in the groups of a state dict. Raises ValueError if they cannot be, or groups have different ones."""
+    match, head = groups[0][MATCH], groups[0][HEAD]
+    for key, good in ((MATCH, match in MATCHES), (HEAD, head is None or isinstance(head, str))):
+        found = [group[key] for group in groups]
+        if not good or any(value != found[0] for value in found):
             said = printable(str(found)[:LONGEST_MARK])
             raise ValueError(f"{key} must be the same in all groups of a state, as it was saved (got {said})")
-    return {key.removeprefix("l3rs_"): groups[0][key] for key in OPTIONS}
+    return match, head
 
 
 def check_groups(saved: Sequence[Group], own: Sequence[Group]) -> None:
     """Raises ValueError if the groups are of another optimizer."""
     if len(saved) != len(own):
         raise ValueError(f"this state has a different number of parameter groups: {len(saved)}, and {len(own)} here")
-    for key in ("total_steps", "lr", "maximize", "weight_decay", *NEW, SCHEDULE, *OPTIONS):
+    for key in ("total_steps", "lr", "maximize", "weight_decay", *NEW, SCHEDULE, MATCH, HEAD):
         if any(key not in group for group in saved):
             raise ValueError(f"this state is of another optimizer: its groups have no {key!r}, and have {', '.join(map(str, saved[0]))}")
 

@@ -84,7 +84,7 @@ def saved_mark(groups: Sequence[Group]) -> str:
 
 
 def saved_options(groups: Sequence[Group]) -> tuple[str, str | None]:
-    """Reads the run's `match` and `head` in the groups of a state dict. Raises ValueError if they cannot be, or groups have different ones."""
+    """Reads the run's `match` and `head` in the groups of a state dict. Raises ValueError if they cannot be, or differ by group."""
     match, head = groups[0][MATCH], groups[0][HEAD]
     for key, good in ((MATCH, match in MATCHES), (HEAD, head is None or isinstance(head, str))):
         found = [group[key] for group in groups]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
 from multiprocessing.pool import Pool
@@ -34,13 +35,22 @@ OnRanks = Callable[[Work, Path], list[dict[str, Tensor]]]
 @pytest.fixture(scope="module")
 def on_ranks() -> Iterator[OnRanks]:
     """Runs a piece of work on two processes, and gives what each of them found. All tests here share the processes: they start slowly."""
-    with mp.get_context("spawn").Pool(2) as pool:
-        yield partial(run_on, pool, 2)
+    with processes(2) as ranks:
+        yield partial(run_on, ranks)
 
 
-def run_on(pool: Pool, ranks: int, work: Work, folder: Path) -> list[dict[str, Tensor]]:
-    pool.starmap(_start, [(rank, work, folder, ranks) for rank in range(ranks)], chunksize=1)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+@contextmanager
+def processes(number: int) -> Iterator[list[Pool]]:
+    """One for each rank, which it keeps: torch remembers by process which part of a tensor is its own."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(mp.get_context("spawn").Pool(1)) for _ in range(number)]
+
+
+def run_on(ranks: Sequence[Pool], work: Work, folder: Path) -> list[dict[str, Tensor]]:
+    started = [process.apply_async(_start, (rank, work, folder, len(ranks))) for rank, process in enumerate(ranks)]
+    for one in started:
+        one.get()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(ranks))]
 
 
 def _start(rank: int, work: Work, folder: Path, ranks: int) -> None:
@@ -228,8 +238,8 @@ def test_hybrid_sharding_is_that_of_one_process(tmp_path: Path) -> None:
         loss = F.cross_entropy(network(inputs), labels)
         loss.backward()
         optimizer.step(loss=loss)
-    with mp.get_context("spawn").Pool(4) as pool:
-        for found in run_on(pool, 4, hybrid, tmp_path):
+    with processes(4) as ranks:
+        for found in run_on(ranks, hybrid, tmp_path):
             for name, p in network.named_parameters():
                 torch.testing.assert_close(found[name], p.detach(), rtol=1e-4, atol=1e-5)
 

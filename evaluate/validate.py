@@ -23,7 +23,7 @@ from l3rs.evaluation.cell_tables import WORST, points, signed
 from l3rs.evaluation.cells import read_rows
 from l3rs.files import append_rows
 from l3rs.finetuning.tasks import task_seed
-from l3rs.finetuning.variety import PURPOSES
+from l3rs.finetuning.variety import META_PURPOSES
 from l3rs.meta.config import MetaTrainConfig, read_config
 from l3rs.meta.folder import FREE, contents_of
 from l3rs.meta.problem import FineTuning
@@ -53,7 +53,7 @@ def main() -> None:
     try:
         config, schedules = read_config(args.config), {identity(one): one for one in map(load, args.schedules)}
         if config.variety is None:
-            config.workload.prepare(PURPOSES, config.task)
+            config.workload.prepare(META_PURPOSES, config.task)
         else:
             config.variety.prepare()
         problems = {mark: FineTuning(one, config) for mark, one in schedules.items()}  # they may have different forms

@@ -20,6 +20,8 @@ from l3rs.controller.initial import initial_theta
 from l3rs.data.images import ImageSet
 from l3rs.schedules.schedule import LearnedSchedule
 
+torch.set_num_threads(1)  # also for fixtures of a module: the bits of a run depend on it
+
 
 @pytest.fixture(autouse=True)
 def one_thread_and_a_seed() -> Iterator[None]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from optimizer.test_distributed import on_ranks
+from ranks import processes, run_on
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -405,7 +405,8 @@ def shared(rank: int, folder: Path) -> dict[str, Tensor]:
 
 @pytest.mark.slow  # two processes import everything
 def test_processes_make_one_head_of_all_their_images(tmp_path: Path) -> None:
-    first, second = on_ranks(shared, tmp_path)
+    with processes(2) as ranks:
+        first, second = run_on(ranks, shared, tmp_path)
     assert all(torch.equal(first[name], second[name]) for name in first)
     for name in ("kept", "sums"):
         assert first[f"{name}.images"] == 80

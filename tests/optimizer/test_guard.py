@@ -153,9 +153,11 @@ def test_meta_training_goes_without() -> None:
 
 
 @pytest.mark.slow
-def test_sound_runs_are_left_alone_and_runs_far_too_long_are_saved() -> None:
+def test_sound_runs_are_left_alone_and_runs_far_too_long_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first also shows that runs which are not cut are the same to the bit."""
-    compared = runpy.run_path(str(Path(__file__).parents[2] / "evaluate" / "guard.py"))["compared"]
+    scripts = Path(__file__).parents[2] / "evaluate"
+    monkeypatch.syspath_prepend(str(scripts))
+    compared = runpy.run_path(str(scripts / "guard.py"))["compared"]
     for head in ("random", "start"):
         assert compared(workbench(), "auto", 1.0, 25, 10, head)[0] == 0
         cuts, without, with_it = compared(workbench(), "auto", 30.0, 25, 2, head)

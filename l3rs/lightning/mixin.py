@@ -112,15 +112,15 @@ class L3RSMixin(pl.LightningModule):
     def on_train_end(self) -> None:
         """Warns where a run that steps by itself was much shorter than L3RS was told: its last steps are missing."""
         super().on_train_end()
-        for optimizer in self.trainer.optimizers:
-            if isinstance(optimizer, L3RS) and not self.automatic_optimization and not self.trainer.should_stop:
-                group = optimizer.param_groups[0]
-                if group["step"] < TAKEN * group["total_steps"]:
-                    warnings.warn(
-                        f"L3RS was made for {group['total_steps']} steps and took {group['step']}: tell it how many there are, "
-                        "l3rs_optimizer(total_steps=...), in a configure_optimizers of yours",
-                        stacklevel=2,
-                    )
+        if self.automatic_optimization or self.trainer.should_stop:
+            return
+        for group in (optimizer.param_groups[0] for optimizer in self.trainer.optimizers if isinstance(optimizer, L3RS)):
+            if group["step"] < TAKEN * group["total_steps"]:
+                warnings.warn(
+                    f"L3RS was made for {group['total_steps']} steps and took {group['step']}: tell it how many there are, "
+                    "l3rs_optimizer(total_steps=...), in a configure_optimizers of yours",
+                    stacklevel=2,
+                )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Notes the first batch: a run that is resumed may begin within those of one step."""

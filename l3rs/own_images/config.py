@@ -18,7 +18,7 @@ from l3rs.finetuning.baselines import PUBLISHED
 from l3rs.networks.create import draw_head
 from l3rs.networks.pretrained import SHIPPED
 from l3rs.networks.source import Source
-from l3rs.own_images.rivals import Rival, rivals
+from l3rs.own_images.rivals import COMPARED, Rival, rivals
 from l3rs.schedules.find import GENERALIST
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -152,11 +152,11 @@ class OwnImagesConfig:
             raise ValueError(f"--head-only and --learned do not go together: no schedule moves a head alone (got {self.learned})")
         if self.head_only and not self.head_start:
             raise ValueError("--head-only and --no-head-start do not go together: a head alone begins in closed form; leave one out")
-        unknown = [text for text in self.compare if "=" not in text and text not in PUBLISHED] if self.head_only else []
-        if unknown:
+        tuned = [text for text in self.compare if text in COMPARED and text not in PUBLISHED]
+        if self.head_only and tuned:
             raise ValueError(
-                f"--compare must give a learning rate with --head-only, as in {unknown[0]}=1e-3 (got {unknown[0]!r}): those that are "
-                "tuned are of whole networks"
+                f"--compare must give a learning rate with --head-only, as in {tuned[0]}=1e-3 (got {tuned[0]!r}): those that are tuned "
+                "are of whole networks"
             )
 
     def source(self) -> Source:

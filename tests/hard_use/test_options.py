@@ -94,6 +94,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("--learned generalist", "--head-only and --learned do not go together"),
             ("--no-head-start", "--head-only and --no-head-start do not go together"),
             ("--compare adam", "--compare must give a learning rate with --head-only, as in adam=1e-3 (got 'adam')"),
+            ("--compare adamx", "--compare must be one or more of adam ... (got 'adamx')"),
         ],
         "--average": [("=maybe", "--average")],
         "--patience": [("0", "--patience must be a whole number of at least 1 (got 0)")],

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import ray
-import torch
 from ray.cluster_utils import Cluster
 from small_runs import Told, bits, quick, same
 
@@ -36,7 +35,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("alone")
     meta_train(quick(3, **LONG), out, progress=False)
     return out

@@ -38,7 +38,6 @@ LONG = 40  # generations, more than there is time for before the signal
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six generations without a disturbance."""
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("straight")
     meta_train(quick(6), out, progress=False)
     return out

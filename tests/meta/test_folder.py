@@ -53,7 +53,6 @@ def row(generation: int) -> dict[str, float | int | str]:
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three generations without a disturbance."""
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("straight")
     meta_train(quick(), out, progress=False)
     return out

@@ -51,7 +51,6 @@ def tiny(generations: int, **changes: object) -> MetaTrainConfig:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two generations."""
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("plain")
     meta_train(quick(2), out, progress=False)
     return out
@@ -60,7 +59,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def learned_something(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six generations, from a bad start."""
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("learned")
     meta_train(tiny(6), out, progress=False)
     return out

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from l3rs.data.embedded import load_embedded, read_split
 from l3rs.networks.create import draw_head, head_inside, resnet34
 from l3rs.networks.pretrained import SHIPPED, pretrained, shipped_weights
+from l3rs.networks.source import Source
 
 WEIGHTS = Path(__file__).parent.parent.parent / "l3rs" / "networks" / "weights"
 
@@ -82,3 +83,9 @@ def test_of_several_networks_the_head_is_of_the_one_that_is_trained() -> None:
     assert head_inside(module) is module.teacher.fc
     module = nn.ModuleDict({"net": module.student, "average": AveragedModel(module.student), "again": module.student})
     assert head_inside(module) is module["net"].fc
+
+
+def test_a_network_of_any_size_takes_no_img_size() -> None:
+    with pytest.raises(ValueError, match=r"^resnet18 takes no --img-size \(got 32\): give --side 32, unless it is made for one size"):
+        Source("resnet18", from_scratch=True, img_size=32).network(3, 2)
+    assert Source("vit_tiny_patch16_224", from_scratch=True, img_size=32).network(3, 2)(torch.zeros(1, 3, 32, 32)).shape == (1, 2)

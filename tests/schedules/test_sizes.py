@@ -32,7 +32,6 @@ from l3rs.schedules.seal import CheckpointError, read_sealed, write_sealed
 from l3rs.schedules.sizes import TOLERANCE, log_sizes
 
 NAME = SPECIALISTS[0]
-SCRIPT = Path(__file__).parents[2] / "pretrain" / "sizes.py"
 AGREE, UNKNOWN = f"{NAME}: names and sizes agree", f"names agree with {NAME}, sizes cannot be compared"
 
 

@@ -59,10 +59,13 @@ def headline(cell: Cell, kinds: Sequence[str]) -> pd.DataFrame:
 
 
 def needed(times: tuple[float, float, float], ran: float) -> str:
-    """A speedup with its interval: `1.5 times (1.3 to 1.8)`. What is beyond runs of `ran` times as many steps, the longest, is `over 4`."""
+    """A speedup with its interval: `1.5 times (1.3 to 1.8)`.
+
+    What is beyond the longest runs, of `ran` times as many steps, is `over 4 times`; `more` where they have no more steps than L3RS.
+    """
     middle, low, high = (f"{x:.1f}" if math.isfinite(x) else f"over {ran:g}" for x in times)
     if not math.isfinite(times[0]):
-        return f"{middle} times" + (f" ({low} at least)" if math.isfinite(times[1]) else "")
+        return ("more" if ran == 1 else f"{middle} times") + (f" ({low} at least)" if math.isfinite(times[1]) else "")
     return f"{middle} times" + ("" if math.isnan(times[1]) else f" ({low} to {high})")
 
 

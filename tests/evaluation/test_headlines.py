@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from l3rs.evaluation.cell_tables import Cell
 from l3rs.evaluation.cells import EvaluationConfig, identity_of
-from l3rs.evaluation.headlines import by_arm, by_cell, headline, pooled
+from l3rs.evaluation.headlines import by_arm, by_cell, headline, needed, pooled
 from l3rs.evaluation.pages import FILLED, Table, fill
 from l3rs.evaluation.protocol import beside_the_best, protocol, with_leads
 from l3rs.evaluation.sources import AWAY, ELSEWHERE, NETWORKS, Sources
@@ -54,6 +55,15 @@ def test_a_headline_has_the_best_of_each_kind_and_the_lead_over_it() -> None:
         "0.800", "0.795, Adam", "+5.5 (1.0 to 10.0), n=2", "1.4 times (1.1 to 2.5)", "0.900", "-10.0 (-10.0 to -10.0)"
     ]  # fmt: skip
     assert frame.loc["25"].tolist() == ["0.900", "0.900, Adam", "+0.0 (0.0 to 0.0)", "1.0 times (1.0 to 1.0)", "missing", "missing"]
+
+
+def test_steps_beyond_the_longest_runs_are_said_to_be_more() -> None:
+    assert needed((math.inf, math.inf, math.inf), 4.0) == "over 4 times"
+    assert needed((math.inf, 1.2, math.inf), 4.0) == "over 4 times (1.2 at least)"
+    assert needed((math.inf, math.inf, math.inf), 1.0) == "more"
+    assert needed((math.inf, 0.9, math.inf), 1.0) == "more (0.9 at least)"
+    assert needed((1.6, 1.1, math.inf), 2.0) == "1.6 times (1.1 to over 2)"
+    assert needed((1.6, math.nan, math.nan), 2.0) == "1.6 times"
 
 
 def test_cells_are_pooled_by_task() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ def check_channels(channels: int) -> None:
     """Raises ValueError unless images can have as many channels."""
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB) (got {channels})")
+
+
+def side_before_cut(side: int, share: float) -> int:
+    """The pixels to resize an image to, of which the middle `side`, a `share` (timm's crop_pct), is cut out; rounded down, as timm does."""
+    return max(side, math.floor(side / share))
 
 
 @dataclass(frozen=True)

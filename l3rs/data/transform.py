@@ -20,7 +20,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from l3rs.data.decode import Decoder, check_channels, open_image
+from l3rs.data.decode import Decoder, check_channels, open_image, side_before_cut
 from l3rs.data.embedded import SETS, load_embedded
 
 SCALE = (0.35, 1.0)  # share of an image's area in a training crop; timm's 0.08 is for hundreds of epochs
@@ -106,7 +106,7 @@ class Transform:
             raise ValueError(f"{model} was pretrained on images of {height} x {width} px, which are not square: give --side")
         seen = side or int(width)
         mean, std = (of_channels(config[name], channels) for name in ("mean", "std"))
-        resize = max(seen, math.floor(seen / float(config["crop_pct"])))  # as timm does
+        resize = side_before_cut(seen, float(config["crop_pct"]))
         squash = config["crop_mode"] == "squash"
         return cls(seen, resize, channels, str(config["interpolation"]), mean, std, squash=squash)
 

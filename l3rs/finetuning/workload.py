@@ -15,7 +15,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from l3rs.data import cache
-from l3rs.data.decode import Decoder, check_channels
+from l3rs.data.decode import Decoder, check_channels, side_before_cut
 from l3rs.data.embedded import SETS, load_embedded, read_split
 from l3rs.data.images import ImageSet
 from l3rs.data.splits import ClassSplit
@@ -110,7 +110,7 @@ class Workload:
     def decoder(self) -> Decoder:
         """Decodes image files, with a margin around the network's input if training images are augmented."""
         share = float(self._data_config["crop_pct"]) if self.augment else 1.0
-        return Decoder(round(self.input_side / share), self.channels, str(self._data_config["interpolation"]))
+        return Decoder(side_before_cut(self.input_side, share), self.channels, str(self._data_config["interpolation"]))
 
     @cached_property
     def class_split(self) -> ClassSplit:

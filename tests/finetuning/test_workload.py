@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -129,12 +130,12 @@ def test_images_are_made_as_timm_says_for_its_own_weights_only(own: Workload) ->
         known = get_pretrained_cfg(name)
         timms = replace(own, model=name, width=None, from_scratch=False, side=None)
         seen = known.input_size[-1]
-        assert timms.decoder == Decoder(round(seen / known.crop_pct), 3, known.interpolation)
+        assert timms.decoder == Decoder(math.floor(seen / known.crop_pct), 3, known.interpolation)
         assert timms.normalization == (known.mean, known.std)
         assert replace(timms, augment=False).decoder.side == seen
-        assert replace(timms, side=96).decoder.side == round(96 / known.crop_pct)
+        assert replace(timms, side=96).decoder.side == math.floor(96 / known.crop_pct)
         scratch = replace(timms, from_scratch=True)
-        assert scratch.decoder == Decoder(round(seen * 256 / 224), 3, "bilinear")
+        assert scratch.decoder == Decoder(math.floor(seen * 256 / 224), 3, "bilinear")
         assert scratch.normalization == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     assert get_pretrained_cfg("vit_base_patch16_clip_224").mean != IMAGENET_DEFAULT_MEAN
 

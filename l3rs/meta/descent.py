@@ -160,12 +160,17 @@ class DescentThenNES:
         return self.now.center
 
     @property
+    def _turns(self) -> bool:
+        """Whether the coming step is the first of the evolution strategies."""
+        return self.nes is None and self.descent.generation >= self.first
+
+    @property
     def sigma(self) -> float:
-        return self._coming().sigma
+        return self.config.nes.sigma if self._turns else self.now.sigma
 
     @property
     def lr(self) -> float:
-        return self._coming().lr
+        return self.config.nes.lr if self._turns else self.now.lr
 
     @property
     def evaluations(self) -> Tensor:
@@ -175,14 +180,10 @@ class DescentThenNES:
     def status(self) -> Any:
         return self.now.status
 
-    def _coming(self) -> Descent | NES:
-        """The search of the coming step."""
-        if self.nes is None and self.descent.generation >= self.first:
-            self.nes = NES(self.problem, self.descent.center, self.config.nes)
-        return self.now
-
     def step(self) -> None:
-        self._coming().step()
+        if self._turns:
+            self.nes = NES(self.problem, self.descent.center, self.config.nes)
+        self.now.step()
 
     def state_dict(self) -> dict[str, Any]:
         theirs = {"descent": self.descent.state_dict()} | ({} if self.nes is None else {"nes": self.nes.state_dict()})

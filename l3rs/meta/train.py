@@ -1,4 +1,4 @@
-"""The meta-training loop: NES generations, meta-validation, and the schedule chosen at the end."""
+"""The meta-training loop: generations of a search, meta-validation, and the schedule chosen at the end."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def one_generation(problem: FineTuning, search: Search, config: MetaTrainConfig,
     every = len(search.evaluations)
     patience = 1 if row["sigma"] or 2 * failed > every else PATIENCE
     if 2 * (diverged + failed) > every and lost + 1 >= patience:
-        raise MetaTrainingError(explain(problem, search, diverged, failed))
+        raise MetaTrainingError(explain(problem, search, bool(row["sigma"]), diverged, failed))
     seconds = time.perf_counter() - started
     row |= {name: search.status[name] for name in ("mean_loss", "best_loss", "spread")}
     if config.objective == "log":  # the mean is the geometric one then, and the spread stays one of logarithms
@@ -209,17 +209,17 @@ def one_generation(problem: FineTuning, search: Search, config: MetaTrainConfig,
     }
 
 
-def explain(problem: FineTuning, search: Search, diverged: int, failed: int) -> str:
-    """What is said where most candidates of a generation failed."""
+def explain(problem: FineTuning, search: Search, noise: bool, diverged: int, failed: int) -> str:
+    """What is said where most of the last generation failed: its candidates, if it had `noise`, or its tasks."""
     generation = search.generation - 1
-    what = "candidates" if search.sigma else "tasks"
+    what = "candidates" if noise else "tasks"
     tasks = ", ".join(f"{seed} of {steps} steps" for seed, steps in problem.tasks)
     said = f"in generation {generation}, {diverged} of {len(search.evaluations)} {what} diverged and {failed} met an error"
     if error := problem.error():
         said += f", such as {error}"
     return (
         f"{said}; nothing was learned from it. To see it again: nes.seed {problem.config.nes.seed}, tasks {tasks}. In a new folder, a "
-        f"smaller {'nes.sigma or ' if search.sigma else ''}schedule.lr0 makes runs tamer"
+        f"smaller {'nes.sigma or ' if noise else ''}schedule.lr0 makes runs tamer"
     )
 
 

@@ -182,13 +182,14 @@ def test_the_number_of_generations_belongs_to_the_run(tmp_path: Path) -> None:
         meta_train(quick(2, search="gradient"), tmp_path, progress=False)
 
 
-def test_errors_of_most_tasks_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("search", "generations"), [("gradient", 1), ("both", 2)])  # of both, the first generation ends the descent
+def test_errors_of_most_tasks_end_it(search: str, generations: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object, **options: object) -> None:
         raise RuntimeError("no memory left")
 
     monkeypatch.setattr("l3rs.meta.problem.meta_gradient", broken)
     with pytest.raises(MetaTrainingError, match="0 of 1 tasks diverged and 1 met an error, such as RuntimeError: no memory left"):
-        meta_train(quick(1, search="gradient"), tmp_path, progress=False)
+        meta_train(quick(generations, search=search), tmp_path, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def main() -> None:
     try:
         for config in chosen(read_cells(args.config, args.data), args.networks):
             make_rows(config, args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 
@@ -113,12 +113,10 @@ def make_rows(config: EvaluationConfig, args: argparse.Namespace) -> None:
     there = rows.read()
     check_made_with(config, there)
     todo = missing(plan(config), there[there.error.isna()] if args.again else there)  # a schedule or weights may be missing
-    if len(new := copied(config, todo, args)):
-        todo = missing(todo, new)
-        if not args.plan:
-            rows.append(new.to_dict("records"))
-    steps = sum(p.run.steps for p in todo)
-    print(f"{config.cell}: {len(todo)} runs are missing, {steps:,} steps")
+    new = copied(config, todo, args)
+    left = missing(todo, new)
+    steps = sum(p.run.steps for p in left)
+    print(f"{config.cell}: {len(left)} runs are missing, {steps:,} steps")
     for given in dict.fromkeys(arm.learned for arm in config.arms if arm.ours and config.workload.from_scratch):
         if said := wrong_tool(load(given)):
             print(said)
@@ -126,19 +124,23 @@ def make_rows(config: EvaluationConfig, args: argparse.Namespace) -> None:
         return
     config.prepare(config.purpose)
     check_weights(config, todo, there)
-    planned = {replace(p.run, device=args.device): p for p in todo}
+    if len(new):
+        rows.append(new.to_dict("records"))
+    if not left:
+        return
+    planned = {replace(p.run, device=args.device): p for p in left}
     found = execute_on_ray(list(planned), args.ray_address) if args.ray_address else execute_all(list(planned), args.workers, attempt)
     failed = 0
     with tqdm(total=steps, unit="step", desc=config.cell, smoothing=0) as bar, closing(found):
         for run, report in found:
-            new = list(rows_of(planned[run], report))
-            failed += "error" in new[0]
-            rows.append(new)
+            made = list(rows_of(planned[run], report))
+            failed += "error" in made[0]
+            rows.append(made)
             bar.update(run.steps)
             bar.set_postfix(arm=run.arm.name, K=run.steps, failed=failed)
-    print(f"{len(todo)} runs in {rows.shard}" + (f"; {failed} runs failed: see their column `error`" if failed else ""))
-    if failed == len(todo):
-        raise ValueError(f"{config.cell}: all runs failed: {new[0]['error']}")
+    print(f"{len(left)} runs in {rows.shard}" + (f"; {failed} runs failed: see their column `error`" if failed else ""))
+    if failed == len(left):
+        raise ValueError(f"{config.cell}: all runs failed: {made[0]['error']}")
 
 
 if __name__ == "__main__":

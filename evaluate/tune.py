@@ -13,7 +13,8 @@ network or other images,
 
 tunes the arms of that cell that have no `lr`, on its workload, and writes to the file that it names as `rates`, and the rows beside it. The
 grid has factors of about 3 (1, 3, 10, ...), starts around the last horizon's best value, and is extended until the best is not at its
-edge. Rows that are there already are not run again, so a killed run goes on where it was; a config that was edited is refused.
+edge. Rows that are there already are not run again, so a killed run goes on where it was. Those of other images, tasks or settings do not
+count; those of the same network, pretrained anew, do. Rates that were chosen for other images or tasks are not mixed with new ones.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def tune(arms: Sequence[Arm], horizons: Collection[int], model: Run, file: Path,
         raise ValueError(f"{file} was tuned with other images, tasks or heads; remove it and {results}, or give the cell another file")
     lead = (
         f"# {shlex.join(['python', 'evaluate/tune.py', *sys.argv[1:]])}\n"
-        f"# Horizon: the learning rate with the best mean accuracy on {args.tasks} meta-train tasks. "
+        f"# Horizon: the learning rate with the best mean accuracy on meta-train tasks, {args.tasks} in the last command, which is above. "
         f"All rows: {results.relative_to(ROOT) if results.is_relative_to(ROOT) else results}\n"
         f"{mark}\n"
     )

@@ -38,6 +38,11 @@ KEY = ["cell", "arm", "lr", "learned", "meta_seed", "head", "horizon", "task_see
 CONSTANT = ("adam",)  # optimizers whose steps do not depend on K
 
 
+def contains_shorter(arm: Arm) -> bool:
+    """Whether a run contains the shorter ones: its steps do not depend on K, nor does its head, as one in closed form does."""
+    return arm.optimizer in CONSTANT and arm.lr is not None and arm.head == "random"
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
     """One cell of a comparison.
@@ -123,14 +128,13 @@ class Planned:
 
 
 def plan(config: EvaluationConfig) -> list[Planned]:
-    """Plans all runs of a cell, the longest first. If an arm's steps do not depend on K, its longest run contains the shorter ones."""
+    """Plans all runs of a cell, the longest first. One of an arm that `contains_shorter` stands for all lengths."""
     planned = []
     for arm in config.arms:
         horizons = sorted(arm.horizons or config.horizons, reverse=True)
-        shared = arm.optimizer in CONSTANT and arm.lr is not None
         for seed in range(max(config.horizons[h] for h in horizons)):
             mine = [h for h in horizons if seed < config.horizons[h]]
-            for group in [mine] if shared else [[h] for h in mine]:
+            for group in [mine] if contains_shorter(arm) else [[h] for h in mine]:
                 on_the_way = (s for s in config.curve if s <= group[0])
                 run = Run(
                     config.cell, replace(arm, lr=config.rate(arm, group[0])), group[0], seed, config.purpose,
@@ -203,21 +207,24 @@ def check_weights(config: EvaluationConfig, planned: Iterable[Planned], rows: pd
 
 
 def shared(config: EvaluationConfig, planned: Iterable[Planned], other: EvaluationConfig, rows: pd.DataFrame) -> pd.DataFrame:
-    """Copies the rows of another cell that are of runs of this one: the same optimizer with all its settings, on the same tasks.
+    """Copies the rows of another cell that are of runs of this one: the same optimizer and settings, on the same tasks and network.
 
     Args:
         planned: the runs of this cell.
         rows: of the other cell.
     """
-    wanted: dict[tuple[Any, ...], str] = {}  # the name here of a run there
+    wanted: dict[tuple[Any, ...], tuple[str, str]] = {}  # the name here of a run there, and what it is made with
     if (config.workload, config.task, config.purpose) == (other.workload, other.task, other.purpose):
         twins = {settings(arm): arm for arm in other.arms}
         for p in planned:
             if twin := twins.get(settings(p.run.arm)):
                 run = replace(p.run, cell=other.cell, arm=replace(twin, lr=p.run.lr))
-                wanted |= {key(run, horizon): p.run.arm.name for horizon in p.finals}
-    names = pd.Series([wanted.get(k) for k in rows[KEY].itertuples(index=False, name=None)], rows.index, dtype=object)
-    return rows.assign(cell=config.cell, arm=names)[names.notna() & rows.error.isna()]
+                wanted |= {key(run, horizon): (p.run.arm.name, made_with(p.run)) for horizon in p.finals}
+    if not wanted:
+        return rows[:0]
+    found = pd.DataFrame([wanted.get(k, ("", "")) for k in rows[KEY].itertuples(index=False, name=None)], rows.index, ["arm", "made_with"])
+    same = (rows.made_with == found.made_with) & (rows.weights == config.workload.source().fingerprint()) & rows.error.isna()
+    return rows.assign(cell=config.cell, arm=found.arm)[same]
 
 
 def settings(arm: Arm) -> Arm:

@@ -85,7 +85,7 @@ class Tuning(NamedTuple):
 
 
 def tuning_cost(rows: pd.DataFrame, optimizer: str, horizon: int) -> Tuning:
-    """Sums the rows of `tuning.csv`. Evaluations along one run share its seconds, which count once."""
+    """Sums the rows of `tuning.csv`, of random heads. Evaluations along one run share its seconds, which count once."""
     mine = rows[rows.optimizer == optimizer]
     runs = mine.drop_duplicates(["lr", "task_seed"]) if optimizer in CONSTANT else mine  # one run for all horizons
     return Tuning(float(runs.seconds.sum()), mine[mine.steps == horizon].lr.nunique())

@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from l3rs.evaluation.cells import CONSTANT, EvaluationConfig, read_rows
+from l3rs.evaluation.cells import EvaluationConfig, contains_shorter, filled, identity_of, made_with, read_rows
 from l3rs.files import append_rows, write_atomically
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.baselines.rates import tuned_learning_rates
@@ -32,6 +32,7 @@ START = {
     "celo2-base": -1.5,
 }  # log10 of the first guess
 TRIED = {"random": "tuning.csv", "start": "tuning-start.csv"}  # rows behind the shipped rates, by the head that runs begin with
+COLUMNS = (*FIELDS, "head", "learned", "made_with")  # of a row: what a run is on, and its settings, are its `made_with`
 MOST = 20  # half decades from 1, at most
 
 
@@ -54,21 +55,31 @@ class Tuning:
 
     def __init__(self, path: Path, tasks: int, workers: int, horizons: Sequence[int], model: Run) -> None:
         self.path, self.tasks, self.workers, self.horizons, self.model = path, tasks, workers, horizons, model
-        self.rows = read_rows(path, FIELDS)
+        self.rows = read_rows(path, COLUMNS)
+        if lacking := set(COLUMNS) - set(self.rows):
+            raise ValueError(f"{path} was written by an earlier version, and lacks {', '.join(sorted(lacking))}; remove it to tune anew")
+        self.rows["learned"] = filled(self.rows["learned"], "")  # an empty cell is read as NaN
 
     def found(self, arm: Arm, lr: float, steps: int) -> pd.Series[float]:
-        """The accuracy of each run by its task's seed; a diverged run counts as 0."""
+        """The accuracy of each run by its task's seed; a diverged run counts as 0. Rows of other images, tasks or settings do not count."""
         r = self.rows
         mine = (r.optimizer == arm.optimizer) & (r.lr == lr) & (r.steps == steps) & (r.task_seed < self.tasks)
+        for name, value in self._about(arm).items():
+            mine &= r[name] == value
         return r[mine].set_index("task_seed").accuracy.fillna(0)
+
+    def _about(self, arm: Arm) -> dict[str, str]:
+        """What tells an arm's rows from those of other images, tasks or settings."""
+        of = made_with(replace(self.model, arm=arm))
+        return {"head": arm.head, "learned": identity_of(arm.optimizer, arm.learned), "made_with": of}
 
     def accuracy(self, arm: Arm, lr: float, steps: int) -> float:
         """The mean over the tasks."""
         return float(self.found(arm, lr, steps).mean())
 
     def measure(self, arm: Arm, rates: list[float], steps: int) -> None:
-        """Makes the missing runs. A constant learning rate does not depend on K: its longest run contains the shorter ones."""
-        ends = tuple(self.horizons) if arm.optimizer in CONSTANT else (steps,)
+        """Makes the missing runs. Of an arm that `contains_shorter`, the longest is made for all horizons."""
+        ends = tuple(self.horizons) if contains_shorter(replace(arm, lr=1.0)) else (steps,)
         runs = [
             replace(self.model, arm=replace(arm, lr=lr), steps=max(ends), task_seed=seed, evaluate_at=ends)
             for lr in rates
@@ -77,8 +88,8 @@ class Tuning:
         said = f"{arm.optimizer} {steps} steps, lr {rates}"
         with closing(execute_all(runs, self.workers, execute)) as ended:
             for run, report in tqdm(ended, said, len(runs), disable=not runs):
-                rows = [row(run, report, s) for s in ends]
-                append_rows(self.path, rows, FIELDS)
+                rows = [row(run, report, s) | self._about(arm) for s in ends]
+                append_rows(self.path, rows, COLUMNS)
                 new = pd.DataFrame(rows)
                 self.rows = new if self.rows.empty else pd.concat([self.rows, new], ignore_index=True)
 

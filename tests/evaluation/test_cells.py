@@ -220,9 +220,11 @@ def test_a_run_that_another_cell_has_made_is_copied(tmp_path: Path) -> None:
     assert copied[["accuracy", "loss", "lr", "task_seed"]].equals(ours[["accuracy", "loss", "lr", "task_seed"]])
     assert set(copied[["cell", "arm"]].itertuples(index=False, name=None)) == {("test", "Adam")}
     assert {p.run.arm.name for p in missing(plan(mine), copied)} == {"cosine", "r"}
-    for change in ({"purpose": "meta-train"}, {"task": replace(TASK, batch_size=4)}, {"workload": replace(SMALL, width=8)}):
-        assert shared(mine, plan(mine), replace(cell(ADAM, COSINE), cell="other", **change), there).empty  # type: ignore[arg-type]
-    assert shared(mine, plan(mine), replace(cell(ADAM, COSINE), cell="other"), there.assign(error="full")).empty
+    for elsewhere in ({"purpose": "meta-train"}, {"task": replace(TASK, batch_size=4)}, {"workload": replace(SMALL, width=8)}):
+        assert shared(mine, plan(mine), replace(cell(ADAM, COSINE), cell="other", **elsewhere), there).empty  # type: ignore[arg-type]
+    other = replace(cell(ADAM, COSINE), cell="other")
+    for change in ({"error": "full"}, {"made_with": "stale-stale"}, {"weights": "0123456789ab"}):
+        assert shared(mine, plan(mine), other, there.assign(**change)).empty
 
 
 def test_rows_survive_compaction(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,11 +13,12 @@ import pytest
 import yaml
 
 from l3rs.evaluation import tuning
-from l3rs.evaluation.cells import EvaluationConfig, Rows, missing, plan
+from l3rs.evaluation.cells import EvaluationConfig, Rows, made_with, missing, plan
 from l3rs.evaluation.sources import read_cells
 from l3rs.evaluation.tuning import Tuning, tuned_arms
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import Run
+from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import Report
 
 ROOT = Path(__file__).parent.parent.parent
@@ -58,6 +60,7 @@ def test_the_search_goes_past_the_edge_and_on_where_it_was_and_a_diverged_run_co
     assert sorted(rows[rows.optimizer == "adam"].lr.unique()) == [0.001, 0.003, 0.01, 0.03, 0.1]
     assert {r.steps for r in made if r.optimizer == "adam"} == {50}  # the beginnings of its longest runs are its shorter ones
     assert not rows.duplicated(["optimizer", "lr", "steps", "task_seed"]).any()
+    assert set(rows.made_with) == {made_with(MODEL), made_with(replace(MODEL, arm=ARMS[1]))}
 
     # a killed search: the last rows are gone, and only their runs are made again
     count, lines = len(made), (tmp_path / "rows.csv").read_text().splitlines(keepends=True)
@@ -66,6 +69,25 @@ def test_the_search_goes_past_the_edge_and_on_where_it_was_and_a_diverged_run_co
     assert len(made) == count + 2
     assert tune() == said
     assert len(made) == count + 2
+
+
+def test_rows_of_other_tasks_settings_or_heads_do_not_count(made: list[Run], tmp_path: Path) -> None:
+    def runs_of(model: Run) -> set[int]:
+        made.clear()
+        Tuning(tmp_path / "rows.csv", 3, 1, (10, 50), model).tune([model.arm], tmp_path / "rates.yaml", "")
+        return {run.steps for run in made}
+
+    assert runs_of(MODEL) == {50}
+    assert runs_of(MODEL) == set()
+    for change in ({"task": TaskConfig(batch_size=8)}, {"arm": replace(ARMS[0], refresh=True)}):
+        assert runs_of(replace(MODEL, **change)) == {50}  # type: ignore[arg-type]
+    begun = replace(MODEL, arm=replace(ARMS[0], head="start"))
+    assert runs_of(begun) == {10, 50}  # a head in closed form depends on the length of the run
+    assert runs_of(begun) == set()
+    before = pd.read_csv(tmp_path / "rows.csv").drop(columns=["head", "made_with"])
+    before.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(ValueError, match=r"rows\.csv was written by an earlier version, and lacks head, made_with; remove it to tune anew"):
+        runs_of(MODEL)
 
 
 def test_a_rate_that_is_best_without_end_is_told(made: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +155,7 @@ def test_other_networks_are_tuned_for_and_have_all_their_rows(
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(tuning, "execute_all", lambda runs, workers, how: (1 / 0 for _ in runs))
     cell = read_cells(ROOT / "configs" / "evaluate" / f"{name}.yaml")[""]
-    Tuning(RESULTS / "rates" / f"{name}.csv", tasks, 1, sorted(cell.horizons), MODEL).tune(tuned_arms(cell), tmp_path / "rates.yaml", "")
+    model = replace(MODEL, workload=cell.workload, task=cell.task)
+    Tuning(RESULTS / "rates" / f"{name}.csv", tasks, 1, sorted(cell.horizons), model).tune(tuned_arms(cell), tmp_path / "rates.yaml", "")
     assert yaml.safe_load((tmp_path / "rates.yaml").read_text()) == yaml.safe_load((ROOT / str(cell.rates)).read_text())
     assert missing(plan(cell), Rows(tmp_path, RESULTS / name).read()) == []

@@ -48,14 +48,11 @@ def write_photos(folder: Path, count: int) -> ImageTree:
     return ImageTree(folder, ("photo",), tuple(f"{i}.jpg" for i in range(count)), np.zeros(count, np.int64), np.zeros(count, bool))
 
 
-def seconds(action: Callable[[int], object], times: int) -> float:
-    """The median time of one action; it is told its number."""
-    taken = []
-    for i in range(times):
-        started = time.perf_counter()
-        action(i)
-        taken.append(time.perf_counter() - started)
-    return float(np.median(taken))
+def seconds(action: Callable[[int], object], i: int) -> float:
+    """The time of one action, which is told its number."""
+    started = time.perf_counter()
+    action(i)
+    return time.perf_counter() - started
 
 
 def batches(side: int, tree: ImageTree, folder: Path, rows: list[dict[str, object]]) -> None:
@@ -81,8 +78,9 @@ def batches(side: int, tree: ImageTree, folder: Path, rows: list[dict[str, objec
         return images.inputs(order[i], crops[i])
 
     assert torch.equal(decoded(0), cached(0))
-    for way, action in (("decoding JPEG files", decoded), ("from the cache", cached)):
-        rows.append({"what": f"batches of {BATCH} at {side} px, {way}", "images_per_second": round(BATCH / seconds(action, len(order)), 1)})
+    taken = [(seconds(decoded, i), seconds(cached, i)) for i in range(len(order))]
+    for way, median in zip(("decoding JPEG files", "from the cache"), np.median(taken, axis=0), strict=True):
+        rows.append({"what": f"batches of {BATCH} at {side} px, {way}", "images_per_second": round(BATCH / median, 1)})
 
 
 def draws(rows: list[dict[str, object]]) -> None:

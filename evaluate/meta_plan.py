@@ -2,9 +2,9 @@
 
     python evaluate/meta_plan.py --config configs/meta_train/imagenet25_l3rs.yaml --images-per-second 2000
 
-The rate is that of forward and backward pass on one GPU, which you measure; everything else is counted. A process runs one candidate at a
-time, whichever is free takes the next, and all candidates of a generation run the same tasks: so a generation takes as many rounds as the
-candidates fill the processes, and no more processes help than there are candidates.
+The rate is that of forward and backward pass on one GPU, which you measure; all runs are counted, of generations, of validations and of
+the choice at the end. A process runs one candidate at a time, whichever is free takes the next, and all candidates of a generation run the
+same tasks: so a generation takes as many rounds as the candidates fill the processes, and no more processes help than there are candidates.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def plan(config: MetaTrainConfig, rate: float) -> str:
     steps = round(sum(drawn) / len(drawn))
     runs = config.nes.population * config.meta_batch
     run_images = steps * t.batch_size + t.evaluation_size * forward / both  # an evaluation is a forward pass
-    validations = config.generations // config.validate_every * config.validation_tasks
+    validated = 1 + math.ceil(config.generations / config.validate_every)  # before the first generation, and after the last one too
+    validations = validated * config.validation_tasks + min(config.finalists, validated) * config.final_tasks
     images = config.generations * runs * run_images + validations * (
         sum(config.validation_steps) * t.batch_size + len(config.validation_steps) * t.evaluation_size * forward / both
     )

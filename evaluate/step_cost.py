@@ -244,27 +244,29 @@ def step_alone(width: int, rounds: int, trials: bool, device: str, others: bool 
 
 def share(make_network: Callable[[], nn.Module], called: str, pixels: int, rounds: int, device: str, batch: int = 64) -> list[dict]:
     """Rows of SHARE_FIELDS: what part of a training step is the optimizer's."""
-    rows = []
     inputs, labels = torch.randn(batch, 3, pixels, pixels, device=device), torch.randint(10, (batch,), device=device)
     makers: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
         "adam-fused": lambda n: torch.optim.Adam(n.parameters(), fused=True),
         "l3rs": lambda n: L3RS(n.named_parameters(), 100),
     }
-    for name, make in makers.items():
-        network = make_network().to(device, memory_format=torch.channels_last)
-        optimizer = make(network)
-        whole, part = [], []
-        for _ in trange(rounds + 3, desc=f"{name}, {pixels} px"):
+    networks = {name: make_network().to(device, memory_format=torch.channels_last) for name in makers}
+    optimizers = {name: make(networks[name]) for name, make in makers.items()}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in makers}  # of a training step, and the optimizer's part
+    for _ in trange(rounds + 3, desc=f"{pixels} px"):
+        for name, optimizer in optimizers.items():
             wait(inputs.device)
             started = time.perf_counter()
-            loss = F.cross_entropy(network(inputs), labels)
+            loss = F.cross_entropy(networks[name](inputs), labels)
             optimizer.zero_grad()
             loss.backward()
-            part.append(take_step(optimizer, loss))
-            whole.append(time.perf_counter() - started)
-        times = {"training_step_ms": round(1e3 * np.median(whole[3:]), 1), "optimizer_ms": round(1e3 * np.median(part[3:]), 2)}
+            part = take_step(optimizer, loss)
+            taken[name].append((time.perf_counter() - started, part))
+    rows = []
+    for name in makers:
+        whole, parts = np.array(taken[name][3:]).T
+        times = {"training_step_ms": round(1e3 * np.median(whole), 1), "optimizer_ms": round(1e3 * np.median(parts), 2)}
         about = {"network": called, "pixels": pixels, "batch": batch, "arm": name, "rounds": rounds}
-        rows.append({**machine(device), **about, **times, "share": round(np.median(np.array(part[3:]) / np.array(whole[3:])), 5)})
+        rows.append({**machine(device), **about, **times, "share": round(np.median(parts / whole), 5)})
     return rows
 
 

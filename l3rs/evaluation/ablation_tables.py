@@ -102,7 +102,8 @@ def contrasts(rows: pd.DataFrame, reference: str, measure: str) -> dict[tuple[st
                 continue
             mean, half = float(gaps.mean()), math.nan
             if freedom and len(gaps) > 1 and math.isfinite(mean):
-                of_tasks, of_seeds = gaps.var() / len(gaps), scale**2 * variance * (1 / seeds[setting] + 1 / seeds[reference])
+                lucky = sum(1 / seeds[name] for name in (setting, reference) if not str(name).startswith(START))
+                of_tasks, of_seeds = gaps.var() / len(gaps), scale**2 * variance * lucky
                 half = _half_width((of_tasks, len(gaps) - 1), (of_seeds, freedom))
             found[str(setting), int(horizon)] = Contrast(mean, mean - half, mean + half)
     return found

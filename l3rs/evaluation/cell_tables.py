@@ -18,22 +18,31 @@ MEASURES = ("accuracy", "loss")
 WORST = {"accuracy": 0.0, "loss": math.inf}  # of a run that diverged; in the rows it stays NaN
 
 
-def outcomes(rows: pd.DataFrame, config: EvaluationConfig, measure: str) -> pd.DataFrame:
-    """Reads the outcome of each run of a cell: tasks by (arm, horizon); NaN if there is no row, or the run failed.
+def shown_rows(rows: pd.DataFrame, config: EvaluationConfig) -> pd.DataFrame:
+    """Picks the rows of a cell that end its runs, as its arms are now.
 
-    It averages the meta-training seeds of an arm, task by task. It drops rows of another learning rate or head than the arm has now,
-    and of other weights than its file holds now, or, without that file, than the newest rows have.
-
-    Args:
-        measure: `accuracy` or `loss`.
+    It drops rows of another learning rate or head than the arm has now, and of another schedule than its file holds now, or, without that
+    file, than the newest rows have.
     """
     r = rows[(rows.cell == config.cell) & (rows.steps == rows.horizon) & rows.error.isna()]
     shown = [(arm, learned_shown(arm, config, r)) for arm in config.arms]
     planned = [(arm, horizon, learned) for arm, learned in shown for horizon in arm.horizons or config.horizons]
-    wanted = pd.MultiIndex.from_tuples(dict.fromkeys((arm.name, horizon) for arm, horizon, _ in planned), names=["arm", "horizon"])
     current = {(arm.name, arm.meta_seed, arm.head, horizon, rate_now(config, arm, horizon), learned) for arm, horizon, learned in planned}
     keys = zip(r.arm, r.meta_seed, r["head"], r.horizon, r.lr, r.learned, strict=True)
-    r = r.loc[np.array([key in current for key in keys], dtype=bool)]
+    return r.loc[np.array([key in current for key in keys], dtype=bool)]
+
+
+def outcomes(rows: pd.DataFrame, config: EvaluationConfig, measure: str) -> pd.DataFrame:
+    """Reads the outcome of each run of a cell: tasks by (arm, horizon); NaN if there is no row, or the run failed.
+
+    It averages the meta-training seeds of an arm, task by task.
+
+    Args:
+        measure: `accuracy` or `loss`.
+    """
+    r = shown_rows(rows, config)
+    named = dict.fromkeys((arm.name, horizon) for arm in config.arms for horizon in arm.horizons or config.horizons)
+    wanted = pd.MultiIndex.from_tuples(named, names=["arm", "horizon"])
     values = r.assign(value=r[measure].fillna(WORST[measure]))
     table = values.pivot_table(index="task_seed", columns=["arm", "horizon"], values="value", aggfunc="mean")
     return table.reindex(columns=wanted)
@@ -120,11 +129,12 @@ def differences(table: pd.DataFrame, measure: str, reference: str) -> dict[tuple
 
 def missing_arms(config: EvaluationConfig, table: pd.DataFrame) -> list[str]:
     """Names the arms that lack runs."""
-    return [
+    lacking = [
         arm.name
-        for arm in unique(config.arms)
+        for arm in config.arms  # of which some may share a name, each with lengths of its own
         if any(table[arm.name, h].notna().sum() < config.horizons[h] for h in arm.horizons or config.horizons)
     ]
+    return list(dict.fromkeys(lacking))
 
 
 def of_a_seed(arm: Arm) -> bool:

@@ -33,10 +33,13 @@ def step_tables(rows: pd.DataFrame, share: pd.DataFrame) -> Iterator[Table]:
     """Table 1, measured: state and time of a step, for both networks; and its share of a training step.
 
     Args:
-        rows: of `step_cost.csv` and `learned_cost.csv`; the newest measurement of an arm at the most threads counts.
+        rows: of `step_cost.csv` and `learned_cost.csv`; the newest measurement of an arm at the most threads counts, on the device of the
+            newest row.
         share: of `step_share.csv`.
     """
     columns = ["state (words a parameter)", "beside it, at most", "a step (ms)", "quartiles (ms)", "times fused Adam"]
+    rows = rows.sort_values("date", kind="stable")
+    rows = rows[rows.device == rows.device.iloc[-1]] if len(rows) else rows
     for network, called in NETWORKS.items():
         mine = rows[rows.network == network]
         mine = mine[mine.threads == mine.threads.max()].drop_duplicates("arm", keep="last").set_index("arm")
@@ -96,7 +99,7 @@ BREAK_EVEN = (
     "and c0 for its one run. Meta-training pays off after N = (M - T) / (m c - c0) fine-tunings, rounded up: at once if M is at most T, "
     "never if m c is at most c0. Tuned each time, T is 0 and m the number of learning rates tried. Tuned once, T is as measured and m is "
     "the speedup at equal accuracy of Figure 3F, infinite if the baseline never gets there. M is {hours:.2f} core-hours, wall time times "
-    "processes; c are medians of the rows of cell A, on the machine that made them."
+    "processes; c are medians of the rows of cell A, which were made on several days and machines: N is an order of magnitude."
 )
 
 

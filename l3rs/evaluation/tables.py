@@ -16,7 +16,18 @@ import pandas as pd
 from l3rs.controller.config import L3RSConfig
 from l3rs.evaluation.ablation_tables import START, ablation, contrast_table, contrasts, with_start
 from l3rs.evaluation.calibration import calibration_table, multiplied
-from l3rs.evaluation.cell_tables import MEASURES, Cell, against_best, interquartile_means, means, of_a_seed, over_seeds, paired, unique
+from l3rs.evaluation.cell_tables import (
+    MEASURES,
+    Cell,
+    against_best,
+    interquartile_means,
+    means,
+    of_a_seed,
+    over_seeds,
+    paired,
+    shown_rows,
+    unique,
+)
 from l3rs.evaluation.cost_tables import break_even, step_tables
 from l3rs.evaluation.headlines import KINDS, by_arm, by_cell, headline, pooled
 from l3rs.evaluation.pages import MISSING, Table
@@ -214,25 +225,24 @@ def costs(sources: Sources) -> Iterator[tuple[str, Table]]:
     """Table 1, and the break-even page."""
     for table in step_tables(sources.csv("step_cost", "learned_cost"), sources.csv("step_share")):
         yield "Cost of a step", table
-    tuning = sources.csv("tuning")
-    for name, schedule in {"recipes": SPECIALISTS[0], "A": PAPER_SPECIALIST}.items():
-        cell = sources.cells.get(name)
-        seconds: dict[str, float] = {}
-        faster: dict[str, float] = {}
-        tuned: dict[str, str] = {}
-        if cell and cell.reference:
-            tuned = {arm.optimizer: arm.name for arm in cell.config.arms if arm.tuned and arm.optimizer in BASELINES}
-            outcomes = cell.outcomes("accuracy")
-            ran = cell.rows[(cell.rows.horizon == PAID_WITH) & (cell.rows.steps == PAID_WITH)].dropna(subset=["seconds"])
-            for optimizer, arm in {OURS: cell.reference, **tuned}.items():
-                if len(mine := ran[ran.arm == arm]):
-                    seconds[optimizer] = float(mine.seconds.median())
-            for optimizer, arm in tuned.items():
-                if found := speedup_of(outcomes, "accuracy", cell.reference, arm).get(PAID_WITH):
-                    faster[optimizer] = found[0]
-        commands = cell.commands() if cell else ()
-        table = break_even(load(schedule), tuning, seconds, faster, tuned, PAID_WITH, commands)
-        yield "Cost of meta-training", replace(table, name=table.name + ("" if name in PAPER else f", {name}"))
+    cell = sources.cells.get("A")
+    seconds: dict[str, float] = {}
+    faster: dict[str, float] = {}
+    tuned: dict[str, str] = {}
+    if cell and cell.reference:
+        tuned = {arm.optimizer: arm.name for arm in cell.config.arms if arm.tuned and arm.optimizer in BASELINES}
+        outcomes = cell.outcomes("accuracy")
+        ran = shown_rows(cell.rows, cell.config)
+        ran = ran[ran.horizon == PAID_WITH].dropna(subset=["seconds"])
+        for optimizer, arm in {OURS: cell.reference, **tuned}.items():
+            if len(mine := ran[ran.arm == arm]):
+                seconds[optimizer] = float(mine.seconds.median())
+        for optimizer, arm in tuned.items():
+            if found := speedup_of(outcomes, "accuracy", cell.reference, arm).get(PAID_WITH):
+                faster[optimizer] = found[0]
+    commands = cell.commands() if cell else ()
+    table = break_even(load(PAPER_SPECIALIST), sources.csv("tuning"), seconds, faster, tuned, PAID_WITH, commands)
+    yield "Cost of meta-training", table
 
 
 def ablated(study: Study) -> Iterator[tuple[str, str, dict[str, str]]]:

@@ -27,6 +27,8 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "learners":  # which errors name, for other learned optimizers
+        return import_module("l3rs.learners")
     if name not in _LATER:
         raise AttributeError(f"module 'l3rs' has no attribute {name!r}")
     return getattr(import_module(_LATER[name]), name)

@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
     It replaces the target of a link, and keeps the link. The new file has the old one's mode, or the umask's. It writes into anything but a
     regular file, such as a pipe or /dev/stdout.
     """
-    if _is_special(path):
+    if is_special(path):
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder, "whole")
             with path.open("ab") as special:  # appends: /dev/stdout may be a file that holds earlier output
@@ -49,13 +49,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def check_writable(path: Path) -> None:
     """Raises OSError if `replacing` could not write; call it before the work."""
-    if not _is_special(path):
+    if not is_special(path):
         _beside(Path(os.path.realpath(path))).unlink()
     elif not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
-def _is_special(path: Path) -> bool:
+def is_special(path: Path) -> bool:
     """Whether it is a pipe, a device or another file that nothing can replace. Raises OSError for a folder."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from l3rs.files import TEMPORARY, read_json, write_atomically
 from l3rs.text import first_line, printable
 
 CONFIG = "config.json"  # describes a run
+SHOWN = 5  # differences that an error names
+HASH = re.compile("[0-9a-f]{12,}")
 Self = TypeVar("Self", bound="RunFolder")
 
 
@@ -76,8 +79,10 @@ class RunFolder:
             before = _filled(written, defaults)
             different = [k for k in about if k not in free and before.get(k) != about[k]]
             if different:
-                other = ", ".join(different)
-                raise FolderError(f"--out must be a new folder, or the folder of this run (got {self.path}, whose run has another {other})")
+                other = f"(got {self.path}, whose run has another {', '.join(different)})"
+                said = [line for name in different for line in _differences(name, before.get(name), about[name])]
+                more = [f"{len(said) - SHOWN} more"] if len(said) > SHOWN else []
+                raise FolderError(f"--out must be a new folder, or the folder of this run {other}: {'; '.join(said[:SHOWN] + more)}")
         with self.writing(file):
             for pattern in (TEMPORARY, f"*/{TEMPORARY}"):
                 for left in self.path.glob(pattern):  # of a killed process: no other is here
@@ -109,6 +114,23 @@ class RunFolder:
     def kept(self) -> str:
         """Says what is saved, for the error."""
         return f"all earlier work is kept in {self.path}"
+
+
+def _differences(name: str, there: Any, here: Any) -> Iterator[str]:
+    """Says what differs between two values that JSON has, in nested tables by the names of the settings."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for inner in dict.fromkeys((*there, *here)):
+            if there.get(inner) != here.get(inner):
+                yield from _differences(f"{name}.{inner}", there.get(inner), here.get(inner))
+    elif any(isinstance(value, str) and HASH.fullmatch(value) for value in (there, here)):
+        yield f"{name} differ"  # nobody reads hashes
+    else:
+        yield f"{name} is {_short(there)} there, and {_short(here)} here"
+
+
+def _short(value: Any) -> str:
+    text = printable(json.dumps(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _filled(before: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

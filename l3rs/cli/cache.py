@@ -47,6 +47,7 @@ class CacheOptions:
 def parser() -> Parser:
     """The images to decode, and their workload."""
     parser = Parser("[options]", ABOUT)
+    parser.add_config_file("a YAML file of settings of the images and the network; may be given again")
     Options(CacheOptions, choices={"purposes": PURPOSES}, metavars={"purposes": "NAME"}).add(parser, "purposes", "plan", "verify")
     WORKLOAD.add(parser, *(f.name for f in fields(Workload)), title="the images and the network, as in meta-train")
     return parser

@@ -15,6 +15,7 @@ from l3rs.own_images.finetuned import load_classifier
 from l3rs.text import first_line
 
 FORMS = ("onnx", "torch", "hub")
+FILES = {"onnx": "model.onnx", "torch": "model.pt2"}  # in the folder of the run
 ABOUT = """
 Write a model that `l3rs finetune --data` has trained as an ONNX file, checked with onnxruntime, or as a program of torch.export; or push it
 to the Hugging Face Hub with a model card, so that timm loads it. Images must be prepared as the metadata say.
@@ -56,9 +57,12 @@ def run(args: Namespace) -> None:
         print(f"Pushed to {model.push_to_hub(str(options.out))}")
         return
     run_folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
-    file = Path(options.out) if options.out else run_folder / {"onnx": "model.onnx", "torch": "model.pt2"}[options.to]
+    file = Path(options.out) if options.out else run_folder / FILES[options.to]
     if options.to == "onnx":
         require("l3rs export --to onnx", "export")
+    if file.is_file() and file.suffix != Path(FILES[options.to]).suffix:
+        of = f"an earlier export, *{Path(FILES[options.to]).suffix}"
+        raise ValueError(f"--out must be a new file, or {of} (got {file}, which is there, and would be lost)")
     try:
         check_writable(file)
     except (OSError, ValueError) as error:

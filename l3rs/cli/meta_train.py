@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import PRECISIONS
 from l3rs.finetuning.variety import ZooConfig
 from l3rs.finetuning.workload import Workload
-from l3rs.learners import LEARNERS
+from l3rs.learners import LEARNERS, refuse_unused
 from l3rs.meta.config import CENTER_OPTIMIZERS, DEVICES, DISTRIBUTIONS, OBJECTIVES, SEARCHES, GradientConfig, MetaTrainConfig, NESConfig
 from l3rs.processes import exit_code
 
@@ -71,7 +71,10 @@ def config_of(args: Namespace) -> MetaTrainConfig:
     given: dict[str, Any] = vars(args)
     parts = {name: part(**values_of(part, vars(given[name]))) for name, (part, _) in PARTS.items()}
     own = {name: value for name, value in values_of(MetaTrainConfig, given).items() if name not in PARTS}
-    return MetaTrainConfig.of(**values_of(Workload, given), **own, **parts)
+    config = MetaTrainConfig.of(**values_of(Workload, given), **own, **parts)
+    if config.search == "gradient":  # a study, which gives its settings to searches of both kinds, may have them
+        refuse_unused(replace(config.nes, seed=NESConfig().seed), "search gradient", "nes.")
+    return config
 
 
 def run(args: Namespace) -> None:

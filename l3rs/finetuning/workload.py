@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
@@ -153,7 +154,7 @@ class Workload:
             task: the size of tasks that must be possible; None checks nothing.
 
         Raises:
-            ValueError: as `tree`, `check_sizes` and `l3rs.data.cache.build`.
+            ValueError: as `tree`, `check_sizes` and `l3rs.data.cache.build`; or the network cannot learn from batches of one image.
         """
         split = self.class_split
         empty = [p for p in purposes if task is not None and not split.classes[p]]
@@ -169,6 +170,17 @@ class Workload:
             if task is not None and (self.embedded or self.skip_broken):
                 broken = ", without broken images," if self.skip_broken else ""
                 check_sizes(self.counts(purpose), task, f"{purpose} of {split.name}{broken}")
+        if task is not None and task.batch_size == 1:
+            self._try_one_image(task.classes)
+
+    def _try_one_image(self, classes: int) -> None:
+        """Raises ValueError if the network cannot be trained on one image at a time, as BatchNorm cannot on maps of one pixel."""
+        network = self.network(classes).train()
+        try:
+            with torch.no_grad():
+                network(torch.zeros(1, self.in_chans, self.input_side, self.input_side))
+        except ValueError as error:
+            raise ValueError(f"task.batch_size must be at least 2 for {self.model} at {self.input_side} px (got 1: {error})") from None
 
     def counts(self, purpose: str) -> dict[str, tuple[int, int]]:
         """The numbers of train and of validation images of each class of a purpose; call `prepare` before, as for `images`."""

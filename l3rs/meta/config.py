@@ -200,6 +200,8 @@ class MetaTrainConfig:
             raise ValueError(f"name must not be that of a state or of a generation of the run's folder (got {self.name!r})")
         check_head(self.head, self.head_batches)
         LEARNERS[self.optimizer].check(self.beginning)
+        if self.head == "random" and self.head_batches != HEAD_BATCHES:
+            raise ValueError(f"head_batches has no effect with head random: leave it out (got {self.head_batches})")
         if self.search == "nes":
             refuse_unused(self.gradient, "search nes", "gradient.")
         else:
@@ -210,7 +212,11 @@ class MetaTrainConfig:
             self._check_zoo()
 
     def _check_gradients(self) -> None:
-        """Raises ValueError for what has no meta-gradient."""
+        """Raises ValueError for what has no meta-gradient, and for what the search takes no notice of."""
+        if self.search == "gradient":
+            refuse_unused(GradientConfig(share=self.gradient.share), "search gradient", "gradient.")
+        elif self.generations < 2:
+            raise ValueError(f"generations must be at least 2 with search both, which descends first (got {self.generations})")
         differentiable = tuple(name for name, learner in LEARNERS.items() if learner.differentiable)
         wanted = {"optimizer": differentiable, "objective": ("final", "log"), "precision": ("float32",)}
         for name, values in wanted.items():

@@ -20,7 +20,7 @@ from l3rs.finetuning.variety import META_PURPOSES
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
 from l3rs.meta.descent import Search
-from l3rs.run_folder import RunFolder
+from l3rs.run_folder import FolderError, RunFolder
 from l3rs.schedules.find import SHIPPED, SHIPPED_WEIGHTS, locate
 from l3rs.schedules.learned import Learned
 from l3rs.schedules.seal import DAMAGED, fingerprint, intact, sealed
@@ -52,10 +52,12 @@ class MetaTrainFolder(RunFolder):
     """The files of one run: `config.json`, `curve.csv`, `state-*.safetensors` to resume from, and `theta-*.safetensors`.
 
     Raises:
-        FolderError: it holds a run of another config, another process is at work in it, or it cannot be written.
+        FolderError: it holds a run of another config, or of more generations; another process is at work in it; or it cannot be written.
     """
 
     def __init__(self, path: Path, config: MetaTrainConfig) -> None:
+        if (done := last_generation(path)) > config.generations:
+            raise FolderError(f"generations must be at least {done}, which the run in {path} has made already (got {config.generations})")
         # Settings that there were not yet when the config was written had the defaults of today.
         free = tuple(name for name in FREE if name != "generations" or config.search == "nes")  # the others' rates follow from their number
         contents = {"contents": contents_of(config), "started_from": started_from(config)}  # older folders lack them

@@ -25,6 +25,7 @@ from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, 
 from l3rs.optimizer.observed import Losses
 from l3rs.optimizer.saving import Resumable
 from l3rs.optimizer.states import (
+    GUARD,
     HEAD,
     MATCH,
     MATCHES,
@@ -352,21 +353,22 @@ class L3RS(Resumable):
     def state_dict(self) -> dict[str, Any]:
         """Returns tensors by parameter in `state`, and numbers in `param_groups`, as every optimizer does.
 
-        The schedule is not in it, but its name and fingerprint, in each group as `l3rs_schedule`, beside `l3rs_match` and `l3rs_head`.
+        The schedule is not in it, but its name and fingerprint, in each group as `l3rs_schedule`, beside `l3rs_match`, `l3rs_head` and
+        `l3rs_guard`.
         """
         assert self.learned is not None
         self._pull()
         plain(self.param_groups)
         saved, mark = super().state_dict(), schedule_mark(self.learned)
         for group in saved["param_groups"]:
-            group.update({SCHEDULE: mark, MATCH: self.match, HEAD: self.head})
+            group.update({SCHEDULE: mark, MATCH: self.match, HEAD: self.head, GUARD: self.guard})
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a saved run; the dict stays as it is.
 
-        The run goes on with its `lr`, `weight_decay` and `match`, and its `head`, unless another is named here. Where `auto` took another
-        schedule than the run has, it takes the run's.
+        The run goes on with its `lr`, `weight_decay` and `match`, and its `head`, unless another is named here; without a guard, if it had
+        none or has none here. Where `auto` took another schedule than the run has, it takes the run's, if that is a shipped one.
 
         Raises:
             ValueError: the state belongs to other parameters, to another optimizer, or to a run under another schedule; the optimizer stays
@@ -396,7 +398,7 @@ class L3RS(Resumable):
         if not found:
             raise ValueError(f"this state is of a run under {mark}, and this optimizer has {mine}: pass that schedule as `learned`")
         self._loading = found, state, fresh, saved_options(groups)
-        stripped = [{key: value for key, value in group.items() if key not in (SCHEDULE, MATCH, HEAD)} for group in groups]
+        stripped = [{key: value for key, value in group.items() if key not in (SCHEDULE, MATCH, HEAD, GUARD)} for group in groups]
         return {**state_dict, "state": {i: s for i, s in state.items() if s}, "param_groups": stripped}  # no states of no parameter
 
     def _followed(self, mark: str) -> Chosen | None:
@@ -406,8 +408,9 @@ class L3RS(Resumable):
         return None if found is None else Chosen(self._called_as_here(found), "the loaded run has it")
 
     def _finish_loading(self) -> None:
-        (learned, why), state, fresh, (self.match, head) = self._loading
+        (learned, why), state, fresh, (self.match, head, guard) = self._loading
         del self._loading
+        self.guard = self.guard and guard
         self.head = head if self.head is None else self.head  # names may be others here, as under wrappers
         for group in self.param_groups:
             check_group(group)

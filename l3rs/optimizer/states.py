@@ -17,7 +17,7 @@ from l3rs.text import printable
 
 Group = Mapping[str, Any]
 SCHEDULE = "l3rs_schedule"  # a key of the groups of a state dict: what `schedule_mark` gave
-MATCH, HEAD = "l3rs_match", "l3rs_head"  # others: `match` and `head` of the run
+MATCH, HEAD, GUARD = "l3rs_match", "l3rs_head", "l3rs_guard"  # others: `match`, `head` and `guard` of the run
 MATCHES = ("name", "position")
 LONGEST_MARK = 300  # characters
 NEW: dict[str, Any] = {  # of groups: the clock, what `Guard` keeps, and the step at which one was added
@@ -83,22 +83,22 @@ def saved_mark(groups: Sequence[Group]) -> str:
     return printable(str(found[0]))
 
 
-def saved_options(groups: Sequence[Group]) -> tuple[str, str | None]:
-    """Reads the run's `match` and `head` in the groups of a state dict. Raises ValueError if they cannot be, or differ by group."""
-    match, head = groups[0][MATCH], groups[0][HEAD]
-    for key, good in ((MATCH, match in MATCHES), (HEAD, head is None or isinstance(head, str))):
+def saved_options(groups: Sequence[Group]) -> tuple[str, str | None, bool]:
+    """Reads the run's `match`, `head` and `guard` in the groups of a state dict. Raises ValueError if they are wrong or differ."""
+    match, head, guard = (groups[0][key] for key in (MATCH, HEAD, GUARD))
+    for key, good in ((MATCH, match in MATCHES), (HEAD, head is None or isinstance(head, str)), (GUARD, isinstance(guard, bool))):
         found = [group[key] for group in groups]
         if not good or any(value != found[0] for value in found):
             said = printable(str(found)[:LONGEST_MARK])
             raise ValueError(f"{key} must be the same in all groups of a state, as it was saved (got {said})")
-    return match, head
+    return match, head, guard
 
 
 def check_groups(saved: Sequence[Group], own: Sequence[Group]) -> None:
     """Raises ValueError if the groups are of another optimizer."""
     if len(saved) != len(own):
         raise ValueError(f"this state has a different number of parameter groups: {len(saved)}, and {len(own)} here")
-    for key in ("total_steps", "lr", "maximize", "weight_decay", *NEW, SCHEDULE, MATCH, HEAD):
+    for key in ("total_steps", "lr", "maximize", "weight_decay", *NEW, SCHEDULE, MATCH, HEAD, GUARD):
         if any(key not in group for group in saved):
             raise ValueError(f"this state is of another optimizer: its groups have no {key!r}, and have {', '.join(map(str, saved[0]))}")
 

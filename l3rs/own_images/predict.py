@@ -19,11 +19,12 @@ from l3rs.data.decode import BrokenImage
 from l3rs.data.loader import Loader, workers_that_fit
 from l3rs.data.names import in_words
 from l3rs.data.transform import Transform
-from l3rs.files import check_writable, write_atomically
+from l3rs.files import check_writable, is_special, write_atomically
 from l3rs.own_images.classifier import Classifier, load
 from l3rs.processes import cores
 from l3rs.text import csv_cell, first_line, padded, printable, width
 
+HEADER = ("file", "class", "probability")  # of the CSV file
 BATCH, FEW = 32, 256  # images a batch; images to decode in this process
 LARGE = 512  # pixels a side; larger inputs, up to 4,096, come in smaller batches
 
@@ -121,13 +122,10 @@ def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str 
     """Prints a table, writes it to `csv_file` if there is one, and returns the predictions.
 
     Raises:
-        ValueError: there is no such model or file, or `csv_file` cannot be written.
+        ValueError: there is no such model or file, or `csv_file` cannot be written, or holds something else.
     """
     if csv_file is not None:
-        try:
-            check_writable(Path(csv_file))
-        except OSError as error:
-            raise ValueError(f"--csv must be a file that can be written (got {csv_file}: {first_line(error)})") from None
+        _check_csv(Path(csv_file))
     passed_over: dict[str, Counter[str]] = {}
     files = image_files(paths, passed_over)
     classifier, network = load(run)
@@ -150,10 +148,23 @@ def predict_command(run: str, paths: Sequence[str], top: int = 1, csv_file: str 
     if csv_file is not None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("file", "class", "probability"))
+        writer.writerow(HEADER)
         writer.writerows(rows)
         try:
             write_atomically(Path(csv_file), text.getvalue().encode())
         except OSError as error:
             raise ValueError(f"{csv_file} could not be written ({first_line(error)})") from None
     return predictions
+
+
+def _check_csv(file: Path) -> None:
+    """Raises ValueError unless predictions may be written to this file: a new one, or one of earlier predictions."""
+    try:
+        check_writable(file)
+        if file.exists() and not is_special(file) and file.stat().st_size:
+            with file.open("rb") as there:
+                if there.readline(100).rstrip() != ",".join(HEADER).encode():
+                    of = f"(got {file}, which is there, and would be lost)"
+                    raise ValueError(f"--csv must be a new file, or one of earlier predictions {of}")
+    except OSError as error:
+        raise ValueError(f"--csv must be a file that can be written (got {file}: {first_line(error)})") from None

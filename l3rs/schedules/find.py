@@ -48,7 +48,9 @@ def locate(given: str | Path, **hub: Any) -> Path:
         folder = file = False
     if folder:
         if not (path / FILE).is_file():
-            found = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))[:5]) or "none"
+            names = sorted(file.name for file in path.glob("*.safetensors"))
+            names.sort(key=lambda name: name.startswith(("state-", "theta-")))  # those on the way of a meta-training come last
+            found = ", ".join(names[:5]) or "none"
             raise CheckpointError(f"{path} is a folder without {FILE}, which save_pretrained writes; give a file of it ({found})")
         return path / FILE
     if not file and isinstance(given, str) and is_id(given):

@@ -21,6 +21,7 @@ from l3rs.files import replacing
 SCHEMA = 1
 LARGEST = 2**30  # bytes: the largest meta-parameters here take millions; a sparse file claims any size at no cost
 DEEPEST = 50  # lists in lists: what Python reads it may not be able to print, compare or write again
+OF_STATES = {"generation"}  # what the metadata of a state have, see l3rs.meta.folder
 DAMAGED = "is damaged, or was changed by hand: its contents do not match its checksum"
 
 
@@ -70,9 +71,11 @@ def read_sealed(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         about = json.loads(metadata["l3rs"])
         if _is_deep(about, DEEPEST):
             raise ValueError(f"it is nested more than {DEEPEST} deep")
-        schema = about["schema"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        schema = None if about.keys() == OF_STATES else about["schema"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} has l3rs metadata that this version cannot read: {error}") from None
+    if schema is None:
+        raise CheckpointError(f"{path} is a state that a meta-training resumes from; give the schedule in its folder")
     if schema != SCHEMA:
         raise CheckpointError(f"{path} has schema version {schema}; this version of l3rs reads {SCHEMA}")
     return about, tensors

@@ -133,7 +133,10 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "run": [(f"{NOT_THERE} images", "nowhere is not there; give the folder of a run"), ("file images", "file cannot be read as")],
         "images": [("file nowhere", "nowhere is not there"), ("file empty", "the folder empty has no images"), ("file", "images")],
         "--top": [("0 file images", "--top must be at least 1 (got 0)")],
-        "--csv": [("no/x.csv file images", "--csv must be a file that can be written (got no/x.csv: No such file or directory)")],
+        "--csv": [
+            ("no/x.csv file images", "--csv must be a file that can be written (got no/x.csv: No such file or directory)"),
+            ("split.json file images", "--csv must be a new file, or one of earlier predictions (got split.json, which is there"),
+        ],
     },
     "evaluate": {
         "run": [(f"{NOT_THERE} images", "nowhere is not there; give the folder of a run"), ("file images", "file cannot be read as")],
@@ -144,7 +147,10 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
     "export": {
         "run": [(NOT_THERE, "nowhere is not there; give the folder of a run"), ("file", "file cannot be read as")],
         "--to": [("jpeg run", "--to must be one of onnx, torch, hub (got 'jpeg')"), ("hub run", "--to hub needs --out OWNER/NAME")],
-        "--out": [("no/x.pt2 run --to torch", "--out must be a file that can be written (got no/x.pt2: No such file or directory)")],
+        "--out": [
+            ("no/x.pt2 run --to torch", "--out must be a file that can be written (got no/x.pt2: No such file or directory)"),
+            ("run/model.safetensors run --to torch", "--out must be a new file, or an earlier export, *.pt2 (got run/model.safetensors, "),
+        ],
     },
     "split": {
         "folder": [("more", "unrecognized arguments: more")],
@@ -166,6 +172,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--out": [(IN_A_FILE, "file/x cannot be written"), ("images", "images cannot be written")],
     },
     "cache": {
+        "--config": [(NOT_THERE, "nowhere"), ("zoo.yaml", "zoo.yaml: no setting is called ")],
         "--purposes": [
             ("x", "--purposes must be one or more of pretrain, meta-train ... (got 'x')"),
             ("", "--purposes must be followed by at least one value"),
@@ -214,7 +221,10 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         ],
         "--from-scratch": [("=maybe", "--from-scratch must be true or false (got maybe)")],
         "--name": [("a/b", "name must have no slash, since a file is called after it (got 'a/b')")],
-        "--generations": [("0", "generations must be at least 1 (got 0)")],
+        "--generations": [
+            ("0", "generations must be at least 1 (got 0)"),
+            ("1 --search both", "generations must be at least 2 with search both, which descends first (got 1)"),
+        ],
         "--optimizer": [("adam", "optimizer must be one of l3rs, velo ... (got 'adam')")],
         "--start": [
             ("[nowhere]", "nowhere is not a file; a learned schedule is one of"),
@@ -234,7 +244,10 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("0 --optimizer velo", "lr must be positive and finite (got 0.0)"),
             (".inf --optimizer velo", "lr must be positive and finite (got inf)"),
         ],
-        "--specialist": [("false", "specialist is False, with schedule.embedding 16")],
+        "--specialist": [
+            ("false", "specialist is False, with schedule.embedding 16"),
+            ("false --optimizer velo", "specialist has no effect with optimizer velo, which learns nothing by layer name"),
+        ],
         "--steps": [
             ("[0,3]", "steps must be two whole numbers of at least 1, the smaller first (got [0, 3])"),
             ("[3,1]", "the smaller first (got [3, 1])"),
@@ -246,11 +259,17 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--search": [("descent", "search must be one of nes, gradient, both (got 'descent')")],
         "--refresh": [("=maybe", "--refresh must be true or false (got maybe)")],
         "--head": [("zero", "head must be one of random, start (got 'zero')")],
-        "--head-batches": [("0", "head_batches must be at least 1 (got 0)")],
+        "--head-batches": [
+            ("0", "head_batches must be at least 1 (got 0)"),
+            ("5", "head_batches has no effect with head random: leave it out (got 5)"),
+        ],
         "--gradient.lr": [("0", "lr must be positive and finite (got 0.0)")],
         "--gradient.clip": [(".inf", "clip must be positive and finite (got inf)")],
         "--gradient.checkpoint-from": [("0", "checkpoint_from must be at least 1 (got 0)")],
-        "--gradient.share": [("1", "share must be above 0 and below 1 (got 1.0)")],
+        "--gradient.share": [
+            ("1", "share must be above 0 and below 1 (got 1.0)"),
+            ("0.9 --search gradient", "gradient.share has no effect with search gradient: leave it out (got 0.9)"),
+        ],
         "--gradient.insignificant": [("1", "insignificant must be at least 0 and below 1 (got 1.0)")],
         "--penalty": [("0", "penalty must be positive and finite (got 0.0)"), (".nan", "penalty must be positive and finite (got nan)")],
         "--precision": [("8", "precision must be one of float32, bfloat16 (got '8')")],
@@ -323,7 +342,11 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("3", "population must be even and at least 2, since candidates come in pairs (got 3)"),
             ("0", "population must be even ... (got 0)"),
         ],
-        "--nes.sigma": [("0", "sigma must be positive (got 0.0)"), (".inf", "sigma must be finite (got inf)")],
+        "--nes.sigma": [
+            ("0", "sigma must be positive (got 0.0)"),
+            (".inf", "sigma must be finite (got inf)"),
+            ("5 --search gradient", "nes.sigma has no effect with search gradient: leave it out (got 5.0)"),
+        ],
         "--nes.hidden-noise": [("0", "hidden_noise must be positive (got 0.0)")],
         "--nes.sigma-half-life": [
             ("-1", "sigma_half_life must be positive (got -1.0)"),
@@ -337,7 +360,11 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("4294967296", "seed must be at least 0 and below 2^32 (got 4294967296)"),
         ],
         "--task.classes": [("0", "classes must be at least 1 (got 0)"), ("101", "meta-train of icons has 100 classes, and a task has 101")],
-        "--task.batch-size": [("0", "batch_size must be at least 1 (got 0)"), ("99999", "which batches of 99999")],
+        "--task.batch-size": [
+            ("0", "batch_size must be at least 1 (got 0)"),
+            ("99999", "which batches of 99999"),
+            ("1", "task.batch_size must be at least 2 for resnet34 at 32 px (got 1: "),
+        ],
         "--task.evaluation-size": [("0", "evaluation_size must be at least 1 (got 0)"), ("99999", "which batches of 99999")],
         "--zoo.file": [
             (f"{NOT_THERE} --specialist false --schedule.embedding 0", "the zoo nowhere cannot be read: No such file or directory"),

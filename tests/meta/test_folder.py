@@ -34,8 +34,9 @@ from l3rs.meta.problem import MetaTrainingError
 from l3rs.meta.train import meta_train
 from l3rs.run_folder import FolderError
 from l3rs.schedules import seal
-from l3rs.schedules.find import CHECKPOINTS
+from l3rs.schedules.find import CHECKPOINTS, load
 from l3rs.schedules.learned import Learned
+from l3rs.schedules.seal import CheckpointError
 
 FULL = Path("/dev/full")  # takes nothing: "No space left on device"
 full_disk = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
@@ -406,6 +407,20 @@ def test_a_folder_takes_one_config_but_more_of_it(tmp_path: Path) -> None:
             MetaTrainFolder(tmp_path, quick(**changes))
     assert (tmp_path / "config.json").read_bytes() == before
     MetaTrainFolder(tmp_path, quick()).close()  # those refused left no lock
+
+
+def test_fewer_generations_than_there_are_are_refused(straight: Path) -> None:
+    before = (straight / "config.json").read_bytes()
+    made = last_generation(straight)
+    with pytest.raises(FolderError, match=rf"generations must be at least {made}, which the run in .* has made already \(got 1\)"):
+        meta_train(quick(1), straight, progress=False)
+    assert (straight / "config.json").read_bytes() == before
+
+
+def test_a_state_is_no_schedule(straight: Path) -> None:
+    newest = max(straight.glob("state-*"))
+    with pytest.raises(CheckpointError, match=r"state-.* is a state that a meta-training resumes from; give the schedule in its folder"):
+        load(newest)
 
 
 def test_settings_that_there_were_not_yet_had_the_defaults_of_today(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from l3rs import learners
 from l3rs.cli import main
 from l3rs.controller.initial import initial_theta
 from l3rs.data.splits import ClassSplit
-from l3rs.learned import VeLO, weights
+from l3rs.learned import VeLO
 from l3rs.networks.create import create
-from l3rs.schedules.find import load
 from l3rs.schedules.schedule import LearnedSchedule
 
 ROOT = Path(__file__).parent.parent.parent
@@ -47,7 +47,7 @@ def test_one_generation(which: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     name = "imagenet25-0-resnet34" if which == "l3rs" else "imagenet25-0-velo"
     assert f"{name}.safetensors: generation" in capsys.readouterr().out
     file = tmp_path / "run" / f"{name}.safetensors"
-    learned = load(file) if which == "l3rs" else weights.read(file)
+    learned = learners.load(file)
     assert len(learned.theta) == (
         len(initial_theta(learned.config, learned.layers, 0)) if isinstance(learned, LearnedSchedule) else VeLO.SIZE
     )

@@ -39,6 +39,22 @@ def cut_of(optimizer: L3RS) -> list[float]:
     return [group["cut"] for group in optimizer.param_groups]
 
 
+def test_a_run_without_a_guard_goes_on_without_one() -> None:
+    network, other = small_network(), small_network()
+    free = L3RS(network.named_parameters(), STEPS, schedule(network), guard=False)
+    run(network, free, LEAPS[:1])
+    again = L3RS(other.named_parameters(), STEPS, schedule(other))
+    other.load_state_dict(network.state_dict())
+    again.load_state_dict(free.state_dict())
+    assert not again.guard
+    for optimizer, net in ((free, network), (again, other)):
+        run(net, optimizer, LEAPS[1:], 1)  # warnings are errors here
+    assert equal(weights(network), weights(other))
+    guarded = L3RS(small_network().named_parameters(), STEPS, schedule(network))
+    again.load_state_dict(guarded.state_dict())
+    assert not again.guard  # it was turned off here
+
+
 @pytest.mark.parametrize("fused", [None, False])
 @pytest.mark.parametrize("lr", [0.5, torch.tensor(0.5)])
 def test_a_loss_that_leaps_cuts_all_lengths_once_with_one_warning(fused: bool | None, lr: float | torch.Tensor) -> None:

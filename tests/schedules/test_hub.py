@@ -267,6 +267,10 @@ def test_folders_without_a_schedule_name_what_they_hold(tmp_path: Path, schedule
     assert "is a folder without model.safetensors, which save_pretrained writes; give a file of it (none)" in said(load, tmp_path)
     save(schedule, tmp_path / "mine.safetensors")
     assert "give a file of it (mine.safetensors)" in said(load, str(tmp_path))
+    for name in ("state-000001", "state-000002", "state-000003", "theta-00000", "theta-00001"):  # as in the folder of a meta-training
+        save(schedule, tmp_path / f"{name}.safetensors")
+    save(schedule, tmp_path / "vehicles.safetensors")
+    assert "give a file of it (mine.safetensors, vehicles.safetensors, state-000001" in said(load, tmp_path)
 
 
 # Folders

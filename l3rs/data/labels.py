@@ -41,7 +41,11 @@ def read_labels(
     columns = [one_form(name.strip()) for name in header]
     rows = [row for _, row in numbered]
     if len(columns) < 2 or not rows:
-        raise TreeError(f"the labels {table} must have a column of files, one or more of labels, and a row an image")
+        got = ", ".join(columns)[:80]
+        raise TreeError(
+            f"the labels {table} must have a column of files, one or more of labels, and a row an image; commas part columns "
+            f"(got {len(rows)} rows, and the first line {got!r})"
+        )
     side = columns.index("side") if "side" in columns else None
     named = columns.index("labels") if "labels" in columns else None
     numbers = [i for i in range(1, len(columns)) if i != side] if named is None else []

@@ -122,7 +122,7 @@ class L3RSModule(L3RSMixin):
         return probabilities
 
     def _measure(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The mean cross entropy of a batch; logs it, and the share of images, or of labels, that are right.
+        """The mean cross entropy of a batch; logs it, and the share of images that are right, of several classes with all of these.
 
         In validation also the accuracy of the mean class, or the mean average precision of images of several classes.
         """
@@ -132,7 +132,7 @@ class L3RSModule(L3RSMixin):
         smoothing = self.label_smoothing if stage == "train" else 0.0
         if self.multilabel:
             loss = F.binary_cross_entropy_with_logits(logits, labels + smoothing * (0.5 - labels), weights)
-            right = (logits > 0) == (labels > 0.5)
+            right = ((logits > 0) == (labels > 0.5)).all(dim=1)
         else:
             loss = F.cross_entropy(logits, labels, weights, label_smoothing=smoothing)
             right = logits.argmax(dim=1) == (labels if labels.ndim == 1 else labels.argmax(dim=1))  # of mixed images, the larger share

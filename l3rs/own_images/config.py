@@ -57,7 +57,8 @@ class OwnImagesConfig:
         refresh: judges by BatchNorm's statistics of the last batches; the running ones lag behind the weights.
         head_only: trains the head alone: in closed form, and then by a tuned Adam, as L3RS is the wrong tool there.
         average: judges and keeps a running average of the weights (Lightning's WeightAveraging).
-        patience: stop after this many validations without improvement; by default never.
+        patience: stop after this many validations in a row that are no better, in accuracy or, at equal accuracy, in loss; by default
+            never.
         validate_every: steps between two validations; None is at most ten of them, in less than half of the time.
         compare: baselines to train on the same batches, each alone, at a learning rate, as in `adam=3e-4`, or at several, as in
             `adam=1e-4,3e-4`; without a name, adamw=1e-3, fastai, autogluon, prodigy and

@@ -44,11 +44,14 @@ class Keeper(pl.Callback):
         seed: with the step, the seed of all draws (dropout, mixup), so that a resumed run draws the same.
         steps: of the run.
         say: prints a line at each validation.
+        patience: validations in a row without better weights, after which the run ends; None is never.
     """
 
-    def __init__(self, run: Folder, path: Path, classifier: Classifier, metric: str, seed: int, steps: int, say: bool) -> None:
+    def __init__(
+        self, run: Folder, path: Path, classifier: Classifier, metric: str, seed: int, steps: int, say: bool, patience: int | None = None
+    ) -> None:
         self.run, self.path, self.classifier, self.metric = run, path, classifier, metric
-        self.seed, self.steps, self.say = seed, steps, say
+        self.seed, self.steps, self.say, self.patience = seed, steps, say, patience
         self.save_every = math.ceil(steps / VALIDATIONS)  # where validations are rarer, no more is lost either
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
@@ -89,6 +92,8 @@ class Keeper(pl.Callback):
             self.best = row
             with self.run.writing(self.path / BEST):
                 trainer.save_checkpoint(self.path / BEST, weights_only=True)
+        elif self.patience is not None and sum(r["step"] > self.best["step"] for r in self.rows) >= self.patience:
+            trainer.should_stop = True
         if not trainer.is_global_zero:
             return
         self.run.write_table(pd.DataFrame(self.rows).astype({"step": int}), self.path / "curve.csv")

@@ -238,4 +238,6 @@ def _test(folder: Folder, tree: ImageTree) -> list[str]:
     with folder.writing(folder.path):
         files = evaluation.write(folder.path, "test_", "test")
     print(f"On the {len(evaluation.files)} images of {tree.root}, which chose nothing: {evaluation.in_words()}.")
+    for why in evaluation.broken:
+        print(printable(f"left out: {why}"))
     return files

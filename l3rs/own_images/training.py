@@ -15,7 +15,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
@@ -164,7 +164,8 @@ class Training:
         classifier = Classifier(
             config.model, config.source().stage_width, data.classes, data.transform, training, config.img_size, data.multilabel
         )
-        keeper = Keeper(self.folder, path, classifier, self.metric, config.seed, self.plan.steps, say=not sys.stdout.isatty())
+        say = not sys.stdout.isatty()
+        keeper = Keeper(self.folder, path, classifier, self.metric, config.seed, self.plan.steps, say, config.patience)
         callbacks: list[pl.Callback] = [] if monitor is None else [monitor]
         if arm.optimizer == "schedule-free":
             callbacks += [AtAverage(data, refresh=not config.head_only)]
@@ -176,8 +177,6 @@ class Training:
         if config.average:
             decay = 1 - 1 / max(2.0, AVERAGED * self.plan.steps)
             callbacks += [WeightAveraging(use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(decay))]
-        if config.patience is not None:
-            callbacks += [EarlyStopping(self.metric, patience=config.patience, mode="max")]
         return callbacks
 
     def _judge(self, arm: Arm, path: Path, monitor: L3RSMonitor | None) -> dict[str, Any]:

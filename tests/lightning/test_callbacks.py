@@ -217,10 +217,17 @@ def test_the_head_is_trained_first_and_then_everything_as_by_hand(tmp_path: Path
 
 def test_below_the_head_nothing_moves_until_then_not_even_statistics(tmp_path: Path) -> None:
     fitted = headed()
-    fit(tmp_path, fitted, 4, max_epochs=1, callbacks=[HeadThenAll(unfreeze_at_epoch=1)])
+    with pytest.warns(UserWarning, match="HeadThenAll has unfreeze_at_epoch=1, and the run 1 epochs: it trains the head alone"):
+        fit(tmp_path, fitted, 4, max_epochs=1, callbacks=[HeadThenAll(unfreeze_at_epoch=1)])
     before, after = small_network().state_dict(), fitted.network.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"6.weight", "6.bias"}
+
+
+def test_a_step_that_the_run_does_not_reach_is_told(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="HeadThenAll has unfreeze_at_step=8, and the run 8 steps: it trains the head alone"):
+        fit(tmp_path, headed(), 4, max_epochs=2, callbacks=[HeadThenAll(unfreeze_at_step=8)])
+    fit(tmp_path, headed(), 4, max_epochs=2, callbacks=[HeadThenAll(unfreeze_at_step=7)])  # warnings are errors here
 
 
 @pytest.mark.parametrize("at", [2, 4, 6])

@@ -91,6 +91,15 @@ def test_a_test_folder_that_cannot_be_used_is_told_before_training(sides: Path, 
     assert not (tmp_path / "o").exists()
 
 
+def test_a_broken_image_of_the_test_folder_is_named(sides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(sides, tmp_path / "sides")
+    (copy / "test" / "ant" / "bad.png").write_text("xx")
+    finetune(copy, tmp_path / "o", "--head-only")
+    said = capsys.readouterr().out
+    assert "On the 4 images of " in said
+    assert f"left out: {copy}/test/ant/bad.png: it is not an image" in said
+
+
 @pytest.mark.slow
 def test_images_of_several_classes(sides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = sorted(str(f.relative_to(sides)) for f in (sides / "train").rglob("*.png"))
@@ -100,6 +109,10 @@ def test_images_of_several_classes(sides: Path, tmp_path: Path, capsys: pytest.C
     said = capsys.readouterr().out
     assert "mean precision" in said
     assert describe(tmp_path / "o").multilabel
+    best = describe(tmp_path / "o").training["step"]
+    curve = pd.read_csv(tmp_path / "o" / "curve.csv").set_index("step")
+    judged = pd.read_csv(tmp_path / "o" / "summary.csv").iloc[0]
+    assert curve.val_accuracy[best] == pytest.approx(judged.accuracy)  # in all files it is the share of images with all labels right
     assert not (tmp_path / "o" / "confusion.png").exists()
     assert list(pd.read_csv(tmp_path / "o" / "predictions.csv")) == ["file", "classes", "predicted", "p(flies)", "p(insect)"]
     main(["evaluate", str(tmp_path / "o"), str(sides), "--labels", str(tmp_path / "labels.csv")])

@@ -90,7 +90,10 @@ def _drawn(figure: Figure, dpi: int, colours: int) -> Image.Image:
 
 
 def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
-    """Plots evaluation accuracy: left along the longest runs, right at the end of each run, by its length."""
+    """Plots evaluation accuracy: left along the longest runs, right at the end of each run, by its length.
+
+    Left it says so where these runs have no curve, since longer ones were the longest when they were made.
+    """
     figure = Figure(figsize=(9.5, 4.2))
     left, right = figure.subplots(1, 2)
     horizon, along = int(table.steps.max()), []
@@ -102,7 +105,7 @@ def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None
         points = pd.DataFrame(
             {step: mean_interval(group.accuracy.fillna(0).to_numpy()) for step, group in c.groupby("steps")}, index=["mean", "low", "high"]
         ).T
-        along.append(points)
+        along += [points] if len(c) else []
         left.plot(points.index, points["mean"], label=name, **style)
         left.fill_between(points.index, points["low"], points["high"], color=style["color"], alpha=0.12, linewidth=0)
         error = [ends.accuracy - ends.low, ends.high - ends.accuracy]
@@ -112,7 +115,11 @@ def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None
     ticks = sorted(table.steps.unique())
     right.set_xticks(ticks, [str(t) for t in ticks])
     right.minorticks_off()
-    for axes, shown in ((left, pd.concat(along)), (right, table)):
+    if not along:
+        said = "not recorded: these runs were made\nbeside longer ones (a new --out records them)"
+        left.set_xticks([])
+        left.text(0.5, 0.5, said, ha="center", va="center", transform=left.transAxes)
+    for axes, shown in ((left, pd.concat(along) if along else table), (right, table)):
         axes.set_ylim(max(0.0, shown.low.fillna(0).min() - 0.02), min(1.0, shown.high.fillna(1).max() + 0.02))  # shares, whatever t says
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from l3rs.stats import bootstrap_interval, crossing, interquartile_mean, mean_interval, probability_of_improvement
+from l3rs.stats import bootstrap_interval, clustered_interval, crossing, interquartile_mean, mean_interval, probability_of_improvement
 
 
 def test_interval_is_students() -> None:
@@ -38,6 +38,23 @@ def test_the_bootstrap_interval_is_about_students_for_many_values() -> None:
     assert bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
     assert math.isnan(bootstrap_interval([1.0])[0])
     assert math.isnan(bootstrap_interval([1.0, math.inf])[0])
+
+
+def test_values_of_a_group_are_alike() -> None:
+    """Where groups differ, more values of each tell no more; where they do not, groups make no difference."""
+    rng = np.random.default_rng(0)
+    means = rng.normal(0.0, 1.0, 30)
+    few, many = ([rng.normal(m, 0.1, n) for m in means] for n in (3, 300))
+    _, low, high = mean_interval(means)
+    for groups in (few, many):
+        assert clustered_interval(groups) == pytest.approx((low, high), abs=0.12)
+        found, alone = clustered_interval(groups), bootstrap_interval(np.concatenate(groups))
+        assert found[1] - found[0] > 1.5 * (alone[1] - alone[0])
+    alike = [rng.normal(0.0, 1.0, 20) for _ in range(40)]
+    assert clustered_interval(alike) == pytest.approx(bootstrap_interval(np.concatenate(alike)), abs=0.06)
+    assert clustered_interval(alike) == clustered_interval(alike)
+    assert clustered_interval([alike[0]]) == bootstrap_interval(alike[0])
+    assert math.isnan(clustered_interval([alike[0], np.array([math.inf])])[0])
 
 
 def test_ties_are_half_an_improvement() -> None:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
-from l3rs.evaluation.cell_tables import Cell, columns, least_behind, nothing, number, points, tasks_note, unique
+from l3rs.evaluation.cell_tables import Cell, columns, least_behind, nothing, number, points, signed, tasks_note, unique
 from l3rs.evaluation.pages import MISSING
 from l3rs.evaluation.speedups import speedup_of
 from l3rs.finetuning.arms import Arm
 from l3rs.schedules.find import OLDER_GENERALIST, START
+from l3rs.stats import clustered_interval
 
 KINDS: Mapping[str, Callable[[Arm], bool]] = {
     "best other": lambda arm: not arm.ours,
@@ -72,7 +73,8 @@ def needed(times: tuple[float, float, float], ran: float) -> str:
 def pooled(cells: Mapping[str, Cell], kinds: Sequence[str]) -> pd.DataFrame:
     """Makes a table with a line a length of a run: the mean lead of L3RS over the best of each kind, chosen for each cell, over all tasks.
 
-    Lines and columns without rows are left out. A lead says on how many tasks it is where another one of its line is on more.
+    Intervals are over cells and their tasks. Lines and columns without rows are left out. A lead says on how many tasks it is where another
+    one of its line is on more.
     """
     tables = {name: cell.outcomes("accuracy") for name, cell in cells.items()}
     horizons = sorted({horizon for cell in cells.values() for horizon in cell.config.horizons})
@@ -85,9 +87,9 @@ def pooled(cells: Mapping[str, Cell], kinds: Sequence[str]) -> pd.DataFrame:
         every = sum(map(len, most))
         for kind, gaps in leads.items():
             if gaps:
-                together = pd.concat(gaps)
-                note = f", n={len(together)}" if len(together) < every else ""
-                frame.loc[f"{horizon:,}", f"L3RS minus {kind}"] = points(together) + note
+                tasks = sum(map(len, gaps))
+                note = f", n={tasks}" if tasks < every else ""
+                frame.loc[f"{horizon:,}", f"L3RS minus {kind}"] = over_cells(gaps) + note
                 frame.loc[f"{horizon:,}", ["networks", "tasks"]] = f"{len(most)}", f"{every}"
     return without_empty(frame)
 
@@ -113,8 +115,8 @@ def named(cell: Cell, kind: str, arm: str) -> str:
 def by_arm(cells: Mapping[str, Cell]) -> pd.DataFrame:
     """Makes a table of L3RS's mean lead over each other arm, in points, over all tasks of all cells: a line an arm, a column a length.
 
-    Of L3RS it leaves out other multipliers. `n` is the number of tasks, where an arm did not run all of them. Empty lines and columns
-    are left out.
+    Intervals are over cells and their tasks. Of L3RS it leaves out other multipliers. `n` is the number of tasks, where an arm did not run
+    all of them. Empty lines and columns are left out.
     """
     tables = {name: cell.outcomes("accuracy") for name, cell in cells.items()}
     horizons = sorted({horizon for cell in cells.values() for horizon in cell.config.horizons})
@@ -126,10 +128,15 @@ def by_arm(cells: Mapping[str, Cell]) -> pd.DataFrame:
         tasks = sum(map(len, ours.values()))
         for arm in frame.index:
             ran = [(mine - tables[name][arm, horizon]).dropna() for name, mine in ours.items() if (arm, horizon) in tables[name]]
-            if sum(map(len, ran)):
-                gaps = pd.concat(ran)
-                frame.loc[arm, f"{horizon:,} steps"] = points(gaps) + ("" if len(gaps) == tasks else f", n={len(gaps)}")
+            if number_of := sum(map(len, ran)):
+                note = "" if number_of == tasks else f", n={number_of}"
+                frame.loc[arm, f"{horizon:,} steps"] = over_cells([gaps for gaps in ran if len(gaps)]) + note
     return without_empty(frame)
+
+
+def over_cells(gaps: Sequence[pd.Series[float]]) -> str:
+    """The mean of the paired differences in all cells, in points, with the 95% interval over other cells like these, and other tasks."""
+    return signed(float(pd.concat(gaps).mean()), *clustered_interval([x.to_numpy() for x in gaps]))
 
 
 def without_empty(frame: pd.DataFrame) -> pd.DataFrame:

@@ -15,14 +15,14 @@ import io
 import json
 import multiprocessing
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import resvg_py
 import yaml
-from embedded_set import ROOT, Drawing, command, draw_split, drop_copies, svg_of, write_set
+from embedded_set import ROOT, Drawing, classes_with_enough, command, draw_split, drop_copies, svg_of, write_set
 from PIL import Image
 
 from l3rs.data.embedded import SETS
@@ -105,11 +105,7 @@ def look_of(pixels: np.ndarray) -> np.ndarray:
 
 def choose_classes(drawings: list[Emoji], validation: np.ndarray, keep: np.ndarray, seed: int) -> dict[str, list[str]]:
     """Purpose to its classes, which have enough drawings on both sides."""
-    sides: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for i in np.flatnonzero(keep).tolist():
-        sides[drawings[i].label][int(validation[i])] += 1
-    classes = sorted(c for c, (train, held_out) in sides.items() if train >= MIN_TRAIN and held_out)
-    for_tasks = [c for c in classes if sides[c][1] >= MIN_VALIDATION]
+    classes, for_tasks = (sorted(classes_with_enough(drawings, validation, keep, (MIN_TRAIN, least))) for least in (1, MIN_VALIDATION))
     print(f"{len(classes)} classes have enough drawings, {len(for_tasks)} of them for tasks")
     drawn = draw_split(for_tasks, CLASSES, seed)
     rest = sorted(set(classes) - {c for names in drawn.values() for c in names})

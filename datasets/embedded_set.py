@@ -95,12 +95,14 @@ def drop_copies(
     return keep
 
 
-def classes_with_enough(drawings: Sequence[Drawing], validation: np.ndarray, keep: np.ndarray) -> list[str]:
-    """The classes with enough kept images on both sides, in the order in which they first appear."""
+def classes_with_enough(
+    drawings: Sequence[Drawing], validation: np.ndarray, keep: np.ndarray, least: tuple[int, int] = (MIN_TRAIN, MIN_VALIDATION)
+) -> list[str]:
+    """The classes with at least so many kept images on the two sides, in the order in which they first appear."""
     sides: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for i in np.flatnonzero(keep).tolist():
         sides[drawings[i].label][int(validation[i])] += 1
-    return [label for label, (train, val) in sides.items() if train >= MIN_TRAIN and val >= MIN_VALIDATION]
+    return [label for label, (train, val) in sides.items() if train >= least[0] and val >= least[1]]
 
 
 def draw_split(classes: Sequence[str], sizes: dict[str, int], seed: int) -> dict[str, list[str]]:
@@ -195,5 +197,8 @@ def command(about: str | None, build: Callable[[Path, Path], None], name: str, s
     if not (args.source / inside).exists():
         parser.error(f"--source must be a folder that holds {inside} (got {args.source}): {cure}")
     if not args.check:
-        return build(args.source, args.out)
-    sys.exit(check(lambda fresh: build(args.source, fresh), args.out) or print("identical to a fresh build"))
+        build(args.source, args.out)
+    elif wrong := check(lambda fresh: build(args.source, fresh), args.out):
+        sys.exit(wrong)
+    else:
+        print("identical to a fresh build")

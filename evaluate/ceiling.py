@@ -4,8 +4,8 @@
 
 learns a table from the values of the unlearned start, by the meta-gradients of `l3rs meta-train --search gradient` on meta-train tasks,
 and judges it on meta-validation tasks against that start and against each schedule of `--learned`, whose decisions are also averaged
-into a table of their own. Rows go to `evaluate/results/ceiling.csv`; what is there already is not made again, and a table that was
-stopped goes on where it was.
+into a table of their own. Rows go to `evaluate/results/ceiling.csv`; what is there already, with the same settings, is not made again, and
+a table that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,18 +26,20 @@ from tqdm import trange
 
 from l3rs.directions import DIRECTIONS
 from l3rs.evaluation.ceiling import Tables, as_table, with_directions
+from l3rs.evaluation.cell_tables import WORST
 from l3rs.evaluation.cells import read_rows
 from l3rs.files import append_rows
 from l3rs.finetuning.tasks import task_seed
 from l3rs.meta.config import GradientConfig, MetaTrainConfig, read_config
 from l3rs.meta.descent import Descent
-from l3rs.meta.folder import MetaTrainFolder
+from l3rs.meta.folder import MetaTrainFolder, mark_of
 from l3rs.meta.problem import FineTuning
 from l3rs.meta.train import one_generation, start
+from l3rs.schedules.learned import identity
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.stats import bootstrap_interval
 
-FIELDS = ("arm", "steps", "task", "accuracy", "loss", "seconds")
+FIELDS = ("arm", "steps", "task", "accuracy", "loss", "seconds", "made_with")
 START = "unlearned start"
 
 
@@ -55,18 +58,21 @@ def learn(learned: LearnedSchedule, config: MetaTrainConfig, out: Path) -> tuple
     return replace(learned, theta=search.theta), round(seconds, 1)
 
 
-def judge(
-    file: Path, tasks: int, config: MetaTrainConfig, arm: str, kind: type[FineTuning], made: Callable[[], tuple[LearnedSchedule, float]]
-) -> None:
-    """Appends the rows of an arm that are missing; `made` gives its schedule, and the seconds that learning it took."""
-    there, steps = read_rows(file, FIELDS), config.steps[0]
-    mine = set(there[(there.arm == arm) & (there.steps == steps)].task)
-    missing = [task for task in range(tasks) if task not in mine]
+Made = Callable[[], tuple[LearnedSchedule, float]]  # a schedule, and the seconds that learning it took
+
+
+def judge(file: Path, tasks: int, config: MetaTrainConfig, arm: str, kind: type[FineTuning], made: Made, *settings: Any) -> pd.DataFrame:
+    """Appends the rows of an arm that are missing, and gives all; `settings`, besides `config`, tell them from others of its name."""
+    mark, steps = mark_of(config, arm, *settings), config.steps[0]
+    rows = read_rows(file, FIELDS)
+    missing = sorted(set(range(tasks)) - set(rows[rows.made_with == mark].task))
     if missing:
         schedule, seconds = made()
         found = kind(schedule, config).runs(schedule.theta, "meta-validation", [(task_seed(task), steps) for task in missing])
-        rows = [(arm, steps, task, round(a, 6), round(x, 6), seconds) for task, (a, x) in zip(missing, found, strict=True)]
-        append_rows(file, [dict(zip(FIELDS, row, strict=True)) for row in rows], FIELDS)
+        new = [(arm, steps, task, round(a, 6), round(x, 6), seconds, mark) for task, (a, x) in zip(missing, found, strict=True)]
+        append_rows(file, [dict(zip(FIELDS, row, strict=True)) for row in new], FIELDS)
+        rows = read_rows(file, FIELDS)
+    return rows[rows.made_with == mark]
 
 
 def tabled(learned: LearnedSchedule, config: MetaTrainConfig, runs: int, directions: tuple[str, ...]) -> LearnedSchedule:
@@ -101,21 +107,25 @@ def main() -> None:
     twice = [one.name for i, one in enumerate(compared) if one.name in {other.name for other in compared[:i]} | {START}]
     if twice:
         parser.error(f"--learned must be schedules of different names, by which rows are told apart (got {twice[0]} twice)")
+    arms = []
     for steps, iterations in zip(args.steps, args.iterations, strict=True):
         config = replace(base, steps=(steps, steps), generations=iterations)
-        append = partial(judge, args.rows, args.tasks, config)
-        append(START, FineTuning, lambda: (begun, 0.0))
+        judged = partial(judge, args.rows, args.tasks, config)
+        arms.append(judged(START, FineTuning, lambda: (begun, 0.0)))
         for one in compared:
-            append(one.name, FineTuning, lambda one=one: (one, 0.0))
-            append(f"{one.name}, averaged", Tables, lambda one=one, c=config: (tabled(one, c, args.recorded, one.config.directions), 0.0))
+            arms.append(judged(one.name, FineTuning, lambda one=one: (one, 0.0), identity(one)))
+            average = partial(tabled, one, config, args.recorded, one.config.directions)
+            arms.append(judged(f"{one.name}, averaged", Tables, lambda f=average: (f(), 0.0), identity(one), args.recorded))
         out = args.out / f"{steps}-steps-{len(directions)}-directions"
+        first = partial(tabled, begun, config, args.recorded, directions)
         what = f"table of {len(directions)} directions"
-        append(what, Tables, lambda c=config, out=out: learn(tabled(begun, c, args.recorded, directions), c, out))
-    show(read_rows(args.rows, FIELDS), args.steps)
+        arms.append(judged(what, Tables, lambda f=first, c=config, out=out: learn(f(), c, out), iterations, args.recorded))
+    show(pd.concat(arms), args.steps)
 
 
 def show(rows: pd.DataFrame, lengths: Sequence[int]) -> None:
-    """Prints accuracy, loss, and the lead over the unlearned start in points, with its 95% interval."""
+    """Prints accuracy, loss, and the lead over the unlearned start in points, with its 95% interval. A run that diverged has the worst."""
+    rows = rows.fillna(WORST)
     for steps in lengths:
         for measure, scale, unit in (("accuracy", 100, "points"), ("loss", -1, "")):
             values = rows[rows.steps == steps].pivot_table(index="task", columns="arm", values=measure)

@@ -98,10 +98,10 @@ def networks(settings: Any) -> Iterator[tuple[str, Callable[[], nn.Module], int,
 
 def share(settings: Any, tell: Any) -> None:
     """The optimizer's share of a training step."""
-    from step_cost import share
+    from step_cost import share as measured
 
     for name, make, pixels, batch in networks(settings):
-        for row in share(make, name, pixels, 1 if settings.quick else 20, settings.device, batch):
+        for row in measured(make, name, pixels, 1 if settings.quick else 20, settings.device, batch):
             tell("share", f"{name}, {row['arm']}: {row['optimizer_ms']} of {row['training_step_ms']} ms,", f"{100 * row['share']:.1f}%")
 
 

@@ -18,6 +18,7 @@ import torch
 from options import count
 
 from l3rs import L3RS, head_start
+from l3rs.evaluation.cell_tables import WORST
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import Run, execute, execute_all
 from l3rs.finetuning.unroll import unroll
@@ -38,12 +39,12 @@ def tables(learned: str) -> dict[str, dict[str, Arm]]:
         "schedule-free, random head": other,
         "schedule-free, head start": replace(other, head="start"),
     }
-    statistics = {
+    ends = {
         "running": replace(ours, head="start"),
         "recent": replace(ours, head="start", recent=True),
         "refreshed": started,
     }
-    return {"start": starts, "statistics": statistics}
+    return {"start": starts, "statistics": ends}
 
 
 def shares(workload: Workload, steps: Sequence[int], learned: str, repeats: int = 3) -> dict[int, float]:
@@ -91,7 +92,7 @@ def main() -> None:
             found = report.head_start
             of = {"arm": run.arm, "steps": run.steps, "task": run.task_seed, "ridge": found and found.ridge, "scale": found and found.scale}
             rows.append(of | {"accuracy": report.accuracy[run.steps], "loss": report.loss[run.steps], "at 0": report.accuracy[0]})
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).fillna(WORST)  # of a run that diverged
     for title, group in shown.items():
         print(f"\n{title}: accuracy (loss) after this many steps")
         for name, arm in group.items():

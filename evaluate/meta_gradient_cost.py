@@ -32,7 +32,8 @@ DEVICE = torch.device("cpu")
 def measured(steps: int, kept: bool) -> dict[str, object]:
     """The row of one length."""
     torch.set_num_threads(1)
-    config = MetaTrainConfig(search="gradient", head="start", refresh=True, gradient=GradientConfig(checkpoint_from=steps + kept))
+    shortest = steps + 1 if kept else steps  # of the runs that keep no graphs
+    config = MetaTrainConfig(search="gradient", head="start", refresh=True, gradient=GradientConfig(checkpoint_from=shortest))
     learned = start(config)
     problem = FineTuning(learned, config)
     problem.through(learned.theta, "meta-train", 0, 2)  # loads what is needed

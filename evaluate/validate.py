@@ -10,7 +10,6 @@ have a fingerprint of the config, and of the networks and classes that it names.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -24,12 +23,11 @@ from l3rs.evaluation.cells import read_rows
 from l3rs.files import append_rows
 from l3rs.finetuning.tasks import task_seed
 from l3rs.finetuning.variety import META_PURPOSES
-from l3rs.meta.config import MetaTrainConfig, read_config
-from l3rs.meta.folder import FREE, contents_of
+from l3rs.meta.config import read_config
+from l3rs.meta.folder import mark_of
 from l3rs.meta.problem import FineTuning
 from l3rs.schedules.find import load
 from l3rs.schedules.learned import identity
-from l3rs.schedules.seal import fingerprint
 from l3rs.stats import bootstrap_interval
 from l3rs.text import first_line
 
@@ -71,12 +69,6 @@ def main() -> None:
         append_rows(args.rows, [dict(zip(FIELDS, row, strict=True))], FIELDS)
     rows = read_rows(args.rows, FIELDS)
     report(rows[(rows.config == called) & rows.task.isin(numbers)], list(schedules), args.steps)
-
-
-def mark_of(config: MetaTrainConfig) -> str:
-    """Hashes a config, and the contents of the files that it names."""
-    values = {name: value for name, value in config.flat().items() if name not in FREE}
-    return fingerprint(json.dumps([values, contents_of(config)], sort_keys=True))[:8]
 
 
 def report(rows: pd.DataFrame, marks: list[str], lengths: list[int]) -> None:

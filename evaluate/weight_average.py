@@ -4,7 +4,8 @@
 
 The average is exponential, over the weights after each step; it looks back on 1/10 to all of the run. Every run begins with a head start,
 and BatchNorm's statistics are refreshed at each point. The first `--tasks` meta-validation tasks choose the most accurate mixture of each
-length; the next `--others` judge it alone. Rows go to `evaluate/results/weight_average.csv`; what is there already is not made again.
+length; the next `--others` judge it alone. Rows go to `evaluate/results/weight_average.csv`; what is there already, of the same schedule
+and settings, is not made again.
 """
 
 from __future__ import annotations
@@ -19,18 +20,22 @@ from options import ROOT, count, schedule
 from torch import Tensor
 from tqdm import tqdm
 
+from l3rs.evaluation.cell_tables import WORST
 from l3rs.evaluation.cells import read_rows
 from l3rs.files import append_rows
 from l3rs.finetuning.tasks import task_seed
 from l3rs.finetuning.unroll import REFRESH, evaluate, unroll, where_evaluated
 from l3rs.finetuning.workbench import Workbench, workbench
 from l3rs.meta.config import read_config
+from l3rs.meta.folder import mark_of
 from l3rs.meta.train import start
 from l3rs.optimizer.l3rs import L3RS
+from l3rs.schedules.learned import identity
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.stats import bootstrap_interval
 
-FIELDS = ("schedule", "steps", "task", "span", "share", "accuracy", "loss")
+FIELDS = ("schedule", "steps", "task", "span", "share", "accuracy", "loss", "made_with")
+KEY = ("made_with", "steps", "task", "span", "share")
 SPANS = (0.1, 0.2, 0.5, 1.0)  # of the run, that an average looks back on
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -51,7 +56,8 @@ class Average:
         return [t / self.weight for t in self.total]
 
 
-Mixture = tuple[float, float]  # span and share; (0, 0) is the last weights
+Mixture = tuple[float, float]  # span and share
+LAST = (0.0, 0.0)  # the last weights
 
 
 def run(learned: LearnedSchedule, bench: Workbench, steps: int, task: int, mixtures: list[Mixture]) -> Iterator[tuple[float, ...]]:
@@ -60,9 +66,14 @@ def run(learned: LearnedSchedule, bench: Workbench, steps: int, task: int, mixtu
     optimizer = L3RS(network.named_parameters(), steps, learned, guard=False)  # as meta-training has it
     parameters = list(network.parameters())
     averages = {span: Average(parameters, span * steps) for span, _ in mixtures if span * steps > 1}
-    optimizer.register_step_post_hook(lambda *_: [average.update() for average in averages.values()] and None)
+
+    def update(*_: object) -> None:
+        for average in averages.values():
+            average.update()
+
+    optimizer.register_step_post_hook(update)
     report = unroll(network, optimizer, tasks.images, drawn, refresh=True)
-    yield 0.0, 0.0, report.accuracy[steps], report.loss[steps]
+    yield *LAST, report.accuracy[steps], report.loss[steps]
     last = [p.detach().clone() for p in parameters]
     batches = [drawn.batch(tasks.images, i)[0] for i in range(max(0, steps - REFRESH), steps)]
     for span, share in mixtures:
@@ -74,9 +85,9 @@ def run(learned: LearnedSchedule, bench: Workbench, steps: int, task: int, mixtu
 
 
 def gains(rows: pd.DataFrame, measure: str = "accuracy", scale: float = 100) -> pd.DataFrame:
-    """What each mixture gains over the last weights: a line a task, a column a mixture."""
-    values = rows.pivot_table(index="task", columns=["span", "share"], values=measure)
-    return scale * values.drop(columns=[(0.0, 0.0)]).sub(values[0.0, 0.0], axis=0)
+    """What each mixture gains over the last weights: a line a task, a column a mixture. A run that diverged has the worst."""
+    values = rows.fillna(WORST).pivot_table(index="task", columns=["span", "share"], values=measure)
+    return scale * values.drop(columns=[LAST]).sub(values[LAST], axis=0)
 
 
 def main() -> None:
@@ -93,18 +104,22 @@ def main() -> None:
     config = read_config(args.config)
     bench = workbench(config.workload, config.task)
     schedules = {"unlearned start": start(config)} | {one.name: one for one in args.learned}
+    marks = {name: mark_of(config, name, identity(one)) for name, one in schedules.items()}
     all_mixtures = [(span, share) for span in args.spans for share in SHARES]
 
     def make(keys: list[tuple[str, int, int]], mixtures: dict[tuple[str, int], Mixture]) -> pd.DataFrame:
-        """Makes the runs that are missing, with the mixture of a schedule and a length, or all; gives the rows."""
-        there = read_rows(args.rows, FIELDS)
-        done = set(zip(there.schedule, there.steps, there.task, strict=True))
-        for name, steps, task in tqdm([key for key in keys if key not in done]):
-            wanted = [mixtures[name, steps]] if mixtures else all_mixtures
-            found = run(schedules[name], bench, steps, task, wanted)
-            rows = [(name, steps, task, span, share, round(a, 6), round(x, 6)) for span, share, a, x in found]
-            append_rows(args.rows, [dict(zip(FIELDS, row, strict=True)) for row in rows], FIELDS)
-        return read_rows(args.rows, FIELDS)
+        """Makes the runs that lack rows, of the mixture of a schedule and a length, or of all; gives the rows."""
+        done = set(read_rows(args.rows, FIELDS)[list(KEY)].itertuples(index=False, name=None))
+        for name, steps, task in tqdm(keys):
+            about = marks[name], steps, task
+            wanted = [mixture for mixture in ([mixtures[name, steps]] if mixtures else all_mixtures) if mixture[0] * steps > 1]
+            lacking = [mixture for mixture in (LAST, *wanted) if (*about, *mixture) not in done]
+            if lacking:
+                made = run(schedules[name], bench, steps, task, [mixture for mixture in lacking if mixture != LAST])
+                rows = [(name, steps, task, *of, round(a, 6), round(x, 6), marks[name]) for *of, a, x in made if tuple(of) in lacking]
+                append_rows(args.rows, [dict(zip(FIELDS, row, strict=True)) for row in rows], FIELDS)
+        rows = read_rows(args.rows, FIELDS)
+        return rows[rows.made_with.isin(marks.values())]
 
     pairs = [(name, steps) for name in schedules for steps in args.steps]
     rows, best = make([(*pair, task) for task in range(args.tasks) for pair in pairs], {}), {}
@@ -117,9 +132,9 @@ def main() -> None:
     for (name, steps), (span, share) in best.items():
         mine = rows[(rows.schedule == name) & (rows.steps == steps) & (rows.task >= args.tasks)]
         for measure, scale in (("accuracy", 100), ("loss", -1)):
-            others = gains(mine, measure, scale)
+            others = gains(mine, measure, scale)[span, share].dropna() if len(mine) else mine.loss
             if len(others):
-                found, (low, high) = others[span, share].mean(), bootstrap_interval(others[span, share])
+                found, (low, high) = others.mean(), bootstrap_interval(others)
                 what = f"span {span:g}, share {share:g}, gains {found:+.3f} ({low:+.3f} to {high:+.3f}) in {measure}"
                 print(f"{name}, {steps} steps: the best there, {what}, on {len(others)} other tasks")
 

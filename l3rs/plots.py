@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -60,6 +61,12 @@ def colours(optimizers: Sequence[str]) -> list[str]:
         free = [colour for colour in dict.fromkeys(c for c, *_ in STYLES.values()) if colour not in {*given, BLACK}]
         given.append(free[0] if own in given and free else own)
     return given
+
+
+def tidy(axes: Axes) -> None:
+    """The house style of a panel."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -121,8 +128,7 @@ def plot_finetune(curves: pd.DataFrame, table: pd.DataFrame, path: Path) -> None
         left.text(0.5, 0.5, said, ha="center", va="center", transform=left.transAxes)
     for axes, shown in ((left, pd.concat(along) if along else table), (right, table)):
         axes.set_ylim(max(0.0, shown.low.fillna(0).min() - 0.02), min(1.0, shown.high.fillna(1).max() + 0.02))  # shares, whatever t says
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     figure.suptitle("Fine-tuning on 25 new classes; bands and bars: 95% interval over tasks", fontsize=11)
     figure.tight_layout()
     below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "frameon": False, "fontsize": 9}  # where no curve runs
@@ -155,8 +161,7 @@ def curve_figure(curve: pd.DataFrame, title: str, stacked: bool = False) -> Figu
     right.legend(framealpha=0.8, edgecolor="none", fontsize=9)  # curves may run below it
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
     return figure
@@ -182,8 +187,7 @@ def plot_decisions(rows: pd.DataFrame, path: Path) -> None:
             for depth, curve in rows[rows.kind == kind].groupby("depth", sort=False):
                 marker = "o" if len(curve) == 1 else None
                 axes.plot(curve.step, curve[column], color=colours[str(depth)], linewidth=1.6, marker=marker, markersize=4)
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
+            tidy(axes)
             if column == "lambda":
                 axes.set_yscale("log")
                 axes.set_title(kind, fontsize=10)

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from l3rs import L3RS
 from l3rs.finetuning.baselines import adam_cosine, tuned_learning_rate
 from l3rs.finetuning.workbench import workbench
+from l3rs.plots import tidy
 
 KINDS = ("first stage", "third stage", "normalization", "head")
 STYLES = {
@@ -120,8 +121,7 @@ def step_sizes(moved: pd.DataFrame, adam: pd.DataFrame, path: Path) -> None:
             rows = table.loc[[name for name in table.index if kinds[name] == kind]]
             axes.plot(np.arange(1, table.shape[1] + 1), np.exp(np.log(rows).mean()), label=kind, **STYLES[kind])
         axes.set(title=title, xlabel="step", yscale="log")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     both[0].set_ylabel("an element moves by")
     both[0].set_ylim(bottom=float(moved.loc["conv1.weight"].min()) / 5)
     both[0].legend(frameon=False, fontsize=9)
@@ -141,8 +141,7 @@ def meta_training(path: Path) -> None:
         validated.generation, validated.validation_loss, color="black", marker="o", markersize=4, label="the centre, on meta-validation"
     )
     axes.set(xlabel="generation", ylabel="loss after K steps", ylim=(0, None))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     axes.legend(frameon=False, fontsize=9)
     save(figure, path)
 

@@ -76,6 +76,5 @@ def calibration_picture(cells: Mapping[str, Cell], name: str, caption: str, comm
         one.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
         one.minorticks_off()
     axes[-1].set_xlabel("lr, the multiplier of the schedule's steps")
-    legend(axes[-1])
-    axes[-1].get_legend().set_bbox_to_anchor((0.5, -0.35))  # type: ignore[union-attr]
+    legend(axes[-1], below=0.35)
     return Picture(name, caption, f"Accuracy by lr: {'; '.join(said)}.", figure, commands)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from l3rs.evaluation.ablation_tables import Contrast
 from l3rs.evaluation.cell_tables import Cell, columns, standings, unique
 from l3rs.evaluation.pages import Picture
-from l3rs.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, STYLES, curve_figure, look
+from l3rs.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, STYLES, curve_figure, look, tidy
 from l3rs.stats import mean_interval, performance_profile
 
 WIDTH = 5.6  # inches
@@ -55,15 +55,9 @@ def panels(rows: int, height: float, **options: Any) -> tuple[Figure, list[Axes]
     return figure, axes
 
 
-def tidy(axes: Axes) -> None:
-    """The house style of a panel."""
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def legend(axes: Axes, ncols: int = 2) -> None:
-    """Draws the legend below the panel, in columns."""
-    axes.legend(frameon=False, fontsize=8, ncols=ncols, loc="upper center", bbox_to_anchor=(0.5, -0.2), handlelength=3.4)
+def legend(axes: Axes, ncols: int = 2, below: float = 0.2) -> None:
+    """Draws the legend below the panel, in columns, by this share of its height."""
+    axes.legend(frameon=False, fontsize=8, ncols=ncols, loc="upper center", bbox_to_anchor=(0.5, -below), handlelength=3.4)
 
 
 def step_axis(axes: Axes, horizons: Sequence[int]) -> None:
@@ -72,6 +66,11 @@ def step_axis(axes: Axes, horizons: Sequence[int]) -> None:
     axes.set_xticks(horizons, [f"{h:,}" for h in horizons])
     axes.minorticks_off()
     axes.axvspan(*META_TRAINING, color="#999999", alpha=0.15, linewidth=0)
+
+
+def met(horizon: int) -> bool:
+    """Whether runs are of a length that shipped schedules were meta-trained on."""
+    return META_TRAINING[0] <= horizon <= META_TRAINING[1]
 
 
 def empty(table: pd.DataFrame | pd.Series[float]) -> bool:
@@ -136,7 +135,7 @@ def profiles(cell: Cell, name: str) -> Picture:
     """Performance profiles: the share of tasks with at least an accuracy, a panel a length in the range of meta-training."""
     table = cell.outcomes("accuracy")
     arms = [a.name for a in unique(cell.config.arms) if a.lr is None]
-    within = [h for h in sorted(cell.config.horizons) if META_TRAINING[0] <= h <= META_TRAINING[1]]
+    within = [h for h in sorted(cell.config.horizons) if met(h)]
     horizons = [h for h in within if not empty(table[[key for key in columns(table) if key[0] in arms and key[1] == h]])]
     caption = (
         f"{cell.about}: performance profiles, the share of tasks on which an optimizer is at least as accurate as the value below; further "
@@ -157,8 +156,7 @@ def profiles(cell: Cell, name: str) -> Picture:
             one.plot(grid, performance_profile(x, grid), label=arm, **line)
             medians.append(f"{arm} {np.median(x):.3f} at {horizon}")
         one.set(title=f"{horizon} steps", xlabel="evaluation accuracy", ylabel="share of tasks", ylim=(0, 1.02))
-    legend(axes[-1])
-    axes[-1].get_legend().set_bbox_to_anchor((0.5, -0.35))  # type: ignore[union-attr]
+    legend(axes[-1], below=0.35)
     return Picture(name, caption, f"Median accuracy over tasks, by steps: {'; '.join(medians)}.", figure, cell.commands())
 
 
@@ -207,10 +205,10 @@ def ahead(cells: Mapping[str, Cell], name: str, caption: str, commands: tuple[st
         (f"{cell}, {s.arm}", s.horizon): Contrast(*(100 * x for x in s.ahead[:3]))
         for cell, rows in cells.items()
         for s in standings(rows)
-        if s.ahead is not None and META_TRAINING[0] <= s.horizon <= META_TRAINING[1]
+        if s.ahead is not None and met(s.horizon)
     }
     caption += " The axis is linear from -1 to 1 point, and logarithmic beyond."
-    picture = forest(name, caption, found, {line: line for line, _ in found}, "points of accuracy", commands, "the best other")
+    picture = forest(name, caption, found, {line: line for line, _ in found}, commands, "the best other")
     if picture.figure is not None:
         (axes,) = picture.figure.axes
         axes.set_xscale("symlog", linthresh=1, linscale=0.6)  # from random weights differences are ten times those elsewhere
@@ -226,16 +224,14 @@ def forest(
     caption: str,
     found: Mapping[tuple[str, int], Contrast],
     variants: Mapping[str, str],
-    unit: str,
     commands: tuple[str, ...] = (),
     reference: str = "the reference",
 ) -> Picture:
-    """Draws differences of settings to a reference, with their intervals, a line a setting and a marker a horizon.
+    """Draws differences of settings to a reference, in accuracy, with their intervals, a line a setting and a marker a horizon.
 
     Args:
         found: of `l3rs.evaluation.ablation_tables.contrasts`.
         variants: what `found` calls them, by what the picture does.
-        unit: of the differences.
         reference: what they are to, for the axis.
     """
     there = {called: setting for called, setting in variants.items() if any(s == setting for s, _ in found)}
@@ -257,6 +253,6 @@ def forest(
         said.append(f"{called} {values}")
     axes.set_yticks(range(len(there)), list(there), fontsize=8)
     axes.set_ylim(len(there) - 0.5, -0.5)
-    axes.set_xlabel(f"better than {reference} by ({unit})")
+    axes.set_xlabel(f"better than {reference} by (points of accuracy)")
     axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return Picture(name, caption, f"Differences in {unit}, with steps of the runs: {'; '.join(said)}.", figure, commands)
+    return Picture(name, caption, f"Differences in points of accuracy, with steps of the runs: {'; '.join(said)}.", figure, commands)

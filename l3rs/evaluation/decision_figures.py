@@ -14,10 +14,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from l3rs.evaluation.cell_figures import WIDTH, legend, panels, tidy
+from l3rs.evaluation.cell_figures import WIDTH, legend, panels
 from l3rs.evaluation.decisions import KINDS
 from l3rs.evaluation.pages import Picture
-from l3rs.plots import BLACK, BLUE, GREEN, RED
+from l3rs.plots import BLACK, BLUE, GREEN, RED, tidy
 
 KIND_STYLES: dict[str, dict[str, Any]] = {
     "convolution": {"color": BLUE, "linestyle": "-", "marker": "o"},

@@ -141,7 +141,7 @@ def differences(sources: Sources) -> Iterator[tuple[str, Picture]]:
         caption = f"{what[0].upper()}{what[1:]}: each one's lead over {reference!r}. Bars are 95% intervals, of tasks and of seeds."
         lacking = [setting for setting in others.values() if setting not in {setting for setting, _ in found}]
         commands = (made.command(made.judged if rows.empty else lacking),) if lacking else ()
-        yield section, forest(f"{title}, differences", caption, found, others, "points of accuracy", commands)
+        yield section, forest(f"{title}, differences", caption, found, others, commands)
 
 
 def trusted(sources: Sources) -> Iterator[tuple[str, Picture]]:

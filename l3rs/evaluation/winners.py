@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Rectangle
 
-from l3rs.evaluation.cell_figures import META_TRAINING, panels
+from l3rs.evaluation.cell_figures import met, panels
 from l3rs.evaluation.cell_tables import Cell, Difference, standings
 from l3rs.evaluation.pages import MISSING, Picture
 from l3rs.plots import BLUE, GREY, ORANGE
@@ -77,7 +77,7 @@ def winner_picture(cells: Mapping[str, Cell], name: str, caption: str, commands:
     """Draws the matrix at the lengths of meta-training: blue where L3RS wins, orange where another does, grey where they are level."""
     by_cell: dict[str, dict[int, Winner]] = {}
     for cell, rows in cells.items():
-        if found := {h: w for h, w in winners(rows).items() if META_TRAINING[0] <= h <= META_TRAINING[1]}:
+        if found := {h: w for h, w in winners(rows).items() if met(h)}:
             by_cell[cell] = found
     horizons = sorted({h for found in by_cell.values() for h in found})
     if not horizons:

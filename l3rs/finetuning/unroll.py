@@ -154,6 +154,9 @@ def unroll(
     wanted = {s for s in evaluate_at if s <= len(task.batches)} | {len(task.batches)}
     device = next(network.parameters()).device
     held_out, held_out_labels = (t.to(device) for t in task.held_out(images))
+    network.train()
+    follower = RecentStatistics(network) if recent and not isinstance(optimizer, ScheduleFree) else None
+    lent = follower.applied if follower else nullcontext
 
     def record(step: int) -> None:
         if step in wanted:
@@ -165,9 +168,6 @@ def unroll(
 
     # torch annotates closures as giving floats; they give, and `step` returns, the loss as a tensor
     step_with = cast("Callable[[Callable[[], Tensor]], Tensor]", optimizer.step)
-    network.train()
-    follower = RecentStatistics(network) if recent and not isinstance(optimizer, ScheduleFree) else None
-    lent = follower.applied if follower else nullcontext
     with closing(follower) if follower else nullcontext():  # the network may be used again, also where a step fails
         record(0)
         for step in range(1, len(task.batches) + 1):

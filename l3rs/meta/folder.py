@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,6 +41,12 @@ def contents_of(config: MetaTrainConfig) -> str:
     workloads = (config.workload,) if config.variety is None else config.variety.workloads
     held = [[workload.contents(META_PURPOSES), workload.source().fingerprint()] for workload in workloads]
     return fingerprint(json.dumps(held, sort_keys=True))[:12]
+
+
+def mark_of(config: MetaTrainConfig, *others: Any) -> str:
+    """Eight hex digits of a hash of a config, but for `FREE`, of the contents of its files, and of `others`, as JSON has them."""
+    values = {name: value for name, value in config.flat().items() if name not in FREE}
+    return fingerprint(json.dumps([values, contents_of(config), *others], sort_keys=True))[:8]
 
 
 def started_from(config: MetaTrainConfig) -> str:

@@ -13,7 +13,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
-from l3rs.plots import STYLES, colours, look, save
+from l3rs.plots import STYLES, colours, look, save, tidy
 from l3rs.text import printable
 
 DRAWN = 60  # classes; the most confused of them, if there are more
@@ -94,8 +94,7 @@ def plot_curves(curves: Mapping[str, pd.DataFrame], path: Path, metric: str = "v
     if len(curves) > 1:
         right.legend(ncols=3, **below)
     for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     figure.tight_layout()
     save(figure, path)
 

@@ -112,11 +112,18 @@ def test_the_scripts_judge_and_go_on_where_they_were(
     assert again.iloc[:4].equals(first)
     assert again[again.arm == arms[3]].seconds.nunique() == 1  # nothing was learned anew
     assert "3 steps, loss     table of 2 directions" in capsys.readouterr().out
+    other_rate = script(
+        ceiling, "a.csv", "--iterations", "2", "--tasks", "1", "--lr", "0.1", "--recorded", "1", "--out", str(tmp_path / "faster")
+    )
+    assert other_rate[len(again) :].arm.tolist() == arms  # rows of other settings are others
     with pytest.raises(SystemExit):
         script(ceiling, "a.csv", "--iterations", "2", "2")
     averaged = script(weight_average, "b.csv", "--tasks", "1", "--others", "1")
     assert averaged.groupby("task").size().tolist() == [2 * (1 + 2 * 4), 2 * 2]  # all mixtures of two spans of more than a step; the best
     assert script(weight_average, "b.csv", "--tasks", "1", "--others", "1").equals(averaged)
+    more = script(weight_average, "b.csv", "--tasks", "2", "--others", "1")  # a task that judged now helps to choose, by all mixtures
+    assert more.groupby("task").size().tolist()[:2] == [2 * (1 + 2 * 4)] * 2
+    assert not more.duplicated(["schedule", "task", "span", "share"]).any()
     assert "gains" in capsys.readouterr().out
 
 

@@ -215,7 +215,11 @@ def test_meta_training_pays_for_itself_by_the_formula() -> None:
 
 def test_costs_show_the_newest_rows_and_what_is_missing() -> None:
     row = {"network": "resnet34-w16", "parameters": 10**6, "device": "x", "threads": 2, "q25_ms": 1.0, "q75_ms": 2.0}
-    step = pd.DataFrame([row | {"arm": "l3rs", "median_ms": ms, "ratio_to_fused_adam": 1.5, "state_words": 2.0} for ms in (9.0, 3.0)])
+    rows = (("2026-02-02", 9.0, "x"), ("2026-02-03", 3.0, "x"), ("2026-02-02", 8.0, "x"), ("2026-02-01", 1.0, "a GPU"))  # of several files
+    step = pd.DataFrame(
+        row | {"date": date, "device": device, "arm": "l3rs", "median_ms": ms, "ratio_to_fused_adam": 1.5, "state_words": 2.0}
+        for date, ms, device in rows
+    )
     share = pd.DataFrame(columns=["arm", "network", "pixels", "training_step_ms", "optimizer_ms", "share"])
     full, narrow, training = step_tables(step, share)
     assert narrow.frame.loc["L3RS"].to_list() == ["2.0000", "", "3.0", "1.0 to 2.0", "1.50"]

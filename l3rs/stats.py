@@ -19,8 +19,19 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, f
     mean = float(x.mean())
     if len(x) < 2:
         return mean, math.nan, math.nan
-    half = float(student.ppf(0.5 + LEVEL / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    half = half_width((float(x.var(ddof=1)) / len(x), len(x) - 1))
     return mean, mean - half, mean + half
+
+
+def half_width(*parts: tuple[float, int]) -> float:
+    """Half the width of the Student-t confidence interval of a mean whose variance is a sum (Welch 1947, Satterthwaite 1946).
+
+    Args:
+        parts: the variances that add up, each with its degrees of freedom.
+    """
+    total = sum(variance for variance, _ in parts)
+    freedom = total**2 / sum(variance**2 / n for variance, n in parts) if total else 1.0
+    return float(student.ppf(0.5 + LEVEL / 2, freedom) * math.sqrt(total))
 
 
 def interquartile_mean(values: Sequence[float] | np.ndarray) -> float:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from l3rs.evaluation.cell_tables import WORST, number, signed
 from l3rs.evaluation.pages import MISSING
+from l3rs.stats import half_width
 
 START = "the start"
 
@@ -104,16 +104,9 @@ def contrasts(rows: pd.DataFrame, reference: str, measure: str) -> dict[tuple[st
             if freedom and len(gaps) > 1 and math.isfinite(mean):
                 lucky = sum(1 / seeds[name] for name in (setting, reference) if not str(name).startswith(START))
                 of_tasks, of_seeds = gaps.var() / len(gaps), scale**2 * variance * lucky
-                half = _half_width((of_tasks, len(gaps) - 1), (of_seeds, freedom))
+                half = half_width((of_tasks, len(gaps) - 1), (of_seeds, freedom))
             found[str(setting), int(horizon)] = Contrast(mean, mean - half, mean + half)
     return found
-
-
-def _half_width(*parts: tuple[float, int]) -> float:
-    """Half the width of the 95% interval, from variances that add up and their degrees of freedom."""
-    total = sum(variance for variance, _ in parts)
-    freedom = total**2 / sum(variance**2 / n for variance, n in parts) if total else 1.0
-    return float(student.ppf(0.975, freedom) * math.sqrt(total))
 
 
 def contrast_table(found: Mapping[tuple[str, int], Contrast], variants: Mapping[str, str], measure: str) -> pd.DataFrame:

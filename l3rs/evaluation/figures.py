@@ -133,7 +133,7 @@ def differences(sources: Sources) -> Iterator[tuple[str, Picture]]:
     made, rows, called = studied(sources)
     sets = [(STUDY, "Settings", "settings of meta-training", STUDIED_FROM, made, rows, called)]
     made = sources.study("ablations")
-    rows = sources.measured(made)
+    rows = made.measured(sources.root)
     sets += [("Ablations", title, what, ABLATED_FROM, made, rows, called) for title, what, called in ablated(made)]
     for section, title, what, reference, made, rows, called in sets:
         found = contrasts(rows, reference, "accuracy")

@@ -99,10 +99,6 @@ class Sources:
         """A study of the checkout."""
         return Study.read(self.root / "configs" / f"{name}.yaml")
 
-    def measured(self, study: Study) -> pd.DataFrame:
-        """Its rows."""
-        return study.measured(self.root)
-
     def csv(self, *names: str) -> pd.DataFrame:
         """Committed rows of one or more measurements."""
         return pd.concat([pd.read_csv(self.results / f"{name}.csv") for name in names], ignore_index=True)

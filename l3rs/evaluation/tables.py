@@ -262,7 +262,7 @@ def lacking(frame: pd.DataFrame, called: Mapping[str, str], study: Study, rows: 
 def ablations(sources: Sources) -> Iterator[tuple[str, Table]]:
     """Tables 2 to 4."""
     made = sources.study("ablations")
-    rows = sources.measured(made)
+    rows = made.measured(sources.root)
     for title, what, called in ablated(made):
         for measure in MEASURES:
             caption = (
@@ -291,7 +291,7 @@ def study(sources: Sources) -> Iterator[tuple[str, Table]]:
 def studied(sources: Sources, name: str = "meta_study") -> tuple[Study, pd.DataFrame, dict[str, str]]:
     """Returns the study, its rows, and its settings with the start."""
     made = sources.study(name)
-    rows, starts = sources.measured(made), {STUDIED_FROM + added: START + added for added in made.uses}
+    rows, starts = made.measured(sources.root), {STUDIED_FROM + added: START + added for added in made.uses}
     for setting, start in starts.items():
         rows = with_start(rows, setting, start)
     return made, rows, {name: name for name in (*starts.values(), *made.judged)}

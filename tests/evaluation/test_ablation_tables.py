@@ -127,12 +127,15 @@ def test_the_reference_is_not_compared_and_may_lack() -> None:
 def test_the_picture_has_a_line_a_setting_and_says_it_in_words() -> None:
     made = pd.concat([rows(lambda s, seed, t: 0.5 + 0.01 * seed + 0.1 * (s == "b"), "abc", steps=h) for h in (10, 50)])
     found = contrasts(made, "a", "accuracy")
-    picture = forest("Settings", "about", found, {"the second": "b", "the third": "c", "the fourth": "d"}, "points")
+    picture = forest("Settings", "about", found, {"the second": "b", "the third": "c", "the fourth": "d"})
     (axes,) = picture.figure.axes  # type: ignore[union-attr]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["the second", "the third"]
     assert axes.get_legend_handles_labels()[1] == ["10 steps", "50 steps"]
-    assert picture.alt == "Differences in points, with steps of the runs: the second +10 at 10, +10 at 50; the third +0 at 10, +0 at 50."
-    assert forest("Settings", "about", {}, {"the second": "b"}, "points", ("do this",)).figure is None
+    assert (
+        picture.alt
+        == "Differences in points of accuracy, with steps of the runs: the second +10 at 10, +10 at 50; the third +0 at 10, +0 at 50."
+    )
+    assert forest("Settings", "about", {}, {"the second": "b"}, ("do this",)).figure is None
 
 
 def test_rows_of_all_variants_fill_the_tables_of_the_paper_and_lacking_ones_have_their_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,10 +131,8 @@ def test_the_picture_has_a_line_a_setting_and_says_it_in_words() -> None:
     (axes,) = picture.figure.axes  # type: ignore[union-attr]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["the second", "the third"]
     assert axes.get_legend_handles_labels()[1] == ["10 steps", "50 steps"]
-    assert (
-        picture.alt
-        == "Differences in points of accuracy, with steps of the runs: the second +10 at 10, +10 at 50; the third +0 at 10, +0 at 50."
-    )
+    said = "the second +10 at 10, +10 at 50; the third +0 at 10, +0 at 50"
+    assert picture.alt == f"Differences in points of accuracy, with steps of the runs: {said}."
     assert forest("Settings", "about", {}, {"the second": "b"}, ("do this",)).figure is None
 
 
@@ -145,7 +143,7 @@ def test_rows_of_all_variants_fill_the_tables_of_the_paper_and_lacking_ones_have
     command = "python evaluate/study.py --config configs/ablations.yaml"
     some = whole[whole.setting.isin(["SGD, Adam", *list(VARIANTS.values())[:1]])]
     for there, filled, wanted in ((whole, True, None), (whole[:0], False, command), (some, False, f"{command} --only 'SGD, Adam, Muon' ")):
-        monkeypatch.setattr(Sources, "measured", lambda self, study, there=there: there)
+        monkeypatch.setattr(Study, "measured", lambda self, root, there=there: there)
         made = {table.name: table for _, table in ablations(sources)}
         for name in ("Table 2", "Table 3", "Table 4", "Table 4, beyond the paper"):
             assert (made[name].frame == MISSING).any(axis=None) != filled

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from jsonargparse import Namespace
 
 from l3rs.cli.options import Options, values_of
@@ -74,9 +76,19 @@ def run(args: Namespace) -> None:
         print(f"{len(tree.files) - len(judged)} images whose side is train are left out: models learn from these.")
     evaluation = evaluate(classifier, network, tree, judged)
     print(f"{evaluation.as_text()}\n\n{evaluation.in_words()}")
+    if trained := may_have_trained(Path(args.run), evaluation.files):
+        print(f"{trained} of these images lie beside those that validated the run, which was likely trained on them: judge it by others.")
     if options.out is not None:
         print(f"{options.out} has {', '.join(evaluation.write(options.out, what='evaluation'))}.")
     for why in evaluation.broken:
         print(f"l3rs: left out: {printable(why)}", file=sys.stderr)
     if evaluation.broken:
         sys.exit(1)
+
+
+def may_have_trained(run: Path, files: Sequence[str]) -> int:
+    """Counts the images, by their paths in the folder, that a run did not validate, if all that it did validate are among them."""
+    told = (run if run.is_dir() else run.parent) / "predictions.csv"
+    validated = set(pd.read_csv(told).file) if told.is_file() else set()
+    mine = {printable(file) for file in files}
+    return len(mine - validated) if validated and validated <= mine else 0

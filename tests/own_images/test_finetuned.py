@@ -177,6 +177,17 @@ def test_evaluate_prints_and_writes_what_python_says(run: Path, images: Path, tm
     )
 
 
+def test_images_that_may_have_trained_the_run_are_told(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied = shutil.copytree(run, tmp_path / "run")
+    files = sorted(str(file.relative_to(images)) for file in images.glob("*/*.png"))
+    for validated, count in ((files[:2], len(files) - 2), (files, 0), ([*files[:2], "ant/gone.png"], 0)):
+        pd.DataFrame({"file": validated}).to_csv(copied / "predictions.csv", index=False)
+        main(["evaluate", str(copied), str(images)])
+        said = capsys.readouterr().out
+        told = f"{count} of these images lie beside those that validated the run, which was likely trained on them"
+        assert (told in said) == (count > 0)
+
+
 def test_an_evaluation_overwrites_no_run_and_lies_outside_of_the_images(
     run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -221,8 +221,6 @@ class _Other(Learner):
         if start.lr is not None and not 0 < start.lr < float("inf"):
             raise ValueError(f"lr must be positive and finite (got {start.lr})")
         refuse_unused(start.schedule, f"optimizer {self.name}", "schedule.")
-        if not start.specialist:
-            raise ValueError(f"specialist has no effect with optimizer {self.name}, which learns nothing by layer name: leave it out")
 
     def start(self, start: Start, name: str, network: Callable[[], nn.Module]) -> LearnedWeights:
         return weights.starting_weights(self.name, start.lr, name, start.seed, start.files)

@@ -61,7 +61,7 @@ def test_a_disk_that_is_full_as_predictions_and_splits_are_written(
 ) -> None:
     classifier = Classifier("resnet18", 2, ("ant", "bee"), Transform(16, 18, 3, "bilinear", (0.5,) * 3, (0.25,) * 3))
     save(classifier, classifier.network().state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "t.csv").write_text("before")
+    (tmp_path / "t.csv").write_text("file,class,probability\nbefore")  # earlier predictions; what is something else is refused
     (tmp_path / "split.json").write_text("before")
     size = ["--classes-per-task", "1", "--batch-size", "1", "--evaluation-size", "1"]
     with files_of_at_most(20):
@@ -84,7 +84,8 @@ def test_a_disk_that_is_full_as_predictions_and_splits_are_written(
             capsys,
         )
         assert "split.json cannot be written (File too large)" in said
-    assert (tmp_path / "t.csv").read_text() == (tmp_path / "split.json").read_text() == "before"
+    assert (tmp_path / "t.csv").read_text() == "file,class,probability\nbefore"
+    assert (tmp_path / "split.json").read_text() == "before"
 
 
 def test_a_checkpoint_to_go_on_from_that_is_damaged_is_named(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,12 +89,19 @@ def tune(arms: Sequence[Arm], horizons: Collection[int], model: Run, file: Path,
     if before and before[0] != mark:
         raise ValueError(f"{file} was tuned with other images, tasks or heads; remove it and {results}, or give the cell another file")
     lead = (
-        f"# {shlex.join(['python', 'evaluate/tune.py', *sys.argv[1:]])}\n"
-        f"# Horizon: the learning rate with the best mean accuracy on meta-train tasks, {args.tasks} in the last command, which is above. "
+        "".join(f"{line}\n" for line in commands(file))
+        + "# Horizon: the learning rate with the best mean accuracy on the meta-train tasks of the last of these commands that tuned it. "
         f"All rows: {results.relative_to(ROOT) if results.is_relative_to(ROOT) else results}\n"
         f"{mark}\n"
     )
     Tuning(results, args.tasks, args.workers, sorted(args.steps or horizons), model).tune(arms, file, lead)
+
+
+def commands(file: Path) -> list[str]:
+    """The commands that made a file of rates, each as a comment, this one last."""
+    now = f"# {shlex.join(['python', 'evaluate/tune.py', *sys.argv[1:]])}"
+    there = file.read_text().splitlines() if file.exists() else []
+    return [*(line for line in there if line.startswith("# python evaluate/tune.py") and line != now), now]
 
 
 if __name__ == "__main__":

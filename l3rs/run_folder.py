@@ -123,7 +123,7 @@ def _differences(name: str, there: Any, here: Any) -> Iterator[str]:
             if there.get(inner) != here.get(inner):
                 yield from _differences(f"{name}.{inner}", there.get(inner), here.get(inner))
     elif any(isinstance(value, str) and HASH.fullmatch(value) for value in (there, here)):
-        yield f"{name} differ"  # nobody reads hashes
+        yield f"{name}: other ones"  # nobody reads hashes
     else:
         yield f"{name} is {_short(there)} there, and {_short(here)} here"
 

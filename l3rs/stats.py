@@ -30,7 +30,9 @@ def half_width(*parts: tuple[float, int]) -> float:
         parts: the variances that add up, each with its degrees of freedom.
     """
     total = sum(variance for variance, _ in parts)
-    freedom = total**2 / sum(variance**2 / n for variance, n in parts) if total else 1.0
+    if not total > 0:  # NaN too
+        return total
+    freedom = 1 / sum((variance / total) ** 2 / n for variance, n in parts)
     return float(student.ppf(0.5 + LEVEL / 2, freedom) * math.sqrt(total))
 
 
@@ -48,26 +50,6 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, flo
         return float(x[0]), float(x[0])
     found = bootstrap((x,), np.mean, confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(SEED)).confidence_interval
     return float(found.low), float(found.high)
-
-
-def clustered_interval(groups: Sequence[np.ndarray]) -> tuple[float, float]:
-    """The bootstrap percentile interval of the mean of all values, over other groups like these: (low, high).
-
-    Values of a group, such as tasks of one network, are alike. So each of the 9,999 resamples draws groups, and then values within each. Of
-    one group it is `bootstrap_interval`. NaN if a value is not finite.
-    """
-    if len(groups) == 1:
-        return bootstrap_interval(groups[0])
-    if not all(np.isfinite(x).all() for x in groups):
-        return math.nan, math.nan
-    rng, sizes = np.random.default_rng(SEED), np.array([len(x) for x in groups])
-    drawn = rng.integers(len(groups), size=(9999, len(groups)))
-    sums = np.empty(drawn.shape)
-    for i, x in enumerate(groups):
-        here = drawn == i
-        sums[here] = x[rng.integers(len(x), size=(int(here.sum()), len(x)))].sum(axis=1)
-    low, high = np.quantile(sums.sum(axis=1) / sizes[drawn].sum(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
 
 
 def probability_of_improvement(mine: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray) -> float:

@@ -31,7 +31,7 @@ def test_a_folder_is_of_one_run(tmp_path: Path) -> None:
             RunFolder(tmp_path, about)
     with pytest.raises(FolderError, match=r"another b\): b\.c is \[2\] there, and \[3\] here$"):
         RunFolder(tmp_path, {"b": {"c": [3]}})
-    with pytest.raises(FolderError, match=r"another a, images\): a is 1 there, and \"0{56}\.\.\. here; images differ$"):
+    with pytest.raises(FolderError, match=r"another a, images\): a is 1 there, and \"0{56}\.\.\. here; images: other ones$"):
         RunFolder(tmp_path, {"a": "0" * 5 + "0" * 95 + "x", "images": "0123456789ab"})
     RunFolder(tmp_path, {"a": 1}).close()  # those that were refused hold no lock
 

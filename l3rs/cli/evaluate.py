@@ -18,7 +18,7 @@ from l3rs.own_images.classifier import FILE, load
 from l3rs.own_images.evaluation import evaluate
 from l3rs.own_images.folder import check_outside
 from l3rs.run_folder import CONFIG
-from l3rs.text import first_line, printable
+from l3rs.text import csv_cell, first_line, printable
 
 ABOUT = """
 Judge a model that `l3rs finetune --data` has trained on labelled images, FOLDER/CLASS/IMAGE: accuracy with its 95% interval, precision,
@@ -76,10 +76,10 @@ def run(args: Namespace) -> None:
         print(f"{len(tree.files) - len(judged)} images whose side is train are left out: models learn from these.")
     evaluation = evaluate(classifier, network, tree, judged)
     print(f"{evaluation.as_text()}\n\n{evaluation.in_words()}")
-    if trained := may_have_trained(Path(args.run), evaluation.files):
-        print(f"{trained} of these images lie beside those that validated the run, which was likely trained on them: judge it by others.")
     if options.out is not None:
         print(f"{options.out} has {', '.join(evaluation.write(options.out, what='evaluation'))}.")
+    if trained := may_have_trained(Path(args.run), evaluation.files):
+        print(f"{trained} of these images lie beside those that validated the run, which was likely trained on them: judge it by others.")
     for why in evaluation.broken:
         print(f"l3rs: left out: {printable(why)}", file=sys.stderr)
     if evaluation.broken:
@@ -89,6 +89,9 @@ def run(args: Namespace) -> None:
 def may_have_trained(run: Path, files: Sequence[str]) -> int:
     """Counts the images, by their paths in the folder, that a run did not validate, if all that it did validate are among them."""
     told = (run if run.is_dir() else run.parent) / "predictions.csv"
-    validated = set(pd.read_csv(told).file) if told.is_file() else set()
-    mine = {printable(file) for file in files}
+    try:
+        validated = set(pd.read_csv(told).file)
+    except (OSError, ValueError, AttributeError):  # there is none, or it is something else
+        return 0
+    mine = {csv_cell(printable(file)) for file in files}
     return len(mine - validated) if validated and validated <= mine else 0

@@ -60,9 +60,9 @@ def run(args: Namespace) -> None:
     file = Path(options.out) if options.out else run_folder / FILES[options.to]
     if options.to == "onnx":
         require("l3rs export --to onnx", "export")
-    if file.is_file() and file.suffix != Path(FILES[options.to]).suffix:
-        of = f"an earlier export, *{Path(FILES[options.to]).suffix}"
-        raise ValueError(f"--out must be a new file, or {of} (got {file}, which is there, and would be lost)")
+    suffix = Path(FILES[options.to]).suffix
+    if file.suffix != suffix:  # so that it replaces nothing else: not the model, nor a photo
+        raise ValueError(f"--out must end in {suffix} with --to {options.to} (got {file})")
     try:
         check_writable(file)
     except (OSError, ValueError) as error:

@@ -154,7 +154,8 @@ def read_labelled(folder: str | Path, classes: Sequence[str]) -> ImageTree:
     there, passed_over = _class_folders(folder), _loose(folder)
     strange = sorted(set(there) - set(classes))
     if strange:
-        cure = f"; to judge by one side, give {folder / strange[0]}" if side_of(strange[0]) else ""
+        other = next((name for name in strange if side_of(name) in ("validation", "test")), None)
+        cure = f"; its sides lie apart: give {folder / other}" if other else ""
         raise TreeError(f"{folder} has class {strange[0]!r}, which is none of the {len(classes)} classes, such as {classes[0]!r}{cure}")
     rows = [(file, classes.index(c), True) for c, folders in there.items() for file in _files_of_class(folder, folders, passed_over)]
     if not rows:

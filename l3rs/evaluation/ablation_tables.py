@@ -77,9 +77,9 @@ def contrasts(rows: pd.DataFrame, reference: str, measure: str) -> dict[tuple[st
     """Compares every setting with the reference, by (setting, horizon); positive is better.
 
     The mean is over the differences on common tasks, after averaging the seeds of each side. Its variance has three parts: the variance of
-    the differences over their number, and, for each side, the pooled variance between seeds over its number of seeds. The interval is
-    Student's, with the degrees of freedom of Welch and Satterthwaite (Satterthwaite 1946, doi 10.2307/3002019). There is no interval if no
-    setting has two seeds, or a run diverged.
+    the differences over their number, and, for each side but a start, in which luck has no part, the pooled variance between seeds over its
+    number of seeds. The interval is Student's, with the degrees of freedom of Welch and Satterthwaite (Satterthwaite 1946, doi
+    10.2307/3002019). There is no interval if no setting has two seeds, or a run diverged.
 
     Args:
         rows: with the columns of `l3rs.evaluation.study`.
@@ -102,8 +102,8 @@ def contrasts(rows: pd.DataFrame, reference: str, measure: str) -> dict[tuple[st
                 continue
             mean, half = float(gaps.mean()), math.nan
             if freedom and len(gaps) > 1 and math.isfinite(mean):
-                lucky = sum(1 / seeds[name] for name in (setting, reference) if not str(name).startswith(START))
-                of_tasks, of_seeds = gaps.var() / len(gaps), scale**2 * variance * lucky
+                luck = variance * sum(1 / seeds[name] for name in (setting, reference) if not str(name).startswith(START))
+                of_tasks, of_seeds = gaps.var() / len(gaps), scale**2 * luck
                 half = half_width((of_tasks, len(gaps) - 1), (of_seeds, freedom))
             found[str(setting), int(horizon)] = Contrast(mean, mean - half, mean + half)
     return found

@@ -12,7 +12,7 @@ from l3rs.evaluation.pages import MISSING
 from l3rs.evaluation.speedups import speedup_of
 from l3rs.finetuning.arms import Arm
 from l3rs.schedules.find import OLDER_GENERALIST, START
-from l3rs.stats import clustered_interval
+from l3rs.stats import mean_interval
 
 KINDS: Mapping[str, Callable[[Arm], bool]] = {
     "best other": lambda arm: not arm.ours,
@@ -71,10 +71,10 @@ def needed(times: tuple[float, float, float], ran: float) -> str:
 
 
 def pooled(cells: Mapping[str, Cell], kinds: Sequence[str]) -> pd.DataFrame:
-    """Makes a table with a line a length of a run: the mean lead of L3RS over the best of each kind, chosen for each cell, over all tasks.
+    """Makes a table with a line a length of a run: the mean lead of L3RS over the best of each kind, chosen for each cell.
 
-    Intervals are over cells and their tasks. Lines and columns without rows are left out. A lead says on how many tasks it is where another
-    one of its line is on more.
+    Cells count alike, and intervals are over cells. Lines and columns without rows are left out. A lead says on how many tasks it is where
+    another one of its line is on more.
     """
     tables = {name: cell.outcomes("accuracy") for name, cell in cells.items()}
     horizons = sorted({horizon for cell in cells.values() for horizon in cell.config.horizons})
@@ -113,10 +113,10 @@ def named(cell: Cell, kind: str, arm: str) -> str:
 
 
 def by_arm(cells: Mapping[str, Cell]) -> pd.DataFrame:
-    """Makes a table of L3RS's mean lead over each other arm, in points, over all tasks of all cells: a line an arm, a column a length.
+    """Makes a table of L3RS's mean lead over each other arm, in points, over all cells: a line an arm, a column a length.
 
-    Intervals are over cells and their tasks. Of L3RS it leaves out other multipliers. `n` is the number of tasks, where an arm did not run
-    all of them. Empty lines and columns are left out.
+    Cells count alike, and intervals are over cells. Of L3RS it leaves out other multipliers. `n` is the number of tasks, where an arm did
+    not run all of them. Empty lines and columns are left out.
     """
     tables = {name: cell.outcomes("accuracy") for name, cell in cells.items()}
     horizons = sorted({horizon for cell in cells.values() for horizon in cell.config.horizons})
@@ -135,8 +135,11 @@ def by_arm(cells: Mapping[str, Cell]) -> pd.DataFrame:
 
 
 def over_cells(gaps: Sequence[pd.Series[float]]) -> str:
-    """The mean of the paired differences in all cells, in points, with the 95% interval over other cells like these, and other tasks."""
-    return signed(float(pd.concat(gaps).mean()), *clustered_interval([x.to_numpy() for x in gaps]))
+    """The mean over cells of their mean paired differences, in points, with its Student-t interval for other cells like these.
+
+    Tasks of a cell, as of one network, are alike: they tell of that network. A lone cell has the interval of its tasks.
+    """
+    return points(gaps[0]) if len(gaps) == 1 else signed(*mean_interval([float(mine.mean()) for mine in gaps]))
 
 
 def without_empty(frame: pd.DataFrame) -> pd.DataFrame:

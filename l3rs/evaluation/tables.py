@@ -154,7 +154,7 @@ def headlines(sources: Sources) -> Iterator[tuple[str, Table]]:
             yield "In short", Table("Away from home, unlearned", caption, frame.rename_axis("cell"))
     if cells := network_cells(sources):
         caption = f"Networks that no schedule met: `generalist` at lr = 1 against others on the same network. {how}"
-        each = f"{caption} All tasks of all networks count alike. These intervals are over networks and their tasks."
+        each = f"{caption} All networks count alike, and intervals are over networks."
         yield "In short", Table("Networks, in short", each, pooled(cells, AGAINST))
         yield "In short", Table("Networks, each other", each, by_arm(cells))
         for kind in AGAINST:

@@ -215,8 +215,11 @@ class MetaTrainConfig:
         """Raises ValueError for what has no meta-gradient, and for what the search takes no notice of."""
         if self.search == "gradient":
             refuse_unused(GradientConfig(share=self.gradient.share), "search gradient", "gradient.")
-        elif self.generations < 2:
-            raise ValueError(f"generations must be at least 2 with search both, which descends first (got {self.generations})")
+        elif self.descends >= self.generations:
+            raise ValueError(
+                f"generations and gradient.share must leave evolution at least one generation with search both (got {self.generations} and "
+                f"{self.gradient.share:g}, which is {self.descends} to descend)"
+            )
         differentiable = tuple(name for name, learner in LEARNERS.items() if learner.differentiable)
         wanted = {"optimizer": differentiable, "objective": ("final", "log"), "precision": ("float32",)}
         for name, values in wanted.items():
@@ -235,6 +238,11 @@ class MetaTrainConfig:
         refuse_unused(self.workload, "a zoo")
         refuse_unused(self.task, "a zoo", "task.")
         assert self.variety is not None  # it has been read
+
+    @property
+    def descends(self) -> int:
+        """Generations of descent with search `both`, before evolution."""
+        return max(1, round(self.gradient.share * self.generations))
 
     @cached_property
     def variety(self) -> Variety | None:

@@ -142,7 +142,7 @@ class DescentThenNES:
 
     def __init__(self, problem: FineTuning, center: Tensor, config: MetaTrainConfig) -> None:
         self.problem, self.config = problem, config
-        self.first = max(1, round(config.gradient.share * config.generations))  # generations of descent
+        self.first = config.descends
         self.descent = Descent(problem, center, config, self.first)
         self.nes: NES | None = None
 

@@ -63,8 +63,9 @@ class MetaTrainFolder(RunFolder):
     """
 
     def __init__(self, path: Path, config: MetaTrainConfig) -> None:
-        if (done := last_generation(path)) > config.generations:
-            raise FolderError(f"generations must be at least {done}, which the run in {path} has made already (got {config.generations})")
+        made = last_generation(path)
+        if config.search == "nes" and made > config.generations:  # before the new number is written; of other searches it is refused anyway
+            raise FolderError(f"generations must be at least {made}, which the run in {path} has made already (got {config.generations})")
         # Settings that there were not yet when the config was written had the defaults of today.
         free = tuple(name for name in FREE if name != "generations" or config.search == "nes")  # the others' rates follow from their number
         contents = {"contents": contents_of(config), "started_from": started_from(config)}  # older folders lack them

@@ -122,7 +122,8 @@ class L3RS(Resumable):
         if match not in MATCHES:
             raise ValueError(f"match must be 'name' or 'position' (got {match!r})")
         self.learned: LearnedSchedule | None = None  # until super().__init__ has sorted the parameters into groups
-        self.match, self.head, self.guard, self.fused, self.process_group = match, head, guard, fused, process_group
+        self.match, self.head, self.fused, self.process_group = match, head, fused, process_group
+        self.guard = self._may_guard = bool(guard)  # of the run, and here: a loaded run may have none
         chosen = {"lr": lr, "maximize": maximize, "weight_decay": weight_decay, "total_steps": total_steps}
         super().__init__(params, {**chosen, **NEW})
         every = [p for group in self.param_groups for p in group["params"]]
@@ -410,7 +411,7 @@ class L3RS(Resumable):
     def _finish_loading(self) -> None:
         (learned, why), state, fresh, (self.match, head, guard) = self._loading
         del self._loading
-        self.guard = self.guard and guard
+        self.guard = guard and self._may_guard
         self.head = head if self.head is None else self.head  # names may be others here, as under wrappers
         for group in self.param_groups:
             check_group(group)
@@ -430,7 +431,7 @@ class L3RS(Resumable):
 
     def __getstate__(self) -> dict[str, Any]:
         self._pull()
-        own = {name: getattr(self, name) for name in ("learned", "why", "match", "head", "guard", "fused")}
+        own = {name: getattr(self, name) for name in ("learned", "why", "match", "head", "guard", "_may_guard", "fused")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -59,8 +59,14 @@ class Keeper(pl.Callback):
         self._losses: list[Tensor] = []
         self._since = time.perf_counter()
 
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether there were no better weights for too long."""
+        return self.patience is not None and sum(row["step"] > self.best["step"] for row in self.rows) >= self.patience
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.perf_counter()
+        trainer.should_stop = self.out_of_patience  # of a run that was killed as it ended
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(self._seed_of(trainer.global_step))
@@ -92,7 +98,7 @@ class Keeper(pl.Callback):
             self.best = row
             with self.run.writing(self.path / BEST):
                 trainer.save_checkpoint(self.path / BEST, weights_only=True)
-        elif self.patience is not None and sum(r["step"] > self.best["step"] for r in self.rows) >= self.patience:
+        elif self.out_of_patience:
             trainer.should_stop = True
         if not trainer.is_global_zero:
             return

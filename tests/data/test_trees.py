@@ -10,7 +10,7 @@ import pytest
 from conftest import noise, write_tree
 from torchvision.datasets import ImageFolder, Places365
 
-from l3rs.data.trees import TRAIN, VALIDATION, ImageTree, TreeError, read_folder, read_places, read_tree
+from l3rs.data.trees import TRAIN, VALIDATION, ImageTree, TreeError, read_folder, read_labelled, read_places, read_tree
 
 KNOWN_DRAW = ["cat/cat-000.png", "cat/cat-002.png"]  # of ten cats, with seed 0
 
@@ -368,3 +368,13 @@ def test_places_without_images(tmp_path: Path) -> None:
     (tmp_path / "data_256_standard").rename(tmp_path / "elsewhere")
     with pytest.raises(TreeError, match="neither data_256_standard nor data_large_standard"):
         read_places(tmp_path)
+
+
+def test_a_model_is_judged_by_a_side_that_did_not_train_it(tmp_path: Path) -> None:
+    for side in ("train", "val"):
+        write_tree(tmp_path / side, {"ant": 1, "bee": 1})
+    with pytest.raises(TreeError, match=rf"has class 'train', .* its sides lie apart: give {tmp_path}/val$"):
+        read_labelled(tmp_path, ("ant", "bee"))
+    (tmp_path / "val").rename(tmp_path / "zebra")
+    with pytest.raises(TreeError, match=r"such as 'ant'$"):
+        read_labelled(tmp_path, ("ant", "bee"))

@@ -69,8 +69,8 @@ def test_steps_beyond_the_longest_runs_are_said_to_be_more() -> None:
 def test_cells_are_pooled_by_task() -> None:
     worse = cell(KNOWN | {"L3RS": {10: [0.6, 0.7, 0.5]}})
     frame = pooled({"one": cell(KNOWN), "two": worse, "none": cell({})}, ["best tuned", "unlearned"])
-    assert frame.loc["10", "L3RS minus best tuned"] == "-4.5 (-16.8 to 7.7), n=4"  # of the others there are more
-    assert frame.loc["10", "L3RS minus unlearned"] == "+0.0 (-10.0 to 10.0)"  # over cells, of which there are two
+    assert frame.loc["10", "L3RS minus best tuned"] == "-4.5 (-131.6 to 122.6), n=4"  # of the others there are more
+    assert frame.loc["10", "L3RS minus unlearned"] == "+0.0 (-127.1 to 127.1)"  # Student's, of two cells
     assert frame.loc["10", ["networks", "tasks"]].tolist() == ["2", "6"]
     assert list(pooled({"one": cell(KNOWN)}, ["unlearned"]).index) == ["10"]
     second = pooled({"one": cell(KNOWN)}, ["older generalist", "unlearned"])  # of the first kind nothing ran
@@ -79,10 +79,10 @@ def test_cells_are_pooled_by_task() -> None:
     assert lines.to_dict("index") == {"one": {"10 steps": "+10.0 (10.0 to 10.0)"}}
     each = by_arm({"one": cell(KNOWN), "two": worse, "none": cell({})})
     assert each["10 steps"].to_dict() == {
-        "L3RS unlearned": "+0.0 (-10.0 to 10.0)",
-        "SGD tuned": "+0.0 (-10.0 to 10.0)",
-        "Adam tuned": "-4.5 (-16.8 to 7.7), n=4",
-        "Adam 1e-3": "-20.0 (-30.0 to -10.0)",
+        "L3RS unlearned": "+0.0 (-127.1 to 127.1)",
+        "SGD tuned": "+0.0 (-127.1 to 127.1)",
+        "Adam tuned": "-4.5 (-131.6 to 122.6), n=4",
+        "Adam 1e-3": "-20.0 (-147.1 to 107.1)",
     }
     assert each.loc["Adam tuned", "25 steps"] == "+0.0 (0.0 to 0.0)"
 

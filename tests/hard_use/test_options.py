@@ -149,7 +149,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--to": [("jpeg run", "--to must be one of onnx, torch, hub (got 'jpeg')"), ("hub run", "--to hub needs --out OWNER/NAME")],
         "--out": [
             ("no/x.pt2 run --to torch", "--out must be a file that can be written (got no/x.pt2: No such file or directory)"),
-            ("run/model.safetensors run --to torch", "--out must be a new file, or an earlier export, *.pt2 (got run/model.safetensors, "),
+            ("run/model.safetensors run --to torch", "--out must end in .pt2 with --to torch (got run/model.safetensors)"),
         ],
     },
     "split": {
@@ -223,7 +223,8 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--name": [("a/b", "name must have no slash, since a file is called after it (got 'a/b')")],
         "--generations": [
             ("0", "generations must be at least 1 (got 0)"),
-            ("1 --search both", "generations must be at least 2 with search both, which descends first (got 1)"),
+            ("1 --search both", "generations and gradient.share must leave evolution at least one generation ... (got 1 and 0.5, which"),
+            ("9 --search both --gradient.share 0.95", "at least one generation with search both (got 9 and 0.95, which is 9 to descend)"),
         ],
         "--optimizer": [("adam", "optimizer must be one of l3rs, velo ... (got 'adam')")],
         "--start": [

@@ -217,7 +217,7 @@ def test_the_head_is_trained_first_and_then_everything_as_by_hand(tmp_path: Path
 
 def test_below_the_head_nothing_moves_until_then_not_even_statistics(tmp_path: Path) -> None:
     fitted = headed()
-    with pytest.warns(UserWarning, match="HeadThenAll has unfreeze_at_epoch=1, and the run 1 epochs: it trains the head alone"):
+    with pytest.warns(UserWarning, match="unfreeze_at_epoch is 1, and the run ends at 1: HeadThenAll trains the head alone"):
         fit(tmp_path, fitted, 4, max_epochs=1, callbacks=[HeadThenAll(unfreeze_at_epoch=1)])
     before, after = small_network().state_dict(), fitted.network.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -225,7 +225,7 @@ def test_below_the_head_nothing_moves_until_then_not_even_statistics(tmp_path: P
 
 
 def test_a_step_that_the_run_does_not_reach_is_told(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="HeadThenAll has unfreeze_at_step=8, and the run 8 steps: it trains the head alone"):
+    with pytest.warns(UserWarning, match="unfreeze_at_step is 8, and the run ends at 8: HeadThenAll trains the head alone"):
         fit(tmp_path, headed(), 4, max_epochs=2, callbacks=[HeadThenAll(unfreeze_at_step=8)])
     fit(tmp_path, headed(), 4, max_epochs=2, callbacks=[HeadThenAll(unfreeze_at_step=7)])  # warnings are errors here
 

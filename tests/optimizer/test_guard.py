@@ -51,8 +51,9 @@ def test_a_run_without_a_guard_goes_on_without_one() -> None:
         run(net, optimizer, LEAPS[1:], 1)  # warnings are errors here
     assert equal(weights(network), weights(other))
     guarded = L3RS(small_network().named_parameters(), STEPS, schedule(network))
-    again.load_state_dict(guarded.state_dict())
-    assert not again.guard  # it was turned off here
+    for optimizer, has in ((again, True), (copy.deepcopy(again), True), (free, False)):  # of which one was made without
+        optimizer.load_state_dict(guarded.state_dict())
+        assert optimizer.guard == has
 
 
 @pytest.mark.parametrize("fused", [None, False])

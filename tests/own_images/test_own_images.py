@@ -30,6 +30,7 @@ from l3rs.networks.create import create
 from l3rs.own_images.classifier import describe
 from l3rs.own_images.pictures import confusion, most_confused, plot_confusion
 from l3rs.own_images.rivals import COMPARED, rivals
+from l3rs.own_images.training import Training
 from l3rs.schedules.find import GENERALIST, save
 
 ROOT = Path(__file__).parent.parent.parent
@@ -209,6 +210,20 @@ def test_sigterm_stops_between_two_steps_and_the_run_goes_on(
     assert same(tmp_path / "o", tmp_path / "whole")
     assert (tmp_path / "o" / "curve.csv").read_text() == (tmp_path / "whole" / "curve.csv").read_text()
     assert pd.read_csv(tmp_path / "o" / "curve.csv").step.to_list() == [3, 6, 9, 12, 15, 18, 21]
+
+
+def test_a_run_that_is_out_of_patience_and_stopped_before_its_result_is_not_trained_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["finetune", "--data", str(photos), *NETWORK, "--steps", "21", "--validate-every", "1", "--patience", "1", "--out"]
+    main([*command, str(tmp_path / "whole")])
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_judge", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(SystemExit):
+            main([*command, str(tmp_path / "o")])
+    main([*command, str(tmp_path / "o")])
+    assert len(pd.read_csv(tmp_path / "o" / "curve.csv")) < 21
+    assert (tmp_path / "o" / "curve.csv").read_text() == (tmp_path / "whole" / "curve.csv").read_text()
 
 
 @pytest.mark.slow

@@ -98,12 +98,12 @@ class HeadThenAll(BaseFinetuning):
         """Warns where nothing will be thawed."""
         steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
         if self.unfreeze_at_step is not None and steps <= self.unfreeze_at_step:
-            when, length = f"unfreeze_at_step={self.unfreeze_at_step}", f"{steps} steps"
+            name, length = "unfreeze_at_step", steps
         elif self.unfreeze_at_epoch is not None and epochs is not None and 0 <= epochs <= self.unfreeze_at_epoch:
-            when, length = f"unfreeze_at_epoch={self.unfreeze_at_epoch}", f"{epochs} epochs"
+            name, length = "unfreeze_at_epoch", epochs
         else:
             return
-        warnings.warn(f"HeadThenAll has {when}, and the run {length}: it trains the head alone", stacklevel=2)
+        warnings.warn(f"{name} is {getattr(self, name)}, and the run ends at {length}: HeadThenAll trains the head alone", stacklevel=2)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Nothing: a run that is resumed within an epoch does not come by here, so all is done at batches."""

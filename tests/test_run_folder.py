@@ -33,6 +33,8 @@ def test_a_folder_is_of_one_run(tmp_path: Path) -> None:
         RunFolder(tmp_path, {"b": {"c": [3]}})
     with pytest.raises(FolderError, match=r"another a, images\): a is 1 there, and \"0{56}\.\.\. here; images: other ones$"):
         RunFolder(tmp_path, {"a": "0" * 5 + "0" * 95 + "x", "images": "0123456789ab"})
+    with pytest.raises(FolderError, match=r"k0 is null there, and 1 here; .*; k4 is null there, and 1 here; 2 more$"):
+        RunFolder(tmp_path, {f"k{i}": 1 for i in range(7)})
     RunFolder(tmp_path, {"a": 1}).close()  # those that were refused hold no lock
 
 

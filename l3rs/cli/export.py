@@ -39,6 +39,9 @@ class ExportOptions:
             raise ValueError(f"--to must be one of {', '.join(FORMS)} (got {self.to!r})")
         if self.to == "hub" and self.out is None:
             raise ValueError("--to hub needs --out OWNER/NAME, the place on the Hub")
+        suffix = Path(FILES.get(self.to, "")).suffix
+        if self.out is not None and not self.out.endswith(suffix):  # so that it replaces nothing else: not the model, nor a photo
+            raise ValueError(f"--out must end in {suffix} with --to {self.to} (got {self.out})")
 
 
 def parser() -> Parser:
@@ -60,9 +63,6 @@ def run(args: Namespace) -> None:
     file = Path(options.out) if options.out else run_folder / FILES[options.to]
     if options.to == "onnx":
         require("l3rs export --to onnx", "export")
-    suffix = Path(FILES[options.to]).suffix
-    if file.suffix != suffix:  # so that it replaces nothing else: not the model, nor a photo
-        raise ValueError(f"--out must end in {suffix} with --to {options.to} (got {file})")
     try:
         check_writable(file)
     except (OSError, ValueError) as error:

@@ -8,10 +8,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from l3rs.evaluation.cell_tables import nothing
+from l3rs.evaluation.cell_tables import nothing, shown_rows
 from l3rs.evaluation.cells import CONSTANT
 from l3rs.evaluation.pages import MISSING, Table
+from l3rs.evaluation.sources import Sources
+from l3rs.evaluation.speedups import speedup_of
 from l3rs.finetuning.arms import OURS
+from l3rs.finetuning.baselines import BASELINES
+from l3rs.schedules.find import PAPER_SPECIALIST, load
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.stats import runs_to_break_even
 
@@ -26,6 +30,7 @@ STEP_ARMS = {  # names in the rows of evaluate/step_cost.py, and in tables
     "celo2": "Celo2",
 }
 NETWORKS = {"resnet34-w64": "full ResNet-34", "resnet34-w16": "ResNet-34 at width 16"}
+PAID_WITH = 100  # steps of the runs that pay for meta-training
 COMMANDS = ("python evaluate/step_cost.py", "python evaluate/step_cost.py --learned")
 
 
@@ -145,3 +150,27 @@ def break_even(
 def runs(n: float) -> str:
     """Formats a number of runs."""
     return f"{n:,.0f}" if math.isfinite(n) else "never"
+
+
+def costs(sources: Sources) -> Iterator[tuple[str, Table]]:
+    """Table 1, and the break-even page."""
+    for table in step_tables(sources.csv("step_cost", "learned_cost"), sources.csv("step_share")):
+        yield "Cost of a step", table
+    cell = sources.cells.get("A")
+    seconds: dict[str, float] = {}
+    faster: dict[str, float] = {}
+    tuned: dict[str, str] = {}
+    if cell and cell.reference:
+        tuned = {arm.optimizer: arm.name for arm in cell.config.arms if arm.tuned and arm.optimizer in BASELINES}
+        outcomes = cell.outcomes("accuracy")
+        ran = shown_rows(cell.rows, cell.config)
+        ran = ran[ran.horizon == PAID_WITH].dropna(subset=["seconds"])
+        for optimizer, arm in {OURS: cell.reference, **tuned}.items():
+            if len(mine := ran[ran.arm == arm]):
+                seconds[optimizer] = float(mine.seconds.median())
+        for optimizer, arm in tuned.items():
+            if found := speedup_of(outcomes, "accuracy", cell.reference, arm).get(PAID_WITH):
+                faster[optimizer] = found[0]
+    commands = cell.commands() if cell else ()
+    table = break_even(load(PAPER_SPECIALIST), sources.csv("tuning"), seconds, faster, tuned, PAID_WITH, commands)
+    yield "Cost of meta-training", table

@@ -128,8 +128,8 @@ def by_arm(cells: Mapping[str, Cell]) -> pd.DataFrame:
         tasks = sum(map(len, ours.values()))
         for arm in frame.index:
             ran = [(mine - tables[name][arm, horizon]).dropna() for name, mine in ours.items() if (arm, horizon) in tables[name]]
-            if number_of := sum(map(len, ran)):
-                note = "" if number_of == tasks else f", n={number_of}"
+            if made := sum(map(len, ran)):
+                note = "" if made == tasks else f", n={made}"
                 frame.loc[arm, f"{horizon:,} steps"] = over_cells([gaps for gaps in ran if len(gaps)]) + note
     return without_empty(frame)
 

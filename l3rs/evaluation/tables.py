@@ -24,21 +24,19 @@ from l3rs.evaluation.cell_tables import (
     of_a_seed,
     over_seeds,
     paired,
-    shown_rows,
     unique,
 )
-from l3rs.evaluation.cost_tables import break_even, step_tables
+from l3rs.evaluation.cost_tables import costs
 from l3rs.evaluation.headlines import KINDS, by_arm, by_cell, headline, pooled
 from l3rs.evaluation.pages import MISSING, Table
 from l3rs.evaluation.protocol import LONG, SHORT, protocol
 from l3rs.evaluation.sources import AWAY, BEYOND, NETWORKS, PAPER, SCRATCH, STATISTICS, Sources
-from l3rs.evaluation.speedups import speedup_of, steps_to_match
+from l3rs.evaluation.speedups import steps_to_match
 from l3rs.evaluation.study import Study
 from l3rs.evaluation.tuning import TRIED
 from l3rs.evaluation.winners import winner_table
-from l3rs.finetuning.arms import OURS, Arm
-from l3rs.finetuning.baselines import BASELINES
-from l3rs.schedules.find import GENERALIST, PAPER_SPECIALIST, SPECIALISTS, load
+from l3rs.finetuning.arms import Arm
+from l3rs.schedules.find import GENERALIST, SPECIALISTS
 from l3rs.schedules.variants import NAMES, TABLE_2, TABLE_3, TABLE_4
 
 PAPERS_HORIZONS = (10, 25, 50, 100, 250, 500, 1000, 2500)
@@ -71,7 +69,6 @@ HEADLINES = {  # what L3RS is compared with
     "recipes": ("best tuned", "best without tuning"),
     "equal": ("best tuned", "best without tuning", "unlearned"),
 }
-PAID_WITH = 100  # steps of the runs that pay for meta-training
 RUNS = 25  # steps of the runs that the cost of having an optimizer is counted in
 
 
@@ -154,7 +151,7 @@ def headlines(sources: Sources) -> Iterator[tuple[str, Table]]:
             yield "In short", Table("Away from home, unlearned", caption, frame.rename_axis("cell"))
     if cells := network_cells(sources):
         caption = f"Networks that no schedule met: `generalist` at lr = 1 against others on the same network. {how}"
-        each = f"{caption} All networks count alike, and intervals are over networks."
+        each = f"{caption} Here networks count alike, and intervals are Student's, over networks."
         yield "In short", Table("Networks, in short", each, pooled(cells, AGAINST))
         yield "In short", Table("Networks, each other", each, by_arm(cells))
         for kind in AGAINST:
@@ -218,30 +215,6 @@ def cell_tables(sources: Sources) -> Iterator[tuple[str, Table]]:
             yield heading(name, cell), matched
         caption = f"{about}: interquartile mean of evaluation accuracy, the mean of the middle half of the tasks."
         yield heading(name, cell), Table(f"Table {first}, interquartile", caption, interquartile_means(config, cell.outcomes("accuracy")))
-
-
-def costs(sources: Sources) -> Iterator[tuple[str, Table]]:
-    """Table 1, and the break-even page."""
-    for table in step_tables(sources.csv("step_cost", "learned_cost"), sources.csv("step_share")):
-        yield "Cost of a step", table
-    cell = sources.cells.get("A")
-    seconds: dict[str, float] = {}
-    faster: dict[str, float] = {}
-    tuned: dict[str, str] = {}
-    if cell and cell.reference:
-        tuned = {arm.optimizer: arm.name for arm in cell.config.arms if arm.tuned and arm.optimizer in BASELINES}
-        outcomes = cell.outcomes("accuracy")
-        ran = shown_rows(cell.rows, cell.config)
-        ran = ran[ran.horizon == PAID_WITH].dropna(subset=["seconds"])
-        for optimizer, arm in {OURS: cell.reference, **tuned}.items():
-            if len(mine := ran[ran.arm == arm]):
-                seconds[optimizer] = float(mine.seconds.median())
-        for optimizer, arm in tuned.items():
-            if found := speedup_of(outcomes, "accuracy", cell.reference, arm).get(PAID_WITH):
-                faster[optimizer] = found[0]
-    commands = cell.commands() if cell else ()
-    table = break_even(load(PAPER_SPECIALIST), sources.csv("tuning"), seconds, faster, tuned, PAID_WITH, commands)
-    yield "Cost of meta-training", table
 
 
 def ablated(study: Study) -> Iterator[tuple[str, str, dict[str, str]]]:

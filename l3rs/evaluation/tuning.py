@@ -85,10 +85,10 @@ class Tuning:
             for lr in rates
             for seed in sorted(set(range(self.tasks)) - set(self.found(arm, lr, steps).index))
         ]
-        said = f"{arm.optimizer} {steps} steps, lr {rates}"
+        said, about = f"{arm.optimizer} {steps} steps, lr {rates}", self._about(arm)
         with closing(execute_all(runs, self.workers, execute)) as ended:
             for run, report in tqdm(ended, said, len(runs), disable=not runs):
-                rows = [row(run, report, s) | self._about(arm) for s in ends]
+                rows = [row(run, report, s) | about for s in ends]
                 append_rows(self.path, rows, COLUMNS)
                 new = pd.DataFrame(rows)
                 self.rows = new if self.rows.empty else pd.concat([self.rows, new], ignore_index=True)

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
@@ -23,6 +22,7 @@ from l3rs.data.splits import ClassSplit
 from l3rs.data.transform import data_config, of_channels
 from l3rs.data.trees import ImageTree, read_tree
 from l3rs.finetuning.tasks import TaskConfig, check_sizes
+from l3rs.networks.batch_norms import try_one_image
 from l3rs.networks.create import draw_head, head_of, initialize
 from l3rs.networks.pretrained import SHIPPED
 from l3rs.networks.source import WIDTH, Source
@@ -171,16 +171,11 @@ class Workload:
                 broken = ", without broken images," if self.skip_broken else ""
                 check_sizes(self.counts(purpose), task, f"{purpose} of {split.name}{broken}")
         if task is not None and task.batch_size == 1:
-            self._try_one_image(task.classes)
-
-    def _try_one_image(self, classes: int) -> None:
-        """Raises ValueError if the network cannot be trained on one image at a time, as BatchNorm cannot on maps of one pixel."""
-        network = self.network(classes).train()
-        try:
-            with torch.no_grad():
-                network(torch.zeros(1, self.in_chans, self.input_side, self.input_side))
-        except ValueError as error:
-            raise ValueError(f"task.batch_size must be at least 2 for {self.model} at {self.input_side} px (got 1: {error})") from None
+            network = self.network(task.classes)
+            try:
+                try_one_image(network, self.in_chans, self.input_side)
+            except ValueError as error:
+                raise ValueError(f"task.batch_size must be at least 2 for {self.model} at {self.input_side} px (got 1: {error})") from None
 
     def counts(self, purpose: str) -> dict[str, tuple[int, int]]:
         """The numbers of train and of validation images of each class of a purpose; call `prepare` before, as for `images`."""

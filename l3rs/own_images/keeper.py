@@ -66,7 +66,8 @@ class Keeper(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.perf_counter()
-        trainer.should_stop = self.out_of_patience  # of a run that was killed as it ended
+        if self.out_of_patience:  # of a run that was killed as it ended
+            trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(self._seed_of(trainer.global_step))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +17,7 @@ from l3rs.data.trees import ImageTree, read_test
 from l3rs.extras import require
 from l3rs.files import write_atomically
 from l3rs.lightning.data import ImageFolderDataModule
-from l3rs.networks.batch_norms import batch_norms
+from l3rs.networks.batch_norms import batch_norms, try_one_image
 from l3rs.own_images.classifier import FILE, load
 from l3rs.own_images.config import OwnImagesConfig
 from l3rs.own_images.evaluation import evaluate
@@ -177,8 +176,7 @@ def _try(network: nn.Module, config: OwnImagesConfig, num_classes: int, batch_si
         raise ValueError(f"{config.model} gives {shape} for one image, and not {num_classes} logits: it is no classifier")
     if batch_size == 1 and any(batch_norms(network)):
         try:
-            with torch.no_grad():
-                deepcopy(network).train()(torch.zeros(1, t.channels, t.side, t.side))
+            try_one_image(network, t.channels, t.side)
         except ValueError as error:
             raise ValueError(f"--batch-size must be at least 2: {config.model} has BatchNorm (got 1: {first_line(error)})") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import SWALR
+from torch.utils.data import DataLoader, IterableDataset
 
 from l3rs import L3RS
 from l3rs.lightning import BatchNormMode, HeadThenAll, L3RSMixin, L3RSModule, L3RSMonitor
@@ -228,6 +230,20 @@ def test_a_step_that_the_run_does_not_reach_is_told(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="unfreeze_at_step is 8, and the run ends at 8: HeadThenAll trains the head alone"):
         fit(tmp_path, headed(), 4, max_epochs=2, callbacks=[HeadThenAll(unfreeze_at_step=8)])
     fit(tmp_path, headed(), 4, max_epochs=2, callbacks=[HeadThenAll(unfreeze_at_step=7)])  # warnings are errors here
+
+
+def test_of_data_without_a_length_nobody_knows_the_last_step(tmp_path: Path) -> None:
+    class Stream(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            return map(batch, range(4))
+
+    class WithAdam(L3RSModule):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(p for p in self.parameters() if p.requires_grad)
+
+    done = trainer(tmp_path, max_epochs=1, callbacks=[HeadThenAll(unfreeze_at_step=2)])
+    done.fit(WithAdam(Headed(*small_network()), 3), DataLoader(Stream(), batch_size=None), loader(1))  # warnings are errors here
+    assert len(done.optimizers[0].param_groups) == 2
 
 
 @pytest.mark.parametrize("at", [2, 4, 6])

@@ -97,7 +97,7 @@ class HeadThenAll(BaseFinetuning):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warns where nothing will be thawed."""
         steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
-        if self.unfreeze_at_step is not None and steps <= self.unfreeze_at_step:
+        if self.unfreeze_at_step is not None and 0 < steps <= self.unfreeze_at_step:  # of data without a length it is -1
             name, length = "unfreeze_at_step", steps
         elif self.unfreeze_at_epoch is not None and epochs is not None and 0 <= epochs <= self.unfreeze_at_epoch:
             name, length = "unfreeze_at_epoch", epochs

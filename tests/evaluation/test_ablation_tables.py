@@ -61,6 +61,16 @@ def test_an_interval_is_for_tasks_and_for_seeds() -> None:
     assert loss == pytest.approx(tuple(x / 100 for x in found))  # less of it is better
 
 
+def test_in_a_start_luck_has_no_part() -> None:
+    """By hand: the start is 10 points worse on all tasks; the seeds' means of a and b differ by 2 points."""
+    made = rows(lambda s, seed, t: 0.4 if s == START else 0.5 + 0.02 * seed, ("a", "b", START))
+    found = contrasts(made[(made.setting != START) | (made.meta_seed == 0)], "a", "accuracy")
+    between = np.var([0.50, 0.52], ddof=1)  # pooled over the two that have seeds
+    for setting, share in (("b", 1 / 2 + 1 / 2), (START, 1 / 2)):
+        half = student.ppf(0.975, 2) * 100 * math.sqrt(between * share)
+        assert found[setting, 20].high - found[setting, 20].mean == pytest.approx(half)
+
+
 def test_the_variance_between_seeds_is_pooled_over_settings_by_their_number() -> None:
     """a has two seeds, c three, 2 and 4 points apart; b has one, and takes the noise from them."""
     apart, number = {"a": 0.02, "b": 0.0, "c": 0.04}, {"a": 2, "b": 1, "c": 3}

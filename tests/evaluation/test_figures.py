@@ -220,10 +220,12 @@ def test_costs_show_the_newest_rows_and_what_is_missing() -> None:
         row | {"date": date, "device": device, "arm": "l3rs", "median_ms": ms, "ratio_to_fused_adam": 1.5, "state_words": 2.0}
         for date, ms, device in rows
     )
+    other = row | {"date": "2026-02-02", "device": "a GPU", "arm": "velo", "median_ms": 1.0, "ratio_to_fused_adam": 1.0, "state_words": 5.0}
+    step = pd.concat([step, pd.DataFrame([other])], ignore_index=True)
     share = pd.DataFrame(columns=["arm", "network", "pixels", "training_step_ms", "optimizer_ms", "share"])
     full, narrow, training = step_tables(step, share)
     assert narrow.frame.loc["L3RS"].to_list() == ["2.0000", "", "3.0", "1.0 to 2.0", "1.50"]
-    assert full.frame.loc["L3RS"].to_list() == [MISSING] * 5
+    assert full.frame.loc["L3RS"].to_list() == narrow.frame.loc["VeLO"].to_list() == [MISSING] * 5  # on this device
     assert full.commands
     assert training.commands
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -112,6 +113,9 @@ def test_the_table_shows_what_is_missing() -> None:
         "| slow | 0.250 (n=1) |  |",
     ]
     assert missing_arms(CONFIG, found) == ["L3RS", "fast", "slow"]
+    named = replace(CONFIG, arms=tuple(Arm("one name", "adam-cosine", 0.1, horizons=(h,)) for h in (10, 20)), horizons={10: 1, 20: 1})
+    made = pd.DataFrame({("one name", 10): [float("nan")], ("one name", 20): [0.5]})
+    assert missing_arms(named, made) == ["one name"]  # the last of them has its row
 
 
 def test_tuned_learning_rates_are_shown() -> None:

@@ -130,6 +130,14 @@ def test_with_head_starts_rates_go_to_files_of_their_own(
     with pytest.raises(SystemExit):
         tune.main()
     assert "was tuned with other images, tasks or heads; remove it and" in capsys.readouterr().err
+    edited.write_text(written)
+    longer = [*asked[:-3], "25", "--workers", "1"]
+    for words in (longer, longer):
+        monkeypatch.setattr("sys.argv", ["tune.py", *words])
+        tune.main()
+    both = [f"# python evaluate/tune.py {' '.join(words)}" for words in (asked, longer)]
+    assert edited.read_text().splitlines()[:2] == both  # the commands that made it, each once
+    assert yaml.safe_load(edited.read_text()) == {"adam-cosine": {10: 0.03, 25: 0.03}}
     monkeypatch.setattr("sys.argv", ["tune.py", "--tasks", "0"])
     with pytest.raises(SystemExit):
         tune.main()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,12 @@ def test_they_go_by_their_name(name: str) -> None:
     assert learned.training["config"]["name"] == name
     assert torch.equal(load(name, learned.kind).theta, learned.theta)
     assert identity_of(learned.kind, name).startswith(f"{name} ")
+
+
+def test_they_are_loaded_as_errors_say() -> None:
+    """After `import l3rs` alone."""
+    code = "import l3rs; print(l3rs.learners.load('icons-celo2-base').kind)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "celo2-base\n"
 
 
 def test_another_optimizer_does_not_take_them() -> None:

@@ -15,7 +15,10 @@ from l3rs import L3RS, learners
 from l3rs.learned.weights import KINDS, starting_weights
 from l3rs.optimizer.kernels import ForeachKernel, TritonKernel
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),  # of torch, at its first use
+]
 ALL = ("sgd", "adam", "adamax", "lion", "lamb", "weight_decay")
 
 
@@ -88,7 +91,7 @@ def test_a_resumed_run_has_the_same_bits() -> None:
             generator = torch.Generator("cuda").manual_seed(k)
             for p in network.parameters():
                 p.grad = torch.randn(p.shape, generator=generator, device="cuda")
-            optimizer.step(loss=1.0 + k)
+            optimizer.step(loss=2.0 - 0.1 * k)
         ends.append([p.detach().clone() for p in network.parameters()])
     assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
 
@@ -161,7 +164,7 @@ def test_a_step_can_be_captured_in_a_cuda_graph(fused: bool | None) -> None:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_other_learned_optimizers_equal_their_runs_on_cpu(kind: str) -> None:
-    learned = starting_weights(kind, 0.01, kind, seed=0)
+    learned = starting_weights(kind, None, kind, seed=0)
     here, there = small_network(), small_network().cuda()
     a, b = (learners.build(learned, network.named_parameters(), 20) for network in (here, there))
     generator = torch.Generator().manual_seed(0)
@@ -171,10 +174,11 @@ def test_other_learned_optimizers_equal_their_runs_on_cpu(kind: str) -> None:
             q.grad = p.grad.cuda()
         for optimizer in (a, b):
             optimizer.step(loss=1.0)
-    for p, q in zip(here.parameters(), there.parameters(), strict=True):
-        torch.testing.assert_close(p, q.cpu(), rtol=1e-3, atol=1e-4)
+    for p, q, start in zip(here.parameters(), there.parameters(), small_network().parameters(), strict=True):
+        assert (p - q.cpu()).norm() <= 1e-3 * (p - start).norm()
 
 
+@pytest.mark.filterwarnings("ignore:.*no `val_dataloader`", "ignore:.*treespec", "ignore:.*does not have many workers")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_lightning_trains_in_each_precision(precision: str, tmp_path: Path) -> None:
     """With a gradient scaler in 16-mixed; the clock is of the steps that it let through."""
@@ -187,7 +191,7 @@ def test_lightning_trains_in_each_precision(precision: str, tmp_path: Path) -> N
     data = [batch(k % 4) for k in range(24)]
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cuda", devices=1, precision=precision, accumulate_grad_batches=2, default_root_dir=tmp_path,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     before = F.cross_entropy(network(data[0][0]), data[0][1])
     trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=None))

@@ -66,20 +66,20 @@ def widths(settings: Any) -> tuple[tuple[int, int], ...]:
 
 def step(settings: Any, tell: Any) -> None:
     """The step alone, against fused Adam."""
-    from step_cost import step_alone
+    from l3rs.evaluation.step_costs import arms, step_alone
 
     for width, rounds in widths(settings):
-        for row in step_alone(width, rounds, False, settings.device):
+        for row in step_alone(width, rounds, settings.device, arms()):
             told = f"{row['ratio_to_fused_adam']:.2f} x fused Adam"
             tell("step", f"{row['arm']}, width {width}: {row['median_ms']} ms,", told)
 
 
 def learned(settings: Any, tell: Any) -> None:
     """The step of the other learned optimizers, compiled and in torch operations."""
-    from step_cost import step_alone
+    from l3rs.evaluation.step_costs import other_learned_optimizers, step_alone
 
     for width, _ in widths(settings)[::-1]:
-        for row in step_alone(width, 2 if settings.quick else 10, False, settings.device, others=True):
+        for row in step_alone(width, 2 if settings.quick else 10, settings.device, other_learned_optimizers()):
             told = f"{row['ratio_to_fused_adam']:.2f} x fused Adam"
             tell("learned-step", f"{row['arm']}, width {width}: {row['median_ms']} ms,", told)
 
@@ -98,7 +98,7 @@ def networks(settings: Any) -> Iterator[tuple[str, Callable[[], nn.Module], int,
 
 def share(settings: Any, tell: Any) -> None:
     """The optimizer's share of a training step."""
-    from step_cost import share as measured
+    from l3rs.evaluation.step_costs import share as measured
 
     for name, make, pixels, batch in networks(settings):
         for row in measured(make, name, pixels, 1 if settings.quick else 20, settings.device, batch):
@@ -133,7 +133,7 @@ def steps_a_second(
     network: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, labels: torch.Tensor, seconds: float
 ) -> float:
     """How many training steps are taken, in so many seconds after the first three."""
-    from step_cost import take_step, wait
+    from l3rs.evaluation.step_costs import take_step, wait
 
     started = done = 0.0
     while done < 4 or time.perf_counter() - started < seconds:
@@ -226,9 +226,8 @@ def gradients(settings: Any, tell: Any) -> None:
 
 def large(settings: Any, tell: Any) -> None:
     """Steps of meta-training full ResNet-34 at 64 px, batch 128, bfloat16, against bare forward and backward passes, as they come."""
-    from step_cost import wait
-
     from l3rs import L3RS
+    from l3rs.evaluation.step_costs import wait
     from l3rs.finetuning.lanes import Lane, LoadedTask
     from l3rs.networks.create import resnet34
 

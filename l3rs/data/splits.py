@@ -17,7 +17,7 @@ from l3rs.text import first_line, printable
 
 PURPOSES = ("pretrain", "meta-train", "meta-validation", "meta-test")
 AFTER = "-meta-validation-4096px-01234567"  # the longest that files' names have after that of the split
-SHIPPED_SPLITS = ("imagenet25-0", "imagenet25-1", "imagenet25-2", "places25")  # their images are not; see `datasets/`
+SHIPPED_SPLITS = ("imagenet25-0", "imagenet25-1", "imagenet25-2", "places25", "cifar10")  # their images are not; see `datasets/`
 
 
 @dataclass(frozen=True)

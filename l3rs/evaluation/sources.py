@@ -118,7 +118,7 @@ def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfi
     name replaces `{network}` in `cell` and `rates`.
 
     Args:
-        data: replaces the folder of the images.
+        data: replaces the folder of the images, of a zoo where one is named.
 
     Raises:
         ValueError: a file is no cell or no zoo; the message is one line.
@@ -135,7 +135,9 @@ def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfi
         make = partial(made_of, parser)
         found = {"": make(given)} if zoo is None else of_zoo(given, read_zoo(file.parent / zoo["file"], zoo["weights"]), zoo, make)
         if data is not None:
-            found = {name: replace(config, workload=replace(config.workload, data=data)) for name, config in found.items()}
+            embedded = [name for name, config in found.items() if zoo is not None and config.workload.embedded]  # they take none
+            for name in found.keys() - embedded:
+                found[name] = replace(found[name], workload=replace(found[name].workload, data=data))
     except (jsonargparse.ArgumentError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
     return found

@@ -46,6 +46,7 @@ def test_places() -> None:
 
 def test_the_scripts_write_what_is_shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "datasets"))
+    import cifar10
     import imagenet
     import places
 
@@ -53,7 +54,8 @@ def test_the_scripts_write_what_is_shipped(monkeypatch: pytest.MonkeyPatch, tmp_
     ids = [*shipped.classes["pretrain"], *shipped.classes["meta-test"]]
     categories = tmp_path / "categories_places365.txt"
     categories.write_text("\n".join(f"{c} {i}" for i, c in enumerate(ids)))
-    made = {split.name: split for split in (*map(imagenet.imagenet_split, range(3)), places.places_split(categories))}
+    splits = (*map(imagenet.imagenet_split, range(3)), places.places_split(categories), cifar10.cifar10_split())
+    made = {split.name: split for split in splits}
     assert set(made) == set(SHIPPED_SPLITS)
     for name, split in made.items():
         split.write(tmp_path / f"{name}.json")

@@ -101,6 +101,21 @@ def test_a_config_with_a_zoo_has_a_cell_for_each_network_that_is_held_out(
     assert sources.cells["networks-large"].commands()[0].endswith("networks.yaml --networks large")
 
 
+def test_another_folder_of_images_is_for_the_networks_of_a_zoo_that_name_one(tmp_path: Path) -> None:
+    photos = "photos: {split: cifar10, data: there, model: resnet18, width: 4, weights: small.safetensors, held_out: true}\n"
+    (tmp_path / "zoo.yaml").write_text(ZOO + photos)
+    (tmp_path / "cells").mkdir()
+    file = tmp_path / "cells" / "networks.yaml"
+    file.write_text(FAMILY)
+    folders = {name: config.workload.data for name, config in read_cells(file).items()}
+    assert folders == {"small-glyphs": None, "large": None, "photos": "there"}
+    folders = {name: config.workload.data for name, config in read_cells(file, "elsewhere").items()}
+    assert folders == {"small-glyphs": None, "large": None, "photos": "elsewhere"}
+    file.write_text("cell: one\nhorizons: {2: 1}\narms: [{name: Adam, optimizer: adam, lr: 0.1}]\n")
+    with pytest.raises(ValueError, match="data is elsewhere, and the split icons is embedded"):
+        read_cells(file, "elsewhere")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -28,6 +28,11 @@ def test_what_a_schedule_meets_is_never_held_out() -> None:
         assert {n.workload.split for n in ZOO.values() if n.workload.model == model} == {"icons", "glyphs", "emoji"}
 
 
+def test_networks_that_others_trained_meet_drawings_and_photographs() -> None:
+    theirs = {n.workload.split: n.workload.data for n in ZOO.values() if "lite" in n.name}
+    assert theirs == {"emoji": None, "cifar10": "runs/cifar10"}
+
+
 def test_there_are_enough_networks_to_meta_train_on() -> None:
     met = [network for network in ZOO.values() if not network.held_out]
     families = ("resnet", "mobilenetv3", "convnext", "vit", "regnet", "mixer", "resmlp")

@@ -154,6 +154,10 @@ def headlines(sources: Sources) -> Iterator[tuple[str, Table]]:
         each = f"{caption} Here networks count alike, and intervals are Student's, over networks."
         yield "In short", Table("Networks, in short", each, pooled(cells, AGAINST))
         yield "In short", Table("Networks, each other", each, by_arm(cells))
+        for name, cell in cells.items():
+            if not cell.config.workload.embedded:
+                about = f"{cell.about}: photographs, with weights that others trained. {how}"
+                yield "In short", Table(f"Network {name}, in short", about, headline(cell, AGAINST[:3]))
         for kind in AGAINST:
             if len(frame := by_cell(cells, kind)):
                 yield "In short", Table(f"Networks, {kind}", f"{caption} Here the other is the {kind}.", frame)

@@ -135,6 +135,8 @@ def head_inside(module: nn.Module, cure: str = "name it") -> nn.Linear:
     if saying:
         kind = type(saying[0].get_classifier()).__name__  # type: ignore[operator]
         raise ValueError(f"{type(module).__name__} has no dense head: it says that its head is of {kind}")
+    if not dense:
+        raise ValueError(f"{type(module).__name__} has no dense layer, and so no dense head")
     if place is None:
         raise ValueError(f"{type(module).__name__} has no dense head that says so, or is called so: {cure}")
     return dense[place][1]

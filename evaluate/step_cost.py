@@ -101,9 +101,7 @@ def main() -> None:
         makers, last = other_learned_optimizers() if args.learned else arms(), {}
         if args.trials:
             makers["l3rs-fused-adam-buffer"] = partial(learned, kernel=FusedBufferKernel)
-            last["l3rs-compiled"] = partial(
-                learned, kernel=CompiledKernel
-            )  # it brings a second pool of OpenMP threads, which slows the first
+            last["l3rs-compiled"] = partial(learned, kernel=CompiledKernel)  # whose second pool of OpenMP threads slows the first
         rows = step_alone(width, args.rounds, args.device, makers, last, memory=args.learned)
         file, fields = ("learned_cost.csv", LEARNED_FIELDS) if args.learned else ("step_cost.csv", FIELDS)
         append_rows(args.out / file, rows, fields)

@@ -145,6 +145,7 @@ def _numel(optimizer: torch.optim.Optimizer) -> int:
 
 
 def machine(device: str) -> dict[str, str | int]:
+    """When, where and with what, as rows have it."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

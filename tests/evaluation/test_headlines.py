@@ -136,6 +136,15 @@ def test_prose_repeats_only_numbers_that_tables_have(page: str) -> None:
     assert [number for number in NUMBER.findall(prose) if number not in tables] == []
 
 
+def test_the_first_lines_of_the_readme_are_those_of_its_first_table() -> None:
+    """Its gain after 10 and after 100 steps, of those lines of the table and no other."""
+    text = (ROOT / "README.md").read_text()
+    said = re.search(r"(\d+\.\d) points of accuracy after 10 steps, (\d+\.\d) after 100", text)
+    assert said is not None
+    lines = {cells[1]: cells[4] for line in text.splitlines() if len(cells := [c.strip() for c in line.split("|")]) == 9}
+    assert [lines[steps].split()[0] for steps in ("10", "100")] == [f"+{number}" for number in said.groups()]
+
+
 @cache
 def made(nowhere: Path) -> list[Table]:
     """The tables of pages, of committed rows."""

@@ -27,7 +27,7 @@ from l3rs.evaluation.cell_tables import (
     unique,
 )
 from l3rs.evaluation.cost_tables import costs
-from l3rs.evaluation.headlines import KINDS, by_arm, by_cell, headline, pooled
+from l3rs.evaluation.headlines import KINDS, by_arm, by_cell, headline, pooled, without_empty
 from l3rs.evaluation.pages import MISSING, Table
 from l3rs.evaluation.protocol import LONG, SHORT, protocol
 from l3rs.evaluation.sources import AWAY, BEYOND, NETWORKS, PAPER, SCRATCH, STATISTICS, Sources
@@ -157,7 +157,7 @@ def headlines(sources: Sources) -> Iterator[tuple[str, Table]]:
         for name, cell in cells.items():
             if not cell.config.workload.embedded:
                 about = f"{cell.about}: photographs, with weights that others trained. {how}"
-                yield "In short", Table(f"Network {name}, in short", about, headline(cell, AGAINST[:3]))
+                yield "In short", Table(f"Network {name}, in short", about, without_empty(headline(cell, AGAINST[:3])))
         for kind in AGAINST:
             if len(frame := by_cell(cells, kind)):
                 yield "In short", Table(f"Networks, {kind}", f"{caption} Here the other is the {kind}.", frame)

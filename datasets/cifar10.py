@@ -94,6 +94,11 @@ def main() -> None:
     if args.split:
         cifar10_split().write(ROOT / "l3rs" / "data" / "classes" / "cifar10.json")
     if args.out is not None:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # before the download
+            parser.error(f"--out must be a folder that can be written (got {args.out}: {error.strerror})")
+        print(f"Reading {args.package or URL}.", flush=True)
         with download(args.package) as package:
             print(f"Wrote {write(package, args.out):,} photographs to {args.out}.")
 

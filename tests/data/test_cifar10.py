@@ -59,6 +59,24 @@ def test_images_stand_in_the_folders_of_their_classes(
     assert np.array_equal(held_out, sheets["test_batch"][0].reshape(32, 32, 3))
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "datasets"))
+    import cifar10
+
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(cifar10, "download", lambda _: pytest.fail("it was downloaded"))
+    for words, line in (
+        (["--out", str(tmp_path / "file" / "out")], "--out must be a folder that can be written (got "),
+        ([], "--out is required, or --split"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["cifar10.py", *words])
+        with pytest.raises(SystemExit):
+            cifar10.main()
+        assert line in capsys.readouterr().err
+
+
 def test_another_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "datasets"))
     import cifar10

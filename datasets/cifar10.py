@@ -39,7 +39,7 @@ SIDE = 32
 
 def cifar10_split(seed: int = 0) -> ClassSplit:
     """Five classes to tune on, and five to judge on, drawn."""
-    return ClassSplit("cifar10", seed, draw(CLASSES, {"meta-train": 5, "meta-test": 5}, seed), "cifar10")
+    return ClassSplit("cifar10", seed, draw(CLASSES, {"meta-train": 5, "meta-test": 5}, seed))
 
 
 def download(package: Path | None) -> tarfile.TarFile:

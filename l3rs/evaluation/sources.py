@@ -135,8 +135,7 @@ def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfi
         make = partial(made_of, parser)
         found = {"": make(given)} if zoo is None else of_zoo(given, read_zoo(file.parent / zoo["file"], zoo["weights"]), zoo, make)
         if data is not None:
-            embedded = [name for name, config in found.items() if zoo is not None and config.workload.embedded]  # they take none
-            for name in found.keys() - embedded:
+            for name in [name for name, config in found.items() if not config.workload.embedded] or list(found):  # none takes it: an error
                 found[name] = replace(found[name], workload=replace(found[name].workload, data=data))
     except (jsonargparse.ArgumentError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from None

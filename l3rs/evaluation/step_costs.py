@@ -75,8 +75,8 @@ def arms() -> dict[str, Maker]:
         "adam-foreach": lambda n: torch.optim.Adam(parameters(n), foreach=True),
         "adam-default": lambda n: torch.optim.Adam(parameters(n)),
         "sgd-fused": lambda n: torch.optim.SGD(parameters(n), fused=True),
-        "l3rs": lambda n: learned(n),
-        "l3rs-foreach": lambda n: learned(n, fused=False),
+        "l3rs": learned,
+        "l3rs-foreach": partial(learned, fused=False),
     }
 
 

@@ -114,6 +114,10 @@ def test_another_folder_of_images_is_for_the_networks_of_a_zoo_that_name_one(tmp
     file.write_text("cell: one\nhorizons: {2: 1}\narms: [{name: Adam, optimizer: adam, lr: 0.1}]\n")
     with pytest.raises(ValueError, match="data is elsewhere, and the split icons is embedded"):
         read_cells(file, "elsewhere")
+    file.write_text(FAMILY)
+    (tmp_path / "zoo.yaml").write_text(ZOO)
+    with pytest.raises(ValueError, match="data is elsewhere, and the split glyphs is embedded"):  # no network names a folder
+        read_cells(file, "elsewhere")
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,8 @@ def test_other_learned_optimizers_equal_their_runs_on_cpu(kind: str) -> None:
         for optimizer in (a, b):
             optimizer.step(loss=1.0)
     for p, q, start in zip(here.parameters(), there.parameters(), small_network().parameters(), strict=True):
-        assert (p - q.cpu()).norm() <= 1e-3 * (p - start).norm()
+        torch.testing.assert_close(p, q.cpu(), rtol=1e-3, atol=1e-4)
+        assert (p - q.cpu()).norm() <= 1e-3 * (p - start).norm()  # steps of some are smaller than that
 
 
 @pytest.mark.filterwarnings("ignore:.*no `val_dataloader`", "ignore:.*treespec", "ignore:.*does not have many workers")

@@ -21,9 +21,7 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from l3rs.finetuning.runs import peak, start_peak
-from l3rs.learned import portions
 from l3rs.learned.base import LearnedRule
-from l3rs.learned.elements import refused
 from l3rs.learned.theta import random
 from l3rs.learned.weights import KINDS
 from l3rs.networks.create import resnet34
@@ -80,31 +78,15 @@ def arms() -> dict[str, Maker]:
     }
 
 
-def other_learned(kind: str, network: nn.Module, kernel: bool = True) -> LearnedRule:
-    """Another learned optimizer, with meta-parameters drawn at random, which cost what published ones do.
-
-    Args:
-        kernel: if it is False, the step runs in torch operations, as without a C compiler, or, on a GPU, without Triton.
-    """
-    optimizer = KINDS[kind].build(named_parameters(network), random(KINDS[kind].shapes, 0), 10**6, KINDS[kind].lr)
-    looked_up = vars(portions)
-
-    def pre(*_: Any) -> None:
-        looked_up["refused"] = lambda *_: True
-
-    def post(*_: Any) -> None:
-        looked_up["refused"] = refused
-
-    if not kernel:
-        optimizer.register_step_pre_hook(pre)
-        optimizer.register_step_post_hook(post)
-    return optimizer
+def other_learned(kind: str, network: nn.Module, fused: bool | None = None) -> LearnedRule:
+    """Another learned optimizer, with meta-parameters drawn at random, which cost what published ones do."""
+    return KINDS[kind].build(named_parameters(network), random(KINDS[kind].shapes, 0), 10**6, KINDS[kind].lr, fused=fused)
 
 
 def other_learned_optimizers() -> dict[str, Maker]:
     """What is timed of them, by name."""
     fast = {kind: partial(other_learned, kind) for kind in KINDS}
-    slow = {f"{kind}-torch": partial(other_learned, kind, kernel=False) for kind in KINDS}
+    slow = {f"{kind}-torch": partial(other_learned, kind, fused=False) for kind in KINDS}
     return {"adam-fused": arms()["adam-fused"], **fast, **slow}
 
 

@@ -13,6 +13,7 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from l3rs.learned.accumulators import State
+from l3rs.learned.elements import refused
 from l3rs.learned.mlp import Member, Rule
 from l3rs.learned.portions import Portions
 from l3rs.optimizer.arguments import Multipliers, call_closure, multiplier, plain, whole_or_zero
@@ -40,16 +41,16 @@ class LearnedRule(Resumable):
     watches_loss = False
     process_group: ProcessGroup | None = None  # it belongs to a process, so copies have none
     multiplies = True  # lr is a multiplier, 1 by default, or a learning rate
-    _kept: tuple[str, ...] = ("theta",)  # attributes that copies of the object have too
+    _kept: tuple[str, ...] = ("theta", "fused")  # attributes that copies of the object have too
 
-    def __init__(self, params: ParamsT, theta: dict[str, Tensor], defaults: dict[str, Any]) -> None:
-        self.theta = theta
+    def __init__(self, params: ParamsT, theta: dict[str, Tensor], defaults: dict[str, Any], fused: bool | None) -> None:
+        self.theta, self.fused = theta, fused
         self._prepare()
         super().__init__(params, {**defaults, "step": 0, "skipped": 0})
         self._multipliers.read(self.param_groups, stacklevel=4, step=False)
 
     def _prepare(self) -> None:
-        self._portions = Portions(self.rule, self.hidden)
+        self._portions = Portions(self.rule, self.hidden, self.fused)
         self._multipliers = Multipliers(type(self).__name__, self.multiplies)
         self._fresh: dict[Tensor, tuple[Any, State]] = {}
         self._moved: dict[object, dict[str, Tensor]] = {}
@@ -87,12 +88,21 @@ class LearnedRule(Resumable):
         super().add_param_group(param_group)
         try:
             self._validate(self.param_groups[-1])
+            if self.fused:
+                self._check_compiled(self.param_groups[-1]["params"])
         except (ValueError, TypeError):
             self.param_groups.pop()
             raise
         for p in self.param_groups[-1]["params"]:
             if p.requires_grad:
                 self._state_of(p, self.param_groups[-1])
+
+    def _check_compiled(self, params: Sequence[Tensor]) -> None:
+        """Raises ValueError where compiled code cannot step one of them."""
+        for p in (p for p in params if p.requires_grad and p.numel()):
+            if refused(self._values(p), {}, self.rule.by_matrix):
+                which = f"shape {tuple(p.shape)}, {p.dtype} on {p.device}"
+                raise ValueError(f"fused=True, but no compiled code steps a parameter of {which}; fused=None takes torch operations for it")
 
     def _state_of(self, p: Tensor, group: dict[str, Any]) -> State:
         state: State = self.state[p]
@@ -117,8 +127,10 @@ class LearnedRule(Resumable):
 
     @staticmethod
     def _values(p: Tensor) -> Tensor:
-        """Detached, of the dtype in which it is computed with, float32 at least, and a scalar as (1,)."""
+        """Detached, of the dtype in which it is computed with, float32 at least, as it lies in memory, and a scalar as (1,)."""
         t = p.detach().to(torch.promote_types(p.dtype, torch.float32))
+        if t.is_neg() or t._is_zerotensor():
+            t = t.clone()  # compiled code reads what lies there
         return t.reshape(1) if t.dim() == 0 else t
 
     # -- the step ---------------------------------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ class Celo2(LearnedRule):
         adam_lr_mult: of Adam's learning rate; None is the published one, 1 or 20.
         adam_names: a regular expression; parameters whose name holds it go to Adam whatever their shape. The model card has "embed".
         maximize: whether gradients point uphill of what is wanted.
+        fused: as in `VeLO`. Adam's part is in torch operations always.
 
     Raises:
         ValueError: an option is not what it should be; theta is of another size, or cannot be read (a `CheckpointError`); or `adam_names`
@@ -77,10 +78,11 @@ class Celo2(LearnedRule):
         adam_lr_mult: float | None = None,
         adam_names: str | None = None,
         maximize: bool = False,
+        fused: bool | None = None,
     ) -> None:
         self.adam_names = adam_names
         defaults = {"lr": lr, "weight_decay": weight_decay, "orthogonalize": orthogonalize, "vectors": vectors}
-        super().__init__(params, resolve(theta, SHAPES), {**defaults, "adam_lr_mult": adam_lr_mult, "maximize": maximize})
+        super().__init__(params, resolve(theta, SHAPES), {**defaults, "adam_lr_mult": adam_lr_mult, "maximize": maximize}, fused)
 
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)

@@ -33,10 +33,11 @@ class Portions:
     Args:
         rule: of the optimizer.
         hidden: width of its MLP.
+        fused: False takes torch operations throughout.
     """
 
-    def __init__(self, rule: Rule, hidden: int) -> None:
-        self.rule, self.hidden = rule, hidden
+    def __init__(self, rule: Rule, hidden: int, fused: bool | None = None) -> None:
+        self.rule, self.hidden, self.fused = rule, hidden, fused
         self._kernels: dict[object, ElementsKernel | TritonElements] = {}
 
     def directions(self, members: Sequence[Member], mlps: Sequence[MLP]) -> Iterator[Tensor]:
@@ -67,7 +68,7 @@ class Portions:
 
     def _parts(self, members: Sequence[Member]) -> Iterator[tuple[int, int, ElementsKernel | TritonElements | None]]:
         """Where portions start and stop, and the kernel of each, or None where the kernel cannot be used."""
-        slow = [refused(m.p, m.state, self.rule.by_matrix, m.g) for m in members]
+        slow = [self.fused is False or refused(m.p, m.state, self.rule.by_matrix, m.g) for m in members]
         most = ON_CUDA if members and members[0].p.device.type == "cuda" else TOGETHER
         start, size = 0, 0
         for i, m in enumerate(members):

@@ -87,6 +87,7 @@ class SmallFC(LearnedRule):
             decays are then those that PyLO has for every such file, or those of a second file.
         lr: a multiplier.
         maximize: whether gradients point uphill of what is wanted.
+        fused: as in `VeLO`.
 
     Raises:
         ValueError: an option is not what it should be, or theta is of another size, or cannot be read (a `CheckpointError`).
@@ -105,11 +106,12 @@ class SmallFC(LearnedRule):
         lr: float | Tensor = 1.0,
         *,
         maximize: bool = False,
+        fused: bool | None = None,
     ) -> None:
         values = resolve(theta, SHAPES)
         betas = decays(values, torch.float64)
         self.rule = RULE._replace(rho=betas.second.item(), momentum=tuple(betas.momentum.tolist()), factors=tuple(betas.factors.tolist()))
-        super().__init__(params, values, {"lr": lr, "maximize": maximize})
+        super().__init__(params, values, {"lr": lr, "maximize": maximize}, fused)
 
     def _initial_state(self, p: Tensor, group: dict[str, Any], like: Tensor) -> State:
         return initial_state(like)

@@ -68,6 +68,8 @@ class VeLO(LearnedRule):
         total_steps: K, the number of steps of the whole run.
         lr: a multiplier.
         maximize: whether gradients and the loss are of what is to be maximized.
+        fused: takes the step in compiled code, for parameters of 32 bits or fewer. None does so where it can: on CPU, if a C compiler was
+            there at installation, and on CUDA by Triton. False takes torch operations; True raises ValueError where it cannot.
         process_group: the ranks that train together, whose losses are averaged; None is all.
 
     Raises:
@@ -88,12 +90,13 @@ class VeLO(LearnedRule):
         lr: float | Tensor = 1.0,
         *,
         maximize: bool = False,
+        fused: bool | None = None,
         process_group: ProcessGroup | None = None,
     ) -> None:
         self.process_group = process_group
         losses = {"losses": 0, "loss_means": None, "loss_least": None}
         defaults = {"lr": lr, "total_steps": total_steps, "maximize": maximize, **losses}
-        super().__init__(params, resolve(theta, self.FORM.shapes), defaults)
+        super().__init__(params, resolve(theta, self.FORM.shapes), defaults, fused)
 
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)

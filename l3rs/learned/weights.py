@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -30,13 +31,13 @@ class Kind(NamedTuple):
 
     Attributes:
         shapes: names and shapes of the meta-parameters.
-        build: the optimizer for a run of K steps, from (parameters, theta, K, learning rate).
+        build: the optimizer for a run of K steps, from (parameters, theta, K, learning rate) and options by name.
         lr: the usual one of `LearnedWeights`.
         tuned: whether that is a learning rate, which wants tuning, rather than a multiplier.
     """
 
     shapes: meta.Shapes
-    build: Callable[[Named, Tensor, int, float], LearnedRule]
+    build: Callable[..., LearnedRule]
     lr: float = 1.0
     tuned: bool = False
 
@@ -55,12 +56,12 @@ def _celo2(named: Named, theta: Tensor, steps: int, lr: float, **options: Any) -
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "velo": Kind(VeLO.FORM.shapes, lambda named, theta, steps, lr: VeLO(named, theta, steps, lr)),
-        "celo": Kind(Celo.FORM.shapes, lambda named, theta, steps, lr: Celo(named, theta, steps, lr)),
+        "velo": Kind(VeLO.FORM.shapes, lambda named, theta, steps, lr, **o: VeLO(named, theta, steps, lr, **o)),
+        "celo": Kind(Celo.FORM.shapes, lambda named, theta, steps, lr, **o: Celo(named, theta, steps, lr, **o)),
         "celo2": Kind(SHAPES, _celo2, CELO2_LR, tuned=True),
-        "celo2-base": Kind(SHAPES, lambda n, t, k, lr: _celo2(n, t, k, lr, orthogonalize=False, vectors="learned"), CELO2_LR, tuned=True),
-        "small-fc": Kind(SMALL_FC, lambda named, theta, steps, lr: SmallFC(named, theta, lr)),
-        "mulo": Kind(SMALL_FC, lambda named, theta, steps, lr: MuLO(mup_groups(named), theta, lr)),
+        "celo2-base": Kind(SHAPES, partial(_celo2, orthogonalize=False, vectors="learned"), CELO2_LR, tuned=True),
+        "small-fc": Kind(SMALL_FC, lambda named, theta, steps, lr, **o: SmallFC(named, theta, lr, **o)),
+        "mulo": Kind(SMALL_FC, lambda named, theta, steps, lr, **o: MuLO(mup_groups(named), theta, lr, **o)),
     }
 )
 

@@ -44,20 +44,20 @@ class One(NamedTuple):
     state: State
 
 
-def direction(state: State, g: Tensor, p: Tensor, perceptron: MLP, rule: Rule) -> Tensor:
+def direction(state: State, g: Tensor, p: Tensor, perceptron: MLP, rule: Rule, fused: bool | None = None) -> Tensor:
     """Of one parameter alone."""
-    (found,) = Portions(rule, len(perceptron.b0)).directions([One(g, p, state)], [perceptron])
+    (found,) = Portions(rule, len(perceptron.b0), fused).directions([One(g, p, state)], [perceptron])
     return found
 
 
-def steps(shape: tuple[int, ...], kind: str, number: int = 5) -> tuple[list[Tensor], State]:
+def steps(shape: tuple[int, ...], kind: str, number: int = 5, fused: bool | None = None) -> tuple[list[Tensor], State]:
     """Directions of some steps, and the state after them."""
     generator = torch.Generator().manual_seed(6)
     p = torch.randn(shape, generator=generator)
     state, (perceptron, rule), made = initial_state(p), network(kind), []
     for k in range(number):
         g = torch.randn(shape, generator=generator) * 10.0 ** (k - 3)
-        made.append(direction(state, g, p, perceptron, rule))
+        made.append(direction(state, g, p, perceptron, rule, fused))
         p = p - 0.1 * made[-1]
     return made, state
 
@@ -69,11 +69,10 @@ def error(a: Tensor, b: Tensor) -> float:
 @built
 @pytest.mark.parametrize("kind", RULES)
 @pytest.mark.parametrize("shape", [*SMALL, LARGE], ids=str)
-def test_the_kernel_is_the_operations_of_torch(shape: tuple[int, ...], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_is_the_operations_of_torch(shape: tuple[int, ...], kind: str) -> None:
     assert not refused(torch.zeros(shape), {}, RULES[kind][0].by_matrix)
     made, state = steps(shape, kind)
-    monkeypatch.setattr(portions, "refused", lambda *_: True)
-    expected, expected_state = steps(shape, kind)
+    expected, expected_state = steps(shape, kind, fused=False)
     for k, (a, b) in enumerate(zip(made, expected, strict=True)):
         assert a.shape == b.shape
         assert error(a, b) < 5e-6, f"step {k}"
@@ -104,7 +103,7 @@ def test_parameters_move_together_as_they_do_alone(kind: str, monkeypatch: pytes
 
 
 @built
-def test_moments_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moments_are_those_of_torch() -> None:
     """Mean square of p; mean and variance of r and of each momentum, also where they hardly vary."""
     generator = torch.Generator().manual_seed(11)
     members = []
@@ -114,24 +113,23 @@ def test_moments_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         state["momentum"].copy_(5.0 + 1e-3 * torch.randn(3, *shape, generator=generator))
         members.append(One(torch.zeros(shape), p, state))
     found = Portions(velo.RULE, 4).moments(members)
-    monkeypatch.setattr(portions, "refused", lambda *_: True)
-    expected = Portions(velo.RULE, 4).moments([One(m.g, m.p.double(), {k: t.double() for k, t in m.state.items()}) for m in members])
+    expected = Portions(velo.RULE, 4, fused=False).moments(
+        [One(m.g, m.p.double(), {k: t.double() for k, t in m.state.items()}) for m in members]
+    )
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-12)
 
 
 @built
 @pytest.mark.parametrize("kind", RULES)
-def test_gradients_are_clipped_alike(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_clipped_alike(kind: str) -> None:
     generator = torch.Generator().manual_seed(7)
     p, g = torch.randn(9, 11, generator=generator), torch.randn(9, 11, generator=generator)
     g[0, 0], g[3, 5] = 1e30, -5000.0
     before = g.clone()
     ends = []
-    for native in (True, False):
-        if not native:
-            monkeypatch.setattr(portions, "refused", lambda *_: True)
+    for fused in (None, False):
         state = initial_state(p)
-        ends.append((direction(state, g, p, *network(kind)), state["momentum"]))
+        ends.append((direction(state, g, p, *network(kind), fused), state["momentum"]))
     assert error(ends[0][0], ends[1][0]) < 2e-5
     assert error(ends[0][1], ends[1][1]) < 1e-6
     expected = {"celo2": 100.0, "velo": 100.0, "small_fc": 2e14}  # a tenth of 1000, a fifth of 1e15
@@ -191,21 +189,19 @@ def test_states_that_c_cannot_read_are_left_to_torch(kind: str) -> None:
 
 
 @built
-def test_kernels_of_many_positions_are_stepped_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_of_many_positions_are_stepped_all_the_same() -> None:
     by_matrix, _ = steps((4, 4, 9, 9), "celo2", 1)
     over_all, _ = steps((4, 4, 9, 9), "velo", 1)
-    monkeypatch.setattr(portions, "refused", lambda *_: True)
-    assert torch.equal(by_matrix[0], steps((4, 4, 9, 9), "celo2", 1)[0][0])  # the same operations
-    assert error(over_all[0], steps((4, 4, 9, 9), "velo", 1)[0][0]) < 2e-5
+    assert torch.equal(by_matrix[0], steps((4, 4, 9, 9), "celo2", 1, fused=False)[0][0])  # the same operations
+    assert error(over_all[0], steps((4, 4, 9, 9), "velo", 1, fused=False)[0][0]) < 2e-5
 
 
 def test_pieces_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(portions, "refused", lambda *_: True)
     for kind in RULES:
         for shape in ((70,), (16, 4, 3, 3), (3, 40)):
-            whole, _ = steps(shape, kind, 2)
+            whole, _ = steps(shape, kind, 2, fused=False)
             monkeypatch.setattr(learned_mlp, "PIECE", 50)
-            pieces, _ = steps(shape, kind, 2)
+            pieces, _ = steps(shape, kind, 2, fused=False)
             monkeypatch.setattr(learned_mlp, "PIECE", 1 << 16)
             assert max(map(error, pieces, whole)) < 2e-5
 

@@ -38,14 +38,12 @@ def of_golden() -> dict[str, Tensor]:
 # -- as the original -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("fused", [None, False])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-6), (torch.float32, 5e-4)])
-def test_every_step_is_that_of_the_original(dtype: torch.dtype, limit: float, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_is_that_of_the_original(dtype: torch.dtype, limit: float, fused: bool | None) -> None:
     """In float32 the differences of parameters are rounded too: the original in float32 is 1e-4 from itself in float64."""
-    if not native:
-        monkeypatch.setattr("l3rs.learned.portions.refused", lambda *_: True)
     params = parameters(dtype)
-    optimizer = SmallFC(params.values(), flatten(of_golden(), SHAPES))
+    optimizer = SmallFC(params.values(), flatten(of_golden(), SHAPES), fused=fused)
     for leaf, steps in trajectory(params, optimizer).items():
         expected = in_torch(arrays("small_fc")[f"step64/{leaf}"].astype(np.float64), LEAVES[leaf])
         worst = max(errors(steps, expected))

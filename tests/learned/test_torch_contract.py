@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from l3rs.learned import Celo2, VeLO
 from l3rs.learned.base import LearnedRule
 from l3rs.learned.celo2 import SHAPES
+from l3rs.learned.elements import library
 from l3rs.learned.theta import MODULE, flatten, unflatten
 
 # -- steps -------------------------------------------------------------------------------------------------------------------------
@@ -480,6 +481,39 @@ def test_half_precision_parameters_are_stepped_in_float32(form: str, dtype: torc
         optimizer.step(loss=1.0)
     for p, q in zip(half, single, strict=True):
         torch.testing.assert_close(p, q.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=0)
+
+
+@every_form
+def test_torch_operations_are_taken_where_they_are_asked_for(form: str) -> None:
+    """As users see it: the steps are those of compiled code but for rounding. Copies ask for the same."""
+    ends = []
+    for fused in (None, False):
+        network = small_network()
+        optimizer = copy.deepcopy(make(form, network.parameters(), fused=fused))
+        network = nn.ParameterList([p for group in optimizer.param_groups for p in group["params"]])
+        for k in range(3):
+            for p in network:
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(k))
+            optimizer.step(loss=1.0)
+        compiled = library() is not None and fused is not False and any("momentum" in optimizer.state[p] for p in network)
+        assert bool(optimizer._portions._kernels) == compiled
+        ends.append(weights(network))
+    for p, q in zip(*ends, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+@every_form
+def test_compiled_code_is_refused_where_there_is_none_for_a_parameter(form: str) -> None:
+    wrong = nn.Parameter(torch.zeros(4, 3, dtype=torch.float64))
+    message = r"fused=True, but no compiled code steps a parameter of shape \(4, 3\), torch.float64 on cpu"
+    with pytest.raises(ValueError, match=message):
+        make(form, [wrong], fused=True)
+    if library() is not None:
+        optimizer = make(form, [nn.Parameter(torch.zeros(4, 3))], fused=True)
+        with pytest.raises(ValueError, match=message):
+            optimizer.add_param_group({"params": [wrong]})
+        assert len(optimizer.param_groups) == 1
+        assert wrong not in optimizer.state
 
 
 @every_form

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from l3rs import L3RS
-from l3rs.learned import Celo2, portions, theta
+from l3rs.learned import Celo2, theta
 from l3rs.learned.celo2 import SHAPES
 from l3rs.optimizer.decision import Decider
 from l3rs.optimizer.kernels.memory_layout import addresses
@@ -34,12 +34,8 @@ def run_of_l3rs(shapes: list[tuple[int, ...]], native: bool) -> Run:
 
 def run_of_celo2(shapes: list[tuple[int, ...]], native: bool) -> Run:
     network = parameters(shapes)
-    optimizer = Celo2(network.named_parameters(), theta.random(SHAPES, 0), 1e-3, orthogonalize=False, vectors="learned")
-    if not native:
-        usual = portions.refused
-        optimizer.register_step_pre_hook(lambda *_: setattr(portions, "refused", lambda *_: True))
-        optimizer.register_step_post_hook(lambda *_: setattr(portions, "refused", usual))
-    return network, optimizer
+    options = {"orthogonalize": False, "vectors": "learned", "fused": None if native else False}
+    return network, Celo2(network.named_parameters(), theta.random(SHAPES, 0), 1e-3, **options)  # type: ignore[arg-type]
 
 
 MAKERS = {"L3RS": run_of_l3rs, "Celo2": run_of_celo2}

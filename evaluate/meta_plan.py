@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from jsonargparse import ArgumentError
 from options import ROOT
 from torch import nn
 from torch.nn import functional as F
@@ -106,7 +105,7 @@ def main() -> None:
             raise ValueError(
                 f"the plan is of evolution strategies on one network; {args.config} has search {config.search}, zoo.file {config.zoo.file}"
             )
-    except (ValueError, TypeError, AttributeError, ArgumentError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         parser.error(first_line(error))
     print(plan(config, args.images_per_second))
 

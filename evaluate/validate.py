@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from jsonargparse import ArgumentError
 from options import RESULTS, count
 from tqdm import tqdm
 
@@ -55,7 +54,7 @@ def main() -> None:
         else:
             config.variety.prepare()
         problems = {mark: FineTuning(one, config) for mark, one in schedules.items()}  # they may have different forms
-    except (ValueError, TypeError, OSError, ArgumentError) as error:
+    except (ValueError, TypeError, OSError) as error:
         parser.error(first_line(error))
     torch.set_num_threads(1)
     called = f"{args.config.stem} {mark_of(config)}"

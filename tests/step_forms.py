@@ -54,8 +54,8 @@ def agree(a: nn.Module, b: nn.Module, start: list[torch.Tensor], rtol: float, wh
         assert (p.double() - q.double()).norm() <= rtol * way + 1e-6 * q.double().norm(), f"{what}: {name}"
 
 
-def against_reference(name: str, sizes: tuple[int, ...] = (), prepare: Prepare = nothing) -> None:
-    """Three steps of a form, on layers of these sizes if they are given; the reference runs in float64."""
+def against_reference(name: str, sizes: tuple[int, ...] = (), prepare: Prepare = nothing, fused: bool | None = None) -> None:
+    """Three steps of a form, on layers of these sizes if they are given; the reference runs in float64. `fused`: as of `L3RS`."""
 
     def network(dtype: torch.dtype) -> nn.Module:
         torch.manual_seed(1)
@@ -67,7 +67,8 @@ def against_reference(name: str, sizes: tuple[int, ...] = (), prepare: Prepare =
     fast, slow = network(torch.float32), network(torch.float64)
     start = [p.detach().clone() for p in fast.parameters()]
     schedule = random_schedule(fast, specialist(name), scale=0.1, **FORMS[name])
-    optimizer, reference = L3RS(fast.named_parameters(), 5, schedule), ReferenceL3RS(dict(slow.named_parameters()), 5, schedule)
+    optimizer = L3RS(fast.named_parameters(), 5, schedule, fused=fused)
+    reference = ReferenceL3RS(dict(slow.named_parameters()), 5, schedule)
     for k in range(3):
         grads = gradients(fast, k)
         give(fast, [g.float().double() for g in grads])
@@ -78,8 +79,12 @@ def against_reference(name: str, sizes: tuple[int, ...] = (), prepare: Prepare =
         agree(fast, slow, start, 2e-4, f"{name}, step {k}")
 
 
-def against_torch(name: str, prepare: Prepare = nothing, device: str = "cpu") -> None:
-    """Eight steps, with what may happen between them; then parameters, moments, averages, counts and decisions agree."""
+def against_torch(name: str, prepare: Prepare = nothing, device: str = "cpu", fused: bool | None = None) -> None:
+    """Eight steps, with what may happen between them; then parameters, moments, averages, counts and decisions agree.
+
+    Args:
+        fused: of the optimizer that is compared with torch operations; True has it raise where compiled code does not step it.
+    """
     networks = small_network().to(device), small_network().to(device)
     start = [p.detach().clone() for p in networks[0].parameters()]
     learned = random_schedule(networks[0], specialist(name), scale=0.1, **{**FORMS[name], "lr0": 1e-3})
@@ -87,7 +92,7 @@ def against_torch(name: str, prepare: Prepare = nothing, device: str = "cpu") ->
     for n in networks:
         first, last = list(n.named_parameters())[:3], list(n.named_parameters())[3:]
         groups = [{"params": first, "total_steps": 6}, {"params": last, "lr": torch.tensor(0.5), "maximize": True}]
-        optimizers.append(L3RS(groups, 9, learned, fused=False if n is networks[0] else None))
+        optimizers.append(L3RS(groups, 9, learned, fused=False if n is networks[0] else fused))
     warnings.simplefilter("ignore")
     for k in range(8):
         grads = gradients(networks[0], k)

@@ -16,6 +16,7 @@ from l3rs.finetuning.unroll import PRECISIONS
 from l3rs.finetuning.variety import Setting, Variety, ZooConfig
 from l3rs.finetuning.workload import Workload, flat, from_flat
 from l3rs.learners import LEARNERS, Start, refuse_unused
+from l3rs.text import first_line
 
 SEARCHES = ("nes", "gradient", "both")
 DEVICES = ("cpu", "cuda")
@@ -273,10 +274,14 @@ class MetaTrainConfig:
 
 
 def read_config(path: str | Path, **values: Any) -> MetaTrainConfig:
-    """Reads a YAML file, as in `configs/meta_train`; `values` replace its own."""
+    """Reads a YAML file, as in `configs/meta_train`; `values` replace its own. Raises ValueError or TypeError, which names the file."""
     import jsonargparse  # only now: the settings themselves need no parser
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Workload, as_group=False)
     parser.add_class_arguments(MetaTrainConfig, as_group=False, skip={"workload"})
-    return MetaTrainConfig.of(**{**vars(parser.instantiate(parser.parse_path(str(path)))), **values})
+    try:
+        read = parser.instantiate(parser.parse_path(str(path)))
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(f"{path} is no config of meta-training: {first_line(error)}") from None
+    return MetaTrainConfig.of(**{**vars(read), **values})

@@ -166,7 +166,8 @@ def test_muon_sees_kernels_as_matrices_and_vectors_as_matrices_of_one_row() -> N
         ours = [q.detach().clone().reshape(p.shape) for p, q in zip(ours, theirs, strict=True)]
 
 
-def test_directions_can_be_registered_once() -> None:
+def test_directions_can_be_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("l3rs.directions._registered", {})
     mine = TorchOptimizerDirection(torch.optim.RMSprop)
     register("test-rmsprop", mine)
     assert direction("test-rmsprop") is mine

@@ -287,6 +287,7 @@ def test_rows_of_a_config_that_was_edited_are_refused(tmp_path: Path) -> None:
 def test_committed_rows_are_of_the_configs(name: str) -> None:
     config = read_cells(ROOT / "configs" / "evaluate" / f"{name}.yaml")[""]
     rows = Rows(Path("nowhere"), ROOT / "evaluate" / "results" / name).read()
+    assert len(rows)
     assert (rows.made_with != "").all()
     check_made_with(config, rows)
 

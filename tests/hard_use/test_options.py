@@ -64,7 +64,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--model": [("resnet43", "model is 'resnet43', which timm"), ("", "model is ''")],
         "--steps": [("0", "--steps must be a whole number of at least 1 (got 0)")],
         "--weights": [(NOT_THERE, "the weights nowhere are not a file"), ("file", "file holds no weights that can be read")],
-        "--from-scratch": [("=maybe", "--from-scratch")],
+        "--from-scratch": [("=maybe", "--from-scratch must be true or false (got maybe)")],
         "--width": [
             ("0 --from-scratch", "width must be at least 1 (got 0)"),
             ("8", "width is 8, and pretrained weights are of timm's own"),
@@ -86,17 +86,17 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("even", "--balance must be one of none, sampling, weights (got 'even')"),
             ("weights --labels file", "--labels and --balance do not go together"),
         ],
-        "--head-start": [("=maybe", "--head-start")],
-        "--refresh": [("=maybe", "--refresh")],
+        "--head-start": [("=maybe", "--head-start must be true or false (got maybe)")],
+        "--refresh": [("=maybe", "--refresh must be true or false (got maybe)")],
         "--head-only": [
-            ("=maybe", "--head-only"),
+            ("=maybe", "--head-only must be true or false (got maybe)"),
             ("--average", "--head-only and --average do not go together"),
             ("--learned generalist", "--head-only and --learned do not go together"),
             ("--no-head-start", "--head-only and --no-head-start do not go together"),
             ("--compare adam", "--compare must give a learning rate with --head-only, as in adam=1e-3 (got 'adam')"),
             ("--compare adamx", "--compare must be one or more of adam ... (got 'adamx')"),
         ],
-        "--average": [("=maybe", "--average")],
+        "--average": [("=maybe", "--average must be true or false (got maybe)")],
         "--patience": [("0", "--patience must be a whole number of at least 1 (got 0)")],
         "--validate-every": [("0", "--validate-every must be a whole number of at least 1 (got 0)")],
         "--epochs": [
@@ -131,7 +131,11 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
     },
     "predict": {
         "run": [(f"{NOT_THERE} images", "nowhere is not there; give the folder of a run"), ("file images", "file cannot be read as")],
-        "images": [("file nowhere", "nowhere is not there"), ("file empty", "the folder empty has no images"), ("file", "images")],
+        "images": [
+            ("file nowhere", "nowhere is not there"),
+            ("file empty", "the folder empty has no images"),
+            ("file", "the following arguments are required: images"),
+        ],
         "--top": [("0 file images", "--top must be at least 1 (got 0)")],
         "--csv": [
             ("no/x.csv file images", "--csv must be a file that can be written (got no/x.csv: No such file or directory)"),
@@ -140,7 +144,11 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
     },
     "evaluate": {
         "run": [(f"{NOT_THERE} images", "nowhere is not there; give the folder of a run"), ("file images", "file cannot be read as")],
-        "folder": [("run nowhere", "nowhere is not a folder"), ("run empty", "empty has no class folders"), ("run", "folder")],
+        "folder": [
+            ("run nowhere", "nowhere is not a folder"),
+            ("run empty", "empty has no class folders"),
+            ("run", "the following arguments are required: folder"),
+        ],
         "--labels": [("file run images", "is a model of one class an image, and takes no --labels")],
         "--out": [(f"{IN_A_FILE} run images", "--out must be a folder that can be written (got file/x: ")],
     },
@@ -172,13 +180,13 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--out": [(IN_A_FILE, "file/x cannot be written"), ("images", "images cannot be written")],
     },
     "cache": {
-        "--config": [(NOT_THERE, "nowhere"), ("zoo.yaml", "zoo.yaml: no setting is called ")],
+        "--config": [(NOT_THERE, "nowhere cannot be read (No such file or directory)"), ("zoo.yaml", "zoo.yaml: no setting is called ")],
         "--purposes": [
             ("x", "--purposes must be one or more of pretrain, meta-train ... (got 'x')"),
             ("", "--purposes must be followed by at least one value"),
         ],
-        "--plan": [("=maybe", "--plan")],
-        "--verify": [("=maybe", "--verify")],
+        "--plan": [("=maybe", "--plan must be true or false (got maybe)")],
+        "--verify": [("=maybe", "--verify must be true or false (got maybe)")],
         "--split": [(NOT_THERE, "the split nowhere is neither a file nor one of"), ("file", "file is no class split"), ("images", "Is a")],
         "--data": [(NOT_THERE, "nowhere is not a folder"), ("empty", "empty has no class folders")],
         "--side": [("0", "side must be at least 1 pixel (got 0)")],
@@ -196,7 +204,10 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "--from-scratch": [("=maybe", "--from-scratch must be true or false (got maybe)")],
     },
     "meta-train": {
-        "--config": [(NOT_THERE, "nowhere"), ("file", "file must hold settings, as in `generations: 100` (got 'x')")],
+        "--config": [
+            (NOT_THERE, "nowhere cannot be read (No such file or directory)"),
+            ("file", "file must hold settings, as in `generations: 100` (got 'x')"),
+        ],
         "--out": [(IN_A_FILE, "--out must be a folder that can be written (got file/x: Not a directory)")],
         "--split": [(NOT_THERE, "the split nowhere needs data"), ("file --data images --from-scratch", "file is no class split")],
         "--data": [

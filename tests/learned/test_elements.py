@@ -44,10 +44,17 @@ class One(NamedTuple):
     state: State
 
 
-def direction(state: State, g: Tensor, p: Tensor, perceptron: MLP, rule: Rule, fused: bool | None = None) -> Tensor:
-    """Of one parameter alone."""
-    (found,) = Portions(rule, len(perceptron.b0), fused).directions([One(g, p, state)], [perceptron])
+def direction(state: State, g: Tensor, p: Tensor, perceptron: MLP, rule: Rule, fused: bool | None = None, readable: bool = True) -> Tensor:
+    """Of one parameter alone: in C, unless torch operations are asked for, or C cannot step such a parameter, or read its state."""
+    portions = Portions(rule, len(perceptron.b0), fused)
+    (found,) = portions.directions([One(g, p, state)], [perceptron])
+    assert bool(portions._kernels) == (fused is not False and readable and in_c(p, rule))
     return found
+
+
+def in_c(p: Tensor, rule: Rule) -> bool:
+    """Whether C steps a parameter: of float32, and, where matrices are what counts, of at most 64 positions."""
+    return library() is not None and p.dtype == torch.float32 and not (rule.by_matrix and math.prod(p.shape[2:]) > 64)
 
 
 def steps(shape: tuple[int, ...], kind: str, number: int = 5, fused: bool | None = None) -> tuple[list[Tensor], State]:
@@ -141,6 +148,9 @@ def test_gradients_are_clipped_alike(kind: str) -> None:
 @pytest.mark.parametrize("kind", RULES)
 @pytest.mark.parametrize("shape", [LARGE, (40000,), (2, 20000)], ids=str)
 def test_the_number_of_threads_does_not_change_a_bit(shape: tuple[int, ...], kind: str) -> None:
+    c = library()
+    assert c is not None
+    assert c.parallel is not None  # or there is one thread
     if shape == LARGE:
         assert -(-LARGE[0] // max(1, CHUNK // math.prod(LARGE[1:]))) > 4  # chunks, with a short one at the end
         assert LARGE[0] % (CHUNK // math.prod(LARGE[1:]))
@@ -183,7 +193,7 @@ def test_states_that_c_cannot_read_are_left_to_torch(kind: str) -> None:
     expected = direction(initial_state(p), g, p, *network(kind))
     transposed = {key: t.mT.contiguous().mT for key, t in initial_state(p).items()}
     assert not transposed["momentum"].is_contiguous()
-    assert error(direction(transposed, g, p, *network(kind)), expected) < 5e-6
+    assert error(direction(transposed, g, p, *network(kind), readable=False), expected) < 5e-6
     with pytest.raises(RuntimeError, match="same dtype"):
         direction(initial_state(p.double()), g, p, *network(kind))
 

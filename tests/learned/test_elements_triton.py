@@ -104,13 +104,14 @@ def moments() -> torch.Tensor:
 def compare(what: str) -> None:
     from l3rs.learned.elements_triton import TritonElements
 
-    def in_triton(_: str) -> type[TritonElements]:
+    def in_triton(device: str) -> type[TritonElements]:
+        asked.append(device)
         return TritonElements
 
     def no_position_is_too_many(p: torch.Tensor, state: Any, by_matrix: bool, g: Any = None) -> bool:
         return usual(p, state, False, g)
 
-    usual = portions.refused
+    usual, asked = portions.refused, list[str]()
     if what in ("celo2", "velo", "small_fc", "moments"):
         make = moments if what == "moments" else lambda: directions(what)
         portions.refused = lambda *_: True
@@ -122,6 +123,7 @@ def compare(what: str) -> None:
             else:
                 error = (found.double() - wanted.double()).norm() / wanted.double().norm()
                 assert error < 5e-6, (what, tuple(wanted.shape), error)
+        assert asked
         return
     import test_goldens
 
@@ -132,6 +134,7 @@ def compare(what: str) -> None:
     for leaf, steps in test_goldens.trajectory(params, make(list(params.items()))).items():
         original = test_goldens.in_torch(test_goldens.arrays(what)[f"step/{leaf}"][:4].astype("float64"), test_goldens.LEAVES[leaf])
         assert max(test_goldens.errors([step / lr for step in steps], original)) < limit, leaf
+    assert asked
 
 
 if __name__ == "__main__":

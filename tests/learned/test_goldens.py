@@ -6,7 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from l3rs.learned import Celo, Celo2, VeLO
 from l3rs.learned import theta as meta
 from l3rs.learned.base import LearnedRule
 from l3rs.learned.celo2 import SHAPES
+from l3rs.learned.elements import library
 
 HERE = Path(__file__).parent.parent / "goldens" / "learned"
 MANIFEST = json.loads((HERE / "manifest.json").read_text())
@@ -60,16 +61,16 @@ def celo2(params: list[tuple[str, nn.Parameter]], **options: Any) -> LearnedRule
     return Celo2(params, meta.flatten(theta("celo2"), SHAPES), lr=LR, **{"vectors": "learned", **options})
 
 
-def velo(total_steps: int) -> Callable[[list[tuple[str, nn.Parameter]]], LearnedRule]:
-    return lambda params: VeLO(params, meta.flatten(theta("velo"), VeLO.FORM.shapes), total_steps)
+def velo(total_steps: int) -> Callable[..., LearnedRule]:
+    return lambda params, **options: VeLO(params, meta.flatten(theta("velo"), VeLO.FORM.shapes), total_steps, **options)
 
 
-FILES: dict[str, tuple[Callable[[list[tuple[str, nn.Parameter]]], LearnedRule], float, float]] = {
-    "celo2_base": (lambda params: celo2(params, orthogonalize=False), LR, 2e-5),
+FILES: dict[str, tuple[Callable[..., LearnedRule], float, float]] = {
+    "celo2_base": (partial(celo2, orthogonalize=False), LR, 2e-5),
     "celo2_ortho": (celo2, LR, 2e-4),
     "velo_k20": (velo(20), 1.0, 4e-4),
     "velo_k200": (velo(200), 1.0, 4e-4),
-    "celo_k200": (lambda params: Celo(params, CELO, 200), 1.0, 5e-5),
+    "celo_k200": (lambda params, **options: Celo(params, CELO, 200, **options), 1.0, 5e-5),
 }
 NAMES = [pytest.param(n, marks=pytest.mark.skipif(n[:5] == "celo_" and not CELO, reason="L3RS_CELO_THETA names no file")) for n in FILES]
 
@@ -101,13 +102,13 @@ def errors(found: list[Array], expected: Array) -> list[float]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("native", [True, False])
-def test_every_step_is_that_of_the_original(name: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not native:
-        monkeypatch.setattr("l3rs.learned.portions.refused", lambda *_: True)
+@pytest.mark.parametrize("fused", [None, False])
+def test_every_step_is_that_of_the_original(name: str, fused: bool | None) -> None:
     make, lr, limit = FILES[name]
     params = parameters()
-    moved = trajectory(params, make(list(params.items())))
+    optimizer = make(list(params.items()), fused=fused)
+    moved = trajectory(params, optimizer)
+    assert bool(optimizer._portions._kernels) == (fused is None and library() is not None)
     for leaf, steps in moved.items():
         expected = in_torch(arrays(name)[f"step/{leaf}"].astype(np.float64), LEAVES[leaf])
         worst = max(errors([step / lr for step in steps], expected))

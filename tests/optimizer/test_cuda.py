@@ -73,7 +73,7 @@ def test_triton_is_the_default_and_repr_says_so() -> None:
 @pytest.mark.parametrize("name", FORMS)
 def test_triton_equals_torch_operations_on_the_device(name: str) -> None:
     """In every form, with all that may happen between steps."""
-    against_torch(name, device="cuda")
+    against_torch(name, device="cuda", fused=True)
 
 
 def test_a_resumed_run_has_the_same_bits() -> None:

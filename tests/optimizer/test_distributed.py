@@ -18,6 +18,7 @@ from l3rs import L3RS, LearnedSchedule
 from l3rs.learned import Celo
 from l3rs.learned.theta import random as random_theta
 from l3rs.networks.head_start import head_start
+from l3rs.optimizer.kernels.native import library
 
 ALL = ("sgd", "adam", "adamax", "lion", "lamb", "weight_decay")
 STEPS = 20
@@ -148,6 +149,8 @@ def sharded(rank: int, folder: Path) -> dict[str, Tensor]:
         network = fully_shard(Dense())
         optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule(), fused=fused)
         train_dense(network, optimizer, rank, range(STEPS // 2))
+        (layers,) = optimizer._tables.by_device
+        assert layers.kernel.name == ("C" if fused is None and library() is not None else "torch operations")
         saved = {"optimizer": get_optimizer_state_dict(network, optimizer)}
         dcp.save(saved, checkpoint_id=folder / f"checkpoint-{fused}")
 

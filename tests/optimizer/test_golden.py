@@ -23,7 +23,7 @@ STEPS = 20
 SHOWN = ("conv1.weight", "layer1.0.conv1.weight", "layer2.0.bn1.bias", "layer4.2.conv2.weight", "fc.weight", "fc.bias")
 
 
-def first_steps(name: str, fused: bool | None = None) -> list[dict[str, list[float]]]:
+def first_steps(name: str) -> list[dict[str, list[float]]]:
     """For each step: the loss before it; and of some layers lambda, the share of Adam, and the norm of the weights after it.
 
     ResNet-34 at width 4 in float64, drawn from a fixed seed: rounding does not grow in 20 steps, so that any machine gives the same.
@@ -31,7 +31,7 @@ def first_steps(name: str, fused: bool | None = None) -> list[dict[str, list[flo
     torch.manual_seed(0)
     network = resnet34(width=4, in_chans=1, num_classes=5).double()
     draw_head(network, seed=1)
-    optimizer = L3RS(network.named_parameters(), STEPS, name, fused=fused)
+    optimizer = L3RS(network.named_parameters(), STEPS, name)
     generator = torch.Generator().manual_seed(2)
     inputs = torch.randn(STEPS, 16, 1, 32, 32, generator=generator, dtype=torch.float64)
     labels = torch.randint(5, (STEPS, 16), generator=generator)

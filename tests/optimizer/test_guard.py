@@ -16,9 +16,15 @@ from conftest import backward, equal, random_schedule, small_network, weights
 from resuming import WAYS
 from torch import nn
 
+import l3rs
 from l3rs import L3RS, LearnedSchedule
-from l3rs.finetuning.workbench import workbench
+from l3rs.finetuning.lanes import Lanes
+from l3rs.finetuning.tasks import TaskConfig
+from l3rs.finetuning.unroll import Report
+from l3rs.finetuning.workbench import Workbench, workbench
+from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS
+from l3rs.meta.problem import fine_tune
 from l3rs.optimizer.guard import CUT, WATCHED
 
 QUIET, LEAPS = (1.0, 2.5, 3.9, 0.5, 3.0, 1.0), (1.0, 2.5, 4.1, 90.0, 0.5, 3.0)
@@ -162,11 +168,24 @@ def test_later_groups() -> None:
     run(network, optimizer, LEAPS[3:], 3)
 
 
-def test_meta_training_goes_without() -> None:
-    network = small_network()
-    learned = schedule(network)
-    made = [LEARNERS["l3rs"].build(learned, learned.theta, network.named_parameters(), 9, guard=guard) for guard in (True, False)]
-    assert [optimizer.guard for optimizer in made] == [True, False]  # type: ignore[attr-defined]
+@pytest.mark.parametrize("on", ["one run", "lanes"])
+def test_meta_training_goes_without(on: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = type(LEARNERS["l3rs"])
+    usual, seen = learner.build, []
+
+    def build(*args: Any, **options: Any) -> L3RS:
+        seen.append(usual(*args, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(learner, "build", build)
+    learned, task = l3rs.load("generalist"), TaskConfig(classes=3, batch_size=4, evaluation_size=6)
+    if on == "one run":
+        fine_tune(learned, learned.theta, Workbench(Workload(), task), "meta-train", 0, 2)
+    else:
+        (report,) = Lanes(Workload(), task, "cpu", 1).reports(learned, [(learned.theta, 0, 2)], "meta-train")
+        assert isinstance(report, Report)
+    assert [optimizer.guard for optimizer in seen] == [False]
+    assert LEARNERS["l3rs"].build(learned, learned.theta, small_network().named_parameters(), 9).guard  # as users have it
 
 
 @pytest.mark.slow

@@ -23,6 +23,12 @@ schedule: {embedding: 0}
 """
 
 
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of a script, as where it is run."""
+    monkeypatch.syspath_prepend(str(VALIDATE.parent))
+
+
 @pytest.fixture
 def validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Its arguments, with a tiny network."""

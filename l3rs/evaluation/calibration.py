@@ -58,23 +58,26 @@ def calibration_picture(cells: Mapping[str, Cell], name: str, caption: str, comm
             for horizon in sorted(h for a, h in columns(table) if a == arm):
                 if len(x := table[arm, horizon].dropna()):
                     points.setdefault(horizon, {}).setdefault(cell, {})[rate] = mean_interval(x.to_numpy())
-    points = {horizon: by_cell for horizon, by_cell in points.items() if any(len(by_rate) > 1 for by_rate in by_cell.values())}
+    for by_cell in points.values():
+        for cell in [cell for cell, by_rate in by_cell.items() if len(by_rate) == 1]:  # with nothing to compare
+            del by_cell[cell]
+    points = {horizon: by_cell for horizon, by_cell in points.items() if by_cell}
     if not points:
         return Picture(name, caption, "", None, commands)
     looks = {cell: look(*which) for cell, which in zip(tables, itertools.cycle(list(STYLES.values())[1:]), strict=False)}
     figure, axes = panels(len(points), 2.3, sharex=True)
-    said = []
+    said, lines = [], {}
     for one, (horizon, by_cell) in zip(axes, sorted(points.items()), strict=True):
         for place, (cell, by_rate) in enumerate(by_cell.items()):
             mean, low, high = np.array(list(by_rate.values())).T
             spread = np.nan_to_num([mean - low, high - mean])
             x = np.array(list(by_rate)) * 1.03 ** (place - (len(by_cell) - 1) / 2)  # side by side, so that bars do not hide each other
-            one.errorbar(x, mean, yerr=spread, elinewidth=0.9, label=cell, **looks[cell])
+            lines[cell] = one.errorbar(x, mean, yerr=spread, elinewidth=0.9, label=cell, **looks[cell])
             said.append(f"{cell}, {horizon} steps, " + ", ".join(f"{x[0]:.3f} at {rate:g}" for rate, x in by_rate.items()))
         one.set(title=f"{horizon} steps", xscale="log", ylabel="evaluation accuracy")
         ticks = sorted({rate for by_rate in by_cell.values() for rate in by_rate})
         one.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
         one.minorticks_off()
     axes[-1].set_xlabel("lr, the multiplier of the schedule's steps")
-    legend(axes[-1], below=0.35)
+    legend(axes[-1], below=0.35, lines={cell: lines[cell] for cell in looks if cell in lines})
     return Picture(name, caption, f"Accuracy by lr: {'; '.join(said)}.", figure, commands)

@@ -116,14 +116,16 @@ def by_arm(cells: Mapping[str, Cell]) -> pd.DataFrame:
     """Makes a table of L3RS's mean lead over each other arm, in points, over all cells: a line an arm, a column a length.
 
     Cells count alike, and intervals are over cells. Of L3RS it leaves out other multipliers. `n` is the number of tasks, where an arm did
-    not run all of them. Empty lines and columns are left out.
+    not run all of them. Where no cell plans a run, nothing stands. Empty lines and columns are left out.
     """
     tables = {name: cell.outcomes("accuracy") for name, cell in cells.items()}
     horizons = sorted({horizon for cell in cells.values() for horizon in cell.config.horizons})
     at_one = [(cell, arm) for cell in cells.values() for arm in cell.config.arms if not arm.ours or arm.rate(1) == 1]
     others = [arm for cell, arm in at_one if arm.name != cell.reference]
     frame = nothing([arm.name for arm in unique(others)], [f"{horizon:,} steps" for horizon in horizons], "other")
+    planned = {(arm.name, horizon) for cell, arm in at_one for horizon in arm.horizons or cell.config.horizons}
     for horizon in horizons:
+        frame.loc[[arm for arm in frame.index if (arm, horizon) not in planned], f"{horizon:,} steps"] = ""
         ours = {name: table[cells[name].reference, horizon].dropna() for name, table in tables.items()}
         tasks = sum(map(len, ours.values()))
         for arm in frame.index:
@@ -143,6 +145,6 @@ def over_cells(gaps: Sequence[pd.Series[float]]) -> str:
 
 
 def without_empty(frame: pd.DataFrame) -> pd.DataFrame:
-    """Leaves out lines and columns in which everything is missing."""
-    there = frame != MISSING
+    """Leaves out lines and columns in which everything is missing, or was not planned."""
+    there = ~frame.isin([MISSING, ""])
     return frame.loc[there.any(axis=1), there.any()]

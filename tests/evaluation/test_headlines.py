@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -85,6 +86,11 @@ def test_cells_are_pooled_by_task() -> None:
         "Adam 1e-3": "-20.0 (-147.1 to 107.1)",
     }
     assert each.loc["Adam tuned", "25 steps"] == "+0.0 (0.0 to 0.0)"
+    assert each.loc["Adam 1e-3", "25 steps"] == "missing"
+    known = cell(KNOWN)
+    short = replace(known.config, arms=tuple(replace(arm, horizons=(10,)) if arm.name == "Adam 1e-3" else arm for arm in ARMS))
+    each = by_arm({"one": known._replace(config=short)})
+    assert each.loc["Adam 1e-3"].tolist() == ["-10.0 (-10.0 to -10.0)", ""]
 
 
 def test_accuracies_stand_beside_the_lead_of_the_first_arm() -> None:

@@ -92,6 +92,19 @@ def test_a_multiplier_may_have_run_at_some_lengths_alone() -> None:
     assert calibration_picture({"net": made}, "Calibration", "", ()).alt == "Accuracy by lr: net, 10 steps, 0.715 at 1, 0.515 at 3."
 
 
+def test_every_network_that_is_drawn_is_in_the_legend_and_a_lone_multiplier_is_not_drawn() -> None:
+    """Also a network that has no multipliers in the last panel."""
+    short = {"L3RS x3": Arm("L3RS x3", "l3rs", 3.0, learned="nowhere", horizons=(10,))}
+    whole = {"L3RS x3": Arm("L3RS x3", "l3rs", 3.0, learned="nowhere")}
+    levels = {("L3RS", 10): 0.7, ("L3RS", 25): 0.8, ("L3RS x3", 10): 0.5}
+    cells = {"one": cell("one", levels, **short), "two": cell("two", {**levels, ("L3RS x3", 25): 0.6}, **whole)}
+    picture = calibration_picture(cells, "Calibration", "", ())
+    assert "one, 25 steps" not in picture.alt
+    last = picture.figure.axes[-1]  # type: ignore[union-attr]
+    assert [text.get_text() for text in last.get_legend().get_texts()] == ["one", "two"]
+    assert len(last.lines) == 1
+
+
 def test_images_seen_are_steps_times_the_batch() -> None:
     small = cell("small", {("L3RS", 10): 0.6, ("L3RS", 100): 0.7, ("Adam", 10): 0.5, ("Adam", 100): 0.6}, batch=16)
     large = cell("large", {("L3RS", 10): 0.8, ("Adam", 10): 0.7, ("SGD", 10): 0.75}, batch=256)  # SGD is not in both

@@ -82,7 +82,7 @@ def test_chosen_values_are_the_best_of_the_rows_and_not_at_an_edge(file: str | N
     for steps, lr in tuned_learning_rates(file, head)[name].items():
         tried = every[(every.optimizer == name) & (every.steps == steps)]
         means = tried.assign(accuracy=tried.accuracy.fillna(0)).groupby("lr").accuracy.mean()
-        assert means[lr] == means.max()
+        assert means[lr] == pytest.approx(means.max(), abs=1e-9)  # ties differ in how their sums are rounded
         assert means.index.min() < lr < means.index.max()
 
 

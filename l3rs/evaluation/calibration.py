@@ -58,10 +58,8 @@ def calibration_picture(cells: Mapping[str, Cell], name: str, caption: str, comm
             for horizon in sorted(h for a, h in columns(table) if a == arm):
                 if len(x := table[arm, horizon].dropna()):
                     points.setdefault(horizon, {}).setdefault(cell, {})[rate] = mean_interval(x.to_numpy())
-    for by_cell in points.values():
-        for cell in [cell for cell, by_rate in by_cell.items() if len(by_rate) == 1]:  # with nothing to compare
-            del by_cell[cell]
-    points = {horizon: by_cell for horizon, by_cell in points.items() if by_cell}
+    compared = {h: {cell: by_rate for cell, by_rate in by_cell.items() if len(by_rate) > 1} for h, by_cell in points.items()}
+    points = {horizon: by_cell for horizon, by_cell in compared.items() if by_cell}
     if not points:
         return Picture(name, caption, "", None, commands)
     looks = {cell: look(*which) for cell, which in zip(tables, itertools.cycle(list(STYLES.values())[1:]), strict=False)}
@@ -79,5 +77,5 @@ def calibration_picture(cells: Mapping[str, Cell], name: str, caption: str, comm
         one.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
         one.minorticks_off()
     axes[-1].set_xlabel("lr, the multiplier of the schedule's steps")
-    legend(axes[-1], below=0.35, lines={cell: lines[cell] for cell in looks if cell in lines})
+    legend(axes[-1], below=0.35, handles=[lines[cell] for cell in looks if cell in lines])
     return Picture(name, caption, f"Accuracy by lr: {'; '.join(said)}.", figure, commands)

@@ -55,10 +55,10 @@ def panels(rows: int, height: float, **options: Any) -> tuple[Figure, list[Axes]
     return figure, axes
 
 
-def legend(axes: Axes, ncols: int = 2, below: float = 0.2, lines: Mapping[str, Any] | None = None) -> None:
-    """Draws the legend below the panel, in columns, by this share of its height; of these lines, or of those of the panel."""
-    drawn = {} if lines is None else {"handles": list(lines.values()), "labels": list(lines)}
-    axes.legend(**drawn, frameon=False, fontsize=8, ncols=ncols, loc="upper center", bbox_to_anchor=(0.5, -below), handlelength=3.4)
+def legend(axes: Axes, ncols: int = 2, below: float = 0.2, handles: Sequence[Any] | None = None) -> None:
+    """Draws the legend below the panel, in columns, by this share of its height; of these artists, or of all in the panel."""
+    handles = axes.get_legend_handles_labels()[0] if handles is None else handles
+    axes.legend(handles=handles, frameon=False, fontsize=8, ncols=ncols, loc="upper center", bbox_to_anchor=(0.5, -below), handlelength=3.4)
 
 
 def step_axis(axes: Axes, horizons: Sequence[int]) -> None:

@@ -127,6 +127,11 @@ def differences(table: pd.DataFrame, measure: str, reference: str) -> dict[tuple
     return found
 
 
+def planned_by(config: EvaluationConfig) -> set[tuple[str, int]]:
+    """The arms of a cell by name, each with its lengths of a run; arms may share a name."""
+    return {(arm.name, horizon) for arm in config.arms for horizon in arm.horizons or config.horizons}
+
+
 def missing_arms(config: EvaluationConfig, table: pd.DataFrame) -> list[str]:
     """Names the arms that lack runs."""
     lacking = [
@@ -190,7 +195,7 @@ class Cell(NamedTuple):
 def by_horizon(config: EvaluationConfig, text: Callable[[Arm, int], str | None], arms: Sequence[Arm] | None = None) -> pd.DataFrame:
     """Makes a table of text, an arm a line, a horizon a column. None becomes `missing`, or stays empty if no run is planned."""
 
-    planned = {(arm.name, horizon) for arm in config.arms for horizon in arm.horizons or config.horizons}  # arms may share a name
+    planned = planned_by(config)
 
     def entry(arm: Arm, horizon: int) -> str:
         return (text(arm, horizon) or MISSING) if (arm.name, horizon) in planned else ""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
-from l3rs.evaluation.cell_tables import Cell, columns, least_behind, nothing, number, points, signed, tasks_note, unique
+from l3rs.evaluation.cell_tables import Cell, columns, least_behind, nothing, number, planned_by, points, signed, tasks_note, unique
 from l3rs.evaluation.pages import MISSING
 from l3rs.evaluation.speedups import speedup_of
 from l3rs.finetuning.arms import Arm
@@ -123,7 +123,7 @@ def by_arm(cells: Mapping[str, Cell]) -> pd.DataFrame:
     at_one = [(cell, arm) for cell in cells.values() for arm in cell.config.arms if not arm.ours or arm.rate(1) == 1]
     others = [arm for cell, arm in at_one if arm.name != cell.reference]
     frame = nothing([arm.name for arm in unique(others)], [f"{horizon:,} steps" for horizon in horizons], "other")
-    planned = {(arm.name, horizon) for cell, arm in at_one for horizon in arm.horizons or cell.config.horizons}
+    planned = set[tuple[str, int]]().union(*(planned_by(cell.config) for cell in cells.values()))
     for horizon in horizons:
         frame.loc[[arm for arm in frame.index if (arm, horizon) not in planned], f"{horizon:,} steps"] = ""
         ours = {name: table[cells[name].reference, horizon].dropna() for name, table in tables.items()}

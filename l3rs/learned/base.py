@@ -88,8 +88,7 @@ class LearnedRule(Resumable):
         super().add_param_group(param_group)
         try:
             self._validate(self.param_groups[-1])
-            if self.fused:
-                self._check_compiled(self.param_groups[-1]["params"])
+            self._check_compiled(self.param_groups[-1:])
         except (ValueError, TypeError):
             self.param_groups.pop()
             raise
@@ -97,12 +96,16 @@ class LearnedRule(Resumable):
             if p.requires_grad:
                 self._state_of(p, self.param_groups[-1])
 
-    def _check_compiled(self, params: Sequence[Tensor]) -> None:
-        """Raises ValueError where compiled code cannot step one of them."""
-        for p in (p for p in params if p.requires_grad and p.numel()):
-            if refused(self._values(p), {}, self.rule.by_matrix):
-                which = f"shape {tuple(p.shape)}, {p.dtype} on {p.device}"
-                raise ValueError(f"fused=True, but no compiled code steps a parameter of {which}; fused=None takes torch operations for it")
+    def _check_compiled(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Raises ValueError where `fused` is True, and no compiled code steps a parameter that the MLP moves."""
+        for group in groups if self.fused else ():
+            for p in group["params"]:
+                by_mlp = p.requires_grad and p.numel() and "momentum" in self._expected(p, group)
+                if by_mlp and refused(self._values(p), {}, self.rule.by_matrix):
+                    which = f"shape {tuple(p.shape)}, {p.dtype} on {p.device}"
+                    raise ValueError(
+                        f"fused=True, but no compiled code steps a parameter of {which}; fused=None takes torch operations for it"
+                    )
 
     def _state_of(self, p: Tensor, group: dict[str, Any]) -> State:
         state: State = self.state[p]
@@ -155,6 +158,7 @@ class LearnedRule(Resumable):
         result = call_closure(closure, type(self).__name__)
         given = loss if loss is not None else result
         observed = self._loss_of_step(given, type(self).__name__, needed=True) if self.watches_loss else None
+        self._check_compiled(self.param_groups)
         members = []
         for group in self.param_groups:
             for p in group["params"]:

@@ -56,8 +56,8 @@ def _celo2(named: Named, theta: Tensor, steps: int, lr: float, **options: Any) -
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "velo": Kind(VeLO.FORM.shapes, lambda named, theta, steps, lr, **o: VeLO(named, theta, steps, lr, **o)),
-        "celo": Kind(Celo.FORM.shapes, lambda named, theta, steps, lr, **o: Celo(named, theta, steps, lr, **o)),
+        "velo": Kind(VeLO.FORM.shapes, VeLO),
+        "celo": Kind(Celo.FORM.shapes, Celo),
         "celo2": Kind(SHAPES, _celo2, CELO2_LR, tuned=True),
         "celo2-base": Kind(SHAPES, partial(_celo2, orthogonalize=False, vectors="learned"), CELO2_LR, tuned=True),
         "small-fc": Kind(SMALL_FC, lambda named, theta, steps, lr, **o: SmallFC(named, theta, lr, **o)),

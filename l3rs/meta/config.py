@@ -274,7 +274,7 @@ class MetaTrainConfig:
 
 
 def read_config(path: str | Path, **values: Any) -> MetaTrainConfig:
-    """Reads a YAML file, as in `configs/meta_train`; `values` replace its own. Raises ValueError or TypeError, which names the file."""
+    """Reads a YAML file, as in `configs/meta_train`; `values` replace its own. Raises ValueError or TypeError."""
     import jsonargparse  # only now: the settings themselves need no parser
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)

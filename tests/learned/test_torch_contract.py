@@ -514,6 +514,23 @@ def test_compiled_code_is_refused_where_there_is_none_for_a_parameter(form: str)
             optimizer.add_param_group({"params": [wrong]})
         assert len(optimizer.param_groups) == 1
         assert wrong not in optimizer.state
+        wrong.requires_grad_(False)  # frozen, it is nobody's
+        optimizer.add_param_group({"params": [wrong]})
+        wrong.requires_grad_(True)
+        before = copy.deepcopy(optimizer.state_dict())
+        wrong.grad = torch.ones_like(wrong)
+        with pytest.raises(ValueError, match=message):
+            optimizer.step(loss=1.0)
+        assert optimizer.state_dict()["param_groups"] == before["param_groups"]
+
+
+@pytest.mark.skipif(library() is None, reason="elements.c was not built")
+def test_compiled_code_is_not_asked_for_what_adam_moves() -> None:
+    vector = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    optimizer = make("Celo2", [nn.Parameter(torch.zeros(4, 3)), vector], fused=True)
+    vector.grad = torch.ones_like(vector)
+    optimizer.step()
+    assert vector.detach().all()
 
 
 @every_form

@@ -40,7 +40,9 @@ from l3rs.processes import cores
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=count, default=8, help="meta-train tasks (seeds 0, 1, ...) a value is tried on")
+    parser.add_argument(
+        "--tasks", type=count, default=8, help="meta-train tasks for a value (seeds 0, 1, ...), or more if there are rows of more"
+    )
     parser.add_argument("--workers", type=count, default=cores(), help="processes of one thread each")
     parser.add_argument("--config", type=Path, help="a cell whose workload is tuned for (default: the shipped network on Icons)")
     parser.add_argument("--networks", nargs="+", metavar="NAME", help="some of those that a config with a zoo has (default: all)")

@@ -47,7 +47,7 @@ class Tuning:
 
     Args:
         path: file of the rows.
-        tasks: number of tasks for each value.
+        tasks: number of tasks for each value, or more where there are rows of more.
         workers: processes of one thread each.
         horizons: to tune at.
         model: a run like those to make, except for its arm.
@@ -62,11 +62,19 @@ class Tuning:
 
     def found(self, arm: Arm, lr: float, steps: int) -> pd.Series[float]:
         """The accuracy of each run by its task's seed; a diverged run counts as 0. Rows of other images, tasks or settings do not count."""
-        r = self.rows
-        mine = (r.optimizer == arm.optimizer) & (r.lr == lr) & (r.steps == steps) & (r.task_seed < self.tasks)
+        there = self._runs(arm, steps)
+        return there[there.lr == lr].set_index("task_seed").accuracy.fillna(0)
+
+    def seeds(self, arm: Arm, steps: int) -> set[int]:
+        """The tasks for each value: those asked for and those of any row, so that all values are compared on the same."""
+        return set(range(self.tasks)) | set(self._runs(arm, steps).task_seed)
+
+    def _runs(self, arm: Arm, steps: int) -> pd.DataFrame:
+        """The rows of an arm at a horizon, of these images, tasks and settings."""
+        mine = (self.rows.optimizer == arm.optimizer) & (self.rows.steps == steps)
         for name, value in self._about(arm).items():
-            mine &= r[name] == value
-        return r[mine].set_index("task_seed").accuracy.fillna(0)
+            mine &= self.rows[name] == value
+        return self.rows[mine]
 
     def _about(self, arm: Arm) -> dict[str, str]:
         """What tells an arm's rows from those of other images, tasks or settings."""
@@ -83,7 +91,7 @@ class Tuning:
         runs = [
             replace(self.model, arm=replace(arm, lr=lr), steps=max(ends), task_seed=seed, evaluate_at=ends)
             for lr in rates
-            for seed in sorted(set(range(self.tasks)) - set(self.found(arm, lr, steps).index))
+            for seed in sorted(self.seeds(arm, steps) - set(self.found(arm, lr, steps).index))
         ]
         said, about = f"{arm.optimizer} {steps} steps, lr {rates}", self._about(arm)
         with closing(execute_all(runs, self.workers, execute)) as ended:

@@ -90,6 +90,22 @@ def test_rows_of_other_tasks_settings_or_heads_do_not_count(made: list[Run], tmp
         runs_of(MODEL)
 
 
+def test_fewer_tasks_than_there_are_rows_of_do_not_change_the_choice(made: list[Run], tmp_path: Path) -> None:
+    path, file = tmp_path / "rows.csv", tmp_path / "rates.yaml"
+
+    def tune(tasks: int) -> float:
+        made.clear()
+        Tuning(path, tasks, 1, (50,), MODEL).tune([ARMS[0]], file, "")
+        return float(yaml.safe_load(file.read_text())["adam"][50])
+
+    assert tune(3) == 0.03
+    rows = pd.read_csv(path)
+    rows.loc[(rows.lr == 0.01) & (rows.task_seed == 0), "accuracy"] = 0.9  # the best on the first task alone
+    rows[(rows.lr != 0.1) | (rows.task_seed == 0)].to_csv(path, index=False)
+    assert tune(1) == 0.03
+    assert {(run.lr, run.task_seed) for run in made} == {(0.1, 1), (0.1, 2)}  # each rate is compared on the same tasks
+
+
 def test_a_rate_that_is_best_without_end_is_told(made: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tuning, "accuracy", lambda self, arm, lr, steps: lr)
     with pytest.raises(RuntimeError, match="adam after 10 steps is best at the edge of what is tried, 1e"):

@@ -93,7 +93,7 @@ def winner_picture(cells: Mapping[str, Cell], name: str, caption: str, commands:
             colour = GREY if w.level else BLUE if w.ahead.mean > 0 else ORANGE
             strength = 0.12 if w.level else 0.2 + 0.5 * min(1.0, w.margin[0] / FULL)
             axes.add_patch(Rectangle((place - 0.5, line - 0.5), 1, 1, facecolor=to_rgba(colour, strength), edgecolor="white", linewidth=2))
-            short = "\n".join(textwrap.wrap(w.best.removesuffix(" tuned"), 18)[:2])
+            short = "\n".join(textwrap.wrap(w.best.removesuffix(" tuned"), 18))
             axes.text(place, line, f"{short}\n+{w.margin[0]:.1f}", ha="center", va="center", fontsize=7, linespacing=1.05)
         said.append(f"{cell} " + ", ".join(f"{found[h].best} by {found[h].margin[0]:.1f} at {h}" for h in horizons if h in found))
     axes.set_xlim(-0.5, len(horizons) - 0.5)

@@ -1,9 +1,10 @@
-"""Text for people: aligned tables, errors in one line, and safe names on the terminal and in CSV files."""
+"""Text for people: aligned tables, guesses at what was meant, errors in one line, and safe names on the terminal and in CSV files."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -35,6 +36,12 @@ def padded(text: str, columns: int, left: bool = True) -> str:
     """Pads a text to this many columns of a terminal, aligned left or right."""
     space = " " * (columns - width(text))
     return text + space if left else space + text
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """Asks for the known name most like an unknown one; empty if none is."""
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they make a terminal show text in another order

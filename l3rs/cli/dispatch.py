@@ -10,9 +10,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from l3rs._version import __version__
-from l3rs.cli.errors import fail, meant, of_an_error
+from l3rs.cli.errors import fail, of_an_error
 from l3rs.extras import what_to_install
 from l3rs.processes import exit_code, on_sigterm, terminate
+from l3rs.text import meant
 
 if TYPE_CHECKING:
     from l3rs.cli.parser import Parser

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import NoReturn
 
-from l3rs.text import printable
+from l3rs.text import meant, printable
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list, as in [10,100]"}
 AROUND = 40  # characters shown on either side of one that cannot be written
@@ -30,12 +29,6 @@ def of_an_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
-
-
-def meant(word: str, known: Iterable[str]) -> str:
-    """Asks for the known name most like an unknown one; empty if none is."""
-    close = get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def reworded(message: str, options: Iterable[str]) -> str:

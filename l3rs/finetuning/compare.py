@@ -189,6 +189,7 @@ def summary(results: Results, config: FinetuneConfig) -> pd.DataFrame:
         for name in config.optimizers:
             mine = accuracy[steps, name].to_numpy()
             mean, low, high = stats.mean_interval(mine)
+            low, high = max(low, 0.0), min(high, 1.0)  # Student's t knows no bounds, an accuracy does
             line = {"steps": steps, "optimizer": name, "accuracy": mean, "low": low, "high": high, "loss": loss[steps, name]}
             line["lr"] = Arm(name, name, head=config.head).rate(steps)
             if name != OURS and OURS in config.optimizers:

@@ -54,11 +54,14 @@ def head_start(
         What was seen and chosen. Where no image or only one class was seen the head stays as it is.
 
     Raises:
-        ValueError: the head is not dense, its weights are made of other tensors, or it sees something else than (B, F) features; a batch is
-            not (inputs, labels), a label is none of the head's classes, or one image's number has two labels; there are no batches, or
-            `limit` is below 1; where `head` is None, the network gives other logits than the layer that was taken for it.
+        TypeError: `network` is no module.
+        ValueError: the head is not dense or is frozen, its weights are made of other tensors, or it sees something else than (B, F)
+            features; a batch is not (inputs, labels), a label is none of the head's classes, or one image's number has two labels; there
+            are no batches, or `limit` is below 1; where `head` is None, the network gives other logits than the layer that was taken.
     """
     config = config or HeadStartConfig()
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"head_start takes the network, and then the batches (got a {type(network).__name__} in the network's place)")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit must be a whole number of batches, at least 1 (got {limit})")
     found_here = head is None
@@ -66,6 +69,8 @@ def head_start(
     own = isinstance(head, nn.Linear) and head._parameters.get("weight") is not None  # it is not where weight_norm makes it
     if not own or parametrize.is_parametrized(head):
         raise ValueError(f"the head must be a dense layer with weights of its own (got {type(head).__name__})")
+    if not head.weight.requires_grad:
+        raise ValueError("the head is frozen, and a head start would replace it: thaw it, head.requires_grad_(True), or leave it out")
     if any(hasattr(p, "to_local") for p in network.parameters()):
         raise ValueError("a head start is for whole parameters, and these are sharded: call it before fully_shard")
     with torch.no_grad(), untouched(network, head, generators(batches)):

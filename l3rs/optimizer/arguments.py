@@ -124,7 +124,7 @@ class Multipliers:
             self.largest = largest
         if 0 < largest <= SMALL and not self.told:
             self.told = True
-            said = f"lr is {largest:g}: it multiplies the step that {self.name} has learned, and is 1 by default"
+            said = f"lr is {largest:g}: it multiplies the step that {self.name} has learned, and is 1 by default: leave it out"
             warnings.warn(said, stacklevel=stacklevel)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -93,7 +93,7 @@ class L3RS(Resumable):
 
     Raises:
         ValueError: an argument is wrong, or `learned` is unknown or does not fit the parameters' names.
-        TypeError: a parameter is complex or not floating.
+        TypeError: a parameter is complex or not floating, or a model stands in the place of its parameters.
 
     Examples:
         >>> optimizer = L3RS(model.named_parameters(), total_steps=100)
@@ -119,6 +119,8 @@ class L3RS(Resumable):
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
     ) -> None:
+        if isinstance(params, torch.nn.Module | Mapping):
+            raise TypeError(f"L3RS takes the parameters of a model, model.named_parameters() (got a {type(params).__name__})")
         if match not in MATCHES:
             raise ValueError(f"match must be 'name' or 'position' (got {match!r})")
         self.learned: LearnedSchedule | None = None  # until super().__init__ has sorted the parameters into groups
@@ -299,7 +301,10 @@ class L3RS(Resumable):
         past = [group["total_steps"] for group in self.param_groups if group["step"] >= group["total_steps"]]
         if past and not self._warned_of_end:
             self._warned_of_end = True
-            warnings.warn(f"L3RS was given total_steps={past[0]} and goes on past it, deciding as at its end", stacklevel=7)
+            warnings.warn(
+                f"L3RS was given total_steps={past[0]} and goes on past it, deciding as at its end: it is the steps of all epochs",
+                stacklevel=7,
+            )
 
     # -- looking inside ------------------------------------------------------------------------------------------------------------
 

@@ -105,6 +105,10 @@ def found(data: ImageFolderDataModule, config: OwnImagesConfig) -> Iterator[str]
     if tree.passed_over:
         rows = sorted(tree.passed_over.items(), key=lambda row: (-row[1], row[0]))
         yield from table([("passed over", "files"), *((printable(kind) or "without an extension", str(n)) for kind, n in rows)], line=True)
+    unjudged = [name for name, (_, held) in tree.counts().items() if not held]
+    if unjudged:
+        some = ", ".join(unjudged[:5]) + (", ..." if len(unjudged) > 5 else "")
+        yield printable(f"{len(unjudged)} of {len(counts)} classes have no image to validate on ({some}): no accuracy tells of them.")
     if data.imbalance >= UNLIKE and config.balance == "none" and not data.multilabel:
         times = f"{data.imbalance:.1f} times the training images of the smallest"
         yield f"The largest class has {times}: --balance sampling, or weights, evens that out."

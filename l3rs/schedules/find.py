@@ -14,7 +14,7 @@ from l3rs.schedules.learned import Learned
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.schedules.seal import CheckpointError
 from l3rs.schedules.sizes import TOLERANCE
-from l3rs.text import printable
+from l3rs.text import meant, printable
 
 SPECIALISTS, GENERALIST = ("icons-resnet34",), "generalist"  # what `auto` chooses from
 START = "start"  # learned nothing: where meta-training of a schedule for any network starts
@@ -56,7 +56,7 @@ def locate(given: str | Path, **hub: Any) -> Path:
     if not file and isinstance(given, str) and is_id(given):
         return download(given, **hub)
     if not file:
-        raise CheckpointError(f"{printable(str(given))} is not a file; {FORMS}")
+        raise CheckpointError(f"{printable(str(given))} is not a file{meant(str(given), SHIPPED) or ';'} {FORMS}")
     return path
 
 

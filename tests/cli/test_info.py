@@ -36,7 +36,8 @@ def test_info_describes_a_schedule(capsys: pytest.CaptureFixture[str], tmp_path:
     out = capsys.readouterr().out
     assert "layers: 7 by name, 0.weight to 6.bias" in out
     assert "sizes: not kept, so that auto never takes it" in out
-    assert "nonsense is not a file" in fails(["info", "nonsense"], capsys)
+    assert "nonsense is not a file; a learned schedule is one of" in fails(["info", "nonsense"], capsys)
+    assert "generallist is not a file; did you mean generalist? a learned schedule is one of" in fails(["info", "generallist"], capsys)
 
 
 def test_info_describes_the_weights_of_another_learned_optimizer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

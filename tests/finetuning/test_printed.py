@@ -32,6 +32,17 @@ def test_only_what_baselines_ran_is_said_of_them(tmp_path: Path) -> None:
         assert baseline_steps(results, config, 0.8) == (math.inf, 10)
 
 
+def test_no_interval_of_an_accuracy_goes_past_0_or_1(tmp_path: Path) -> None:
+    config = FinetuneConfig(tasks=2, steps=(10,), optimizers=("l3rs",), out=tmp_path)
+    for accuracies, interval in (((0.7, 0.95), (0.0, 1.0)), ((0.82, 0.83), (0.761, 0.889)), ((0.825, 0.825), (0.825, 0.825))):
+        with Results(tmp_path / str(accuracies[0]), {}) as results:
+            for seed, accuracy in enumerate(accuracies):
+                given = {"optimizer": "l3rs", "steps": 10, "lr": 1.0, "accuracy": accuracy, "task_seed": config.seed + seed}
+                append_rows(results.runs_file, [dict.fromkeys(FIELDS, 0) | given], FIELDS)
+            (line,) = compare.summary(results, config).to_dict("records")
+            assert (line["low"], line["high"]) == pytest.approx(interval, abs=1e-3)
+
+
 def test_a_schedules_name_controls_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def nothing_more(*_: object) -> None:
         raise KeyboardInterrupt

@@ -65,6 +65,12 @@ def test_an_lr_that_is_no_number_of_at_least_0_is_refused(make: Make, lr: Any) -
     assert optimizer.param_groups[0]["step"] == 0
 
 
+@pytest.mark.parametrize("wrong", [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).state_dict()])
+def test_a_model_in_the_place_of_its_parameters_is_told(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"takes the parameters of a model, model.named_parameters\(\) \(got a (Linear|OrderedDict)\)"):
+        L3RS(wrong, total_steps=10)
+
+
 @every_optimizer
 def test_a_loss_in_the_closures_place_is_told_where_it_goes(make: Make) -> None:
     network = small_network()

@@ -23,6 +23,7 @@ from l3rs.lightning import ImageFolderDataModule, L3RSModule
 from l3rs.networks.create import create
 from l3rs.own_images.classifier import describe
 from l3rs.own_images.config import OwnImagesConfig
+from l3rs.own_images.run import found
 
 RIVALS = ("adam-cosine-head10", "schedule-free", "adam")
 TINY = ["--model", "resnet18", "--width", "2", "--side", "16", "--from-scratch", "--batch-size", "4", "--workers", "0", "--steps", "4"]
@@ -60,6 +61,15 @@ def test_a_test_folder_is_used_once_and_what_is_odd_is_told(sides: Path, tmp_pat
     torch.manual_seed(0)
     start = create("resnet18", 2, 3, 2).state_dict()
     assert all(torch.equal(v, start[k]) for k, v in body.items())  # the head alone was trained
+
+
+def test_classes_that_nothing_validates_are_told(tmp_path: Path) -> None:
+    write_tree(tmp_path / "train", {"ant": 2, "bee": 2, "cat": 2}, 20, 20)
+    write_tree(tmp_path / "val", {"ant": 2}, 20, 20)
+    for name in ("bee", "cat"):
+        (tmp_path / "val" / name).mkdir()
+    told = list(found(ImageFolderDataModule(tmp_path, batch_size=2), OwnImagesConfig(tmp_path)))
+    assert "2 of 3 classes have no image to validate on (bee, cat): no accuracy tells of them." in told
 
 
 @pytest.mark.slow

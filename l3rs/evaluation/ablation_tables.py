@@ -7,7 +7,7 @@ difference that both together explain is called noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -73,38 +73,60 @@ def seed_variance(values: pd.DataFrame) -> tuple[float, int]:
     return (float((by_setting.var() * (by_setting.size() - 1)).sum() / freedom) if freedom else math.nan), freedom
 
 
-def contrasts(rows: pd.DataFrame, reference: str, measure: str) -> dict[tuple[str, int], Contrast]:
+def luck(values: pd.DataFrame, sides: Collection[str]) -> tuple[float, int]:
+    """The variance that the luck of meta-training gives the difference of two settings, and its degrees of freedom.
+
+    It is the pooled variance between seeds over each side's number of them; in a start luck has no part.
+    """
+    variance, freedom = seed_variance(values)
+    seeds = values.groupby("setting").meta_seed.nunique()
+    return variance * sum(1 / seeds[side] for side in sides if not side.startswith(START)), freedom
+
+
+def luck_of_the_same(values: pd.DataFrame, one: str, other: str) -> tuple[float, int]:
+    """As `luck`, for two uses of the same meta-trainings: the variance of the difference between seeds, over their number."""
+    means = values.pivot_table(index="meta_seed", columns="setting", values="value", aggfunc="mean")
+    gaps = (means[one] - means[other]).dropna()
+    gaps = gaps[np.isfinite(gaps)]
+    return (float(gaps.var() / len(gaps)) if len(gaps) > 1 else math.nan), max(len(gaps) - 1, 0)
+
+
+def contrasts(rows: pd.DataFrame, reference: str, measure: str, uses: Collection[str] = ("",)) -> dict[tuple[str, int], Contrast]:
     """Compares every setting with the reference, by (setting, horizon); positive is better.
 
+    A setting is compared with the reference in the same use; and the reference in another use with the reference itself, seed by seed.
+
     The mean is over the differences on common tasks, after averaging the seeds of each side. Its variance has three parts: the variance of
-    the differences over their number, and, for each side but a start, in which luck has no part, the pooled variance between seeds over its
-    number of seeds. The interval is Student's, with the degrees of freedom of Welch and Satterthwaite (Satterthwaite 1946, doi
-    10.2307/3002019). There is no interval if no setting has two seeds, or a run diverged.
+    the differences over their number, and, for each side but a start, in which luck has no part, the variance between seeds, pooled over
+    the settings in the same use, over its number of seeds. The interval is Student's, with the degrees of freedom of Welch and
+    Satterthwaite (Satterthwaite 1946, doi 10.2307/3002019). There is no interval if no setting has two seeds, or a run diverged.
 
     Args:
         rows: with the columns of `l3rs.evaluation.study`.
         reference: the name of a setting.
         measure: `accuracy` or `loss`.
+        uses: what is added to a setting's name in the rows by each use, see `l3rs.evaluation.study.Study.uses`.
     """
     scale = 100 if measure == "accuracy" else -1
     found = {}
     ends = at_the_end(rows, measure)
+    use = {name: max((added for added in uses if name.endswith(added)), key=len) for name in ends.setting.astype(str).unique()}
     for horizon in sorted(ends.steps.unique()):
         values = ends[ends.steps == horizon]
-        variance, freedom = seed_variance(values)
         tasks = values.pivot_table(index="task", columns="setting", values="value", aggfunc="mean")
-        seeds = values.groupby("setting").meta_seed.nunique()
-        if reference not in tasks:
-            continue
-        for setting in tasks.columns.drop(reference):
-            gaps = scale * (tasks[setting] - tasks[reference]).dropna()
+        for setting in tasks.columns.drop(reference, errors="ignore"):
+            again = setting == reference + use[setting]
+            against = reference if again else reference + use[setting]
+            if against not in tasks:
+                continue
+            gaps = scale * (tasks[setting] - tasks[against]).dropna()
             if gaps.empty:
                 continue
+            alike = values[values.setting.map(use) == use[setting]]
+            variance, freedom = luck_of_the_same(values, setting, against) if again else luck(alike, (setting, against))
             mean, half = float(gaps.mean()), math.nan
             if freedom and len(gaps) > 1 and math.isfinite(mean):
-                luck = variance * sum(1 / seeds[name] for name in (setting, reference) if not str(name).startswith(START))
-                of_tasks, of_seeds = gaps.var() / len(gaps), scale**2 * luck
-                half = half_width((of_tasks, len(gaps) - 1), (of_seeds, freedom))
+                half = half_width((gaps.var() / len(gaps), len(gaps) - 1), (scale**2 * variance, freedom))
             found[str(setting), int(horizon)] = Contrast(mean, mean - half, mean + half)
     return found
 

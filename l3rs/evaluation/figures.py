@@ -136,7 +136,7 @@ def differences(sources: Sources) -> Iterator[tuple[str, Picture]]:
     rows = made.measured(sources.root)
     sets += [("Ablations", title, what, ABLATED_FROM, made, rows, called) for title, what, called in ablated(made)]
     for section, title, what, reference, made, rows, called in sets:
-        found = contrasts(rows, reference, "accuracy")
+        found = contrasts(rows, reference, "accuracy", made.uses)
         others = {name: setting for name, setting in called.items() if setting != reference}
         caption = f"{what[0].upper()}{what[1:]}: each one's lead over {reference!r}. Bars are 95% intervals, of tasks and of seeds."
         lacking = [setting for setting in others.values() if setting not in {setting for setting, _ in found}]

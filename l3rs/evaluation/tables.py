@@ -50,7 +50,8 @@ STUDY, STUDIED_FROM = "What matters in meta-training", "base"
 STUDIES = {"meta_study": "Settings", "search_study": "Searches"}  # their titles
 INTERVALS = (
     "Brackets: the 95% interval, for the noise of tasks and of meta-training seeds; the variance between seeds is pooled over the settings "
-    "with several. A difference whose interval holds 0 is called noise. One in twenty pure-noise differences will look real."
+    "with several, in the same use. A difference whose interval holds 0 is called noise. One in twenty pure-noise differences will look "
+    "real."
 )
 REFRESHED = f"Refreshed arms are evaluated like schedule-free: {STATISTICS}."
 HEAD_START = "With head start: runs begin with a head in closed form, and are evaluated like refreshed ones."
@@ -248,7 +249,7 @@ def ablations(sources: Sources) -> Iterator[tuple[str, Table]]:
             frame = ablation(rows, called, sorted(rows.steps.unique()) or [20], measure)
             name = title if measure == "accuracy" else f"{title}, loss"
             yield "Ablations", Table(name, caption, frame, lacking(frame, called, made, rows))
-        yield from compared("Ablations", title, rows, ABLATED_FROM, called)
+        yield from compared("Ablations", title, made, rows, ABLATED_FROM, called)
 
 
 def study(sources: Sources) -> Iterator[tuple[str, Table]]:
@@ -262,7 +263,7 @@ def study(sources: Sources) -> Iterator[tuple[str, Table]]:
             )
             frame = ablation(rows, called, sorted(rows.steps.unique()) or [10, 25, 50], measure)
             yield STUDY, Table(f"{title}, {measure}", caption, frame, lacking(frame, called, made, rows))
-        yield from compared(STUDY, title, rows, STUDIED_FROM, called)
+        yield from compared(STUDY, title, made, rows, STUDIED_FROM, called)
 
 
 def studied(sources: Sources, name: str = "meta_study") -> tuple[Study, pd.DataFrame, dict[str, str]]:
@@ -274,13 +275,16 @@ def studied(sources: Sources, name: str = "meta_study") -> tuple[Study, pd.DataF
     return made, rows, {name: name for name in (*starts.values(), *made.judged)}
 
 
-def compared(section: str, title: str, rows: pd.DataFrame, reference: str, called: Mapping[str, str]) -> Iterator[tuple[str, Table]]:
+def compared(
+    section: str, title: str, made: Study, rows: pd.DataFrame, reference: str, called: Mapping[str, str]
+) -> Iterator[tuple[str, Table]]:
     """The differences to a reference and their intervals, if both have rows."""
     others = {name: setting for name, setting in called.items() if setting != reference}
     for measure, unit in (("accuracy", "points of accuracy"), ("loss", "loss")):
-        found = {key: c for key, c in contrasts(rows, reference, measure).items() if key[0] in others.values()}
+        found = {key: c for key, c in contrasts(rows, reference, measure, made.uses).items() if key[0] in others.values()}
         if found:
-            caption = f"Each one's lead over {reference!r}, in {unit}. {INTERVALS}"
+            used = f", both used alike; of {reference!r} used otherwise, over itself" if len(made.uses) > 1 else ""
+            caption = f"Each one's lead over {reference!r}{used}, in {unit}. {INTERVALS}"
             name = f"{title}, paired{'' if measure == 'accuracy' else ', loss'}"
             yield section, Table(name, caption, contrast_table(found, others, measure))
 

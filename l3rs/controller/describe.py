@@ -137,6 +137,8 @@ def _named_head(head: str, modules: Mapping[int, str]) -> int | None:
     exact = [i for i in found if modules[i] == head]
     if not found or (len(found) > 1 and len(exact) != 1):
         there = [module for module in modules.values() if module][-5:]
+        if not modules:
+            raise ValueError(f"head must be the name of one dense layer (got {head!r}), and there is none")
         raise ValueError(
             f"head must be the name of one dense layer (got {head!r}); the last ones are {', '.join(there)}"
             if there

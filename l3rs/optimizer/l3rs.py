@@ -186,6 +186,8 @@ class L3RS(Resumable):
             shared = ["step", "first_loss", "cut"]
             if self.learned is not None:  # after the constructor
                 self._pull()
+                if self.match == "position" and self.learned.layers and self.param_groups[0]["step"]:
+                    raise ValueError("match='position' counts the layers of the whole network: give all at the start, or pass their names")
                 shared.append("total_steps")
             first = self.param_groups[0]
             param_group = {**{key: first[key] for key in shared}, **param_group, "late": first["step"]}
@@ -334,7 +336,7 @@ class L3RS(Resumable):
             number.
 
         Raises:
-            RuntimeError: this object has taken no step with a gradient yet.
+            RuntimeError: it has taken no step with a gradient since it was made, a state was loaded, or a group was added.
             ModuleNotFoundError: pandas is not installed; the message names the extra that brings it.
         """
         require("L3RS.decisions()", "pandas")
@@ -342,7 +344,7 @@ class L3RS(Resumable):
 
         decided = [layers.decided for layers in self._tables.by_device]
         if not decided or decided[0] is None:
-            raise RuntimeError("no step has been decided yet: call step() first")
+            raise RuntimeError("no step has been decided since this was made, loaded, or given a group: call step() first")
         names = names_of(self.param_groups)
         every = [p for group in self.param_groups for p in group["params"]]
         called = {p: names[i] if names else str(i) for i, p in enumerate(every)}

@@ -14,6 +14,7 @@ from l3rs.controller.decide import Meta, meta_shapes, unflatten
 from l3rs.controller.describe import LayerTable, describe
 from l3rs.controller.layer_sizes import Sizes
 from l3rs.directions import Direction, direction
+from l3rs.directions.base import HALF
 from l3rs.optimizer.decision import Decided, Decider
 from l3rs.optimizer.distributed import full, local, shard_reduction
 from l3rs.optimizer.kernels import Kernel, kernel_class
@@ -131,7 +132,8 @@ class Layers:
 
 def finite(grads: Sequence[Tensor]) -> Tensor:
     """A bool on their device: whether all gradients are finite."""
-    return torch.stack(torch._foreach_norm(list(grads))).isfinite().all()
+    wide = [g.float() if g.dtype in HALF else g for g in grads]  # a sum of squares overflows early in float16
+    return torch.stack(torch._foreach_norm(wide)).isfinite().all()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from itertools import chain, compress
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -135,9 +136,11 @@ class Tables:
     def _addresses(self, states: States) -> list[int]:
         """Of every tensor in the states, but for what wrapped optimizers keep."""
         lazy = self.controller.lazy
-        if self.sharded or lazy:
-            return [local(t).data_ptr() for state in states.values() for key, t in state.items() if not key.startswith(lazy)]
-        return list(map(Tensor.data_ptr, chain.from_iterable(map(dict.values, states.values()))))
+        if not self.sharded and not lazy:
+            with suppress(TypeError):  # others may keep what is no tensor there
+                return list(map(Tensor.data_ptr, chain.from_iterable(map(dict.values, states.values()))))
+        tensors = (t for state in states.values() for key, t in state.items() if isinstance(t, Tensor) and not key.startswith(lazy))
+        return [local(t).data_ptr() for t in tensors]
 
     def _fitting(self, grads: list[Tensor], params: Sequence[Tensor], dense: list[bool], strides: list[Any]) -> list[Tensor]:
         """The gradients, those that do not lie in memory as their parameters do copied. Torch itself sees to their shapes."""

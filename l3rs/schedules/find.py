@@ -158,7 +158,8 @@ def resolve(learned: str | Path | LearnedSchedule | Chosen, named: Sequence[tupl
     if learned != "auto":
         return Chosen(load(learned))
     if not named or match != "name":
-        return Chosen(load(GENERALIST), "only names tell a network, and there are none")
+        why = "there are none" if match == "name" else f"match is {match!r}"
+        return Chosen(load(GENERALIST), f"only names tell a network, and {why}")
     known = [specialist for specialist in map(load, SPECIALISTS) if specialist.knows([name for name, _ in named])]
     if not known:
         return Chosen(load(GENERALIST), "no specialist knows all names")

@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
-from conftest import batch, equal, random_schedule, small_network, weights
-from torch import nn
+from conftest import backward, batch, equal, random_schedule, small_network, weights
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l3rs import L3RS, L3RSConfig, LearnedSchedule
 from l3rs.controller.config import SIGNALS
 from l3rs.controller.initial import initial_theta
+from l3rs.directions import Direction
 from l3rs.networks.pretrained import pretrained
+from l3rs.optimizer.layers import finite
 from l3rs.optimizer.reference import ReferenceL3RS
 from l3rs.schedules.find import GENERALIST
 
@@ -142,6 +145,43 @@ def test_update_length_is_lambda_where_directions_agree() -> None:
         if p.grad is not None and p.grad.norm() > 1e-6:
             expected = config.lr0 * p.numel() ** 0.5
             assert (p - before[name]).norm().item() == pytest.approx(expected, rel=1e-3), name
+
+
+class Mixed(Direction):
+    """Of vectors the gradient or the parameter, which may be handed on as it is; of other layers the gradient's sign."""
+
+    def __init__(self, of: str, copied: bool) -> None:
+        self.of, self.copied = of, copied
+
+    def update(
+        self, grads: Sequence[Tensor], params: Sequence[Tensor], states: object, steps: Tensor, constants: tuple[float, ...]
+    ) -> list[Tensor]:
+        found = [given if g.dim() < 2 else g.sign() for g, given in zip(grads, grads if self.of == "grads" else params, strict=True)]
+        return [d.clone() for d in found] if self.copied else found
+
+
+@pytest.mark.parametrize("of", ["grads", "params"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_direction_may_be_the_gradient_or_the_parameter_in_some_layers_alone(
+    of: str, reverse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("l3rs.directions._registered", {"handed": Mixed(of, copied=False), "copied": Mixed(of, copied=True)})
+    moved = []
+    for name in ("handed", "copied"):
+        network = small_network()
+        schedule = random_schedule(network, False, directions=("sgd", "weight_decay", name), controller="shared")
+        optimizer = L3RS(sorted(network.named_parameters(), reverse=reverse), 10, schedule)
+        for k in range(3):
+            backward(network, k)
+            optimizer.step(loss=1.0)
+        moved.append(weights(network))
+    assert equal(*moved)
+
+
+def test_gradients_of_half_precision_are_finite_where_their_squares_are_not() -> None:
+    large = torch.full((1000,), 6e4, dtype=torch.float16)
+    assert finite([large, large.float()])
+    assert not finite([large, large * 2])
 
 
 def test_zero_gradient_moves_nothing_and_stays_finite() -> None:

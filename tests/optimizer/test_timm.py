@@ -120,6 +120,26 @@ def test_timms_factory_makes_it_once_it_is_registered(resnet: nn.Module) -> None
         assert specialist.param_groups[0]["lr"] == 0.5
 
 
+def test_timms_lookahead_around_it_is_saved_and_loaded(resnet: nn.Module) -> None:
+    """Lookahead keeps slow weights in the states of its optimizer; others may keep what is no tensor."""
+    network, other = small_network(), small_network()
+    optimizer, fresh = (create_optimizer_v2(list(n.named_parameters()), "lookahead_l3rs", total_steps=20) for n in (network, other))
+
+    def steps(n: nn.Module, o: torch.optim.Optimizer, numbers: range) -> None:
+        for k in numbers:
+            backward(n, k)
+            o.step()
+
+    steps(network, optimizer, range(7))
+    optimizer.state[next(network.parameters())]["note"] = "mine"
+    steps(network, optimizer, range(7, 8))
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    other.load_state_dict(network.state_dict())
+    for n, o in ((network, optimizer), (other, fresh)):
+        steps(n, o, range(8, 14))
+    assert equal(weights(network), weights(other))
+
+
 @pytest.mark.parametrize("options", [{"fused": False}, {"foreach": True}])
 def test_timms_factory_may_ask_for_torch_operations(options: dict[str, bool], resnet: nn.Module) -> None:
     optimizer = create_optimizer_v2(resnet.named_parameters(), "l3rs", total_steps=10, **options)

@@ -95,6 +95,18 @@ def test_by_position() -> None:
         L3RS(network.named_parameters(), 5, learned)
 
 
+def test_by_position_no_layer_may_come_during_the_run() -> None:
+    """It would be counted after those that it lies before."""
+    network = nn.Sequential(OrderedDict(a=nn.Linear(2, 3), b=nn.Linear(3, 1)))
+    learned = random_schedule(nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5)))
+    optimizer = L3RS(network.b.parameters(), 5, learned, match="position")
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step(loss=1.0)
+    with pytest.raises(ValueError, match="match='position' counts the layers of the whole network: give all at the start"):
+        optimizer.add_param_group({"params": list(network.a.parameters())})
+    assert len(optimizer.param_groups) == 1
+
+
 def test_a_layer_uses_the_embedding_of_its_slot() -> None:
     """Two networks with the same layers in another order are stepped alike, layer by layer."""
     config = L3RSConfig()

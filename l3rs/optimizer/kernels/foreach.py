@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -59,13 +60,17 @@ class ForeachKernel:
             grads = [torch.zeros_like(g) for g in grads]
         self.uphill = []
         for name, direction in self.directions.items():
-            self.uphill.append(direction.update(grads, self.wide, self.states[name], steps, self.constants[name]))
+            uphill = direction.update(grads, self.wide, self.states[name], steps, self.constants[name])
+            if not _same(uphill, self.wide):  # of a mixed list, those that are parameters are kept as they are now
+                uphill = [d.clone() if d is p else d for d, p in zip(uphill, self.wide, strict=True)]
+            self.uphill.append(uphill)
             if direction.lazy:
                 for state, own in zip(self.all_states, self.states[name], strict=True):
                     state.update({f"{name}/{key}": value for key, value in own.items()})
         weight_norms, grad_norms = self._norms(self.wide), torch.where(ok, grad_norms, 0)
-        known = {id(self.wide[0]): weight_norms, id(grads[0]): grad_norms}  # a direction may be the parameters or gradients themselves
-        norms = [known[id(d[0])] if id(d[0]) in known else self._norms(d) for d in self.uphill]
+        known = ((self.wide, weight_norms), (grads, grad_norms))  # a direction may be the parameters or gradients themselves
+        found = [next((norms for tensors, norms in known if _same(d, tensors)), None) for d in self.uphill]
+        norms = [self._norms(d) if there is None else there for d, there in zip(self.uphill, found, strict=True)]
         return Norms(weight_norms, grad_norms, torch.stack(norms, dim=1), ok)
 
     def apply(self, scales: Tensor) -> None:
@@ -85,6 +90,11 @@ class ForeachKernel:
     def _norms(self, tensors: Sequence[Tensor]) -> Tensor:
         norms = torch.stack(torch._foreach_norm(list(tensors))).float()
         return norms if self.reduce is None else self.reduce(norms.square()).sqrt()
+
+
+def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    """Whether all of these are the others themselves."""
+    return all(map(operator.is_, one, other))
 
 
 def _own(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -719,6 +719,18 @@ def test_the_count_of_skipped_steps_survives_a_resume() -> None:
     assert fresh.skipped_steps == 1
 
 
+def test_others_may_keep_what_is_no_tensor_in_the_states() -> None:
+    network, other = small_network(), small_network()
+    optimizer, alone = (L3RS(n.named_parameters(), 5, schedule(n)) for n in (network, other))
+    train(network, optimizer, range(1))
+    train(other, alone, range(1))
+    optimizer.state[next(network.parameters())]["note"] = "mine"
+    train(network, optimizer, range(1, 3))
+    train(other, alone, range(1, 3))
+    assert equal(weights(network), weights(other))
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
 # -- what it can be asked ----------------------------------------------------------------------------------------------------------
 
 

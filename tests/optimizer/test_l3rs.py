@@ -170,7 +170,7 @@ def test_a_direction_may_be_the_gradient_or_the_parameter_in_some_layers_alone(
     for name in ("handed", "copied"):
         network = small_network()
         schedule = random_schedule(network, False, directions=("sgd", "weight_decay", name), controller="shared")
-        optimizer = L3RS(sorted(network.named_parameters(), reverse=reverse), 10, schedule)
+        optimizer = L3RS(sorted(network.named_parameters(), key=lambda named: named[1].dim(), reverse=reverse), 10, schedule)
         for k in range(3):
             backward(network, k)
             optimizer.step(loss=1.0)

@@ -83,6 +83,22 @@ def test_the_variance_between_seeds_is_pooled_over_settings_by_their_number() ->
         assert found[setting, 20].high - found[setting, 20].mean == pytest.approx(half)
 
 
+def test_each_use_has_its_own_reference_and_its_own_luck() -> None:
+    """By hand: the seeds' means are 2 points apart, and 20 where schedules are used otherwise; b is 10 points better, and 5 there."""
+
+    def accuracy(s: str, seed: int, t: int) -> float:
+        otherwise = s.endswith(", otherwise")
+        return 0.5 + (0.2 if otherwise else 0.02) * seed - 0.3 * otherwise + ((0.05 if otherwise else 0.1) if s.startswith("b") else 0.0)
+
+    found = contrasts(rows(accuracy, ("a", "b", "a, otherwise", "b, otherwise")), "a", "accuracy", ("", ", otherwise"))
+    assert set(found) == {("b", 20), ("a, otherwise", 20), ("b, otherwise", 20)}
+    for setting, mean, apart in (("b", 10, 2), ("b, otherwise", 5, 20)):  # two seeds on each side
+        half = student.ppf(0.975, 2) * np.std([0, apart], ddof=1)
+        assert found[setting, 20] == pytest.approx((mean, mean - half, mean + half))
+    half = student.ppf(0.975, 1) * np.std([0, 18], ddof=1) / math.sqrt(2)  # a in both uses, seed by seed: 30 points worse, and 12
+    assert found["a, otherwise", 20] == pytest.approx((-21, -21 - half, -21 + half))
+
+
 def test_intervals_hold_what_is_true_nineteen_times_in_twenty() -> None:
     """Settings that are the same, with noise of tasks and of seeds: 0 is outside in about one of twenty."""
     outside, rng = [], np.random.default_rng(0)

@@ -16,7 +16,7 @@ from l3rs.learned.accumulators import State
 from l3rs.learned.elements import refused
 from l3rs.learned.mlp import Member, Rule
 from l3rs.learned.portions import Portions
-from l3rs.optimizer.arguments import Multipliers, call_closure, multiplier, plain, whole_or_zero
+from l3rs.optimizer.arguments import Multipliers, call_closure, multiplier, plain, uphill, whole_or_zero
 from l3rs.optimizer.distributed import average_over_ranks
 from l3rs.optimizer.observed import Losses
 from l3rs.optimizer.saving import Resumable
@@ -77,7 +77,7 @@ class LearnedRule(Resumable):
         for name in ("step", "skipped"):
             if not whole_or_zero(group[name]) == group[name] >= 0:
                 raise ValueError(f"{name} must be a whole number of at least 0, of steps (got {group[name]!r})")
-        group["lr"] = number
+        group["lr"], group["maximize"] = number, uphill(group["maximize"])
 
     # -- groups -----------------------------------------------------------------------------------------------------------------------
 

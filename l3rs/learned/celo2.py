@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from l3rs.learned.base import LearnedRule
 from l3rs.learned.layout import jax_order
 from l3rs.learned.mlp import Member, Rule
 from l3rs.learned.theta import count, mlp, mlp_shapes, resolve
+from l3rs.optimizer.arguments import at_least_zero
 
 HIDDEN = 8
 SHAPES = mlp_shapes(HIDDEN)
@@ -89,9 +89,8 @@ class Celo2(LearnedRule):
         if group["vectors"] not in VECTORS:
             raise ValueError(f"vectors must be one of {', '.join(VECTORS)} (got {group['vectors']!r})")
         for name in ("weight_decay", "adam_lr_mult"):
-            value = group[name]
-            if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
-                raise ValueError(f"{name} must be a finite number of at least 0 (got {value!r})")
+            if group[name] is not None:
+                group[name] = at_least_zero(name, group[name])
         if self.adam_names is not None and "param_names" not in group:
             raise ValueError(f"adam_names is {self.adam_names!r}, and the parameters have no names: pass model.named_parameters()")
 

@@ -8,6 +8,7 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import backward, batch, equal, small_network, train, weights
@@ -394,6 +395,7 @@ OPTIONS: list[tuple[str, dict[str, Any], str]] = [
         for form in WATCHING
         for k in (0, -3, 2.5, True, None)
     ),
+    *((form, {"maximize": "False"}, r"maximize must be True or False \(got 'False'\)") for form in FORMS),
     *((form, {"theta": torch.zeros(7)}, r"theta has shape \(7,\); there are") for form in ("Celo2", "VeLO", "Celo")),
     ("Celo2", {"theta": theta(Celo2).clone().fill_(math.nan)}, r"theta holds numbers that are not finite \(\d+ of \d+\)"),
 ]
@@ -403,6 +405,12 @@ OPTIONS: list[tuple[str, dict[str, Any], str]] = [
 def test_options_that_make_no_sense_are_named(form: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(form, small_network().parameters(), **options)
+
+
+def test_numbers_of_numpy_are_options_like_any_others() -> None:
+    group = make("Celo2", small_network().parameters(), weight_decay=np.float32(0.5), adam_lr_mult=np.int64(3)).param_groups[0]
+    assert (group["weight_decay"], group["adam_lr_mult"]) == (0.5, 3.0)
+    assert (type(group["weight_decay"]), type(group["adam_lr_mult"])) == (float, float)
 
 
 @every_form

@@ -41,12 +41,14 @@ class LearnedRule(Resumable):
     watches_loss = False
     process_group: ProcessGroup | None = None  # it belongs to a process, so copies have none
     multiplies = True  # lr is a multiplier, 1 by default, or a learning rate
+    _made = True  # but within the constructor
     _kept: tuple[str, ...] = ("theta", "fused")  # attributes that copies of the object have too
 
     def __init__(self, params: ParamsT, theta: dict[str, Tensor], defaults: dict[str, Any], fused: bool | None) -> None:
-        self.theta, self.fused = theta, fused
+        self.theta, self.fused, self._made = theta, fused, False
         self._prepare()
         super().__init__(params, {**defaults, "step": 0, "skipped": 0})
+        self._made = True
         self._multipliers.read(self.param_groups, stacklevel=4, step=False)
 
     def _prepare(self) -> None:
@@ -82,9 +84,14 @@ class LearnedRule(Resumable):
     # -- groups -----------------------------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, also during the run, whose clock it shares. Raises ValueError or TypeError; the optimizer is then as it was."""
+        """Adds a group, also during the run, whose clock and length it shares, which may be those of a run that was loaded.
+
+        Raises:
+            ValueError, TypeError: as the constructor; the optimizer stays as it was.
+        """
         if self.param_groups:
-            param_group = {"step": self.param_groups[0]["step"], **param_group}
+            first, shared = self.param_groups[0], ("step", "total_steps") if self._made else ("step",)
+            param_group = {**{key: first[key] for key in shared if key in first}, **param_group}
         super().add_param_group(param_group)
         try:
             self._validate(self.param_groups[-1])

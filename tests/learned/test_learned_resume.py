@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import backward, equal, small_network, train, weights
-from forms import every_form, finite, make, states
+from forms import WATCHING, every_form, finite, make, states
 from resuming import WAYS
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -143,6 +143,15 @@ def test_copies_of_the_object_itself_go_on_alike(form: str, clone: Callable[[Any
     assert other.skipped_steps == 3
     other.add_param_group({"params": [nn.Parameter(torch.zeros(2, 2))]})
     assert other.param_groups[1]["step"] == 5
+
+
+@pytest.mark.parametrize("form", WATCHING)
+def test_a_loaded_run_of_another_length_is_told_where_it_is_loaded(form: str) -> None:
+    run, other = (make(form, small_network().parameters(), total_steps=steps) for steps in (12, 20))
+    with pytest.warns(UserWarning, match="total_steps=12; that takes the place of 20") as caught:
+        other.load_state_dict(run.state_dict())
+    assert caught[0].filename == __file__
+    run.load_state_dict(other.state_dict())  # of the same length: pytest would raise its warning
 
 
 def state_of_sgd(network: nn.Module) -> dict[str, Any]:

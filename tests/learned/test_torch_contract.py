@@ -362,6 +362,24 @@ def test_a_group_added_in_the_run_shares_its_clock_and_is_saved(form: str) -> No
     assert equal(weights(network), weights(resumed))
 
 
+@pytest.mark.parametrize("form", WATCHING)
+def test_a_group_added_in_the_run_has_the_length_of_the_run_unless_it_sets_its_own(form: str) -> None:
+    def params() -> dict[str, Any]:
+        return {"params": [nn.Parameter(torch.ones(2, 2))]}
+
+    optimizer = make(form, [{**params(), "total_steps": 30}, params()], total_steps=20)
+    assert [group["total_steps"] for group in optimizer.param_groups] == [30, 20]
+    loaded = make(form, [params(), params()], total_steps=5)
+    with pytest.warns(UserWarning, match="a run of total_steps=30; that takes the place of 5"):
+        loaded.load_state_dict(optimizer.state_dict())
+    loaded.add_param_group(params())
+    copied = copy.deepcopy(loaded)
+    copied.add_param_group(params())
+    loaded.add_param_group({**params(), "total_steps": 7})
+    assert [group["total_steps"] for group in copied.param_groups] == [30, 20, 30, 30]
+    assert [group["total_steps"] for group in loaded.param_groups] == [30, 20, 30, 7]
+
+
 @every_form
 def test_a_group_that_does_not_fit_leaves_the_optimizer_as_it_was(form: str) -> None:
     network = small_network()

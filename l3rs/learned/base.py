@@ -43,6 +43,7 @@ class LearnedRule(Resumable):
     multiplies = True  # lr is a multiplier, 1 by default, or a learning rate
     _made = True  # but within the constructor
     _kept: tuple[str, ...] = ("theta", "fused")  # attributes that copies of the object have too
+    _newer: tuple[str, ...] = ()  # options that older states lack; they are then as here
 
     def __init__(self, params: ParamsT, theta: dict[str, Tensor], defaults: dict[str, Any], fused: bool | None) -> None:
         self.theta, self.fused, self._made = theta, fused, False
@@ -81,6 +82,9 @@ class LearnedRule(Resumable):
                 raise ValueError(f"{name} must be a whole number of at least 0, of steps (got {group[name]!r})")
         group["lr"], group["maximize"] = number, uphill(group["maximize"])
 
+    def _set_rate(self, group: dict[str, Any]) -> None:
+        """Sets the learning rate of a group's next step, where the optimizer has a schedule of its own."""
+
     # -- groups -----------------------------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -95,6 +99,7 @@ class LearnedRule(Resumable):
         super().add_param_group(param_group)
         try:
             self._validate(self.param_groups[-1])
+            self._set_rate(self.param_groups[-1])
             self._check_compiled(self.param_groups[-1:])
         except (ValueError, TypeError):
             self.param_groups.pop()
@@ -161,6 +166,8 @@ class LearnedRule(Resumable):
         Raises:
             ValueError: the optimizer watches the loss and was given none, or it is not one number; or a gradient is sparse.
         """
+        for group in self.param_groups:  # which may have been written to
+            self._set_rate(group)
         self._multipliers.read(self.param_groups, stacklevel=7)
         result = call_closure(closure, type(self).__name__)
         given = loss if loss is not None else result
@@ -184,6 +191,7 @@ class LearnedRule(Resumable):
                 m.param.sub_(change.view(m.param.shape))
         for group in self.param_groups:
             group["step"] += 1
+            self._set_rate(group)
         self._losses = Losses()
         return result
 
@@ -223,11 +231,13 @@ class LearnedRule(Resumable):
                 name = name_of(place, self.param_groups)
                 raise ValueError(f"this state is of another kind of optimizer, or network; what differs: {', '.join(differ[:3])} of {name}")
         for group in state_dict["param_groups"]:
-            missing = [key for key in self.defaults if key not in group and key in self.param_groups[0]]  # torch adds defaults of its own
+            here = self.param_groups[0].keys() - self._newer  # torch adds defaults of its own
+            missing = [key for key in self.defaults if key not in group and key in here]
             if missing or group.get(RULE, type(self).__name__) != type(self).__name__:
                 kind = group.get(RULE, f"has no {', '.join(missing)}")
                 raise ValueError(f"this state is of another kind of optimizer than {type(self).__name__}: {printable(str(kind))}")
-        groups = [{key: value for key, value in group.items() if key != RULE} for group in state_dict["param_groups"]]
+        newer = {key: self.param_groups[0][key] for key in self._newer}
+        groups = [{**newer, **{key: value for key, value in group.items() if key != RULE}} for group in state_dict["param_groups"]]
         self._loading = {**state_dict, "param_groups": groups}
         return self._loading
 
@@ -236,6 +246,7 @@ class LearnedRule(Resumable):
         del self._loading
         for group in self.param_groups:
             self._validate(group)
+            self._set_rate(group)
         for i, p, group in self._pairs(loading):
             saved = loading["state"].get(i, {})
             self._copy(p, saved, self._expected(p, group))

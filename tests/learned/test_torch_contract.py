@@ -413,6 +413,7 @@ OPTIONS: list[tuple[str, dict[str, Any], str]] = [
         for form in WATCHING
         for k in (0, -3, 2.5, True, None)
     ),
+    *(("Celo2", {"total_steps": k}, rf"total_steps must be a whole number of at least 1, .*\(got {k!r}\)") for k in (0, 2.5, "9")),
     *((form, {"maximize": "False"}, r"maximize must be True or False \(got 'False'\)") for form in FORMS),
     *((form, {"theta": torch.zeros(7)}, r"theta has shape \(7,\); there are") for form in ("Celo2", "VeLO", "Celo")),
     ("Celo2", {"theta": theta(Celo2).clone().fill_(math.nan)}, r"theta holds numbers that are not finite \(\d+ of \d+\)"),

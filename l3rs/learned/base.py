@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,13 +21,15 @@ from l3rs.optimizer.arguments import Multipliers, call_closure, multiplier, plai
 from l3rs.optimizer.distributed import average_over_ranks
 from l3rs.optimizer.observed import Losses
 from l3rs.optimizer.saving import Resumable
-from l3rs.optimizer.states import check_names, differences, fit, name_of, stand_in
+from l3rs.optimizer.states import LONGEST_MARK, check_names, differences, fit, name_of, stand_in
+from l3rs.schedules.seal import fingerprint
 from l3rs.text import printable
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 RULE = "l3rs_rule"  # a key of the groups of a state dict: the optimizer's class
+THETA = "l3rs_theta"  # another: a fingerprint of its meta-parameters, which older states lack
 
 
 class LearnedRule(Resumable):
@@ -219,8 +222,12 @@ class LearnedRule(Resumable):
         plain(self.param_groups)
         saved = super().state_dict()
         for group in saved["param_groups"]:
-            group[RULE] = type(self).__name__
+            group[RULE], group[THETA] = type(self).__name__, self._mark
         return saved
+
+    @cached_property
+    def _mark(self) -> str:
+        return fingerprint(*self.theta.values())[:12]
 
     def _check(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         check_names(state_dict["param_groups"], self.param_groups)
@@ -233,12 +240,20 @@ class LearnedRule(Resumable):
         for group in state_dict["param_groups"]:
             here = self.param_groups[0].keys() - self._newer  # torch adds defaults of its own
             missing = [key for key in self.defaults if key not in group and key in here]
-            if missing or group.get(RULE, type(self).__name__) != type(self).__name__:
+            name = type(self).__name__
+            if missing or group.get(RULE, name) != name:
                 kind = group.get(RULE, f"has no {', '.join(missing)}")
-                raise ValueError(f"this state is of another kind of optimizer than {type(self).__name__}: {printable(str(kind))}")
+                raise ValueError(f"this state is of another kind of optimizer than {name}: {printable(str(kind))}")
+            mark = group.get(THETA, self._mark)
+            if mark != self._mark:
+                theirs = printable(str(mark)[:LONGEST_MARK])
+                raise ValueError(
+                    f"this state is of a run of {name} under other meta-parameters, whose fingerprint is {theirs}, "
+                    f"and those here have {self._mark}: pass those of the run as `theta`"
+                )
         newer = {key: self.param_groups[0][key] for key in self._newer}
-        groups = [{**newer, **{key: value for key, value in group.items() if key != RULE}} for group in state_dict["param_groups"]]
-        self._loading = {**state_dict, "param_groups": groups}
+        stripped = [{key: value for key, value in group.items() if key not in (RULE, THETA)} for group in state_dict["param_groups"]]
+        self._loading = {**state_dict, "param_groups": [{**newer, **group} for group in stripped]}
         return self._loading
 
     def _finish_loading(self) -> None:

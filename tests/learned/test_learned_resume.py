@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import backward, equal, small_network, train, weights
-from forms import WATCHING, every_form, finite, make, states
+from forms import FORMS, WATCHING, every_form, finite, make, states, theta
 from resuming import WAYS
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -185,6 +185,26 @@ def test_a_state_of_another_kind_is_refused(form: str, other: str, differs: str)
     assert equal(before, states(optimizer))
     assert optimizer.state_dict()["param_groups"] == groups
     train(network, optimizer, range(1, 2))
+
+
+@every_form
+def test_a_state_under_other_meta_parameters_is_refused(form: str) -> None:
+    """But not one that is older than their fingerprint."""
+    network = small_network()
+    run, other = make(form, network.parameters()), make(form, network.parameters(), theta=theta(FORMS[form][0]) * 1.01)
+    train(network, run, range(2))
+    before, groups, state = states(other), copy.deepcopy(other.state_dict()["param_groups"]), run.state_dict()
+    marks = [each.state_dict()["param_groups"][0]["l3rs_theta"] for each in (run, other)]
+    with pytest.raises(
+        ValueError, match=f"under other meta-parameters, .* {marks[0]}, and those here have {marks[1]}: pass those of the run"
+    ):
+        other.load_state_dict(state)
+    assert equal(before, states(other))
+    assert other.state_dict()["param_groups"] == groups
+    del state["param_groups"][0]["l3rs_theta"]
+    other.load_state_dict(state)
+    assert equal(states(run), states(other))
+    assert "l3rs_theta" not in other.param_groups[0]
 
 
 @every_form

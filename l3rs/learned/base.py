@@ -78,6 +78,11 @@ class LearnedRule(Resumable):
         if not isinstance(number, Tensor) and math.isnan(number):
             raise ValueError(f"lr must be a finite number of at least 0 (got {lr!r})")
         for p in group["params"]:
+            if hasattr(p, "to_local"):
+                raise ValueError(
+                    f"a parameter of shape {tuple(p.shape)} is sharded (a DTensor); {type(self).__name__} takes whole ones: train on "
+                    "several processes with DistributedDataParallel, or take L3RS, which steps sharded ones"
+                )
             if not p.is_floating_point():
                 raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; {type(self).__name__} steps real floating parameters")
         for name in ("step", "skipped"):

@@ -60,8 +60,8 @@ class Celo2(LearnedRule):
         fused: as in `VeLO`. Adam's part is in torch operations always.
 
     Raises:
-        ValueError: an option is not what it should be; theta is of another size, or cannot be read (a `CheckpointError`); or `adam_names`
-            is given and parameters have no names.
+        ValueError: an option is not what it should be; theta is of another size, or cannot be read (a `CheckpointError`); `adam_names` is
+            given and parameters have no names; or a parameter is sharded.
         TypeError: a parameter is complex or not floating.
     """
 

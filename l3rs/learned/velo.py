@@ -73,7 +73,8 @@ class VeLO(LearnedRule):
         process_group: the ranks that train together, whose losses are averaged; None is all.
 
     Raises:
-        ValueError: an option is not what it should be, or theta is of another size, or cannot be read (a `CheckpointError`).
+        ValueError: an option is not what it should be, or theta is of another size, or cannot be read (a `CheckpointError`); or a
+            parameter is sharded.
         TypeError: a parameter is complex or not floating.
     """
 

@@ -6,6 +6,7 @@ import l3rs  # noqa: F401  isort: skip  (before timm)
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ import torch
 from conftest import backward, batch, equal, small_network, train, weights
 from forms import FORMS, WATCHING, every_form, finite, make, states, theta
 from torch import Tensor, nn
+from torch.distributed import destroy_process_group, init_process_group
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional as F
 
 from l3rs.learned import Celo2, VeLO
@@ -438,6 +442,21 @@ def test_parameters_that_are_not_real_floating_ones_are_refused(form: str, dtype
     p = nn.Parameter(torch.zeros(2, 3, dtype=dtype), requires_grad=False)
     with pytest.raises(TypeError, match=rf"shape \(2, 3\) is {dtype}; {FORMS[form][0].__name__} steps real floating parameters"):
         make(form, [p])
+
+
+@every_form
+def test_sharded_parameters_are_refused_with_the_cure(form: str, tmp_path: Path) -> None:
+    init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        sharded = nn.Parameter(distribute_tensor(torch.ones(4, 3), init_device_mesh("cpu", (1,)), [Shard(0)]))
+        optimizer = make(form, small_network().parameters())
+        message = rf"shape \(4, 3\) is sharded .* {FORMS[form][0].__name__} takes whole ones: .*DistributedDataParallel, or take L3RS"
+        for call in (lambda: make(form, [sharded]), lambda: optimizer.add_param_group({"params": [sharded]})):
+            with pytest.raises(ValueError, match=message):
+                call()
+        assert len(optimizer.param_groups) == 1
+    finally:
+        destroy_process_group()
 
 
 @every_form

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,17 +17,19 @@ from l3rs.learned.accumulators import State
 from l3rs.learned.elements import refused
 from l3rs.learned.mlp import Member, Rule
 from l3rs.learned.portions import Portions
-from l3rs.optimizer.arguments import Multipliers, call_closure, multiplier, plain, whole_or_zero
+from l3rs.optimizer.arguments import Multipliers, call_closure, multiplier, plain, uphill, whole_or_zero
 from l3rs.optimizer.distributed import average_over_ranks
 from l3rs.optimizer.observed import Losses
 from l3rs.optimizer.saving import Resumable
-from l3rs.optimizer.states import check_names, differences, fit, name_of, stand_in
+from l3rs.optimizer.states import LONGEST_MARK, check_names, differences, fit, name_of, stand_in
+from l3rs.schedules.seal import fingerprint
 from l3rs.text import printable
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 RULE = "l3rs_rule"  # a key of the groups of a state dict: the optimizer's class
+THETA = "l3rs_theta"  # another: a fingerprint of its meta-parameters, which older states lack
 
 
 class LearnedRule(Resumable):
@@ -41,12 +44,15 @@ class LearnedRule(Resumable):
     watches_loss = False
     process_group: ProcessGroup | None = None  # it belongs to a process, so copies have none
     multiplies = True  # lr is a multiplier, 1 by default, or a learning rate
+    _made = True  # but within the constructor
     _kept: tuple[str, ...] = ("theta", "fused")  # attributes that copies of the object have too
+    _newer: tuple[str, ...] = ()  # options that older states lack; they are then as here
 
     def __init__(self, params: ParamsT, theta: dict[str, Tensor], defaults: dict[str, Any], fused: bool | None) -> None:
-        self.theta, self.fused = theta, fused
+        self.theta, self.fused, self._made = theta, fused, False
         self._prepare()
         super().__init__(params, {**defaults, "step": 0, "skipped": 0})
+        self._made = True
         self._multipliers.read(self.param_groups, stacklevel=4, step=False)
 
     def _prepare(self) -> None:
@@ -72,22 +78,36 @@ class LearnedRule(Resumable):
         if not isinstance(number, Tensor) and math.isnan(number):
             raise ValueError(f"lr must be a finite number of at least 0 (got {lr!r})")
         for p in group["params"]:
+            if hasattr(p, "to_local"):
+                raise ValueError(
+                    f"a parameter of shape {tuple(p.shape)} is sharded (a DTensor); {type(self).__name__} takes whole ones: train on "
+                    "several processes with DistributedDataParallel, or take L3RS, which steps sharded ones"
+                )
             if not p.is_floating_point():
                 raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; {type(self).__name__} steps real floating parameters")
         for name in ("step", "skipped"):
             if not whole_or_zero(group[name]) == group[name] >= 0:
                 raise ValueError(f"{name} must be a whole number of at least 0, of steps (got {group[name]!r})")
-        group["lr"] = number
+        group["lr"], group["maximize"] = number, uphill(group["maximize"])
+
+    def _set_rate(self, group: dict[str, Any]) -> None:
+        """Sets the learning rate of a group's next step, where the optimizer has a schedule of its own."""
 
     # -- groups -----------------------------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, also during the run, whose clock it shares. Raises ValueError or TypeError; the optimizer is then as it was."""
+        """Adds a group, also during the run, whose clock and length it shares, which may be those of a run that was loaded.
+
+        Raises:
+            ValueError, TypeError: as the constructor; the optimizer stays as it was.
+        """
         if self.param_groups:
-            param_group = {"step": self.param_groups[0]["step"], **param_group}
+            first, shared = self.param_groups[0], ("step", "total_steps") if self._made else ("step",)
+            param_group = {**{key: first[key] for key in shared if key in first}, **param_group}
         super().add_param_group(param_group)
         try:
             self._validate(self.param_groups[-1])
+            self._set_rate(self.param_groups[-1])
             self._check_compiled(self.param_groups[-1:])
         except (ValueError, TypeError):
             self.param_groups.pop()
@@ -154,6 +174,8 @@ class LearnedRule(Resumable):
         Raises:
             ValueError: the optimizer watches the loss and was given none, or it is not one number; or a gradient is sparse.
         """
+        for group in self.param_groups:  # which may have been written to
+            self._set_rate(group)
         self._multipliers.read(self.param_groups, stacklevel=7)
         result = call_closure(closure, type(self).__name__)
         given = loss if loss is not None else result
@@ -177,6 +199,7 @@ class LearnedRule(Resumable):
                 m.param.sub_(change.view(m.param.shape))
         for group in self.param_groups:
             group["step"] += 1
+            self._set_rate(group)
         self._losses = Losses()
         return result
 
@@ -204,8 +227,12 @@ class LearnedRule(Resumable):
         plain(self.param_groups)
         saved = super().state_dict()
         for group in saved["param_groups"]:
-            group[RULE] = type(self).__name__
+            group[RULE], group[THETA] = type(self).__name__, self._mark
         return saved
+
+    @cached_property
+    def _mark(self) -> str:
+        return fingerprint(*self.theta.values())[:12]
 
     def _check(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         check_names(state_dict["param_groups"], self.param_groups)
@@ -216,12 +243,22 @@ class LearnedRule(Resumable):
                 name = name_of(place, self.param_groups)
                 raise ValueError(f"this state is of another kind of optimizer, or network; what differs: {', '.join(differ[:3])} of {name}")
         for group in state_dict["param_groups"]:
-            missing = [key for key in self.defaults if key not in group and key in self.param_groups[0]]  # torch adds defaults of its own
-            if missing or group.get(RULE, type(self).__name__) != type(self).__name__:
+            here = self.param_groups[0].keys() - self._newer  # torch adds defaults of its own
+            missing = [key for key in self.defaults if key not in group and key in here]
+            name = type(self).__name__
+            if missing or group.get(RULE, name) != name:
                 kind = group.get(RULE, f"has no {', '.join(missing)}")
-                raise ValueError(f"this state is of another kind of optimizer than {type(self).__name__}: {printable(str(kind))}")
-        groups = [{key: value for key, value in group.items() if key != RULE} for group in state_dict["param_groups"]]
-        self._loading = {**state_dict, "param_groups": groups}
+                raise ValueError(f"this state is of another kind of optimizer than {name}: {printable(str(kind))}")
+            mark = group.get(THETA, self._mark)
+            if mark != self._mark:
+                theirs = printable(str(mark)[:LONGEST_MARK])
+                raise ValueError(
+                    f"this state is of a run of {name} under other meta-parameters, whose fingerprint is {theirs}, "
+                    f"and those here have {self._mark}: pass those of the run as `theta`"
+                )
+        newer = {key: self.param_groups[0][key] for key in self._newer}
+        stripped = [{key: value for key, value in group.items() if key not in (RULE, THETA)} for group in state_dict["param_groups"]]
+        self._loading = {**state_dict, "param_groups": [{**newer, **group} for group in stripped]}
         return self._loading
 
     def _finish_loading(self) -> None:
@@ -229,6 +266,7 @@ class LearnedRule(Resumable):
         del self._loading
         for group in self.param_groups:
             self._validate(group)
+            self._set_rate(group)
         for i, p, group in self._pairs(loading):
             saved = loading["state"].get(i, {})
             self._copy(p, saved, self._expected(p, group))

@@ -17,6 +17,7 @@ from l3rs.learned.base import LearnedRule
 from l3rs.learned.layout import jax_order
 from l3rs.learned.mlp import Member, Rule
 from l3rs.learned.theta import count, mlp, mlp_shapes, resolve
+from l3rs.optimizer.arguments import at_least_zero, run_length
 
 HIDDEN = 8
 SHAPES = mlp_shapes(HIDDEN)
@@ -44,9 +45,12 @@ class Celo2(LearnedRule):
     Celo2-base is `orthogonalize=False, vectors="learned"`.
 
     Args:
-        params: parameters, named or not, or groups of them. A group may have its own lr, weight_decay, maximize, vectors and adam_lr_mult.
+        params: parameters, named or not, or groups of them. A group may have its own lr, weight_decay, total_steps, maximize, vectors and
+            adam_lr_mult.
         theta: the meta-parameters: (SIZE,), or the published file, `theta.state`, or PyLO's safetensors, or `"icons-celo2-base"`, shipped.
         lr: learning rate.
+        total_steps: K, the number of steps of the whole run, over which the learning rate falls to 0 along a cosine, by the clock that is
+            saved and that added groups share. None leaves it as it is, for schedulers.
         weight_decay: decoupled, multiplied by the learning rate.
         orthogonalize: whether matrices are.
         vectors: see above.
@@ -56,8 +60,8 @@ class Celo2(LearnedRule):
         fused: as in `VeLO`. Adam's part is in torch operations always.
 
     Raises:
-        ValueError: an option is not what it should be; theta is of another size, or cannot be read (a `CheckpointError`); or `adam_names`
-            is given and parameters have no names.
+        ValueError: an option is not what it should be; theta is of another size, or cannot be read (a `CheckpointError`); `adam_names` is
+            given and parameters have no names; or a parameter is sharded.
         TypeError: a parameter is complex or not floating.
     """
 
@@ -65,6 +69,7 @@ class Celo2(LearnedRule):
     rule, hidden = RULE, HIDDEN
     multiplies = False
     _kept = (*LearnedRule._kept, "adam_names")
+    _newer = ("total_steps",)
 
     def __init__(
         self,
@@ -72,6 +77,7 @@ class Celo2(LearnedRule):
         theta: Tensor | str | Path | Sequence[str | Path],
         lr: float | Tensor = 1e-3,
         *,
+        total_steps: int | None = None,
         weight_decay: float = 0.0,
         orthogonalize: bool = True,
         vectors: str = "adamw",
@@ -81,19 +87,26 @@ class Celo2(LearnedRule):
         fused: bool | None = None,
     ) -> None:
         self.adam_names = adam_names
-        defaults = {"lr": lr, "weight_decay": weight_decay, "orthogonalize": orthogonalize, "vectors": vectors}
-        super().__init__(params, resolve(theta, SHAPES), {**defaults, "adam_lr_mult": adam_lr_mult, "maximize": maximize}, fused)
+        defaults = {"lr": lr, "total_steps": total_steps, "weight_decay": weight_decay, "orthogonalize": orthogonalize}
+        of_vectors = {"vectors": vectors, "adam_lr_mult": adam_lr_mult}
+        super().__init__(params, resolve(theta, SHAPES), {**defaults, **of_vectors, "maximize": maximize}, fused)
 
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
+        if group["total_steps"] is not None:
+            group["total_steps"] = run_length(group["total_steps"])
         if group["vectors"] not in VECTORS:
             raise ValueError(f"vectors must be one of {', '.join(VECTORS)} (got {group['vectors']!r})")
         for name in ("weight_decay", "adam_lr_mult"):
-            value = group[name]
-            if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
-                raise ValueError(f"{name} must be a finite number of at least 0 (got {value!r})")
+            if group[name] is not None:
+                group[name] = at_least_zero(name, group[name])
         if self.adam_names is not None and "param_names" not in group:
             raise ValueError(f"adam_names is {self.adam_names!r}, and the parameters have no names: pass model.named_parameters()")
+
+    def _set_rate(self, group: dict[str, Any]) -> None:
+        if group["total_steps"] is not None:
+            done = min(group["step"] / group["total_steps"], 1)
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * (1 + math.cos(math.pi * done)) / 2
 
     def _by_adam(self, p: Tensor, group: dict[str, Any]) -> bool:
         """Whether Adam moves this parameter."""

@@ -73,8 +73,8 @@ class Library(NamedTuple):
 def library() -> Library | None:
     """The compiled elements.c; None if it was not built."""
     c = shared_library(Path(__file__).parent, "_elements")
-    if c is None:
-        return None
+    if c is None or not all(hasattr(c, name) for name in ("l3rs_elements_measure", "l3rs_elements_step")):
+        return None  # also one that an older l3rs has left
     for function in (c.l3rs_elements_measure, c.l3rs_elements_step):
         function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int], None
     return Library(c.l3rs_elements_measure, c.l3rs_elements_step, openmp())

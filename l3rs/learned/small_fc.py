@@ -90,7 +90,8 @@ class SmallFC(LearnedRule):
         fused: as in `VeLO`.
 
     Raises:
-        ValueError: an option is not what it should be, or theta is of another size, or cannot be read (a `CheckpointError`).
+        ValueError: an option is not what it should be, or theta is of another size, or cannot be read (a `CheckpointError`); or a
+            parameter is sharded.
         TypeError: a parameter is complex or not floating.
     """
 

@@ -17,7 +17,7 @@ from l3rs.learned.accumulators import State, initial_state
 from l3rs.learned.base import LearnedRule
 from l3rs.learned.mlp import MLP, Member, Rule
 from l3rs.learned.theta import Shapes, count, lstm_shapes, mlp, mlp_shapes, resolve
-from l3rs.optimizer.arguments import whole_or_zero
+from l3rs.optimizer.arguments import run_length
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -73,7 +73,8 @@ class VeLO(LearnedRule):
         process_group: the ranks that train together, whose losses are averaged; None is all.
 
     Raises:
-        ValueError: an option is not what it should be, or theta is of another size, or cannot be read (a `CheckpointError`).
+        ValueError: an option is not what it should be, or theta is of another size, or cannot be read (a `CheckpointError`); or a
+            parameter is sharded.
         TypeError: a parameter is complex or not floating.
     """
 
@@ -100,10 +101,7 @@ class VeLO(LearnedRule):
 
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
-        steps = group["total_steps"]
-        if whole_or_zero(steps) < 1:
-            raise ValueError(f"total_steps must be a whole number of at least 1, the steps of the whole run (got {steps!r})")
-        group["total_steps"] = whole_or_zero(steps)
+        group["total_steps"] = run_length(group["total_steps"])
 
     def _initial_state(self, p: Tensor, group: dict[str, Any], like: Tensor) -> State:
         hidden, cell = (self.theta[f"lstm_init_state/{name}"][0].to(like, copy=True) for name in ("hidden", "cell"))

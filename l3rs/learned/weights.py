@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from l3rs.learned import theta as meta
 from l3rs.learned.base import LearnedRule
@@ -43,15 +42,8 @@ class Kind(NamedTuple):
 
 
 def _celo2(named: Named, theta: Tensor, steps: int, lr: float, **options: Any) -> LearnedRule:
-    """Celo2 with a learning rate of lr / sqrt(K) that falls along a cosine, by the clock that is saved and that added groups share."""
-
-    def fall(optimizer: Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * (1 + math.cos(math.pi * min(group["step"] / steps, 1))) / 2
-
-    optimizer = Celo2(named, theta, lr / math.sqrt(steps), **options)
-    optimizer.register_step_post_hook(fall)
-    return optimizer
+    """Celo2 with a learning rate of lr / sqrt(K) that falls along a cosine."""
+    return Celo2(named, theta, lr / math.sqrt(steps), total_steps=steps, **options)
 
 
 KINDS: Mapping[str, Kind] = MappingProxyType(

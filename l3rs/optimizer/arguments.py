@@ -43,6 +43,28 @@ def multiplier(lr: Any) -> float | Tensor:
     return lr if isinstance(lr, Tensor) else number
 
 
+def at_least_zero(name: str, value: Any) -> float:
+    """Converts an option, a number of any library, to Python's float. Raises ValueError if it is no number, negative or not finite."""
+    number = float(multiplier(value))
+    if math.isnan(number):
+        raise ValueError(f"{name} must be a finite number of at least 0 (got {value!r})")
+    return number
+
+
+def run_length(steps: Any) -> int:
+    """Converts `total_steps` of any library to Python's int. Raises ValueError if it is no whole number of at least 1."""
+    if not 1 <= whole_or_zero(steps) < LONGEST:
+        raise ValueError(f"total_steps must be a whole number of at least 1, the steps of the whole run (got {steps!r})")
+    return whole_or_zero(steps)
+
+
+def uphill(maximize: Any) -> bool:
+    """Converts `maximize` to Python's bool. Raises ValueError if it is neither True nor False, as a string is."""
+    if isinstance(maximize, str) or maximize not in (False, True):
+        raise ValueError(f"maximize must be True or False (got {maximize!r})")
+    return bool(maximize)
+
+
 def plain(groups: Iterable[dict[str, Any]]) -> None:
     """Replaces numpy's numbers in the groups by Python's, so that checkpoints load with `weights_only=True`."""
     for group in groups:
@@ -55,15 +77,11 @@ def check_group(group: dict[str, Any]) -> None:
     Raises:
         ValueError, TypeError: a value cannot be; the message says which, and what it must be.
     """
-    steps, lr = group["total_steps"], group["lr"]
-    if not 1 <= whole_or_zero(steps) < LONGEST:
-        raise ValueError(f"total_steps must be a whole number of at least 1, the steps of the whole run (got {steps!r})")
+    steps, lr = run_length(group["total_steps"]), group["lr"]
     number = multiplier(lr)
     if not isinstance(number, Tensor) and math.isnan(number):
         raise ValueError(f"lr must be a finite number of at least 0 (got {lr!r}): it multiplies the learned steps, and is 1 by default")
-    decay = float(multiplier(group["weight_decay"]))
-    if math.isnan(decay):
-        raise ValueError(f"weight_decay must be a finite number of at least 0 (got {group['weight_decay']!r})")
+    decay = at_least_zero("weight_decay", group["weight_decay"])
     for p in group["params"]:
         if p.dtype not in (*HALF, torch.float32, torch.float64):
             raise TypeError(f"a parameter of shape {tuple(p.shape)} is {p.dtype}; L3RS steps real floating ones of 16, 32 or 64 bits")
@@ -78,17 +96,14 @@ def check_group(group: dict[str, Any]) -> None:
     first = None if group["first_loss"] is None else _number(group["first_loss"])
     if first is not None and not math.isfinite(first):
         raise ValueError(f"first_loss must be a finite number, the loss of the first step, or None (got {group['first_loss']!r})")
-    if isinstance(group["maximize"], str) or group["maximize"] not in (False, True):
-        raise ValueError(f"maximize must be True or False (got {group['maximize']!r})")
+    maximize = uphill(group["maximize"])
     names = group.get("param_names")
     if names is not None and len(names) != len(group["params"]):
         raise ValueError(
             f"a group has {len(names)} names and {len(group['params'])} parameters: one was put into a group by hand, or taken out: use "
             "add_param_group, or requires_grad_(False) to leave one as it is, or make a new optimizer"
         )
-    group.update(
-        total_steps=whole_or_zero(steps), lr=number, weight_decay=decay, cut=cut, first_loss=first, maximize=bool(group["maximize"])
-    )
+    group.update(total_steps=steps, lr=number, weight_decay=decay, cut=cut, first_loss=first, maximize=maximize)
 
 
 class Multipliers:
@@ -153,4 +168,15 @@ def one_number(loss: Any) -> Tensor:
     return seen.reshape(())
 
 
-__all__ = ["LONGEST", "Multipliers", "call_closure", "multiplier", "one_number", "plain", "whole_or_zero"]
+__all__ = [
+    "LONGEST",
+    "Multipliers",
+    "at_least_zero",
+    "call_closure",
+    "multiplier",
+    "one_number",
+    "plain",
+    "run_length",
+    "uphill",
+    "whole_or_zero",
+]

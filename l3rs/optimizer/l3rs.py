@@ -382,11 +382,7 @@ class L3RS(Resumable):
             ValueError: the state belongs to other parameters, to another optimizer, or to a run under another schedule; the optimizer stays
                 as it was.
         """
-        steps = self.param_groups[0]["total_steps"]
-        super().load_state_dict(state_dict)
-        after = self.param_groups[0]["total_steps"]
-        if after != steps:
-            warnings.warn(f"the loaded state is of a run of total_steps={after}; that takes the place of {steps}", stacklevel=2)
+        self._load(state_dict)
 
     def _check(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         assert self.learned is not None

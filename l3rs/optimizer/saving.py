@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,12 +15,15 @@ class Resumable(WatchesLoss):
     """An optimizer that checks a state before it loads it, and stays as it was where the state cannot be loaded."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where a saved run was; the dict stays as it is.
+        """Goes on where a saved run was; the dict stays as it is. Warns if that run has another `total_steps`, with which it goes on.
 
         Raises:
             ValueError: the state is of other parameters, or of another optimizer; the optimizer stays as it was.
         """
-        before = dict(self.__dict__)
+        self._load(state_dict)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        before, steps = dict(self.__dict__), self.param_groups[0].get("total_steps")
         hooks = (  # of users, the first ones may change the dict before it is checked, and the last ones see the finished state
             self.register_load_state_dict_pre_hook(lambda _, saved: self._check(saved)),
             self.register_load_state_dict_post_hook(lambda _: self._finish_loading(), prepend=True),
@@ -33,6 +37,9 @@ class Resumable(WatchesLoss):
         finally:
             for hook in hooks:
                 hook.remove()
+        after = self.param_groups[0].get("total_steps")
+        if after != steps:
+            warnings.warn(f"the loaded state is of a run of total_steps={after}; that takes the place of {steps}", stacklevel=3)
 
     def _check(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Gives what torch is to load of a state dict. Raises ValueError if it is of something else than what is here."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from l3rs.learned import celo2, portions, small_fc, velo
+from l3rs.learned import celo2, elements, portions, small_fc, velo
 from l3rs.learned import mlp as learned_mlp
 from l3rs.learned.accumulators import State, initial_state
 from l3rs.learned.elements import ANYWHERE, CHUNK, IN_ORDER, PERIODIC, library, plan, refused, side
@@ -172,6 +172,11 @@ def test_the_layout_in_memory_changes_no_more_than_the_order_of_sums(kind: str) 
         state = initial_state(q)
         ends.append([direction(state, h, q, *network(kind)), *state.values()])
     assert max(map(error, *ends)) < 2e-6
+
+
+def test_a_library_that_an_older_version_has_left_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elements, "shared_library", lambda *_: object())  # without the functions
+    assert elements.library.__wrapped__() is None
 
 
 @built

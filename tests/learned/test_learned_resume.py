@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import backward, equal, small_network, train, weights
-from forms import every_form, finite, make, states
+from forms import FORMS, WATCHING, every_form, finite, make, states, theta
 from resuming import WAYS
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -145,6 +145,15 @@ def test_copies_of_the_object_itself_go_on_alike(form: str, clone: Callable[[Any
     assert other.param_groups[1]["step"] == 5
 
 
+@pytest.mark.parametrize("form", WATCHING)
+def test_a_loaded_run_of_another_length_is_told_where_it_is_loaded(form: str) -> None:
+    run, other = (make(form, small_network().parameters(), total_steps=steps) for steps in (12, 20))
+    with pytest.warns(UserWarning, match="total_steps=12; that takes the place of 20") as caught:
+        other.load_state_dict(run.state_dict())
+    assert caught[0].filename == __file__
+    run.load_state_dict(other.state_dict())  # of the same length: pytest would raise its warning
+
+
 def state_of_sgd(network: nn.Module) -> dict[str, Any]:
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
     backward(network, 0)
@@ -176,6 +185,26 @@ def test_a_state_of_another_kind_is_refused(form: str, other: str, differs: str)
     assert equal(before, states(optimizer))
     assert optimizer.state_dict()["param_groups"] == groups
     train(network, optimizer, range(1, 2))
+
+
+@every_form
+def test_a_state_under_other_meta_parameters_is_refused(form: str) -> None:
+    """But not one that is older than their fingerprint."""
+    network = small_network()
+    run, other = make(form, network.parameters()), make(form, network.parameters(), theta=theta(FORMS[form][0]) * 1.01)
+    train(network, run, range(2))
+    before, groups, state = states(other), copy.deepcopy(other.state_dict()["param_groups"]), run.state_dict()
+    marks = [each.state_dict()["param_groups"][0]["l3rs_theta"] for each in (run, other)]
+    with pytest.raises(
+        ValueError, match=f"under other meta-parameters, .* {marks[0]}, and those here have {marks[1]}: pass those of the run"
+    ):
+        other.load_state_dict(state)
+    assert equal(before, states(other))
+    assert other.state_dict()["param_groups"] == groups
+    del state["param_groups"][0]["l3rs_theta"]
+    other.load_state_dict(state)
+    assert equal(states(run), states(other))
+    assert "l3rs_theta" not in other.param_groups[0]
 
 
 @every_form

@@ -6,13 +6,18 @@ import l3rs  # noqa: F401  isort: skip  (before timm)
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import backward, batch, equal, small_network, train, weights
 from forms import FORMS, WATCHING, every_form, finite, make, states, theta
 from torch import Tensor, nn
+from torch.distributed import destroy_process_group, init_process_group
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional as F
 
 from l3rs.learned import Celo2, VeLO
@@ -361,6 +366,24 @@ def test_a_group_added_in_the_run_shares_its_clock_and_is_saved(form: str) -> No
     assert equal(weights(network), weights(resumed))
 
 
+@pytest.mark.parametrize("form", WATCHING)
+def test_a_group_added_in_the_run_has_the_length_of_the_run_unless_it_sets_its_own(form: str) -> None:
+    def params() -> dict[str, Any]:
+        return {"params": [nn.Parameter(torch.ones(2, 2))]}
+
+    optimizer = make(form, [{**params(), "total_steps": 30}, params()], total_steps=20)
+    assert [group["total_steps"] for group in optimizer.param_groups] == [30, 20]
+    loaded = make(form, [params(), params()], total_steps=5)
+    with pytest.warns(UserWarning, match="a run of total_steps=30; that takes the place of 5"):
+        loaded.load_state_dict(optimizer.state_dict())
+    loaded.add_param_group(params())
+    copied = copy.deepcopy(loaded)
+    copied.add_param_group(params())
+    loaded.add_param_group({**params(), "total_steps": 7})
+    assert [group["total_steps"] for group in copied.param_groups] == [30, 20, 30, 30]
+    assert [group["total_steps"] for group in loaded.param_groups] == [30, 20, 30, 7]
+
+
 @every_form
 def test_a_group_that_does_not_fit_leaves_the_optimizer_as_it_was(form: str) -> None:
     network = small_network()
@@ -394,6 +417,8 @@ OPTIONS: list[tuple[str, dict[str, Any], str]] = [
         for form in WATCHING
         for k in (0, -3, 2.5, True, None)
     ),
+    *(("Celo2", {"total_steps": k}, rf"total_steps must be a whole number of at least 1, .*\(got {k!r}\)") for k in (0, 2.5, "9")),
+    *((form, {"maximize": "False"}, r"maximize must be True or False \(got 'False'\)") for form in FORMS),
     *((form, {"theta": torch.zeros(7)}, r"theta has shape \(7,\); there are") for form in ("Celo2", "VeLO", "Celo")),
     ("Celo2", {"theta": theta(Celo2).clone().fill_(math.nan)}, r"theta holds numbers that are not finite \(\d+ of \d+\)"),
 ]
@@ -405,12 +430,33 @@ def test_options_that_make_no_sense_are_named(form: str, options: dict[str, Any]
         make(form, small_network().parameters(), **options)
 
 
+def test_numbers_of_numpy_are_options_like_any_others() -> None:
+    group = make("Celo2", small_network().parameters(), weight_decay=np.float32(0.5), adam_lr_mult=np.int64(3)).param_groups[0]
+    assert (group["weight_decay"], group["adam_lr_mult"]) == (0.5, 3.0)
+    assert (type(group["weight_decay"]), type(group["adam_lr_mult"])) == (float, float)
+
+
 @every_form
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
 def test_parameters_that_are_not_real_floating_ones_are_refused(form: str, dtype: torch.dtype) -> None:
     p = nn.Parameter(torch.zeros(2, 3, dtype=dtype), requires_grad=False)
     with pytest.raises(TypeError, match=rf"shape \(2, 3\) is {dtype}; {FORMS[form][0].__name__} steps real floating parameters"):
         make(form, [p])
+
+
+@every_form
+def test_sharded_parameters_are_refused_with_the_cure(form: str, tmp_path: Path) -> None:
+    init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        sharded = nn.Parameter(distribute_tensor(torch.ones(4, 3), init_device_mesh("cpu", (1,)), [Shard(0)]))
+        optimizer = make(form, small_network().parameters())
+        message = rf"shape \(4, 3\) is sharded .* {FORMS[form][0].__name__} takes whole ones: .*DistributedDataParallel, or take L3RS"
+        for call in (lambda: make(form, [sharded]), lambda: optimizer.add_param_group({"params": [sharded]})):
+            with pytest.raises(ValueError, match=message):
+                call()
+        assert len(optimizer.param_groups) == 1
+    finally:
+        destroy_process_group()
 
 
 @every_form

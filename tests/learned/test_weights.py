@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +19,7 @@ from torch import Tensor
 from l3rs import learners
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import Run, execute
+from l3rs.learned import Celo2
 from l3rs.learned import theta as meta
 from l3rs.learned.weights import KINDS, LearnedWeights, load, starting_weights
 from l3rs.learners import LEARNERS, Named
@@ -128,3 +134,56 @@ def test_celo2s_cosine_is_that_of_the_run_also_resumed_and_for_layers_that_are_a
     group = {k: v for k, v in started.param_groups[0].items() if not k.startswith("param")}
     started.add_param_group({**group, "params": [("q", torch.nn.Parameter(torch.ones(2)))]})
     assert rates(p, started, 5) == rates(p, resumed, 5) == whole[3:]
+
+
+def length(step: Tensor) -> float:
+    """The root mean square, which Celo2-base makes that of the learning rate."""
+    return step.detach().square().mean().sqrt().item()
+
+
+def test_a_layer_that_is_added_to_celo2_by_its_parameters_alone_moves_at_the_rate_of_the_run(base: LearnedWeights) -> None:
+    first, added = (torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    optimizer = learners.build(base, [("first", first)], 10)
+    for k in range(10):
+        if k == 8:
+            optimizer.add_param_group({"params": [("added", added)]})
+        rate = 0.03 / math.sqrt(10) * (1 + math.cos(math.pi * k / 10)) / 2
+        before = [p.detach().clone() for p in (first, added)]
+        first.grad, added.grad = torch.randn(2, 4, 4)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate] * len(optimizer.param_groups))
+        optimizer.step()
+        moved = [length(p - old) for p, old in zip((first, added), before, strict=True)]
+        assert moved == pytest.approx([rate, rate if k >= 8 else 0.0], rel=1e-3)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
+def test_celo2s_cosine_goes_on_in_copies_of_the_object(base: LearnedWeights, copied: Callable[[Any], Any]) -> None:
+    p = torch.nn.Parameter(torch.ones(4, 4))
+    pair = p, learners.build(base, [("p", p)], 4)
+    for k in range(4):
+        pair = copied(pair)
+        before = pair[0].detach().clone()
+        pair[0].grad = torch.randn(4, 4)
+        pair[1].step()
+        assert length(pair[0] - before) == pytest.approx(0.015 * (1 + math.cos(math.pi * k / 4)) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_state_of_celo2_that_is_older_than_its_cosine_goes_on_along_it(base: LearnedWeights, steps: int) -> None:
+    """Such states say nothing of the length of the run."""
+    p = torch.nn.Parameter(torch.ones(4, 4))
+    run, resumed = learners.build(base, [("p", p)], 8), learners.build(base, [("p", p)], 8)
+    p.grad = torch.ones_like(p)
+    for _ in range(steps):
+        run.step()
+    state = run.state_dict()
+    del state["param_groups"][0]["total_steps"]
+    if steps == 0:
+        del state["param_groups"][0]["initial_lr"]
+    resumed.load_state_dict(state)
+    resumed.step()
+    run.step()
+    assert resumed.param_groups[0]["lr"] == run.param_groups[0]["lr"]
+    plain = Celo2([("p", p)], base.theta)
+    plain.load_state_dict(state)
+    assert plain.param_groups[0]["total_steps"] is None

@@ -142,7 +142,7 @@ def headlines(sources: Sources) -> Iterator[tuple[str, Table]]:
         caption = f"Runs longer than those of meta-training, which L3RS begins with a head start, and others as the paper has them. {how}"
         if len(frame := by_cell(cells, "best other")):
             yield "In short", Table("Longer runs, in short", caption, frame.rename_axis("cell"))
-    if cells := as_used(sources, AWAY, SHORT):
+    if cells := as_used(sources, (*AWAY, "A-head"), SHORT):
         caption = (
             "The paper's cells: runs of L3RS with a head start and refreshed statistics against the best other, as the paper has them or, "
             f"where it says so, with a head start too. {how}"

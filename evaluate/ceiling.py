@@ -4,7 +4,8 @@
 
 learns a table from the values of the unlearned start, by the meta-gradients of `l3rs meta-train --search gradient` on meta-train tasks,
 and judges it on meta-validation tasks against that start and against each schedule of `--learned`, whose decisions are also averaged
-into a table of their own. Rows go to `evaluate/results/ceiling.csv`; what is there already, with the same settings, is not made again, and
+into a table of their own. The tasks are those from number `--first` on: the first ones have chosen the generation of a shipped schedule.
+Rows go to `evaluate/results/ceiling.csv`; what is there already, with the same settings, is not made again, and
 a table that was stopped goes on where it was.
 """
 
@@ -61,18 +62,21 @@ def learn(learned: LearnedSchedule, config: MetaTrainConfig, out: Path) -> tuple
 Made = Callable[[], tuple[LearnedSchedule, float]]  # a schedule, and the seconds that learning it took
 
 
-def judge(file: Path, tasks: int, config: MetaTrainConfig, arm: str, kind: type[FineTuning], made: Made, *settings: Any) -> pd.DataFrame:
-    """Appends the rows of an arm that are missing, and gives all; `settings`, besides `config`, tell them from others of its name."""
+def judge(file: Path, tasks: range, config: MetaTrainConfig, arm: str, kind: type[FineTuning], made: Made, *settings: Any) -> pd.DataFrame:
+    """Appends the rows of an arm on these tasks that are missing, and gives those of all of them, and no other.
+
+    `settings`, besides `config`, tell them from others of its name.
+    """
     mark, steps = mark_of(config, arm, *settings), config.steps[0]
     rows = read_rows(file, FIELDS)
-    missing = sorted(set(range(tasks)) - set(rows[rows.made_with == mark].task))
+    missing = sorted(set(tasks) - set(rows[rows.made_with == mark].task))
     if missing:
         schedule, seconds = made()
         found = kind(schedule, config).runs(schedule.theta, "meta-validation", [(task_seed(task), steps) for task in missing])
         new = [(arm, steps, task, round(a, 6), round(x, 6), seconds, mark) for task, (a, x) in zip(missing, found, strict=True)]
         append_rows(file, [dict(zip(FIELDS, row, strict=True)) for row in new], FIELDS)
         rows = read_rows(file, FIELDS)
-    return rows[rows.made_with == mark]
+    return rows[(rows.made_with == mark) & rows.task.isin(tasks)]
 
 
 def tabled(learned: LearnedSchedule, config: MetaTrainConfig, runs: int, directions: tuple[str, ...]) -> LearnedSchedule:
@@ -91,6 +95,7 @@ def main() -> None:
     parser.add_argument("--meta-batch", type=count, default=1, help="tasks an iteration (default: %(default)s)")
     parser.add_argument("--six", action="store_true", help="gives the table all six directions; the start has SGD and Adam")
     parser.add_argument("--tasks", type=count, default=24, help="meta-validation tasks to judge on (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=60, help="number of the first one (default: %(default)s)")
     parser.add_argument(
         "--recorded", type=count, default=4, help="meta-train tasks that decisions are averaged over (default: %(default)s)"
     )
@@ -99,6 +104,8 @@ def main() -> None:
     args = parser.parse_args()
     if len(args.iterations) != len(args.steps):
         parser.error(f"--iterations must be a number for each of --steps (got {len(args.iterations)} for {len(args.steps)})")
+    if args.first < 0:
+        parser.error(f"--first must be at least 0 (got {args.first})")
     torch.set_num_threads(1)
     base = read_config(args.config, search="gradient", workers=1, meta_batch=args.meta_batch, gradient=GradientConfig(lr=args.lr))
     begun = start(base)
@@ -110,7 +117,7 @@ def main() -> None:
     arms = []
     for steps, iterations in zip(args.steps, args.iterations, strict=True):
         config = replace(base, steps=(steps, steps), generations=iterations)
-        judged = partial(judge, args.rows, args.tasks, config)
+        judged = partial(judge, args.rows, range(args.first, args.first + args.tasks), config)
         arms.append(judged(START, FineTuning, lambda: (begun, 0.0)))
         for one in compared:
             arms.append(judged(one.name, FineTuning, lambda one=one: (one, 0.0), identity(one)))

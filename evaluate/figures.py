@@ -26,10 +26,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of them, such as 'Figure 3A'")
     args = parser.parse_args()
     try:
-        sources = Sources(ROOT, args.rows, args.cells, args.configs)
+        pictures = [item for _, items in collect(Sources(ROOT, args.rows, args.cells, args.configs), FIGURES) for item in items]
     except ValueError as error:
         sys.exit(str(error))
-    pictures = [item for _, items in collect(sources, FIGURES) for item in items]
     unknown = sorted(set(args.only or ()) - {picture.name for picture in pictures})
     if unknown:
         parser.error(f"--only names {unknown[0]!r}; there are {', '.join(picture.name for picture in pictures)}")

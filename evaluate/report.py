@@ -38,13 +38,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write to (default: %(default)s)")
     args = parser.parse_args()
     try:
-        sources = Sources(ROOT, args.rows, args.cells, args.configs)
+        found = collect(Sources(ROOT, args.rows, args.cells, args.configs), (*TABLES, *FIGURES))
     except ValueError as error:
         sys.exit(str(error))
-    sections = [
-        (heading, sorted(items, key=lambda item: isinstance(item, Table)))  # pictures first
-        for heading, items in collect(sources, (*TABLES, *FIGURES))
-    ]
+    sections = [(heading, sorted(items, key=lambda item: isinstance(item, Table))) for heading, items in found]  # pictures first
     args.out.mkdir(parents=True, exist_ok=True)
     save_pictures([item for _, items in sections for item in items if isinstance(item, Picture)], args.out / "figures")
     fewer = [(heading, [item for item in items if not item.name.startswith(LEFT_OUT)]) for heading, items in sections]

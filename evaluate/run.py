@@ -110,6 +110,9 @@ def make_rows(config: EvaluationConfig, args: argparse.Namespace) -> None:
         raise ValueError(f"--arms names {unknown[0]!r}; there are {', '.join(dict.fromkeys(names))}")
     arms = tuple(arm for arm in config.arms if (arm.name in args.arms if args.arms else is_there(config, arm)))
     config = config.part(arms, args.steps or (), args.tasks)
+    if arms and not config.arms:
+        named = ", ".join(dict.fromkeys(arm.name for arm in arms))
+        raise ValueError(f"{config.cell} has no runs of {' or '.join(map(str, args.steps))} steps of these arms: {named}")
     there = rows.read()
     check_made_with(config, there)
     todo = missing(plan(config), there[there.error.isna()] if args.again else there)  # a schedule or weights may be missing

@@ -52,13 +52,13 @@ def make_rows(study: Study, args: argparse.Namespace) -> None:
     runs = args.runs or Path("runs") / args.config.stem.replace("_", "-")
     out = args.out or ROOT / study.rows
     out.parent.mkdir(parents=True, exist_ok=True)
-    for setting in study.settings:
+    for setting in study.names:
         study.config(setting, 0)  # all are checked before the first is made
     for seed in args.seeds or study.seeds:
         for setting in args.only or study.names:
             measure(study, setting, seed, runs, args.tasks or study.tasks, out)
             if study.mixes and setting in study.settings:
-                mix(study.config(setting, seed), setting, runs, out.parent / Path(study.mixes).name)
+                mix(study, setting, seed, runs, out.parent / Path(study.mixes).name)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ and settings, is not made again.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -90,6 +90,11 @@ def gains(rows: pd.DataFrame, measure: str = "accuracy", scale: float = 100) -> 
     return scale * values.drop(columns=[LAST]).sub(values[LAST], axis=0)
 
 
+def compared(rows: pd.DataFrame, spans: Sequence[float]) -> pd.DataFrame:
+    """What each mixture of these spans gains in accuracy, in points, on the tasks that all of them have."""
+    return gains(rows[rows.span.isin([LAST[0], *spans])]).dropna()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs/meta_train/icons_any_network.yaml", help="of the unlearned start")
@@ -102,6 +107,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     config = read_config(args.config)
+    if config.variety is not None:
+        parser.error(f"--config must have one network (got {args.config}, which has zoo.file {config.zoo.file})")
     bench = workbench(config.workload, config.task)
     schedules = {"unlearned start": start(config)} | {one.name: one for one in args.learned}
     marks = {name: mark_of(config, name, identity(one)) for name, one in schedules.items()}
@@ -124,7 +131,7 @@ def main() -> None:
     pairs = [(name, steps) for name in schedules for steps in args.steps]
     rows, best = make([(*pair, task) for task in range(args.tasks) for pair in pairs], {}), {}
     for name, steps in pairs:
-        chosen = gains(rows[(rows.schedule == name) & (rows.steps == steps) & (rows.task < args.tasks)])
+        chosen = compared(rows[(rows.schedule == name) & (rows.steps == steps) & (rows.task < args.tasks)], args.spans)
         best[name, steps] = chosen.mean().idxmax()
         print(f"\n{name}, {steps} steps: points that a mixture gains, on {len(chosen)} tasks; rows: span, columns: share")
         print(chosen.mean().unstack().round(2).to_string())

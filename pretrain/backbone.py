@@ -193,6 +193,22 @@ class Backbone(pl.LightningModule):
     def __init__(self, network: nn.Module, config: PretrainConfig, log: Path) -> None:
         super().__init__()
         self.network, self.config, self.log_file = network, config, log
+        self.drawn: dict[str, Tensor] = {}  # states of torch's generators to go on from, by the kind of device
+
+    def on_save_checkpoint(self, checkpoint):
+        """Adds what DropPath and the like draw from; all processes have drawn alike."""
+        gpu = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        checkpoint["generators"] = {"cpu": torch.get_rng_state(), **gpu}
+
+    def on_load_checkpoint(self, checkpoint):
+        self.drawn = checkpoint.get("generators", {})  # older ones have none
+
+    def on_train_start(self):
+        """Draws go on where they were; only now, since a run that goes on begins with one more loader, which draws too."""
+        if "cpu" in self.drawn:
+            torch.set_rng_state(self.drawn["cpu"])
+        if "cuda" in self.drawn and self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.drawn["cuda"], self.device)
 
     def training_step(self, batch, _):
         inputs, labels = batch

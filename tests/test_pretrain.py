@@ -94,6 +94,28 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     assert pd.read_csv(tmp_path / "stopped" / "resnet18-w2-icons.csv").step.to_list() == [2, 4, 6]
 
 
+@pytest.mark.parametrize("kind", ["proj_drop_rate", "drop_path_rate"])
+def test_a_network_that_draws_at_random_goes_on_to_the_same_weights(
+    backbone: ModuleType, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = backbone.PretrainConfig.of(
+        model="test_vit", model_args={"img_size": 32, kind: 0.5}, steps=6, validate_every=2, batch_size=16, accelerator="cpu", name="tiny"
+    )  # fmt: skip
+    step = backbone.Backbone.training_step
+
+    def until_the_lights_go_out(self: torch.nn.Module, batch: object, number: int) -> torch.Tensor:
+        if self.global_step == 3:
+            raise RuntimeError("the lights went out")
+        return step(self, batch, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone.Backbone, "training_step", until_the_lights_go_out)
+        with pytest.raises(RuntimeError, match="lights"):
+            backbone.pretrain(config, str(tmp_path / "stopped"))
+    found = [backbone.pretrain(config, str(tmp_path / name))["sha256"] for name in ("stopped", "whole")]
+    assert found[0] == found[1]
+
+
 def test_an_average_of_the_weights_is_what_is_kept(backbone: ModuleType, tiny: object, tmp_path: Path) -> None:
     for name, ema in (("plain", 0.0), ("ema", 0.9)):
         backbone.pretrain(replace(tiny, ema=ema), str(tmp_path / name))

@@ -14,6 +14,7 @@ import platform
 import re
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from functools import lru_cache
@@ -162,27 +163,38 @@ def hashed(values: Any) -> str:
 
 def made_with(run: Run) -> str:
     """Hashes what a run is, besides its `KEY`: what it is on, and, behind a dash, the settings of its arm."""
-    arm = asdict(replace(settings(run.arm), learned="", meta_seed=0, head="random"))
-    return f"{_hash_of_task(run.workload or Workload(), run.task, run.purpose)}-{hashed(arm)}"
+    return f"{_hash_of_task(run.workload or Workload(), run.task, run.purpose)}-{_hash_of_settings(run.arm)}"
+
+
+def _hash_of_settings(arm: Arm) -> str:
+    return hashed(asdict(replace(settings(arm), learned="", meta_seed=0, head="random")))
 
 
 def check_made_with(config: EvaluationConfig, rows: pd.DataFrame) -> None:
     """Rows that a cell has must be of its runs, as they are now: a config may have been edited.
 
+    It passes over the settings of an arm whose schedule's file is not there, or whose learning rate was not tuned: which of the rows are
+    its own is not known.
+
     Raises:
         ValueError: some are of other images, tasks or settings; the message says which.
     """
-    ours = {key(p.run, horizon): made_with(p.run) for p in plan(config) for horizon in p.finals}
-    on = {mark.partition("-")[0] for mark in ours.values()}
+    on, ours = _hash_of_task(config.workload, config.task, config.purpose), {}
+    for arm in config.arms:
+        mark = f"{on}-{_hash_of_settings(arm)}"
+        for horizon in arm.horizons or config.horizons:
+            with suppress(ValueError):
+                ours[_key(config.cell, arm, config.rate(arm, horizon), horizon)] = mark
     cure = "give the cell another name, or remove these rows to make them anew"
-    known = rows[rows.horizon.isin(config.horizons)]
-    for of, mark in zip(known[KEY].itertuples(index=False, name=None), known.made_with, strict=True):
-        arm, horizon = of[KEY.index("arm")], of[KEY.index("horizon")]
-        if mark.partition("-")[0] not in on:
-            raise ValueError(f"{config.cell} has rows of another network, other images or tasks: {arm}, {horizon} steps; {cure}")
-        if mark != ours.get(of, mark):
+    whose = [name for name in KEY if name != "task_seed"]
+    known = rows[rows.horizon.isin(config.horizons)][[*whose, "made_with"]].drop_duplicates()
+    for *of, found in known.assign(made_with=filled(known.made_with, "")).itertuples(index=False, name=None):
+        name, horizon = of[whose.index("arm")], of[whose.index("horizon")]
+        if found.partition("-")[0] != on:
+            raise ValueError(f"{config.cell} has rows of another network, other images or tasks: {name}, {horizon} steps; {cure}")
+        if found != ours.get(tuple(of), found):
             what = "head_only, refresh, recent, total_steps or head_batches"
-            raise ValueError(f"{config.cell} has rows of {arm} with other settings, of {what}; {cure}")
+            raise ValueError(f"{config.cell} has rows of {name} with other settings, of {what}; {cure}")
 
 
 def check_weights(config: EvaluationConfig, planned: Iterable[Planned], rows: pd.DataFrame) -> None:
@@ -234,8 +246,12 @@ def settings(arm: Arm) -> Arm:
 
 def key(run: Run, horizon: int) -> tuple[Any, ...]:
     """The key among the rows of a run, or of its beginning of that length."""
-    arm = run.arm
-    return (run.cell, arm.name, run.lr, identity_of(arm.optimizer, arm.learned), arm.meta_seed, arm.head, horizon, run.task_seed)
+    return (*_key(run.cell, run.arm, run.lr, horizon), run.task_seed)
+
+
+def _key(cell: str, arm: Arm, lr: float, horizon: int) -> tuple[Any, ...]:
+    """The key but for the task."""
+    return (cell, arm.name, lr, identity_of(arm.optimizer, arm.learned), arm.meta_seed, arm.head, horizon)
 
 
 def rows_of(planned: Planned, found: Report | Failure) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from l3rs.controller.features import TimeFeatures, feature_names
+from l3rs.finetuning.tasks import TaskConfig
 from l3rs.finetuning.unroll import unroll
 from l3rs.finetuning.workbench import workbench
 from l3rs.finetuning.workload import Workload
@@ -21,7 +22,12 @@ DIGITS = 4  # significant ones of lambda, length and mu: enough for pictures, an
 
 
 def record(
-    learned: LearnedSchedule, steps: int, task_seed: int, purpose: str = "meta-test", workload: Workload | None = None
+    learned: LearnedSchedule,
+    steps: int,
+    task_seed: int,
+    purpose: str = "meta-test",
+    workload: Workload | None = None,
+    size: TaskConfig | None = None,
 ) -> pd.DataFrame:
     """Records the decisions of one fine-tuning run: a row a step and layer.
 
@@ -31,11 +37,12 @@ def record(
         task_seed: of the task.
         purpose: of the classes in the split.
         workload: network and images; None is the shipped network on Icons.
+        size: of the task; None is the usual one.
 
     Returns:
         Columns of `KEY`, `kind` and `depth` of `layer_groups`, and of `L3RS.decisions`.
     """
-    bench = workbench(workload)
+    bench = workbench(workload, size)
     tasks = bench.tasks(purpose)
     task = tasks.draw(task_seed, steps)
     network = bench.network_for(task.head_seed)

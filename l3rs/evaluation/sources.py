@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 
 from l3rs.evaluation.cell_tables import Cell
-from l3rs.evaluation.cells import EvaluationConfig, Rows
+from l3rs.evaluation.cells import EvaluationConfig, Rows, check_made_with
 from l3rs.evaluation.pages import Section
 from l3rs.evaluation.study import Study
 from l3rs.finetuning.zoo import Network, read_zoo
@@ -81,7 +81,11 @@ class Sources:
 
     @cached_property
     def cells(self) -> Mapping[str, Cell]:
-        """The cells with a config, by name."""
+        """The cells with a config, by name.
+
+        Raises:
+            ValueError: rows of a cell are of other images, tasks or settings than its config has now.
+        """
         found = {}
         stress = sorted(file.stem for file in self.configs.glob("stress-*.yaml"))
         for name in self.only or (*PAPER, *stress, *BEYOND, *ELSEWHERE, NETWORKS, SCRATCH):
@@ -89,6 +93,7 @@ class Sources:
             configs = read_cells(file) if file.exists() else {}
             for network, config in configs.items():
                 there = Rows(self.rows / config.cell, self.results / config.cell).read()
+                check_made_with(config, there)
                 which, of = (f" --networks {network}", f", {network}") if network else ("", "")
                 found[f"{name}-{network}" if network else name] = Cell(
                     config, os.path.relpath(file, self.root) + which, there, about(file) + of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.schedules.variants import NAMES
 
 COLUMNS = ("setting", "meta_seed", "generation", "steps", "task", "accuracy", "loss", "meta_seconds", "made_with")
+USE = ("head", "refresh", "settings")  # what a use may have
 
 
 def with_overrides(config: Any, overrides: dict[str, Any]) -> Any:
@@ -85,9 +86,19 @@ class Study:
     uses: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     starts: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        for added, use in self.uses.items():
+            self._check(f"the use {added!r}", use, USE)
+            self._check(f"settings of the use {added!r}", use.get("settings", ()), self.names)
+        self._check("starts", self.starts or (), self.names)
+
+    def _check(self, what: str, named: Iterable[str], there: Sequence[str]) -> None:
+        if unknown := [name for name in named if name not in there]:
+            raise ValueError(f"{what} must be of {', '.join(map(repr, there))} (got {', '.join(map(repr, unknown))})")
+
     @classmethod
     def read(cls, file: Path) -> Study:
-        """Reads a YAML file."""
+        """Reads a YAML file. Raises ValueError if it names settings, or what a use has, that there are not."""
         return cls(file, **yaml.safe_load(file.read_text()))
 
     @cached_property
@@ -115,9 +126,11 @@ class Study:
         return tuple(name for setting in self.names for name in self.used(setting))
 
     def config(self, setting: str, seed: int) -> MetaTrainConfig:
-        """The config of a setting and a seed of meta-training."""
+        """The config of a setting and a seed of meta-training. Raises ValueError if it is of a zoo: a study judges on one network."""
         changes = {**self.base, "workers": self.workers, **self.overrides[setting], "nes.seed": seed}
         config: MetaTrainConfig = with_overrides(MetaTrainConfig(), changes)
+        if config.zoo.file is not None:
+            raise ValueError(f"a study judges on one network, and the setting {setting!r} has zoo.file {config.zoo.file}")
         return config
 
     def made_with(self, setting: str) -> dict[str, str]:
@@ -189,13 +202,13 @@ def measure(study: Study, setting: str, seed: int, runs: Path, tasks: int, out: 
         append_rows(out, [dict(zip(COLUMNS, values, strict=True))], COLUMNS)
 
 
-def mix(config: MetaTrainConfig, setting: str, runs: Path, out: Path) -> None:
+def mix(study: Study, setting: str, seed: int, runs: Path, out: Path) -> None:
     """Appends the mean of mu along two runs to `out`, by kind of layer and step, once; `mu_other` is the last direction's."""
-    seed = config.nes.seed
+    config = study.config(setting, seed)
     if out.exists() and ((rows := pd.read_csv(out)).setting.eq(setting) & rows.meta_seed.eq(seed)).any():
         return
     learned = LearnedSchedule.read(trained(config, setting, runs) / f"theta-{config.generations:05d}.safetensors")
-    decided = pd.concat([record(learned, config.steps[1], task, workload=config.workload) for task in (0, 1)])
+    decided = pd.concat([record(learned, config.steps[1], task, study.purpose, config.workload, config.task) for task in (0, 1)])
     means = decided.groupby(["kind", "step"])[[f"mu_{name}" for name in learned.config.directions]].mean().reset_index()
     means = means.rename(columns={f"mu_{learned.config.directions[-1]}": "mu_other"}).assign(setting=setting, meta_seed=seed)
     means.to_csv(out, mode="a", header=not out.exists(), index=False, float_format="%.4f")

@@ -89,7 +89,8 @@ class Results(RunFolder):
     """
 
     def __init__(self, path: Path, about: Mapping[str, str]) -> None:
-        super().__init__(path, about, "about.json")
+        schedule = {name: value for name, value in about.items() if name == "schedule"}  # which a comparison without L3RS lacks
+        super().__init__(path, about, "about.json", defaults=schedule)
         self.runs_file, self.curves_file = path / "runs.csv", path / "curves.csv"
         try:
             for file, fields in ((self.runs_file, FIELDS), (self.curves_file, CURVE_FIELDS)):

@@ -122,9 +122,9 @@ class Lane(OnStream):
         def read() -> Report:
             update.graph = None  # which was to live until all its launches are done
             train_losses: list[float] = losses.tolist()
-            wrong = next((i for i, x in enumerate(train_losses) if not math.isfinite(x)), None)
-            if wrong is not None:
-                return Report(train_losses[: wrong + 1], {steps: math.nan}, {steps: math.nan})
+            end = next((i for i, x in enumerate(train_losses, 1) if not math.isfinite(x)), None)
+            if end is not None or not math.isfinite(loss.item()):  # the last step has no training loss after it
+                return Report(train_losses[:end], {steps: math.nan}, {steps: math.nan})
             return Report(train_losses, {steps: accuracy.item()}, {steps: loss.item()})
 
         return read

@@ -56,13 +56,16 @@ def drawing(device: torch.device, seed: int, step: int) -> Iterator[None]:
 
 
 def evaluate(network: nn.Module, inputs: Tensor, labels: Tensor, precision: str = "float32") -> tuple[float, float]:
-    """Measures accuracy and cross entropy with BatchNorm's running statistics; leaves the network in train mode."""
-    accuracy, loss = evaluated(network, inputs, labels, precision)
-    return accuracy.item(), loss.item()
+    """Measures accuracy and cross entropy with BatchNorm's running statistics; leaves the network in train mode.
+
+    Both are NaN where the cross entropy is not finite: the network has diverged, and its accuracy is that of any one class.
+    """
+    accuracy, loss = (t.item() for t in evaluated(network, inputs, labels, precision))
+    return (accuracy, loss) if math.isfinite(loss) else (math.nan, math.nan)
 
 
 def evaluated(network: nn.Module, inputs: Tensor, labels: Tensor, precision: str = "float32") -> tuple[Tensor, Tensor]:
-    """The same as tensors, so that the device is not waited for."""
+    """The same as tensors, so that the device is not waited for; of a network that has diverged, as they are."""
     network.eval()
     with torch.no_grad(), autocast(inputs.device, precision):
         logits = network(inputs).float()

@@ -234,12 +234,15 @@ def validated(folder: MetaTrainFolder, problem: FineTuning, learned: Learned, se
 def choose(folder: MetaTrainFolder, problem: FineTuning, learned: Learned, config: MetaTrainConfig, progress: bool) -> Learned:
     """Chooses the schedule to keep, and writes it as `<name>.safetensors`, with the record of its training, and `curve.png`.
 
+    It looks at those that a run of this length validates: one that was extended has also validated its earlier end.
+
     The best of many noisy validations is mostly lucky. So the most accurate `finalists`, the newest first among equals, are validated
     again on `final_tasks` other tasks. The lowest loss there wins: meta-training minimizes the loss, and it is steadier than accuracy. A
     generation that diverged wins only if all did.
     """
     rows = folder.curve()
-    validated = [r for r in rows if r["validation_accuracy"]]
+    planned = {*range(0, config.generations, config.validate_every), config.generations}
+    validated = [r for r in rows if r["validation_accuracy"] and int(r["generation"]) in planned]
     if not validated:
         raise MetaTrainingError(
             f"{folder.path / 'curve.csv'} has no generation that was validated, so none can be chosen; it was removed or damaged. The "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_the_scripts_judge_and_go_on_where_they_were(
         module.main()  # type: ignore[attr-defined]
         return pd.read_csv(tmp_path / rows)
 
-    learning = ("--recorded", "1", "--out", str(tmp_path / "runs"))
+    learning = ("--first", "0", "--recorded", "1", "--out", str(tmp_path / "runs"))
     first = script(ceiling, "a.csv", "--iterations", "2", "--tasks", "1", *learning)
     arms = ["unlearned start", "other", "other, averaged", "table of 2 directions"]
     assert first.arm.tolist() == arms
@@ -116,8 +117,11 @@ def test_the_scripts_judge_and_go_on_where_they_were(
         ceiling, "a.csv", "--iterations", "2", "--tasks", "1", "--lr", "0.1", "--recorded", "1", "--out", str(tmp_path / "faster")
     )
     assert other_rate[len(again) :].arm.tolist() == arms  # rows of other settings are others
-    with pytest.raises(SystemExit):
-        script(ceiling, "a.csv", "--iterations", "2", "2")
+    assert set(other_rate[len(again) :].task) == {60}  # those before choose schedules
+    for wrong in (("--iterations", "2", "2"), ("--iterations", "2", "--first", "-1")):
+        with pytest.raises(SystemExit):
+            script(ceiling, "a.csv", *wrong)
+    assert "--first must be at least 0 (got -1)" in capsys.readouterr().err
     averaged = script(weight_average, "b.csv", "--tasks", "1", "--others", "1")
     assert averaged.groupby("task").size().tolist() == [2 * (1 + 2 * 4), 2 * 2]  # all mixtures of two spans of more than a step; the best
     assert script(weight_average, "b.csv", "--tasks", "1", "--others", "1").equals(averaged)
@@ -125,6 +129,54 @@ def test_the_scripts_judge_and_go_on_where_they_were(
     assert more.groupby("task").size().tolist()[:2] == [2 * (1 + 2 * 4)] * 2
     assert not more.duplicated(["schedule", "task", "span", "share"]).any()
     assert "gains" in capsys.readouterr().out
+
+
+def test_tables_are_judged_on_the_tasks_that_are_asked_for(
+    tmp_path: Path, config: MetaTrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    import ceiling
+
+    class Runs:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def runs(self, _: object, purpose: str, tasks: list[tuple[int, int]]) -> list[tuple[float, float]]:
+            return [(0.5, 1.0)] * len(tasks)
+
+    def judged(*tasks: int) -> list[int]:
+        rows = ceiling.judge(tmp_path / "rows.csv", range(*tasks), config, "start", Runs, lambda: (start(config), 0.0))
+        return list(rows.task)
+
+    assert judged(4) == [0, 1, 2, 3]
+    assert judged(2) == [0, 1]
+    assert judged(3, 6) == [3, 4, 5]
+    assert pd.read_csv(tmp_path / "rows.csv").task.tolist() == list(range(6))
+
+
+def test_mixtures_are_compared_on_common_tasks_and_spans_of_earlier_runs_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    import weight_average
+
+    found = {(0.0, 0.0): (0.5, 0.5, 0.5), (0.5, 1.0): (0.51, 0.51, 0.51), (1.0, 1.0): (0.6, 0.4), (0.3, 1.0): (0.9,)}
+    rows = [(task, *mixture, a, 1.0) for mixture, values in found.items() for task, a in enumerate(values)]
+    table = weight_average.compared(pd.DataFrame(rows, columns=["task", "span", "share", "accuracy", "loss"]), (0.5, 1.0))
+    assert table.index.tolist() == [0, 1]
+    assert table.mean().to_dict() == {(0.5, 1.0): pytest.approx(1.0), (1.0, 1.0): pytest.approx(0.0)}
+
+
+def test_an_average_of_the_weights_is_of_one_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    import weight_average
+
+    config = str(ROOT / "configs" / "meta_train" / "generalist.yaml")
+    monkeypatch.setattr(sys, "argv", ["weight_average.py", "--config", config, "--rows", str(tmp_path / "rows.csv")])
+    with pytest.raises(SystemExit):
+        weight_average.main()
+    assert re.search(r"--config must have one network \(got .*generalist\.yaml, which has zoo\.file .*\)", capsys.readouterr().err)
+    assert not (tmp_path / "rows.csv").exists()
 
 
 def test_an_average_forgets_at_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:

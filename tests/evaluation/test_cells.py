@@ -279,8 +279,21 @@ def test_rows_of_a_config_that_was_edited_are_refused(tmp_path: Path) -> None:
     for field, value in {"refresh": True, "head_only": True, "total_steps": 2.0, "recent": True}.items():
         with pytest.raises(ValueError, match="test has rows of cosine with other settings, of head_only, refresh"):
             check_made_with(replace(config, arms=(replace(COSINE, **{field: value}),)), rows)
+    for unknown in ("", math.nan):
+        with pytest.raises(ValueError, match="test has rows of another network"):
+            check_made_with(config, rows.assign(made_with=unknown))
+    check_made_with(replace(config, arms=()), rows)
     with pytest.raises(ValueError, match="test has rows of another network"):
-        check_made_with(config, rows.assign(made_with=""))
+        check_made_with(replace(config, arms=(), purpose="meta-validation"), rows)
+
+
+def test_rows_of_a_schedule_that_is_not_there_are_no_others_for_it() -> None:
+    config = cell(Arm("L3RS", "l3rs", learned="nowhere.safetensors"), Arm("untuned", "adam-cosine"), COSINE, rates="nowhere.yaml")
+    rows = pd.DataFrame([row for p in plan(cell(COSINE)) for row in fake(p)]).reindex(columns=list(CELL_FIELDS))
+    theirs = [rows.assign(arm=arm.name, learned=learned) for arm, learned in zip(config.arms[:2], ("nowhere 0123", ""), strict=True)]
+    check_made_with(config, pd.concat([rows, *theirs]))
+    with pytest.raises(ValueError, match="test has rows of cosine with other settings"):
+        check_made_with(replace(config, arms=(*config.arms[:2], replace(COSINE, refresh=True))), pd.concat([rows, *theirs]))
 
 
 @pytest.mark.parametrize("name", ["equal", "recipes", "stress-total-steps"])
@@ -395,6 +408,10 @@ def test_the_script_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(SystemExit):
         script("--config", config, "--arms", "Adamm")
     assert "--arms names 'Adamm'; there are Adam, L3RS, Celo (og)" in capsys.readouterr().err
+    config.write_text(config.read_text().replace("lr: 1.0e-3}", "lr: 1.0e-3, horizons: [2]}"))
+    with pytest.raises(SystemExit):
+        script("--config", config, "--arms", "Adam", "--steps", 4, "--plan")
+    assert "tiny has no runs of 4 steps of these arms: Adam\n" in capsys.readouterr().err
     config.write_text(config.read_text().replace("optimizer: adam,", "optimizer: adamm,"))
     with pytest.raises(SystemExit, match="2"):
         script("--config", config)

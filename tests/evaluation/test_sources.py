@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from l3rs.evaluation.cell_tables import unique
+from l3rs.evaluation.cells import Rows, plan, rows_of
 from l3rs.evaluation.figures import FIGURES
 from l3rs.evaluation.sources import Sources, about, collect, read_cells
 from l3rs.evaluation.tables import TABLES, costs_of, from_scratch, others, summary
+from l3rs.finetuning.unroll import Report
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = ROOT / "configs" / "evaluate"
@@ -99,6 +102,41 @@ def test_a_config_with_a_zoo_has_a_cell_for_each_network_that_is_held_out(
     assert list(sources.cells) == ["networks-small-glyphs", "networks-large", "scratch-small-glyphs", "scratch-large"]
     assert [table.name for _, table in from_scratch(sources)] == ["From random weights"]
     assert sources.cells["networks-large"].commands()[0].endswith("networks.yaml --networks large")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("name: Adam,", "name: Adam, refresh: true,", "A has rows of Adam with other settings, of head_only, refresh"),
+        ("classes: 5", "classes: 6", "A has rows of another network, other images or tasks: Adam, 2 steps"),
+    ],
+)
+def test_tables_figures_and_the_report_refuse_rows_of_a_config_that_was_edited(
+    old: str, new: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
+    file = tmp_path / "cells" / "A.yaml"
+    file.parent.mkdir()
+    text = "cell: A\nhorizons: {2: 1}\ntask: {classes: 5}\narms: [{name: Adam, optimizer: adam, lr: 0.1}]\n"
+    file.write_text(text)
+    (planned,) = plan(read_cells(file)[""])
+    Rows(tmp_path / "rows" / "A").append(list(rows_of(planned, Report(accuracy={2: 0.5}, loss={2: 1.0}))))
+    monkeypatch.setattr("l3rs.evaluation.sources.Sources.results", tmp_path / "committed")
+    out = {"tables": tmp_path / "tables.md", "figures": tmp_path / "figures", "report": tmp_path / "report"}
+
+    def script(name: str) -> None:
+        options = ("--configs", str(file.parent), "--rows", str(tmp_path / "rows"), "--out", str(out[name]))
+        monkeypatch.setattr("sys.argv", [f"{name}.py", *options])
+        import_module(name).main()
+
+    script("tables")
+    assert "0.500" in out["tables"].read_text()
+    file.write_text(text.replace(old, new))
+    for name in out:
+        with pytest.raises(SystemExit, match=said):
+            script(name)
+    assert not out["figures"].exists()
+    assert not out["report"].exists()
 
 
 def test_another_folder_of_images_is_for_the_networks_of_a_zoo_that_name_one(tmp_path: Path) -> None:

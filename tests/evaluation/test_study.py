@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from l3rs.evaluation.study import COLUMNS, Study, measure, with_overrides
+from l3rs.evaluation.study import COLUMNS, Study, measure, mix, with_overrides
 from l3rs.finetuning.unroll import Report
 from l3rs.meta.config import MetaTrainConfig
 
@@ -117,6 +117,26 @@ uses:
     assert study.command(study.judged).endswith("tiny.yaml")
 
 
+def test_trust_is_recorded_on_the_tasks_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("purpose: meta-test", "purpose: meta-validation"))
+    study, met = Study.read(tmp_path / "tiny.yaml"), []
+
+    def recorded(
+        _: object, steps: int, task: int, purpose: str = "meta-test", workload: object = None, size: object = None
+    ) -> pd.DataFrame:
+        met.append((steps, task, purpose, workload, size))
+        return pd.DataFrame({"kind": ["head"], "step": [1], "mu_sgd": [0.25], "mu_adam": [0.75]})
+
+    monkeypatch.setattr("l3rs.evaluation.study.record", recorded)
+    monkeypatch.setattr("l3rs.evaluation.study.trained", lambda *_: tmp_path)
+    read = SimpleNamespace(read=lambda _: SimpleNamespace(config=SimpleNamespace(directions=("sgd", "adam"))))
+    monkeypatch.setattr("l3rs.evaluation.study.LearnedSchedule", read)
+    mix(study, "plain", 3, tmp_path, tmp_path / "mixes.csv")
+    config = study.config("plain", 3)
+    assert met == [(3, task, "meta-validation", config.workload, config.task) for task in (0, 1)]
+    assert (config.workload.width, config.task.classes) == (4, 5)
+
+
 def test_a_setting_that_is_none_is_named() -> None:
     with pytest.raises(ValueError, match="no setting is called 'stpes'; there are workload, name, "):
         with_overrides(MetaTrainConfig(), {"stpes": 3})
@@ -129,6 +149,14 @@ def test_a_setting_that_is_none_is_named() -> None:
         ("[1]", [], "study.yaml: "),
         ("NEEDED settings: {a: {stpes: 1}}", [], "no setting is called 'stpes'"),
         ("NEEDED settings: {a: {generations: 0}}", [], "generations must be at least 1"),
+        (
+            "NEEDED settings: {a: {}, b: {zoo.file: ZOO, zoo.weights: x, specialist: false, schedule.embedding: 0}}",
+            [],
+            "on one network, and the setting 'b' has zoo.file ",
+        ),
+        ("NEEDED settings: {a: {}}\nstarts: [a, c]", [], r"starts must be of 'a' \(got 'c'\)"),
+        ("NEEDED settings: {a: {}}\nuses: {', so': {settings: [b, a]}}", [], r"settings of the use ', so' must be of 'a' \(got 'b'\)"),
+        ("NEEDED settings: {a: {}}\nuses: {', so': {haed: start}}", [], r"', so' must be of 'head', 'refresh', .*\(got 'haed'\)"),
         ("NEEDED settings: {a: {}}", ["--only", "b"], r"--only must be one or more of 'a' \(got 'b'\)"),
         ("NEEDED settings: {a: {}}", ["--tasks", "0"], r"--tasks: must be a whole number of at least 1 \(got 0\)"),
     ],
@@ -136,8 +164,9 @@ def test_a_setting_that_is_none_is_named() -> None:
 def test_wrong_studies_end_in_a_line_before_anything_is_made(
     text: str, more: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluate"))
     needed = "rows: x.csv\npurpose: meta-validation\ntasks: 1\nseeds: [0]\nbase: {}\n"
-    (tmp_path / "study.yaml").write_text(text.replace("NEEDED ", needed))
+    (tmp_path / "study.yaml").write_text(text.replace("NEEDED ", needed).replace("ZOO", str(ROOT / "configs" / "zoo.yaml")))
     argv = ["study.py", "--config", str(tmp_path / "study.yaml"), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "rows.csv")]
     monkeypatch.setattr("sys.argv", [*argv, *more])
     with pytest.raises(SystemExit) as ended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -78,6 +79,20 @@ def test_a_run_that_diverges_ends_as_it_does_alone(lanes: Lanes, bench: Workbenc
     assert isinstance(found, Report)
     assert expected.loss[4] != expected.loss[4]
     assert same(found, expected)
+
+
+def test_a_run_whose_last_step_diverges_has_no_accuracy(lanes: Lanes, bench: Workbench) -> None:
+    """Its training losses, each before a step, are all finite."""
+    learned = start("l3rs")
+    learned = replace(learned, config=replace(learned.config, lr0=1e30))
+    (found,) = lanes.reports(learned, [(learned.theta, 1, 1)], "meta-train")
+    expected = alone(bench, learned, learned.theta, 1, 1, False)
+    assert isinstance(found, Report)
+    for report in (found, expected):
+        assert len(report.train_losses) == 1
+        assert math.isfinite(report.train_losses[0])
+        assert math.isnan(report.accuracy[1])
+        assert math.isnan(report.loss[1])
 
 
 def test_an_error_is_of_its_own_run(lanes: Lanes) -> None:

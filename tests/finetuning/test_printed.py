@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from l3rs.finetuning import compare
 from l3rs.finetuning.baselines import tuned_learning_rate
 from l3rs.finetuning.compare import FinetuneConfig, Results, baseline_steps, finetune
 from l3rs.finetuning.runs import FIELDS
+from l3rs.run_folder import FolderError
 from l3rs.schedules.find import Chosen, load
 
 
@@ -52,3 +54,13 @@ def test_a_schedules_name_controls_no_terminal(tmp_path: Path, monkeypatch: pyte
     with Results(tmp_path, {}) as results, pytest.raises(KeyboardInterrupt):
         finetune(FinetuneConfig(tasks=1, steps=(1,), out=tmp_path), named, results)
     assert r"the schedule mine\x1b[31m (" in capsys.readouterr().out
+
+
+def test_a_comparison_that_was_begun_without_l3rs_is_extended_by_it(tmp_path: Path) -> None:
+    about = {"network": "0123456789ab", "head": "start", "statistics": "recent"}
+    for schedule in ({}, {"schedule": "one 0123456789ab"}, {}):
+        with Results(tmp_path, about | schedule):
+            pass
+    assert json.loads((tmp_path / "about.json").read_text()) == about | {"schedule": "one 0123456789ab"}
+    with pytest.raises(FolderError, match="another schedule"):
+        Results(tmp_path, about | {"schedule": "other 0123456789ab"})

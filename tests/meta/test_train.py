@@ -102,6 +102,17 @@ def test_a_run_in_two_parts_is_the_same_run(plain: Path, tmp_path: Path) -> None
     assert pd.read_csv(tmp_path / "curve.csv").generation.to_list() == [0, 1, 2]
 
 
+def test_a_run_that_was_extended_keeps_what_a_straight_one_keeps(tmp_path: Path) -> None:
+    """The end of its first part, which only that part validates, is no candidate."""
+    longer = quick(4, validate_every=2, finalists=9)
+    straight = meta_train(longer, tmp_path / "straight", progress=False)
+    meta_train(replace(longer, generations=3), tmp_path / "extended", progress=False)
+    extended = meta_train(longer, tmp_path / "extended", progress=False)
+    assert set(straight.training["finalists"]) == {"0", "2", "4"}
+    assert extended.training["finalists"] == straight.training["finalists"]
+    assert extended.training["generation"] == straight.training["generation"]
+
+
 def test_generations_share_tasks_and_differ_from_each_other() -> None:
     config = MetaTrainConfig(meta_batch=3)
     tasks = generation_tasks(config, 5)

@@ -83,7 +83,8 @@ class Averages:
     def update(self, signals: Tensor, steps: Tensor, ok: Tensor) -> Tensor:
         """Takes in the signals, (L, signals), as update number `steps`, (L,), and gives the corrected averages.
 
-        Where `ok` is false the signals are not to be trusted: every average then takes in itself, and stays where it was.
+        Where `ok` is false the signals are not to be trusted: every average then takes in itself, and stays where it was, which is at 0
+        before the first good ones.
         """
         x = torch.where(ok, signals.unsqueeze(-1), self.corrected(steps - 1))
         self.values.lerp_(x, 1 - self.factors)

@@ -30,7 +30,7 @@ from l3rs.evaluation.cost_tables import costs
 from l3rs.evaluation.headlines import KINDS, by_arm, by_cell, headline, pooled, without_empty
 from l3rs.evaluation.pages import MISSING, Table
 from l3rs.evaluation.protocol import LONG, SHORT, protocol
-from l3rs.evaluation.sources import AWAY, BEYOND, NETWORKS, PAPER, SCRATCH, STATISTICS, Sources
+from l3rs.evaluation.sources import AWAY, BEYOND, HEAD_ALONE, NETWORKS, PAPER, SCRATCH, STATISTICS, Sources
 from l3rs.evaluation.speedups import steps_to_match
 from l3rs.evaluation.study import Study
 from l3rs.evaluation.tuning import TRIED
@@ -142,7 +142,7 @@ def headlines(sources: Sources) -> Iterator[tuple[str, Table]]:
         caption = f"Runs longer than those of meta-training, which L3RS begins with a head start, and others as the paper has them. {how}"
         if len(frame := by_cell(cells, "best other")):
             yield "In short", Table("Longer runs, in short", caption, frame.rename_axis("cell"))
-    if cells := as_used(sources, (*AWAY, "A-head"), SHORT):
+    if cells := as_used(sources, (HEAD_ALONE, *AWAY), SHORT):
         caption = (
             "The paper's cells: runs of L3RS with a head start and refreshed statistics against the best other, as the paper has them or, "
             f"where it says so, with a head start too. {how}"

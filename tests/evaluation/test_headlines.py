@@ -16,7 +16,7 @@ from l3rs.evaluation.cells import EvaluationConfig, identity_of
 from l3rs.evaluation.headlines import by_arm, by_cell, headline, needed, pooled
 from l3rs.evaluation.pages import FILLED, Table, fill
 from l3rs.evaluation.protocol import beside_the_best, protocol, with_leads
-from l3rs.evaluation.sources import AWAY, ELSEWHERE, NETWORKS, Sources
+from l3rs.evaluation.sources import AWAY, ELSEWHERE, HEAD_ALONE, NETWORKS, Sources
 from l3rs.evaluation.tables import HEADLINES, ablations, headlines, seeds, study
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.runs import CELL_FIELDS
@@ -155,5 +155,5 @@ def test_the_first_lines_of_the_readme_are_those_of_its_first_table() -> None:
 def made(nowhere: Path) -> list[Table]:
     """The tables of pages, of committed rows."""
     stress = [file.stem for file in (ROOT / "configs" / "evaluate").glob("stress-*.yaml")]
-    sources = Sources(ROOT, nowhere, sorted({*HEADLINES, NETWORKS, "A", *AWAY, "refreshed", "averaged", *ELSEWHERE, *stress}))
+    sources = Sources(ROOT, nowhere, sorted({*HEADLINES, NETWORKS, "A", HEAD_ALONE, *AWAY, "refreshed", "averaged", *ELSEWHERE, *stress}))
     return [table for tables in (headlines, study, protocol, seeds, ablations) for _, table in tables(sources)]

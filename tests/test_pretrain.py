@@ -64,25 +64,30 @@ def test_what_is_written(backbone: ModuleType, tiny: object, tmp_path: Path) -> 
     assert backbone.accuracy(network, backbone.pretraining_images(tiny)) == about["validation_accuracy_half"]
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.5])
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
-    backbone: ModuleType, tiny: object, ema: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = replace(tiny, ema=ema)
-    backbone.pretrain(config, str(tmp_path / "whole"))
+def stop(backbone: ModuleType, at: int, config: object, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begins a pretraining that ends in the step of this number."""
     step = backbone.Backbone.training_step
 
     def until_the_lights_go_out(self: torch.nn.Module, batch: object, number: int) -> torch.Tensor:
-        if self.global_step == 5:
+        if self.global_step == at:
             raise RuntimeError("the lights went out")
         return step(self, batch, number)
 
     with monkeypatch.context() as patch:
         patch.setattr(backbone.Backbone, "training_step", until_the_lights_go_out)
         with pytest.raises(RuntimeError, match="lights"):
-            backbone.pretrain(config, str(tmp_path / "stopped"))
+            backbone.pretrain(config, str(out))
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
+    backbone: ModuleType, tiny: object, ema: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(tiny, ema=ema)
+    backbone.pretrain(config, str(tmp_path / "whole"))
+    stop(backbone, 5, config, tmp_path / "stopped", monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(backbone, "keep", until_the_lights_go_out)  # after the last step
+        patch.setattr(backbone, "keep", None)  # after the last step
         with pytest.raises(TypeError):
             backbone.pretrain(config, str(tmp_path / "kept"))
     backbone.pretrain(config, str(tmp_path / "kept"))
@@ -101,17 +106,7 @@ def test_a_network_that_draws_at_random_goes_on_to_the_same_weights(
     config = backbone.PretrainConfig.of(
         model="test_vit", model_args={"img_size": 32, kind: 0.5}, steps=6, validate_every=2, batch_size=16, accelerator="cpu", name="tiny"
     )  # fmt: skip
-    step = backbone.Backbone.training_step
-
-    def until_the_lights_go_out(self: torch.nn.Module, batch: object, number: int) -> torch.Tensor:
-        if self.global_step == 3:
-            raise RuntimeError("the lights went out")
-        return step(self, batch, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(backbone.Backbone, "training_step", until_the_lights_go_out)
-        with pytest.raises(RuntimeError, match="lights"):
-            backbone.pretrain(config, str(tmp_path / "stopped"))
+    stop(backbone, 3, config, tmp_path / "stopped", monkeypatch)
     found = [backbone.pretrain(config, str(tmp_path / name))["sha256"] for name in ("stopped", "whole")]
     assert found[0] == found[1]
 

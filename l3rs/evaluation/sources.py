@@ -24,7 +24,7 @@ from l3rs.schedules.find import PAPER_SPECIALIST
 
 PAPER = {"A": 5, "A-head": 7, "B": 9, "C": 11, "D": 13, "E": 15}  # cell: the first of its two tables in the paper
 AWAY = ("B", "C", "D", "E")  # cells of other images or weights
-HEAD_ALONE = "A-head"
+HEAD_ALONE = "A-head"  # the cell with all but the head frozen
 STATISTICS = "before an evaluation, the mean statistics of the last 20 training batches replace BatchNorm's running ones"
 BEYOND = {  # cell: its section and caption
     "recipes": (

@@ -88,10 +88,11 @@ class Tuning:
     def measure(self, arm: Arm, rates: list[float], steps: int) -> None:
         """Makes the missing runs. Of an arm that `contains_shorter`, the longest is made for all horizons."""
         ends = tuple(self.horizons) if contains_shorter(replace(arm, lr=1.0)) else (steps,)
+        seeds = self.seeds(arm, steps)
         runs = [
             replace(self.model, arm=replace(arm, lr=lr), steps=max(ends), task_seed=seed, evaluate_at=ends)
             for lr in rates
-            for seed in sorted(self.seeds(arm, steps) - set(self.found(arm, lr, steps).index))
+            for seed in sorted(seeds - set(self.found(arm, lr, steps).index))
         ]
         said, about = f"{arm.optimizer} {steps} steps, lr {rates}", self._about(arm)
         with closing(execute_all(runs, self.workers, execute)) as ended:

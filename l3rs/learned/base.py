@@ -174,8 +174,6 @@ class LearnedRule(Resumable):
         Raises:
             ValueError: the optimizer watches the loss and was given none, or it is not one number; or a gradient is sparse.
         """
-        for group in self.param_groups:  # which may have been written to
-            self._set_rate(group)
         self._multipliers.read(self.param_groups, stacklevel=7)
         result = call_closure(closure, type(self).__name__)
         given = loss if loss is not None else result

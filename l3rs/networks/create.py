@@ -134,9 +134,7 @@ def head_inside(module: nn.Module, cure: str = "name it") -> nn.Linear:
     place = called_head([name for name, _ in dense])
     if saying:
         kind = type(saying[0].get_classifier()).__name__  # type: ignore[operator]
-        raise ValueError(
-            f"{type(module).__name__} has no dense head: it says that its head is of {kind}; only a dense one can be made in closed form"
-        )
+        raise ValueError(f"{type(module).__name__} has no dense head: it says that its head is of {kind}, which is no dense layer")
     if not dense:
         raise ValueError(f"{type(module).__name__} has no dense layer, and so no dense head")
     if place is None:

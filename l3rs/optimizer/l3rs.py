@@ -187,7 +187,7 @@ class L3RS(Resumable):
             if self.learned is not None:  # after the constructor
                 self._pull()
                 if self.match == "position" and self.learned.layers and self.param_groups[0]["step"]:
-                    raise ValueError("match='position' counts the layers of the whole network: give all at the start, or pass their names")
+                    raise ValueError("match='position' counts the layers of the whole network: give all at the start, or match by name")
                 shared.append("total_steps")
             first = self.param_groups[0]
             param_group = {**{key: first[key] for key in shared}, **param_group, "late": first["step"]}

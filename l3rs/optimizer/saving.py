@@ -23,6 +23,7 @@ class Resumable(WatchesLoss):
         self._load(state_dict)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
+        """Loads. `load_state_dict` and its overrides call it themselves, so that the warning is of their caller's line."""
         before, steps = dict(self.__dict__), self.param_groups[0].get("total_steps")
         hooks = (  # of users, the first ones may change the dict before it is checked, and the last ones see the finished state
             self.register_load_state_dict_pre_hook(lambda _, saved: self._check(saved)),

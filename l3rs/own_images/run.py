@@ -90,7 +90,8 @@ def finetune_own(config: OwnImagesConfig) -> pd.DataFrame:
 def found(data: ImageFolderDataModule, config: OwnImagesConfig) -> Iterator[str]:
     """Describes the images in a few lines."""
     tree, held_out = data.tree, int(data.tree.validation.sum())
-    counts = {name: sum(sides) for name, sides in tree.counts().items()}
+    sides = tree.counts()
+    counts = {name: sum(both) for name, both in sides.items()}
     small, large = min(counts, key=lambda n: counts[n]), max(counts, key=lambda n: counts[n])
     yield printable(
         f"{tree.root}: {len(counts)} classes of {counts[small]} ({small}) to {counts[large]} ({large}) images; "
@@ -105,7 +106,7 @@ def found(data: ImageFolderDataModule, config: OwnImagesConfig) -> Iterator[str]
     if tree.passed_over:
         rows = sorted(tree.passed_over.items(), key=lambda row: (-row[1], row[0]))
         yield from table([("passed over", "files"), *((printable(kind) or "without an extension", str(n)) for kind, n in rows)], line=True)
-    unjudged = [name for name, (_, held) in tree.counts().items() if not held]
+    unjudged = [name for name, (_, held) in sides.items() if not held]
     if unjudged:
         some = ", ".join(unjudged[:5]) + (", ..." if len(unjudged) > 5 else "")
         yield printable(f"{len(unjudged)} of {len(counts)} classes have no image to validate on ({some}): no accuracy tells of them.")

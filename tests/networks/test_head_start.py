@@ -344,7 +344,7 @@ def test_the_head_of_a_network_that_does_not_say_is_the_last_dense_layer_that_is
         (Network(), [], "at least one batch"),
         (nn.Sequential(nn.Conv2d(3, 3, 1)), data(), "Sequential has no dense layer, and so no dense head$"),  # as SqueezeNet
         (nn.Sequential(nn.Linear(2, 3)), data(), r"Sequential has no dense head .*: give it, head_start\(network, batches, head=\.\.\.\)"),
-        (Network(head=nn.Conv2d(8, C, 1)), data(), "its head is of Conv2d; only a dense one can be made in closed form"),
+        (Network(head=nn.Conv2d(8, C, 1)), data(), "no dense head: it says that its head is of Conv2d, which is no dense layer"),
         (Network().requires_grad_(False), data(), r"the head is frozen, .*: thaw it, head\.requires_grad_\(True\), or leave it out"),
         (Network(head=nn.utils.parametrizations.weight_norm(nn.Linear(8, C))), data(), "weights of its own"),
         (Network(head=nn.utils.spectral_norm(nn.Linear(8, C))), data(), "weights of its own"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ CORE = {"torch", "numpy", "safetensors", "huggingface_hub", "filelock"}
 IMPORTED_AS = {"pillow": "PIL", "pytorch-lightning": "pytorch_lightning", "PyYAML": "yaml"}
 NOT_ASKED_FOR = {"ray": "comes with EvoTorch", "triton": "comes with torch for CUDA"}
 HEAVY = {name for libraries in EXTRAS.values() for name in libraries} - {"tqdm"}  # which torch imports where it is there
+OF_IMAGES = {*EXTRAS["images"], "huggingface_hub"}  # which timm imports
 
 # A whole fine-tuning, as docs have it: the shipped schedule moves the layers, and a run that is saved goes on as if it had not been.
 FINE_TUNING = """
@@ -173,12 +175,18 @@ def test_one_process_meta_trains_without_ray(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "allowed"),
-    [("import l3rs; l3rs.load('icons-generalist')", set()), ("from l3rs.cli import main; main(['--help'])", {"jsonargparse", "yaml"})],
-    ids=["import l3rs", "l3rs --help"],
+    [
+        ("import l3rs; l3rs.load('icons-generalist')", set()),
+        ("from l3rs.cli import main; main(['--help'])", {"jsonargparse", "yaml"}),
+        ("import run", OF_IMAGES),
+        ("import tables", OF_IMAGES),
+    ],
+    ids=["import l3rs", "l3rs --help", "evaluate/run.py", "evaluate/tables.py"],
 )
 def test_starting_imports_nothing_heavy(code: str, allowed: set[str], tmp_path: Path) -> None:
-    """So `import l3rs` takes 50 ms beside torch, and `l3rs --help` under a second."""
-    done = run(sys.executable, "-c", f"{code}; import sys; print('\\n' + ' '.join(sys.modules))", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    """So `import l3rs` takes 50 ms beside torch, `l3rs --help` under a second, and the paper's tables need no EvoTorch."""
+    path = f"{ROOT}{os.pathsep}{ROOT / 'evaluate'}"
+    done = run(sys.executable, "-c", f"{code}; import sys; print('\\n' + ' '.join(sys.modules))", cwd=tmp_path, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     loaded = {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
     assert loaded & (HEAVY | {"huggingface_hub"}) <= allowed

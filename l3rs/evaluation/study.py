@@ -22,8 +22,6 @@ from l3rs.finetuning.workbench import workbench
 from l3rs.learned import Celo2, weights
 from l3rs.learners import LEARNERS
 from l3rs.meta.config import MetaTrainConfig
-from l3rs.meta.problem import fine_tune
-from l3rs.meta.train import meta_train
 from l3rs.schedules.schedule import LearnedSchedule
 from l3rs.schedules.variants import NAMES
 
@@ -158,6 +156,8 @@ def register_celo2() -> None:
 
 def trained(config: MetaTrainConfig, setting: str, runs: Path) -> Path:
     """Meta-trains a setting, or what is left of that, in a folder of its own in `runs`; gives the folder."""
+    from l3rs.meta.train import meta_train  # only now that it is wanted: EvoTorch takes seconds, and reading a study needs none
+
     folder = runs / f"{setting.replace(' ', '-').replace(',', '')}-{config.nes.seed}"
     meta_train(config, folder)
     return folder
@@ -176,6 +176,8 @@ def measure(study: Study, setting: str, seed: int, runs: Path, tasks: int, out: 
     Raises:
         ValueError: `out` has other columns, or rows of this setting that were made with others than the study has now.
     """
+    from l3rs.meta.problem import fine_tune  # see `trained`
+
     config, uses, marks = study.config(setting, seed), study.used(setting), study.made_with(setting)
     rows = read_rows(out, COLUMNS)
     if tuple(rows.columns) != COLUMNS:

@@ -102,7 +102,7 @@ uses:
 """
     (tmp_path / "tiny.yaml").write_text(TINY.replace("mixes: mixes.csv", uses))
     study, met = Study.read(tmp_path / "tiny.yaml"), []
-    monkeypatch.setattr("l3rs.evaluation.study.fine_tune", lambda *_, **use: met.append(use) or Report([], {2: 0.5}, {2: 0.5}))
+    monkeypatch.setattr("l3rs.meta.problem.fine_tune", lambda *_, **use: met.append(use) or Report([], {2: 0.5}, {2: 0.5}))
     monkeypatch.setattr("l3rs.evaluation.study.trained", lambda *_: tmp_path)
     (tmp_path / "curve.csv").write_text("seconds\n3.0\n")
     monkeypatch.setattr("l3rs.evaluation.study.LEARNERS", {"l3rs": SimpleNamespace(read=lambda _: SimpleNamespace(theta=None))})

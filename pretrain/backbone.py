@@ -15,9 +15,10 @@ import l3rs  # noqa: F401  isort: skip  (first: it mends `import torchvision`, w
 import hashlib
 import json
 import logging
+import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -255,34 +256,51 @@ def accuracy(network: nn.Module, images: ImageSet) -> float:
     return right / sum(map(len, parts.parts))
 
 
-def resumable(folder: Path, config: PretrainConfig) -> Path | None:
-    """The checkpoint to go on from, if the folder has one.
+def contents(config: PretrainConfig) -> str:
+    """A fingerprint of the images."""
+    return fingerprint(json.dumps(config.workload.contents(("pretrain",)), sort_keys=True))[:12]
 
-    Raises:
-        ValueError: it is of another config.
-    """
-    about, last = folder / f"{config.stem}.config.json", folder / f"{config.stem}.ckpt"
-    described = flat(config)
+
+def refuse_another(file: Path, before: Mapping[str, object], config: PretrainConfig) -> None:
+    """Raises ValueError if `file` is of a run with another config or other images; older records do not know their images."""
+    now = {**flat(config), "contents": contents(config)}
     free = ("data", "cache", "loaders")
-    described["contents"] = fingerprint(json.dumps(config.workload.contents(("pretrain",)), sort_keys=True))[:12]
+    different = [k for k, v in now.items() if k not in free and before.get(k, v if k == "contents" else None) != v]
+    if different:
+        raise ValueError(f"{file} is of a run with another config: {', '.join(different)} differ; remove it, or choose another --out")
+
+
+def finished(folder: Path, config: PretrainConfig) -> dict[str, object] | None:
+    """The record, where the folder has the weights of a run that is over. Raises ValueError if it is of another config."""
+    record, weights = folder / f"{config.stem}.json", folder / f"{config.stem}.safetensors"
+    if not (record.exists() and weights.exists()):
+        return None
+    about: dict[str, object] = json.loads(record.read_text())
+    refuse_another(weights, {**about["config"], **{k: about[k] for k in ("contents",) if k in about}}, config)  # type: ignore[dict-item]
+    return about
+
+
+def resumable(folder: Path, config: PretrainConfig) -> Path | None:
+    """The checkpoint to go on from, if the folder has one. Raises ValueError if it is of another config."""
+    about, last = folder / f"{config.stem}.config.json", folder / f"{config.stem}.ckpt"
     if last.exists() and about.exists():
-        before = json.loads(about.read_text())
-        different = [k for k, v in described.items() if k not in free and before.get(k, v if k == "contents" else None) != v]
-        if different:
-            raise ValueError(f"{last} is of a run with another config: {', '.join(different)} differ; remove it, or choose another --out")
+        refuse_another(last, json.loads(about.read_text()), config)
         return last
-    about.write_text(json.dumps(described, indent=1) + "\n")
+    about.write_text(json.dumps({**flat(config), "contents": contents(config)}, indent=1) + "\n")
     (folder / f"{config.stem}.csv").unlink(missing_ok=True)
     return None
 
 
 def pretrain(config: PretrainConfig, out: str) -> dict[str, object]:
-    """Pretrains the backbone, writes it to `out`, and gives the record."""
+    """Pretrains the backbone, writes it to `out`, and gives the record; of a run that is over, its record alone."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in (".*does not have many workers.*", ".*num_workers.*", ".*ckpt_path.*", ".*Checkpoint directory.*"):
         warnings.filterwarnings("ignore", message)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    if about := finished(folder, config):
+        print(f"{config.stem} is done already", file=sys.stderr)
+        return about
     last, stem = resumable(folder, config), folder / config.stem
     workload = config.workload
     workload.prepare(("pretrain",))
@@ -328,6 +346,7 @@ def keep(network: nn.Module, config: PretrainConfig, stem: Path, seconds: float)
     sides = images.validation[images.labels >= 0]
     about: dict[str, object] = {
         "config": flat(config),
+        "contents": contents(config),
         "train_images": int((~sides).sum()),
         "validation_images": int(sides.sum()),
         "classes": len(images.classes),

@@ -24,7 +24,7 @@ from l3rs.extras import require
 from l3rs.finetuning.arms import Arm
 from l3rs.finetuning.baselines import Recipe
 from l3rs.finetuning.tasks import TaskConfig
-from l3rs.finetuning.unroll import Report, unroll
+from l3rs.finetuning.unroll import Report, drawing, unroll
 from l3rs.finetuning.workbench import workbench
 from l3rs.finetuning.workload import Workload
 from l3rs.learners import LEARNERS
@@ -96,7 +96,9 @@ def execute(run: Run) -> Report:
         recipe = Recipe(learner.build(learned, learned.theta, trained, run.total_steps, run.lr), None)
     else:
         over = (task.batch(tasks.images, i % run.steps) for i in count())
-        recipe = replace(arm, lr=run.lr).make(network, run.total_steps, ((x.to(run.device), y.to(run.device)) for x, y in over))
+        batches = ((x.to(run.device), y.to(run.device)) for x, y in over)
+        with drawing(torch.device(run.device), run.task_seed, -1):  # a learning-rate finder trains, and dropout draws
+            recipe = replace(arm, lr=run.lr).make(network, run.total_steps, batches)
     try:
         return unroll(
             network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at,

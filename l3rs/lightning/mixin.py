@@ -16,6 +16,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 
+from l3rs.controller.describe import layer_table
 from l3rs.optimizer.l3rs import L3RS
 from l3rs.schedules.find import Chosen, resolve
 from l3rs.schedules.schedule import LearnedSchedule
@@ -58,7 +59,9 @@ class L3RSMixin(pl.LightningModule):
         `total_steps` is how many it will take; None asks the trainer, which does not know where you step by yourself (manual
         optimization) and not once a batch, or more than one optimizer.
 
-        Layers find what was learned for them among the names of the whole module, so those that are added later find it too.
+        A layer's place, and which layer is the head, are told from all parameters of the module's children that have some of `params`: also
+        from those that are frozen, or another optimizer's. Layers find what was learned for them among the names of the whole module, so
+        those that are added later find it too.
 
         Raises:
             ValueError: the length of the run is unknown, a callback cannot be used with L3RS, or `l3rs_learned` does not fit.
@@ -71,8 +74,15 @@ class L3RSMixin(pl.LightningModule):
         steps = planned_steps(self.trainer) if total_steps is None else total_steps
         return _NamedL3RS(
             self, chosen, steps, learned, lr=self.lr_multiplier, weight_decay=self.l3rs_weight_decay,
-            head=self.l3rs_head, guard=self.l3rs_guard,
+            head=self._head_among(chosen), guard=self.l3rs_guard,
         )  # fmt: skip
+
+    def _head_among(self, chosen: Sequence[tuple[str, nn.Parameter]]) -> str | None:
+        """`head` of L3RS for some of the parameters: "" where another child of the module has the head."""
+        asked = [(name, p) for name, p in self.named_parameters() if p.requires_grad or self.l3rs_head]
+        place, _ = layer_table([p.shape for _, p in asked], [name for name, _ in asked], self.l3rs_head).head
+        elsewhere = place is not None and _child(asked[place][0]) not in {_child(name) for name, _ in chosen}
+        return "" if elsewhere else self.l3rs_head
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """L3RS for all parameters that require a gradient."""
@@ -198,11 +208,25 @@ class _NamedL3RS(L3RS):
             params = [(self._called[p], p) for p in params]
         super().add_param_group({**param_group, "params": params})
 
+    def _whole_network(self) -> tuple[list[Tensor], list[str] | None]:
+        """All of the children that have some of the parameters; a child that is frozen as a whole, such as a teacher, is no part of it."""
+        own = [p for group in self.param_groups for p in group["params"]]
+        if not all(p in self._called for p in own):
+            return super()._whole_network()
+        children = {_child(self._called[p]) for p in own}
+        layers = {p: name for p, name in self._called.items() if _child(name) in children}
+        return list(layers), list(layers.values())
+
     def _called_as_here(self, learned: LearnedSchedule) -> LearnedSchedule:
         return _renamed(learned, list(self._called.values()))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_called": self._called}
+
+
+def _child(name: str) -> str:
+    """The child of a module that has the parameter of this name."""
+    return name.partition(".")[0]
 
 
 def _renamed(learned: LearnedSchedule, names: Sequence[str]) -> LearnedSchedule:

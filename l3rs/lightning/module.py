@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePre
 
 from l3rs.finetuning.baselines import Recipe
 from l3rs.lightning.mixin import L3RSMixin, planned_steps
-from l3rs.networks.create import check_model, create, head_of
+from l3rs.networks.create import check_model, create, head_inside
 from l3rs.networks.pretrained import from_hub
 from l3rs.schedules.schedule import LearnedSchedule
 
@@ -169,9 +169,9 @@ def _network(model: str | nn.Module, num_classes: int, pretrained: bool, in_chan
             return from_hub(model, in_chans, num_classes, instead="give pretrained=False to start at random")
         return create(model, in_chans=in_chans, num_classes=num_classes)
     try:
-        has = head_of(model).out_features
-    except ValueError:  # not of timm: its head is not known
+        has = head_inside(model).out_features
+    except ValueError:  # its head is not known
         return model
     if has != num_classes:
-        raise ValueError(f"the network's head has {has} classes, and num_classes is {num_classes}: see l3rs.networks.create.replace_head")
+        raise ValueError(f"the network's head has {has} classes, and num_classes is {num_classes}: give it a new head, or another number")
     return model

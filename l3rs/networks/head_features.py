@@ -6,12 +6,14 @@ import hashlib
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.utils.data import DataLoader
 
 from l3rs.networks.batch_norms import batch_norms
 from l3rs.networks.head_choice import HeadStartConfig, Seen
@@ -25,6 +27,14 @@ def generators(loader: Any) -> list[torch.Generator]:
     batch_sampler = getattr(loader, "batch_sampler", None)
     owners = {id(o): o for o in (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))}.values()
     return [g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)]
+
+
+def afresh(loader: Any) -> Any:
+    """The loader, without the iterator that persistent workers keep: it has drawn what the run that follows is to draw."""
+    if isinstance(loader, DataLoader):
+        loader = copy(loader)
+        loader._iterator = None
+    return loader
 
 
 @contextmanager
@@ -61,7 +71,7 @@ def see(network: nn.Module, batches: Iterable[Sequence[Tensor]], head: nn.Linear
     caught: list[Tensor] = []
     given: list[Tensor] = []
     hooks = [
-        head.register_forward_pre_hook(lambda _, args: caught.append(args[0])),
+        head.register_forward_pre_hook(lambda _, args, named: caught.append(args[0] if args else named["input"]), with_kwargs=True),
         head.register_forward_hook(lambda _, args, logits: given.append(logits)),
     ]
     known: dict[int | bytes, int] = {}
@@ -133,7 +143,9 @@ def _parts(batch: Any) -> Sequence[Tensor]:
 def _checked(inputs: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
     """The labels as int64. Raises ValueError if they are none."""
     if labels.shape != inputs.shape[:1] or not _whole_numbers(labels):
-        raise ValueError(f"labels must be whole numbers, one an image (got {tuple(labels.shape)}, {labels.dtype}, of {len(inputs)} images)")
+        mixed = "; a head start is for images that are not mixed yet" if labels.ndim == 2 and labels.is_floating_point() else ""
+        got = f"{tuple(labels.shape)}, {labels.dtype}, of {len(inputs)} images"
+        raise ValueError(f"labels must be whole numbers, one an image (got {got}){mixed}")
     wrong = labels[(labels < 0) | (labels >= head.out_features)]
     if len(wrong):
         raise ValueError(f"labels must be from 0 to {head.out_features - 1}, the classes of the head (got {wrong[0].item()})")

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from l3rs.networks.create import head_inside
 from l3rs.networks.head_choice import HeadStartConfig, HeadStartReport, choose
-from l3rs.networks.head_features import generators, of_the_first, see, untouched
+from l3rs.networks.head_features import afresh, generators, of_the_first, see, untouched
 
 HEAD_BATCHES = 100  # [choice]
 
@@ -69,12 +69,14 @@ def head_start(
     own = isinstance(head, nn.Linear) and head._parameters.get("weight") is not None  # it is not where weight_norm makes it
     if not own or parametrize.is_parametrized(head):
         raise ValueError(f"the head must be a dense layer with weights of its own (got {type(head).__name__})")
-    if not head.weight.requires_grad:
-        raise ValueError("the head is frozen, and a head start would replace it: thaw it, head.requires_grad_(True), or leave it out")
+    if not all(p.requires_grad for p in head.parameters()):
+        raise ValueError(
+            "the head is frozen, or a part of it, and a head start would replace it: thaw it, head.requires_grad_(True), or leave it out"
+        )
     if any(hasattr(p, "to_local") for p in network.parameters()):
         raise ValueError("a head start is for whole parameters, and these are sharded: call it before fully_shard")
     with torch.no_grad(), untouched(network, head, generators(batches)):
-        seen = see(network, islice(batches, limit), head, config, found_here)
+        seen = see(network, islice(afresh(batches), limit), head, config, found_here)
         weight, bias, found = choose(seen, head, config)
         if found.kind != "random":
             head.weight.copy_(of_the_first(weight))

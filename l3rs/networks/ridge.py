@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+ROUNDING = 1e-12  # of the features' squares, in float64
+
 
 class Fit(NamedTuple):
     """Weights at scale 1, (C, F), for each of the ridges, the mean of the features, (F,), and the number of images of each class, (C,)."""
@@ -62,7 +64,7 @@ class Moments:
         n = counts.sum()
         mean = sums.sum(0) / n
         gram, cross = squares - n * centred * torch.outer(mean, mean), sums - counts[:, None] * mean
-        unit = gram.diagonal().mean()
+        unit = torch.maximum(gram.diagonal().mean(), ROUNDING * squares.diagonal().mean())  # of one image nothing is left but rounding
         eye = torch.eye(len(mean), dtype=gram.dtype, device=gram.device)
         return Fit([torch.cholesky_solve(cross.T, torch.linalg.cholesky(gram + r * unit * eye)).T for r in ridges], mean * centred, counts)
 
@@ -91,9 +93,15 @@ def judge(
     prior: Tensor,
     centred: bool = True,
 ) -> Judged:
-    """Judges each image by heads that were fitted without its fold; images of classes that those have not seen are left out."""
-    found = []
+    """Judges each image by heads that were fitted without its fold; images of classes that those have not seen are left out.
+
+    So are all images of a fold without which there is one class, or none: what it is likened to teaches nothing.
+    """
+    none = torch.zeros(len(ridges), len(scales), 0, dtype=torch.float64, device=x.device)
+    found = [Judged(none, none.bool(), none[0, 0])]
     for fold in folds.unique().tolist():
+        if ((moments.counts.sum(0) - moments.counts[fold]) > 0).sum() < 2:
+            continue
         fit = moments.fit(ridges, centred, without=fold)
         mine = (folds == fold) & (fit.counts[labels] > 0)
         of = labels[mine]

@@ -137,7 +137,7 @@ class L3RS(Resumable):
             tell_what_names_would_give(self.learned, every)
         tell_what_would_hardly_move(self.learned, self._tables.network, self.param_groups, every)
         if head is None:
-            network, names = self._tables.network, names_of(self._as_they_lie())
+            network, (_, names) = self._tables.network, self._whole_network()
             tell_of_no_head(network.table, names)
             tell_of_several_heads(network.table, [p.shape for p in network.params], names)
 
@@ -161,9 +161,8 @@ class L3RS(Resumable):
         wrapped = [name for name, d in self._controller.directions.items() if isinstance(d, TorchOptimizerDirection)]
         if sharded and wrapped:
             raise ValueError(f"direction {wrapped[0]!r} steps whole parameters, and these are sharded; use {', '.join(DIRECTIONS)}")
-        groups = self._as_they_lie()
-        layers = [p for group in groups for p in group["params"]]
-        table = layer_table([p.shape for p in layers], names_of(groups), self.head)
+        layers, names = self._whole_network()
+        table = layer_table([p.shape for p in layers], names, self.head)
         network = Network(layers, table, {p: i for i, p in enumerate(layers)})
         if self.fused:
             self._kernels()  # raises ValueError where there is none
@@ -172,9 +171,13 @@ class L3RS(Resumable):
             if p.requires_grad:
                 state_of(p, self.state, self._controller)
 
-    def _as_they_lie(self) -> list[dict[str, Any]]:
-        """The groups in the order of the network: what was unfrozen last lies lowest; what came at one step, as it came."""
-        return sorted(self.param_groups, key=lambda group: -group["late"])
+    def _whole_network(self) -> tuple[list[Tensor], list[str] | None]:
+        """The layers by which a layer's place is told, in the order of the network, and their names if they have some.
+
+        They are those of the groups: what was unfrozen last lies lowest; what came at one step, as it came.
+        """
+        groups = sorted(self.param_groups, key=lambda group: -group["late"])
+        return [p for group in groups for p in group["params"]], names_of(groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group. During the run it also gets slots, states and the run's clock.
@@ -224,7 +227,7 @@ class L3RS(Resumable):
         place = self._tables.network.table.head[0]
         if place is None:
             return "none"
-        names = names_of(self._as_they_lie())
+        _, names = self._whole_network()
         return names[place] if names else f"parameter {place}"
 
     # -- the step ----------------------------------------------------------------------------------------------------------------

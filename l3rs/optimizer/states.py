@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l3rs.directions import DIRECTIONS
 from l3rs.optimizer.distributed import local
 from l3rs.schedules.schedule import LearnedSchedule, without_wrappers
 from l3rs.schedules.seal import fingerprint
@@ -62,7 +63,8 @@ def fit(p: Tensor, state: dict[str, Any], expected: Mapping[str, Tensor]) -> Non
 def schedule_mark(learned: LearnedSchedule) -> str:
     """The name of a schedule, and a fingerprint of its numbers and its config, by which a saved run knows it. Wrappers rename layers."""
     config = json.dumps(vars(learned.config), default=str)
-    return f"{learned.name} {fingerprint(config, learned.theta.float())[:12]}"
+    digest = fingerprint(config, learned.theta.float())[:12]
+    return f"{learned.name[: LONGEST_MARK - len(digest) - 1]} {digest}"
 
 
 def same_schedule(mark: str, other: str) -> bool:
@@ -130,9 +132,10 @@ def check_states(
         if differ:
             raise ValueError(f"this state is of another kind of schedule; what differs: {', '.join(differ[:3])}{under}")
         for key, t in state.items():
-            least = key.endswith(("exp_avg_sq", "exp_inf", "step"))
-            if t.is_meta:
+            direction, of_a_direction, kept = key.partition("/")
+            if t.is_meta or (of_a_direction and direction not in DIRECTIONS):  # one of your own may keep any numbers
                 continue
+            least = (kept or key) in ("exp_avg_sq", "exp_inf", "step")
             if not local(t).isfinite().all() or (least and (local(t) < 0).any()):
                 what = "finite numbers of at least 0" if least else "finite numbers"
                 raise ValueError(f"{key} of {name_of(place, own)} must be {what} in this state; it is damaged, or was changed by hand")

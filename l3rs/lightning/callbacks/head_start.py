@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from copy import copy
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -13,12 +13,13 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from l3rs.lightning.callbacks.batch_norm_mode import BatchNormMode
 from l3rs.lightning.callbacks.head_then_all import HeadThenAll
+from l3rs.lightning.data import ImageFolderDataModule
 from l3rs.networks import head_start
 from l3rs.networks.create import head_inside
+from l3rs.networks.head_features import afresh
 
 
 class HeadStart(Callback):
@@ -28,14 +29,14 @@ class HeadStart(Callback):
     generators. What was chosen is told in a line.
 
     Args:
-        batches: it looks at no more than this many, in each process.
+        batches: it looks at no more than this many, in each process, and at none that the trainer leaves out (`limit_train_batches`).
         head: the name of the head in the module; None asks the network, as `l3rs.head_start` does.
 
     Attributes:
         found: what it saw and chose; None before.
 
     Raises:
-        ValueError: `batches` is below 1; when training starts, there is no such head, or parameters are sharded.
+        ValueError: `batches` is below 1; when training starts, there is no such head, no forward pass to it, or parameters are sharded.
     """
 
     def __init__(self, batches: int = head_start.HEAD_BATCHES, head: str | None = None) -> None:
@@ -59,6 +60,10 @@ class HeadStart(Callback):
             )
         return parts[0], parts[1]
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.found = None  # of an earlier run; what a resumed one saw comes with its state, later
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step or self.found is not None:
             return
@@ -67,9 +72,11 @@ class HeadStart(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, (BatchNormMode, HeadThenAll)):  # they set modes at each batch: the features are those of training
                 callback.on_train_batch_start(trainer, pl_module, None, 0)
-        with trainer.precision_plugin.forward_context():
+        limit = int(min(self.batches, trainer.num_training_batches))  # infinitely many of data without a length
+        with trainer.precision_plugin.forward_context(), unmixed(trainer):
             head = self._head(pl_module)  # one that is found here is also checked there
-            self.found = head_start.head_start(pl_module, _Batches(self, trainer), self.batches, head=None if self.head is None else head)
+            network = _with_forward(pl_module, head)
+            self.found = head_start.head_start(network, _Batches(self, trainer), limit, head=None if self.head is None else head)
         rank_zero_info(str(self.found))
 
     def _head(self, pl_module: pl.LightningModule) -> nn.Linear:
@@ -87,20 +94,46 @@ class HeadStart(Callback):
         self.found = None if found is None else head_start.HeadStartReport(**found)
 
 
+def _with_forward(pl_module: pl.LightningModule, head: nn.Linear) -> nn.Module:
+    """The module, or what in it has the head and a forward pass. Raises ValueError if the head alone has one."""
+    if type(pl_module).forward is not pl.LightningModule.forward:
+        return pl_module
+    run = (m for m in pl_module.modules() if m not in (pl_module, head) and not isinstance(m, (nn.ModuleList, nn.ModuleDict)))
+    network = next((m for m in run if head in set(m.modules())), None)
+    if network is None:
+        kind = type(pl_module).__name__
+        raise ValueError(
+            f"{kind} has no forward pass to its head, which a head start runs: give it a forward(inputs) that ends in the head"
+        )
+    return network
+
+
+@contextmanager
+def unmixed(trainer: pl.Trainer) -> Iterator[None]:
+    """Within, an `ImageFolderDataModule` of the trainer mixes no images: a head start needs the class of each."""
+    data = getattr(trainer, "datamodule", None)
+    mix = getattr(data, "mix", None)
+    if not isinstance(data, ImageFolderDataModule) or mix is None:
+        yield
+        return
+    data.mix = None
+    try:
+        yield
+    finally:
+        data.mix = mix
+
+
 class _Batches:
     """The training batches, on the device of the module; it shows the loader's own generators to a head start, which puts them back."""
 
     def __init__(self, callback: HeadStart, trainer: pl.Trainer) -> None:
-        self.callback, self.trainer, self.loader = callback, trainer, trainer.train_dataloader
-        if isinstance(self.loader, DataLoader):
-            self.loader = copy(self.loader)
-            self.loader._iterator = None  # the trainer's own, where workers persist
+        self.callback, self.trainer, self.loader = callback, trainer, afresh(trainer.train_dataloader)
         self.sampler, self.generator = getattr(self.loader, "sampler", None), getattr(self.loader, "generator", None)
         self.batch_sampler = getattr(self.loader, "batch_sampler", None)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         before, own = torch.get_rng_state(), self.generator.get_state() if self.generator else None
-        batches = iter(self.loader)  # type: ignore[arg-type]
+        batches = iter(self.loader)
         torch.set_rng_state(before)  # the trainer has made its own iterator already, which draws a number
         if self.generator:
             self.generator.set_state(own)

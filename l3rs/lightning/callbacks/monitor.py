@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ class L3RSMonitor(Callback):
 
     Layers are grouped by `layer_groups`. To every logger go, every `log_every_n_steps` of the trainer, `lambda/DEPTH/KIND`, the geometric
     mean over the group's layers, and `mu_NAME/DEPTH/KIND`, their mean, for each direction. `l3rs.png`, in the folder of the first logger or
-    in `default_root_dir`, shows them against the step; it covers the whole run, also when that was resumed.
+    in `default_root_dir`, shows them against the step; it covers the whole run, also when that was resumed. Of several L3RS, all layers are
+    shown, by the clock of the first.
 
     Attributes:
         decisions: what was recorded, a row a step and group: `step` (from 1), `depth`, `kind`, `lambda`, `mu_NAME`.
@@ -41,14 +43,14 @@ class L3RSMonitor(Callback):
         return pd.DataFrame(self._rows)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._taken = _l3rs_of(trainer).param_groups[0]["step"]
+        self._taken = _l3rs_of(trainer)[0].param_groups[0]["step"]
         self._rows = [row for row in self._rows if row["step"] <= self._taken]  # of the run that goes on; of no other
         self._groups = layer_groups(pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        group = _l3rs_of(trainer).param_groups[0]
+        group = _l3rs_of(trainer)[0].param_groups[0]
         if group["step"] == self._taken or not trainer.is_global_zero:  # no step: gradients accumulate, or a scaler skipped it
             return
         self._taken = step = group["step"]
@@ -65,9 +67,10 @@ class L3RSMonitor(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=trainer.global_step - 1)  # as Lightning counts what is logged in `training_step`
 
-    def _by_group(self, optimizer: L3RS) -> list[dict[str, Any]]:
+    def _by_group(self, optimizers: Sequence[L3RS]) -> list[dict[str, Any]]:
         """The last step's decisions: a row a group, in the order of the network."""
-        table = optimizer.decisions().drop(columns="length").join(self._groups)
+        decided = pd.concat([o.decisions() for o in optimizers if o.param_groups[0]["step"]])
+        table = decided.drop(columns="length").join(self._groups)
         table["lambda"] = np.log(table["lambda"])
         mean = table.groupby(["depth", "kind"], sort=False).mean().reset_index()
         mean["lambda"] = np.exp(mean["lambda"])
@@ -90,8 +93,8 @@ class L3RSMonitor(Callback):
         self._rows = list(state_dict["rows"])
 
 
-def _l3rs_of(trainer: pl.Trainer) -> L3RS:
+def _l3rs_of(trainer: pl.Trainer) -> list[L3RS]:
     found = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, L3RS)]
     if not found:
         raise ValueError(f"L3RSMonitor shows what L3RS decides, and the optimizer is {type(trainer.optimizers[0]).__name__}")
-    return found[0]
+    return found

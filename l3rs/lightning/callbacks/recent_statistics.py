@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,6 +11,7 @@ from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from l3rs.networks import recent_statistics
 from l3rs.networks.batch_norms import batch_norms
@@ -18,9 +20,9 @@ from l3rs.networks.batch_norms import batch_norms
 class RecentStatistics(Callback):
     """Validates, and ends, with BatchNorm's statistics of the last training batches, see `l3rs.RecentStatistics`.
 
-    Running ones lag behind the weights. Training does not change. Checkpoints hold the recent statistics among the weights, as they were
-    validated, and the running ones beside them, for a resume. A module without BatchNorm stays as it is. Where weights are averaged,
-    statistics of the last batches are those of other weights: Lightning's `WeightAveraging` is refused beside it.
+    Running ones lag behind the weights. Training does not change. The module's `state_dict`, and so every checkpoint, holds the recent
+    statistics, as they were validated; the running ones are beside them, for a resume. A module without BatchNorm stays as it is. Where
+    weights are averaged, statistics of the last batches are those of other weights: Lightning's `WeightAveraging` is refused beside it.
 
     Args:
         last, share: as in `l3rs.RecentStatistics`.
@@ -36,7 +38,12 @@ class RecentStatistics(Callback):
         self.last, self.share, self.network = last, share, network
         self._recent: recent_statistics.RecentStatistics | None = None
         self._lent = ExitStack()
-        self._saved: dict[str, Any] = {}
+        self._saved: dict[str, Any] = {}  # of a run to go on with, or of one that is over
+        self._hook: RemovableHandle | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._saved = {}  # of an earlier run; that of a resumed one comes with its state, later
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
@@ -54,6 +61,7 @@ class RecentStatistics(Callback):
             for name, value in self._saved["running"].items():
                 buffers[name].copy_(value)
             self._saved = {}
+        self._hook = pl_module.register_state_dict_post_hook(partial(self._put_among_weights))  # type: ignore[no-untyped-call]
 
     def _find(self, pl_module: pl.LightningModule) -> str:
         """The innermost module that holds all BatchNorm and has a forward pass."""
@@ -82,28 +90,42 @@ class RecentStatistics(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._lent.close()
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Puts the recent statistics among the weights."""
+    def _in_module(self, name: str) -> str:
+        """What a buffer of the network is called in the module."""
+        return f"{self._prefix}.{name}" if self._prefix else name
+
+    def _put_among_weights(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+        """Of the module's `state_dict`; a hook of callbacks would not see a checkpoint of weights only."""
         if self._recent:
-            start = f"{self._prefix}." if self._prefix else ""
-            checkpoint["state_dict"] |= {start + name: value for name, value in self._recent.means().items()}
+            state |= {prefix + self._in_module(name): value for name, value in self._recent.means().items()}
 
     def state_dict(self) -> dict[str, Any]:
         if not self._recent:
             return dict(self._saved)
-        start = f"{self._prefix}." if self._prefix else ""
         running = dict(self._recent.network.named_buffers())
-        return self._recent.state_dict() | {"running": {start + name: running[name].clone() for name in self._recent.means()}}
+        return self._recent.state_dict() | {"running": {self._in_module(name): running[name].clone() for name in self._recent.means()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved = dict(state_dict)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._recent:
+            self._saved = self.state_dict()  # for a checkpoint that is saved after `fit`
             self._recent.apply()
+            self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        """Gives back what is lent, and follows the network no more."""
         self._lent.close()
+        if self._hook:
+            self._hook.remove()
+            self._hook = None
         if self._recent:
             self._recent.close()
             self._recent = None

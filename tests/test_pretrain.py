@@ -79,6 +79,15 @@ def stop(backbone: ModuleType, at: int, config: object, out: Path, monkeypatch: 
             backbone.pretrain(config, str(out))
 
 
+def test_a_run_that_is_over_is_not_made_again_nor_lost(backbone: ModuleType, tiny: object, tmp_path: Path) -> None:
+    about = backbone.pretrain(tiny, str(tmp_path))
+    there = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    assert backbone.pretrain(tiny, str(tmp_path)) == about
+    with pytest.raises(ValueError, match=r"resnet18-w2-icons\.safetensors is of a run with another config: lr differ; remove it"):
+        backbone.pretrain(replace(tiny, lr=1.0), str(tmp_path))
+    assert {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == there
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     backbone: ModuleType, tiny: object, ema: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,13 @@ def test_each_runs_as_published_and_a_seed_decides_all(name: str) -> None:
     assert math.isfinite(alone.loss[3])
 
 
+def test_a_finder_finds_the_same_where_a_network_draws_at_random() -> None:
+    workload = Workload(model="test_vit", model_args={"img_size": 32, "drop_path_rate": 0.5}, width=None, from_scratch=True)
+    run = replace(RUN, arm=Arm("lr-finder", "lr-finder"), steps=4, workload=workload)
+    report, again = execute(run), execute(run)
+    assert (report.train_losses, report.loss) == (again.train_losses, again.loss)
+
+
 def test_fine_tune_trains_the_head_first_and_then_all_layers_in_one_cycle() -> None:
     made, names = recipe("fastai", 40)
     rates = along(made, names, 40)

@@ -149,6 +149,28 @@ def test_the_monitor_draws_without_a_logger_and_goes_on_after_a_resume(tmp_path:
     assert list(monitor.decisions.step.unique()) == [1, 2, 3]
 
 
+class Two(L3RSModule):
+    """An optimizer for the last layer, and one for the others."""
+
+    automatic_optimization = False
+
+    def configure_optimizers(self) -> list[L3RS]:  # type: ignore[override]
+        named = list(self.named_parameters())
+        return [self.l3rs_optimizer([(name, p) for name, p in named if (".6." in name) is last], total_steps=2) for last in (True, False)]
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        self.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
+            optimizer.step(loss=1.0)
+
+
+def test_the_monitor_shows_all_layers_of_several(tmp_path: Path) -> None:
+    network, monitor = small_network(), L3RSMonitor()
+    fit(tmp_path, Two(network, 3, learned="generalist"), 2, max_epochs=1, callbacks=[monitor])
+    assert monitor.decisions.groupby("step").depth.unique().map(list).to_list() == [["head", "0", "1", "4"]] * 2
+
+
 def test_the_monitor_says_that_it_watches_l3rs_only(tmp_path: Path) -> None:
     adam = module(optimizer=lambda network, steps: torch.optim.Adam(network.parameters()))
     with pytest.raises(ValueError, match="the optimizer is Adam"):

@@ -18,7 +18,7 @@ from torch import Tensor
 from l3rs.data.decode import BrokenImage
 from l3rs.data.transform import Transform, data_config
 from l3rs.data.trees import TreeError, read_folder
-from l3rs.lightning import ImageFolderDataModule, L3RSModule
+from l3rs.lightning import HeadStart, ImageFolderDataModule, L3RSModule
 from l3rs.lightning.batches import Batches
 from l3rs.lightning.data import find_broken
 from l3rs.networks.create import create
@@ -387,3 +387,23 @@ def test_transforms_are_checked(change: dict[str, object], said: str) -> None:
     values = {"side": 8, "resize": 8, "channels": 3, "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3}
     with pytest.raises(ValueError, match=said):
         Transform(**{**values, **change})  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings(*QUIET)
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_a_head_start_sees_the_images_before_they_are_mixed(kind: str, tree: Path, tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(
+            self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: tuple[Tensor, Tensor], batch_idx: int
+        ) -> None:
+            seen.append(batch[1])
+
+    data, start = module(tree, **{kind: 0.5}), HeadStart()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, callbacks=[start, Watch()], **quiet)
+    trainer.fit(L3RSModule(create("resnet18", 4, 3, 3), 3, learned="generalist"), datamodule=data)
+    assert start.found is not None
+    assert start.found.images == 12  # an epoch has three batches
+    assert all(labels.is_floating_point() for labels in seen)  # those of training are mixed

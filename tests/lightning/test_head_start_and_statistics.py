@@ -82,6 +82,39 @@ def test_the_head_is_in_closed_form_before_the_first_step_and_a_resumed_run_keep
     assert not torch.equal(again.heads[0], by_hand(3))
 
 
+def test_one_callback_gives_each_run_its_own_head(tmp_path: Path) -> None:
+    """As in cross-validation; of no more batches than the run has."""
+    start, watch = HeadStart(3, head=HEAD), Watch()
+    for _ in range(2):
+        fit(tmp_path, module(), 4, max_epochs=1, limit_train_batches=2, callbacks=[start, watch])
+    assert [torch.equal(head, by_hand(2)) for head in watch.heads] == [True, False, True, False]
+    assert start.found is not None
+    assert start.found.images == 32
+
+
+class Bare(L3RSMixin):
+    """It has no forward pass of its own; nor has what holds the head, where that is `alone`."""
+
+    def __init__(self, alone: bool) -> None:
+        super().__init__()
+        network = small_network()
+        self.parts = nn.ModuleDict({"body": network[:6], "fc": network[6]} if alone else {"all": network})
+        self.l3rs_learned, self.l3rs_head = "generalist", "parts.fc" if alone else "parts.all.6"
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.parts["all"](batch[0]), batch[1])
+
+
+@pytest.mark.filterwarnings("ignore:the loss leapt")  # what is trained here is noise
+def test_a_module_without_a_forward_pass_needs_a_network_that_has_one(tmp_path: Path) -> None:
+    start = HeadStart(3, head="parts.all.6")
+    trainer(tmp_path, max_epochs=1, callbacks=[start]).fit(Bare(alone=False), loader(4))
+    assert start.found is not None
+    assert start.found.images == 48
+    with pytest.raises(ValueError, match=r"Bare has no forward pass to its head, .*: give it a forward\(inputs\)"):
+        trainer(tmp_path, max_epochs=1, callbacks=[HeadStart()]).fit(Bare(alone=True), loader(4))
+
+
 @pytest.mark.parametrize("other", [BatchNormMode("eval"), HeadThenAll(unfreeze_at_step=2, head=HEAD)])
 def test_features_are_those_of_the_modes_that_training_will_have(tmp_path: Path, other: pl.Callback) -> None:
     watch = Watch()
@@ -174,6 +207,55 @@ def test_a_resumed_run_ends_where_it_would_have(tmp_path: Path) -> None:
     path = next(tmp_path.glob("*step=7*"))
     fit(tmp_path, resumed, 5, path, max_epochs=2, callbacks=[RecentStatistics(), ModelCheckpoint()], enable_checkpointing=True)
     assert all(torch.equal(t, resumed.state_dict()[name]) for name, t in whole.state_dict().items())
+
+
+def test_a_checkpoint_of_weights_alone_has_what_was_validated_and_one_after_the_run_goes_on(tmp_path: Path) -> None:
+    watch, kept = Watch(), ModelCheckpoint(tmp_path, monitor="val_loss", save_weights_only=True, filename="best")
+    stopped, resumed, whole = module(), module(), module()
+    done = fit(tmp_path, stopped, 5, max_epochs=2, callbacks=[RecentStatistics(), watch, kept, Stop(1)], enable_checkpointing=True)
+    mean = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]["network.1.running_mean"]
+    assert torch.equal(mean, watch.validated[0])
+    done.save_checkpoint(tmp_path / "after.ckpt")
+    fit(
+        tmp_path,
+        resumed,
+        5,
+        tmp_path / "after.ckpt",
+        max_epochs=2,
+        callbacks=[RecentStatistics(), ModelCheckpoint()],
+        enable_checkpointing=True,
+    )
+    fit(tmp_path, whole, 5, max_epochs=2, callbacks=[RecentStatistics()])
+    assert all(torch.equal(t, resumed.state_dict()[name]) for name, t in whole.state_dict().items())
+
+
+class Stop(pl.Callback):
+    """Ends a run after so many epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
+
+
+def test_a_run_that_fails_gives_the_network_back(tmp_path: Path) -> None:
+    class Failing(L3RSModule):
+        def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            raise RuntimeError("no such images")
+
+    network, recent = small_network(), RecentStatistics()
+    failing = Failing(network, 3, learned=random_schedule(network))
+    hooks = len(failing._state_dict_hooks)
+    with pytest.raises(RuntimeError, match="no such images"):
+        fit(tmp_path, failing, 5, max_epochs=1, callbacks=[recent])
+    assert not network._forward_hooks
+    assert not network._forward_pre_hooks
+    assert len(failing._state_dict_hooks) == hooks
+    plain = module()
+    fit(tmp_path, plain, 5, max_epochs=1)
+    assert network[1].num_batches_tracked == plain.network[1].num_batches_tracked == 5
+    torch.testing.assert_close(network[1].running_var, network[1].running_var.clamp(min=1e-6))
 
 
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")

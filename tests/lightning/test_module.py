@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import timm
 import torch
+import torchvision
 from conftest import batch, equal, random_schedule, small_network, weights
 from fits import QUIET, fit, loader, loop, module, trainer
 from huggingface_hub import constants
@@ -348,6 +349,77 @@ def test_manual_optimization_gives_the_loss_itself(tmp_path: Path) -> None:
     assert equal(weights(fitted.backbone), weights(loop(6)[0]))
 
 
+class Parted(Manual):
+    """The last layer and those before it have optimizers of their own."""
+
+    def configure_optimizers(self) -> Any:
+        named = list(self.named_parameters())
+        parts = [[(name, p) for name, p in named if (".6." in name) is last] for last in (True, False)]
+        return [self.l3rs_optimizer(part, total_steps=6) for part in parts]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        optimizers: Any = self.optimizers()
+        loss = F.cross_entropy(self.backbone(batch[0]), batch[1])
+        self.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in optimizers:
+            optimizer.step(loss=loss)
+
+
+@pytest.mark.parametrize("head", [None, "backbone.6"])
+def test_two_optimizers_of_one_network_step_as_one_does(head: str | None, tmp_path: Path) -> None:
+    """Which layer is the head, and where a layer lies, is told from the whole network; the head may be named for both."""
+    fitted = Parted()
+    fitted.l3rs_head = head
+    done = trainer(tmp_path, max_epochs=1)
+    done.fit(fitted, loader(6))
+    assert equal(weights(fitted.backbone), weights(loop(6)[0]))
+    assert ["head: backbone.6.weight" in repr(optimizer) for optimizer in done.optimizers] == [True, True]
+
+
+class Apart(L3RSMixin):
+    """The body and the head are children of their own, with an optimizer each, beside a frozen teacher that has a head, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = small_network()
+        self.body, self.last, self.teacher = network[:6], network[6], nn.ModuleDict({"fc": nn.Linear(2, 3)}).requires_grad_(False)
+        self.l3rs_learned, self.automatic_optimization = "generalist", False
+
+    def configure_optimizers(self) -> Any:
+        named = list(self.named_parameters())
+        parts = [[(name, p) for name, p in named if name.startswith(child)] for child in ("body", "last")]
+        return [*(self.l3rs_optimizer(part, total_steps=1) for part in parts), self.l3rs_optimizer(total_steps=1)]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:L3RS was made for 1 steps and took 0")
+def test_a_part_of_a_module_without_the_head_has_none_and_a_teacher_is_no_part_of_the_network(tmp_path: Path) -> None:
+    done = trainer(tmp_path, max_epochs=1)
+    done.fit(Apart(), loader(1))
+    heads = [repr(optimizer).split("head: ")[1].split(",")[0] for optimizer in done.optimizers]
+    assert heads == ["none", "last.weight", "last.weight"]
+
+
+@pytest.mark.filterwarnings("ignore:the loss leapt")  # of both
+@pytest.mark.parametrize("frozen", [0, 6], ids=["first", "last"])
+def test_frozen_layers_count_as_in_the_plain_loop(frozen: int, tmp_path: Path) -> None:
+    mine, theirs = small_network(), small_network()
+    for network in (mine, theirs):
+        network[frozen].requires_grad_(False)
+    fit(tmp_path, L3RSModule(mine, 3, learned="generalist"), 6, max_epochs=1)
+    optimizer = L3RS(theirs.named_parameters(), 6, "generalist")
+    for k in range(6):
+        inputs, labels = batch(k)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(theirs(inputs), labels)
+        loss.backward()
+        optimizer.step(loss=loss)
+    assert equal(weights(mine), weights(theirs))
+
+
 class Forgetful(Mine):
     def on_train_batch_end(self, *_: Any) -> None:
         pass
@@ -403,6 +475,8 @@ def test_a_network_with_another_number_of_classes_is_refused() -> None:
 
     with pytest.raises(ValueError, match="head has 25 classes, and num_classes is 10"):
         L3RSModule(pretrained(25), 10)
+    with pytest.raises(ValueError, match="head has 1000 classes, .*: give it a new head"):  # torchvision's do not say
+        L3RSModule(torchvision.models.resnet18(), 10)
 
 
 def without_batch_norm() -> nn.Sequential:

@@ -242,6 +242,33 @@ def test_a_shuffling_loader_gives_the_run_the_batches_that_the_head_start_saw() 
     assert is_close(network, by_hand(network, run[:2]))  # type: ignore[arg-type]
 
 
+def test_workers_that_persist_give_the_run_the_batches_that_the_head_start_saw() -> None:
+    inputs, labels = (torch.cat(parts) for parts in zip(*data(), strict=True))
+    images = torch.utils.data.TensorDataset(inputs, labels)
+    orders = []
+    for started in (True, False):
+        loader = torch.utils.data.DataLoader(images, 20, shuffle=True, num_workers=1, persistent_workers=True)
+        torch.manual_seed(7)
+        if started:
+            network = Network()
+            torch.manual_seed(7)
+            head_start(network, loader, 2, config=FIXED)
+        orders.append(list(loader))
+        del loader
+    assert is_close(network, by_hand(network, orders[0][:2]))  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for one, other in zip(*orders, strict=True) for a, b in zip(one, other, strict=True))
+
+
+def test_a_head_may_be_called_by_keyword() -> None:
+    class ByKeyword(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(input=self.body(x))
+
+    network = ByKeyword()
+    head_start(network, data(), config=FIXED)
+    assert is_close(network, by_hand(network, data()))
+
+
 def test_under_autocast_it_is_the_same_but_for_rounding() -> None:
     network = Network()
     with torch.autocast("cpu", torch.bfloat16):
@@ -305,6 +332,21 @@ def test_few_images_and_classes_without_any(size: int) -> None:
     assert (network.head(network.features(x[few])).argmax(1) == y[few]).all()
 
 
+@pytest.mark.parametrize("features", [8, 200])  # fewer, and more, than images
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 1], [0, 5, 10, 15], [3, 3, 7, 7]])
+def test_images_without_which_one_class_is_left_are_not_judged(labels: list[int], features: int) -> None:
+    """A fold has all of [0, 5, 10, 15], as each is the first of its class, and the classes begin at different folds."""
+    x = torch.randn(len(labels), 12, generator=torch.Generator().manual_seed(3))
+    if len(x) > 2:
+        x[-1] = x[-2]  # the same image twice leaves nothing but rounding
+    network = Network(features, classes=16)
+    found = head_start(network, [(x, torch.tensor(labels))])
+    assert found.kind == "careful"
+    assert network.head.weight.isfinite().all()
+    assert network.head.weight.count_nonzero() > 0
+    assert str(found).startswith(f"head start: from {len(set(map(tuple, x.tolist())))} images, ")
+
+
 def test_one_class_and_equal_images_teach_nothing() -> None:
     x, y = data(1)[0]
     for inputs, labels in ((x, torch.ones_like(y)), (x[:1].expand(20, -1) + 0, y), (x.fill_(torch.nan), y)):
@@ -338,6 +380,12 @@ def test_the_head_of_a_network_that_does_not_say_is_the_last_dense_layer_that_is
     assert torch.equal(network.classifier[3].weight, named.classifier[3].weight)
 
 
+def frozen_bias() -> nn.Linear:
+    head = nn.Linear(8, C)
+    head.bias.requires_grad_(False)
+    return head
+
+
 @pytest.mark.parametrize(
     ("network", "batches", "message"),
     [
@@ -346,10 +394,15 @@ def test_the_head_of_a_network_that_does_not_say_is_the_last_dense_layer_that_is
         (nn.Sequential(nn.Linear(2, 3)), data(), r"Sequential has no dense head .*: give it, head_start\(network, batches, head=\.\.\.\)"),
         (Network(head=nn.Conv2d(8, C, 1)), data(), "no dense head: it says that its head is of Conv2d, which is no dense layer"),
         (Network().requires_grad_(False), data(), r"the head is frozen, .*: thaw it, head\.requires_grad_\(True\), or leave it out"),
+        (Network(head=frozen_bias()), data(), r"the head is frozen, or a part of it, .*: thaw it"),
         (Network(head=nn.utils.parametrizations.weight_norm(nn.Linear(8, C))), data(), "weights of its own"),
         (Network(head=nn.utils.spectral_norm(nn.Linear(8, C))), data(), "weights of its own"),
         (Network(classes=4), data(), r"from 0 to 3, the classes of the head \(got 4\)"),
-        (Network(), [(x, F.one_hot(y, C).float()) for x, y in data()], "labels must be whole numbers"),
+        (
+            Network(),
+            [(x, F.one_hot(y, C).float()) for x, y in data()],
+            "labels must be whole numbers, .*; a head start is for images that are",
+        ),
         (Network(), [(x, y > 0) for x, y in data()], "labels must be whole numbers"),
         (Network(), [(x, y, torch.ones(len(x))) for x, y in data()], r"the number of each image, .* alone \(got \(\d+,\), torch.float32\)"),
         (Network(), [(x, y, ["a.png"] * len(x)) for x, y in data()], r"the number of each image, .* alone \(got list\)"),

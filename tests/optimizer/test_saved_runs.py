@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import backward, equal, random_schedule, small_network, train, weights
-from torch import nn
+from torch import Tensor, nn
 
 from l3rs import L3RS, LearnedSchedule
+from l3rs.directions import Direction
 from l3rs.lightning.mixin import _NamedL3RS, _renamed
 from l3rs.networks.create import resnet34
 from l3rs.networks.pretrained import pretrained
@@ -216,6 +217,31 @@ def test_a_state_that_cannot_be_loaded_leaves_the_optimizer_as_it_was(
     train(twin, other, range(2, 4))
     assert equal(weights(network), weights(twin))
     assert marks(optimizer) == marks(other)
+
+
+class Remembering(Direction):
+    """Keeps numbers that no direction of ours does: some below 0, some that are not finite."""
+
+    def init(self, param: Tensor) -> dict[str, Tensor]:
+        return {"last_step": torch.zeros_like(param), "best": torch.full_like(param, math.inf)}
+
+    def update(self, grads: Any, params: Any, states: Any, steps: Any, constants: Any) -> list[Tensor]:
+        for g, state in zip(grads, states, strict=True):
+            state["last_step"].mul_(0.5).add_(g)
+        return [state["last_step"].clone() for state in states]
+
+
+def test_a_direction_of_ones_own_may_keep_any_numbers_and_a_schedule_may_have_a_long_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("l3rs.directions._registered", {"remembering": Remembering()})
+    whole, half = small_network(), small_network()
+    learned = replace(random_schedule(whole, False, directions=("sgd", "remembering")), name="x" * 400)
+    optimizers = [L3RS(network.named_parameters(), 4, learned) for network in (whole, half)]
+    train(whole, optimizers[0], range(4))
+    train(half, optimizers[1], range(2))
+    again = L3RS(half.named_parameters(), 4, learned)
+    again.load_state_dict(optimizers[1].state_dict())
+    train(half, again, range(2, 4))
+    assert equal(weights(whole), weights(half))
 
 
 def test_names_come_with_the_state() -> None:

@@ -89,11 +89,10 @@ def execute(run: Run) -> Report:
     if arm.head_only:
         network.requires_grad_(False)
         head_of(network).requires_grad_(True)
-    trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     if arm.optimizer in LEARNERS:
-        learner = LEARNERS[arm.optimizer]
-        learned = learner.load(arm.learned, trained)
-        recipe = Recipe(learner.build(learned, learned.theta, trained, run.total_steps, run.lr), None)
+        learner, named = LEARNERS[arm.optimizer], list(network.named_parameters())  # all, as users are told: frozen ones do not move
+        learned = learner.load(arm.learned, named)
+        recipe = Recipe(learner.build(learned, learned.theta, named, run.total_steps, run.lr), None)
     else:
         over = (task.batch(tasks.images, i % run.steps) for i in count())
         batches = ((x.to(run.device), y.to(run.device)) for x, y in over)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,7 +50,8 @@ class RunFolder:
     ) -> None:  # fmt: skip
         self.path, described = path, path / file
         try:
-            others = sorted(p.name for p in path.iterdir() if p.name != "lock") if alone and path.exists() else []
+            there = sorted(p.name for p in path.iterdir()) if alone and path.exists() else []
+            others = [name for name in there if name != "lock" and not fnmatch(name, TEMPORARY)]  # what a killed process has begun
             if others and not described.exists():
                 raise FolderError(f"--out must be a new folder (got {path}, which holds other things, such as {others[0]})")
             path.mkdir(parents=True, exist_ok=True)

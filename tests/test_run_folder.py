@@ -43,7 +43,10 @@ def test_a_folder_with_other_things_is_refused_where_it_must_be_new(tmp_path: Pa
     with pytest.raises(FolderError, match=r"holds other things, such as thesis\.txt"):
         RunFolder(tmp_path, {}, alone=True)
     assert {p.name for p in tmp_path.iterdir()} == {"thesis.txt"}  # not even a lock
-    RunFolder(tmp_path, {}).close()
+    (tmp_path / "thesis.txt").rename(tmp_path / TEMPORARY.replace("*", "0123"))  # of a process that was killed as it described the run
+    RunFolder(tmp_path, {"a": 1}, alone=True).close()
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "lock"}
+    RunFolder(tmp_path, {"a": 1}).close()
 
 
 def test_a_named_pipe_that_says_what_the_run_is_keeps_nobody_waiting(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from l3rs.cli.parser import Parser
 from l3rs.data.labels import read_labels
 from l3rs.data.trees import read_labelled, tell_passed_over
 from l3rs.own_images.classifier import FILE, load
-from l3rs.own_images.evaluation import evaluate
+from l3rs.own_images.evaluation import evaluate, foreign
 from l3rs.own_images.folder import check_outside
 from l3rs.run_folder import CONFIG
 from l3rs.text import csv_cell, first_line, printable
@@ -67,6 +67,9 @@ def run(args: Namespace) -> None:
             raise ValueError(
                 f"--out must not be the folder of a run, which has results of its own (got {options.out}); give another folder"
             )
+        if there := foreign(options.out):
+            got = f"(got {options.out}, whose {there} would be lost)"
+            raise ValueError(f"--out must be a new folder, or one of an earlier evaluation {got}")
         try:
             options.out.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ from l3rs.files import refuse_endless
 from l3rs.text import first_line
 
 STRIP = 32  # times as long as wide: of longer images, only the middle is resized
+BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 DEFLATE = 1032  # times as many bytes as were read is the most that zlib unpacks
 
 
@@ -83,7 +84,7 @@ def open_image(path: str | Path, channels: int = 3) -> Image.Image:
     try:
         try:
             return _decoded(path, channels)
-        except UserWarning:  # warnings are errors here, and a remark on odd metadata is none
+        except (UserWarning, Image.DecompressionBombWarning):  # warnings are errors here, and a remark on odd metadata is none
             _mute_remarks()
             return _decoded(path, channels)
     except UnidentifiedImageError:
@@ -94,8 +95,12 @@ def open_image(path: str | Path, channels: int = 3) -> Image.Image:
 
 
 def _mute_remarks() -> None:
-    """Mutes what Pillow says of odd EXIF and TIFF tags, for good: a filter that came and went would take others with it in threads."""
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    """Mutes what Pillow says of odd EXIF and TIFF tags, and of large photos, for good.
+
+    A filter that came and went would take others with it in threads.
+    """
+    for kind in (UserWarning, Image.DecompressionBombWarning):
+        warnings.filterwarnings("ignore", category=kind, module=r"PIL\.")
 
 
 _mute_remarks()
@@ -112,10 +117,11 @@ def _decoded(path: str | Path, channels: int) -> Image.Image:
         _turn_upright(file)
         image: Image.Image = file
         if image.mode.startswith("I;16") or (image.mode == "I" and file.format in ("PNG", "PPM")):
-            grey = np.asarray(image)  # 16 bits, which Pillow would clip to 255
-            eight = (grey >> 8).astype(np.uint8)
+            grey, tags = np.asarray(image), getattr(file, "tag_v2", {})  # up to 16 bits, which Pillow would clip to 255
+            bits = tags.get(BITS, (16,))[0]
+            eight = (grey >> max(0, bits - 8)).astype(np.uint8)
             eight[grey == file.info.get("transparency", -1)] = 255
-            image = Image.fromarray(eight)
+            image = Image.fromarray(255 - eight if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else eight)
         elif image.mode in ("F", "I"):
             kind = "floats" if image.mode == "F" else "32-bit integers"
             raise ValueError(f"its pixels are {kind}, and no file says which of them is white; save it with 8 or 16 bits")
@@ -123,14 +129,20 @@ def _decoded(path: str | Path, channels: int) -> Image.Image:
             over = image.convert("RGBA")
             image = Image.new("RGBA", over.size, "white")
             image.alpha_composite(over)
+        if image.mode in ("LAB", "HSV"):  # Pillow makes colours of them, but no grey
+            image = image.convert("RGB")
         return image.convert("RGB" if channels == 3 else "L")
 
 
 def _check_size(image: Image.Image) -> None:
-    """Raises ValueError above Pillow's limit of pixels. A row counts as three at least: Pillow keeps a pointer to each."""
-    (short, long), limit = sorted(image.size), Image.MAX_IMAGE_PIXELS
-    if limit is not None and max(short, 3) * long > limit:
-        raise ValueError(f"{image.width} x {image.height} pixels are more than the limit of {limit}; it could be a decompression bomb")
+    """Raises ValueError above Pillow's limit of pixels. A row counts as three at least: Pillow keeps a pointer to each.
+
+    Pillow refuses from twice `MAX_IMAGE_PIXELS` on, and warns of less, as of photos that phones take.
+    """
+    (short, long), limit = sorted(image.size), 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
+    if max(short, 3) * long > limit:
+        what = f"{image.width} x {image.height} pixels are more than the limit of {limit}"
+        raise ValueError(f"{what}; it could be a decompression bomb; if it is none, make it smaller")
 
 
 def _check_density(image: ImageFile.ImageFile, path: str | Path) -> None:

@@ -46,6 +46,9 @@ def read_labels(
             f"the labels {table} must have a column of files, one or more of labels, and a row an image; commas part columns "
             f"(got {len(rows)} rows, and the first line {got!r})"
         )
+    twice = next((name for i, name in enumerate(columns) if name in columns[:i]), None)
+    if twice is not None:
+        raise TreeError(f"the labels {table} have two columns called {twice!r}")
     side = columns.index("side") if "side" in columns else None
     named = columns.index("labels") if "labels" in columns else None
     numbers = [i for i in range(1, len(columns)) if i != side] if named is None else []
@@ -79,12 +82,18 @@ def read_labels(
     labels = _one_hot(own, classes)
     held_out = np.array(validation) if side is not None else _drawn(labels, seed, validation_share)
     tree = ImageTree(root, tuple(classes), tuple(row[0] for row in rows), labels, held_out)
+    check_labels(table, tree)
+    return tree
+
+
+def check_labels(table: str | Path, tree: ImageTree, which: str = "") -> None:
+    """Raises TreeError where a class has no training image, or a side none. `which`: what they lack, for the message."""
     for name, (train, _) in tree.counts().items():
         if not train:
-            raise TreeError(f"the labels {table} have no training image of {name!r}")
+            raise TreeError(f"the labels {table} have no training image of {name!r}{which}")
+    held_out = tree.validation
     if not held_out.any() or held_out.all():
-        raise TreeError(f"the labels {table} have no images to {'train' if held_out.all() else 'validate'}")
-    return tree
+        raise TreeError(f"the labels {table} have no images to {'train' if held_out.all() else 'validate'}{which}")
 
 
 def _drawn(labels: np.ndarray, seed: int, share: float) -> np.ndarray:

@@ -128,7 +128,8 @@ class Transform:
 
     @cached_property
     def _randaugment(self) -> Callable[[Image.Image], Image.Image]:
-        paper = tuple(round(255 * m) for m in self.mean) * (3 // self.channels)  # what is moved out of the picture leaves this colour
+        mean = [1 - m if self.invert else m for m in self.mean]  # before it is inverted
+        paper = tuple(round(255 * m) for m in mean) * (3 // self.channels)  # what is moved out of the picture leaves this colour
         return rand_augment_transform(POLICY, {"translate_const": int(0.45 * self.side), "img_mean": paper})  # type: ignore[no-any-return]
 
     def evaluation(self, path: str | Path) -> Tensor:

@@ -56,8 +56,8 @@ class ImageTree:
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Class id to its numbers of train and of validation images."""
-        one_hot = np.eye(len(self.classes), dtype=np.int64)[self.labels] if self.labels.ndim == 1 else self.labels
-        train, held_out = (one_hot[self.validation == side].sum(axis=0) for side in (False, True))
+        sides = [self.labels[self.validation == side] for side in (False, True)]
+        train, held_out = (np.bincount(s, minlength=len(self.classes)) if s.ndim == 1 else s.sum(axis=0) for s in sides)
         return {c: (int(train[i]), int(held_out[i])) for i, c in enumerate(self.classes)}
 
 

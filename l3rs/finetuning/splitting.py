@@ -82,6 +82,11 @@ def make_split(config: SplitConfig) -> tuple[ClassSplit, ImageTree]:
     empty = [c for c in classes["pretrain"] if not counts[c][0]]
     if empty:
         raise ValueError(f"class {empty[0]!r} of pretrain has no train images")
+    if config.out.is_file():
+        try:
+            ClassSplit.read(config.out)
+        except ValueError:
+            raise ValueError(f"--out must be a new file, or one of an earlier split (got {config.out}, which would be lost)") from None
     try:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         split.write(config.out)

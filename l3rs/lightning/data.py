@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm.contrib.concurrent import thread_map
 
 from l3rs.data.decode import BrokenImage, open_image
-from l3rs.data.labels import read_labels
+from l3rs.data.labels import check_labels, read_labels
 from l3rs.data.loader import workers_that_fit
 from l3rs.data.names import in_words
 from l3rs.data.transform import AUGMENTATIONS, Transform, seeded
@@ -211,7 +211,7 @@ def usable(root: Path, seed: int = 0, validation_share: float = 0.2, labels: str
         tree = read_labels(labels, root, seed, validation_share)
     if len(tree.classes) < 2:
         raise TreeError(f"{root} has one class, {tree.classes[0]!r}; to tell images apart takes at least two")
-    check = _check if labels is None else (lambda tree, which: None)
+    check = _check if labels is None else partial(check_labels, labels)
     check(tree, "")
     broken = find_broken(tree)
     if broken:
@@ -248,10 +248,13 @@ def _both_sides(tree: ImageTree, seed: int) -> ImageTree:
 
 
 def find_broken(tree: ImageTree, decoded: int = DECODED_FIRST) -> dict[str, str]:
-    """File to reason: of empty files, pipes and devices, and of all that cannot be decoded if there are no more than `decoded` images."""
+    """File to reason: of empty files, pipes and devices, and of all that cannot be decoded if there are no more than `decoded` images.
+
+    Where there are more, those of a class are decoded up to the first that can be: all that cannot come up in training.
+    """
     decode = len(tree.files) <= decoded
 
-    def wrong(file: str) -> str | None:
+    def wrong(file: str, decode: bool = decode) -> str | None:
         path = tree.root / file
         try:
             if decode or is_endless(path):  # a named pipe among images
@@ -267,9 +270,18 @@ def find_broken(tree: ImageTree, decoded: int = DECODED_FIRST) -> dict[str, str]
     if decode:
         threads = min(8, cores())
         found = thread_map(wrong, tree.files, max_workers=threads, desc="looking for broken images", leave=False, disable=None)
-    else:
-        found = [wrong(file) for file in tree.files]
-    return {file: why for file, why in zip(tree.files, found, strict=True) if why is not None}
+        return {file: why for file, why in zip(tree.files, found, strict=True) if why is not None}
+    broken = {file: why for file in tree.files if (why := wrong(file)) is not None}
+    with_one = np.zeros(len(tree.classes), dtype=bool)
+    for file, label in zip(tree.files, tree.labels, strict=True):
+        of = label > 0 if tree.labels.ndim == 2 else label
+        if file not in broken and not with_one[of].all():
+            why = wrong(file, decode=True)
+            if why is None:
+                with_one[of] = True
+            else:
+                broken[file] = why
+    return broken
 
 
 def _workers(images: int) -> int:

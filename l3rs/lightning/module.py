@@ -94,7 +94,7 @@ class L3RSModule(L3RSMixin):
         self.lr_multiplier, self.l3rs_weight_decay = lr_multiplier, weight_decay
         self.make_optimizer, self.classes = optimizer, classes
         self.multilabel, self.label_smoothing, self.class_weights = multilabel, label_smoothing, class_weights
-        judge = MultilabelAveragePrecision(num_classes) if multilabel else MulticlassAccuracy(num_classes, average="macro")
+        judge = MultilabelAveragePrecision(num_classes) if multilabel else BalancedAccuracy(num_classes)
         self.val_judge, self.test_judge = judge, judge.clone()  # nothing of them is in checkpoints
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -160,6 +160,19 @@ class L3RSModule(L3RSMixin):
         super().on_save_checkpoint(checkpoint)
         if "pretrained" in checkpoint.get("hyper_parameters", {}):
             checkpoint["hyper_parameters"]["pretrained"] = False
+
+
+class BalancedAccuracy(MulticlassAccuracy):
+    """The mean recall of the classes that have images. The macro average of torchmetrics counts one without as wrong, once it is taken."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, average=None)
+
+    def compute(self) -> Tensor:
+        """The mean, ()."""
+        right, _, _, missed = self._final_state()
+        of = right + missed
+        return (right[of > 0] / of[of > 0]).mean()
 
 
 def _network(model: str | nn.Module, num_classes: int, pretrained: bool, in_chans: int) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from l3rs.own_images.pictures import confusion, plot_confusion
 from l3rs.own_images.predict import logits_of
 from l3rs.text import csv_table, printable, table
 
+REPORT = ("class", "images", "precision", "recall", "f1")  # columns of per_class.csv
 SHOWN = 30  # classes in the terminal's table
 
 
@@ -141,12 +143,22 @@ class Evaluation:
         """The classes as a table for the terminal; of many, those with the lowest F1."""
         report = self.per_class()
         shown = report.assign(key=report.f1.fillna(-1)).sort_values("key", kind="stable").head(SHOWN).sort_index()
-        rows: list[tuple[str, ...]] = [("class", "images", "precision", "recall", "f1")]
+        rows: list[tuple[str, ...]] = [REPORT]
         for row in shown.to_dict("records"):
             shares = ("" if math.isnan(row[name]) else f"{row[name]:.3f}" for name in rows[0][2:])
             rows.append((str(row["class"]), str(row["images"]), *shares))
         left_out = [f"({len(report) - SHOWN} classes with a higher F1 are left out)"] if len(report) > SHOWN else []
         return "\n".join([*table(rows, line=True), *left_out])
+
+
+def foreign(folder: Path) -> str | None:
+    """The name of a file in a folder that `Evaluation.write` would replace, unless an earlier one has written it."""
+    there = [name for name in ("per_class.csv", "predictions.csv", "confusion.csv", "confusion.png") if os.path.lexists(folder / name)]
+    if there and (folder / there[0]).is_file():
+        with (folder / there[0]).open("rb") as file:
+            if file.readline(100).rstrip() == ",".join(REPORT).encode():
+                return None
+    return there[0] if there else None
 
 
 def evaluate(classifier: Classifier, network: nn.Module, tree: ImageTree, which: Iterable[int] | None = None) -> Evaluation:

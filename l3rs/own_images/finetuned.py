@@ -124,7 +124,10 @@ class FineTuned:
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, branch: str | None = None) -> str:
         """Uploads it, so that `timm.create_model("hf-hub:OWNER/NAME", pretrained=True)` loads it. As `l3rs.push_to_hub`."""
         message = "Upload a fine-tuned image classifier with l3rs"
-        return push_folder(self.save_for_timm, repo_id, commit_message=message, private=private, token=token, branch=branch, seconds=UPLOAD)
+        return push_folder(
+            self.save_for_timm, repo_id, commit_message=message, private=private, token=token, branch=branch, seconds=UPLOAD,
+            offline="save_for_timm",
+        )  # fmt: skip
 
     def card(self, repo_id: str) -> ModelCard:
         """The model card: what it is, how it was trained, how to use it."""

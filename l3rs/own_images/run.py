@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -34,7 +35,7 @@ from l3rs.schedules.seal import fingerprint
 from l3rs.text import first_line, printable, table
 
 __all__ = ["Stopped", "finetune_own"]
-FREE = ("data", "labels", "out", "workers", "compare", "logger")  # may change: images are known by their names, baselines may be added
+FREE = ("data", "labels", "out", "workers", "compare", "logger")  # may change: images are known by names and sizes, baselines may be added
 UNLIKE = 3.0  # times as many images in the largest class as in the smallest, from which on it is told [choice]
 LOOKED_AT = 20  # images, to see whether all are grey
 
@@ -114,12 +115,18 @@ def found(data: ImageFolderDataModule, config: OwnImagesConfig) -> Iterator[str]
         times = f"{data.imbalance:.1f} times the training images of the smallest"
         yield f"The largest class has {times}: --balance sampling, or weights, evens that out."
     if data.transform.channels == 3 and config.channels is None and _all_grey(data):
-        yield f"The first {min(LOOKED_AT, len(tree.files))} images are grey: --channels 1 makes a network that needs no colour."
+        number = len(looked_at(tree.files))
+        yield f"The {number} images that were looked at are grey: --channels 1 makes a network that needs no colour."
+
+
+def looked_at(files: Sequence[str]) -> Sequence[str]:
+    """Some of the files, from all over the tree."""
+    return files[:: max(1, math.ceil(len(files) / LOOKED_AT))]
 
 
 def _all_grey(data: ImageFolderDataModule) -> bool:
-    """Whether the first images have no colour."""
-    for file in data.tree.files[:LOOKED_AT]:
+    """Whether images from all over the tree have no colour."""
+    for file in looked_at(data.tree.files):
         try:
             pixels = np.asarray(open_image(data.tree.root / file))
         except BrokenImage:
@@ -145,9 +152,10 @@ def chosen(config: OwnImagesConfig, planned: Plan, data: ImageFolderDataModule, 
 
 
 def _fingerprint(data: ImageFolderDataModule) -> str:
-    """Hashes the files' names, classes and sides, not their contents."""
+    """Hashes the files' names and sizes in bytes, classes and sides, not their contents."""
     tree = data.tree
-    return fingerprint(json.dumps([tree.files, tree.classes]), torch.from_numpy(tree.labels), torch.from_numpy(tree.validation))[:12]
+    sizes = [(tree.root / file).stat().st_size for file in tree.files]
+    return fingerprint(json.dumps([tree.files, sizes, tree.classes]), torch.from_numpy(tree.labels), torch.from_numpy(tree.validation))[:12]
 
 
 def _schedule(config: OwnImagesConfig, network: nn.Module) -> Chosen:
@@ -220,7 +228,8 @@ def _report(
         plot_curves(curves, folder.path / "curves.png", metric)
     print(f"\n{as_text(results)}\n")
     first = next(iter(curves.values()))
-    print(f"These are of the best of {len(first)} validations, on the {int(data.tree.validation.sum())} images that chose it.")
+    judged = len(pd.read_csv(folder.path / "predictions.csv"))
+    print(f"These are of the best of {len(first)} validations, on the {judged} images that chose it.")
     left = [FILE, "best.ckpt", "summary.csv", "curves.png", "per_class.csv", "predictions.csv"]
     left += [name for name in ("confusion.png", "l3rs.png (lambda and mu)") if (folder.path / name.split()[0]).exists()]
     left += [] if tested is None else _test(folder, tested)

@@ -118,6 +118,7 @@ def push_folder(
     token: str | None = None,
     branch: str | None = None,
     seconds: float = SECONDS,
+    offline: str = "save_pretrained",
     **options: Any,
 ) -> str:
     """Uploads a folder as one commit; the arguments and errors are those of `push_to_hub`.
@@ -125,16 +126,17 @@ def push_folder(
     Args:
         write: fills the folder, for the full id of the repository.
         seconds: time limit.
+        offline: the method that writes such a folder without a network, for the message.
         options: of `HfApi.upload_folder`.
     """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise CheckpointError(f"{repo_id} cannot be uploaded while HF_HUB_OFFLINE is set: unset it, or use save_pretrained for a folder")
+        raise CheckpointError(f"{repo_id} cannot be uploaded while HF_HUB_OFFLINE is set: unset it, or use {offline} for a folder")
 
     def upload() -> str:
         if not reachable():
-            advice = "check the network, or HF_ENDPOINT; save_pretrained writes a folder to upload later"
+            advice = f"check the network, or HF_ENDPOINT; {offline} writes a folder to upload later"
             raise CheckpointError(f"{endpoint()} does not answer: {advice}")
         api = _api(token)
         try:

@@ -158,7 +158,9 @@ class LearnedSchedule:
         """
         about, tensors = read_sealed(path)
         if "kind" in about:
-            raise CheckpointError(f"{path} holds a {about['kind']}, not a schedule of L3RS; l3rs.learners.load reads it")
+            own = about["kind"] == "image classifier"
+            kind, reader = ("an image classifier", "load_classifier") if own else (f"a {about['kind']}", "learners.load")
+            raise CheckpointError(f"{path} holds {kind}, not a schedule of L3RS; l3rs.{reader} reads it")
         try:
             config = L3RSConfig(**about["config"])
             layers, training, sizes = tuple(about["layers"]), about.get("training", {}), tuple(about.get("sizes", ()))

@@ -132,6 +132,55 @@ def test_sixteen_bits_of_grey_with_a_transparent_one_are_seen_on_white(tmp_path:
     assert np.array_equal(Decoder(16, 1)(tmp_path / "key.png")[0], expected)
 
 
+def tiff(bits: int, photometric: int, pixels: bytes) -> bytes:
+    """A grey image of 2 by 1."""
+    tags = [(256, 2), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 122), (277, 1), (278, 1), (279, len(pixels))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + pixels
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "pixels", "expected"),
+    [
+        (16, 1, struct.pack("<2H", 65535, 256), [255, 1]),
+        (16, 0, struct.pack("<2H", 0, 65535), [255, 0]),
+        (12, 1, b"\xff\xf0\x10", [255, 1]),
+        (8, 0, b"\x00\xff", [255, 0]),
+    ],
+    ids=["16 bits", "white is zero", "12 bits", "8 bits, white is zero"],
+)
+def test_a_grey_tiff_says_how_many_bits_it_has_and_which_end_is_white(
+    bits: int, photometric: int, pixels: bytes, expected: list[int], tmp_path: Path
+) -> None:
+    (tmp_path / "x.tif").write_bytes(tiff(bits, photometric, pixels))
+    for channels in (1, 3):
+        image = np.asarray(open_image(tmp_path / "x.tif", channels))
+        assert image.reshape(2, -1)[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_of_another_kind_are_seen_in_grey_too(channels: int, tmp_path: Path) -> None:
+    solid("LAB", (255, 128, 128)).save(tmp_path / "x.tif")
+    assert (np.asarray(open_image(tmp_path / "x.tif", channels)) >= 250).all()
+
+
+def test_a_photo_above_what_pillow_warns_of_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise("x", 30, 20).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    assert open_image(tmp_path / "x.png").size == (30, 20)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
+    with pytest.raises(BrokenImage, match=r"decompression bomb"):
+        open_image(tmp_path / "x.png")
+
+
+def test_what_is_moved_out_of_an_inverted_picture_leaves_the_mean(tmp_path: Path) -> None:
+    Image.new("L", (32, 32), 255).save(tmp_path / "white.png")
+    transform = Transform.of_shipped("icons")
+    seen = transform.training(tmp_path / "white.png", 4, "randaugment")  # which moves it
+    assert seen.max() == pytest.approx(0, abs=0.02)  # and no ink
+    assert seen.min() == pytest.approx(-transform.mean[0] / transform.std[0], abs=1e-5)
+
+
 def test_one_channel_is_grey(tmp_path: Path) -> None:
     noise("x", 16, 16).save(tmp_path / "x.png")
     grey = Decoder(16, 1)(tmp_path / "x.png")
@@ -277,7 +326,7 @@ def test_an_icon_that_holds_a_strip_is_refused(tmp_path: Path, monkeypatch: pyte
     inner = png(1, 400, 8, 2, bytes(1200))
     (tmp_path / "x.ico").write_bytes(struct.pack("<HHH4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner)
     assert open_image(tmp_path / "x.ico").size == (1, 400)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # of which Pillow warns; twice as many it refuses
     with pytest.raises(BrokenImage, match="1 x 400 pixels are more than the limit of 1000"):
         open_image(tmp_path / "x.ico")
 

@@ -67,6 +67,7 @@ def test_each_class_keeps_an_image_to_train_on(root: Path) -> None:
         (["file,labels", f"{ROWS[0]},a", "", f"{ROWS[1]},b", "x/none.png,a"], "line 5: 'x/none.png' is no file in"),  # blank lines count
         (["file,labels", f"{ROWS[0]},a", f"{ROWS[1]},a", f"./{ROWS[0]},b"], r"line 4: '\./x/x-000.png' is in line 2 already"),
         (["file,labels,side", f"{ROWS[0]},a,train"], "have no images to validate"),
+        (["file,red,red,round", f"{ROWS[0]},1,0,1"], "have two columns called 'red'"),
         (["file,labels,side", f"{ROWS[0]},a,train", f"{ROWS[1]},b,val"], "have no training image of 'b'"),
     ],
 )

@@ -49,6 +49,16 @@ def test_the_whole_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert ClassSplit.read(tmp_path / "other.json").classes != split.classes
 
 
+def test_what_is_no_split_is_not_replaced(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "note.txt").write_text("precious")
+    said = fails(["split", str(folder), *SMALL, "--out", str(tmp_path / "note.txt")], capsys)
+    assert f"--out must be a new file, or one of an earlier split (got {tmp_path / 'note.txt'}, which would be lost)" in said
+    assert (tmp_path / "note.txt").read_text() == "precious"
+    for seed in ("1", "2"):
+        main(["split", str(folder), *SMALL, "--seed", seed, "--out", str(tmp_path / "split.json")])
+        assert ClassSplit.read(tmp_path / "split.json").seed == int(seed)
+
+
 def test_lists_numbers_and_shares(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "list.txt").write_text("\ufeffhen\n\n  red fox \r\n", encoding="utf-8")  # as Windows writes it
     asked = ["--meta-test", f"@{tmp_path / 'list.txt'}", "--meta-validation", "cat", "bee", "--meta-train", "3", "--pretrain", "0.1"]

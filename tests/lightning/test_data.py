@@ -149,6 +149,34 @@ def test_of_large_trees_only_empty_files_are_found_beforehand(tmp_path: Path) ->
     assert list(find_broken(read_folder(tmp_path), decoded=3)) == ["ant/empty.png"]
 
 
+def test_of_large_trees_a_class_of_broken_files_alone_is_found_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tree(tmp_path, {"ant": 6, "bee": 6}, 20, 14)
+    broken = sorted((tmp_path / "bee").iterdir())
+    for file in broken:
+        file.write_text("no image")
+    assert list(find_broken(read_folder(tmp_path), decoded=3)) == [f"bee/{file.name}" for file in broken]
+    write_tree(tmp_path, {"bee": 1}, 20, 14)
+    assert list(find_broken(read_folder(tmp_path), decoded=3)) == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ([3], r"have no images to validate that can be decoded \(.*ant-003.png: it is empty\)"),
+        ([2], r"have no training image of 'b' that can be decoded \(.*ant-002.png: it is empty\)"),
+    ],
+)
+def test_images_of_several_classes_are_counted_without_the_broken_ones(broken: list[int], said: str, tmp_path: Path) -> None:
+    write_tree(tmp_path, {"ant": 4}, 20, 14)
+    files = sorted(file.name for file in (tmp_path / "ant").iterdir())
+    for i in broken:
+        (tmp_path / "ant" / files[i]).write_bytes(b"")
+    rows = zip(files, ("a", "a", "a;b", "a"), ("train", "train", "train", "val"), strict=True)
+    (tmp_path / "labels.csv").write_text("file,labels,side\n" + "\n".join(f"ant/{file},{own},{side}" for file, own, side in rows))
+    with pytest.raises(TreeError, match=said):
+        module(tmp_path, labels=tmp_path / "labels.csv")
+
+
 def test_files_that_break_later_are_left_out_and_logged(tmp_path: Path) -> None:
     write_tree(tmp_path / "t", {"ant": 6, "bee": 6}, 20, 14)
     data = module(tmp_path / "t", batch_size=12, broken_log=tmp_path / "broken.txt")

@@ -19,10 +19,12 @@ from pytorch_lightning.callbacks import GradientAccumulationScheduler, ModelChec
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_accuracy
 
 from l3rs import L3RS
 from l3rs.finetuning.baselines import Recipe
 from l3rs.lightning import L3RSMixin, L3RSModule
+from l3rs.lightning.module import BalancedAccuracy
 from l3rs.networks.pretrained import WeightsError
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in QUIET]
@@ -470,12 +472,21 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) ->
         L3RSModule(**arguments, pretrained=False)
 
 
+def test_classes_without_images_do_not_count_in_the_balanced_accuracy() -> None:
+    """Also where images are taken for one, of which torchmetrics makes a class that is always wrong."""
+    judge, labels, taken = BalancedAccuracy(4), torch.tensor([0, 0, 2]), torch.tensor([0, 1, 2])
+    judge.update(taken[:1], labels[:1])
+    judge.update(taken[1:], labels[1:])
+    assert judge.compute() == (0.5 + 1) / 2
+    assert multiclass_accuracy(taken, labels, 4, average="macro") == (0.5 + 0 + 1) / 3
+
+
 def test_a_network_with_another_number_of_classes_is_refused() -> None:
     from l3rs.networks.pretrained import pretrained
 
     with pytest.raises(ValueError, match="head has 25 classes, and num_classes is 10"):
         L3RSModule(pretrained(25), 10)
-    with pytest.raises(ValueError, match="head has 1000 classes, .*: give it a new head"):  # torchvision's do not say
+    with pytest.raises(ValueError, match=r"head has 1000 classes, .*: give it a new head"):  # torchvision's do not say
         L3RSModule(torchvision.models.resnet18(), 10)
 
 

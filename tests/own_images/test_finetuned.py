@@ -197,6 +197,17 @@ def test_an_evaluation_overwrites_no_run_and_lies_outside_of_the_images(
         said = fails(["evaluate", str(given), str(images), "--out", str(copied)], capsys)
         assert f"--out must not be the folder of a run, which has results of its own (got {copied}); give another folder" in said
     assert {file.name: file.stat().st_mtime_ns for file in copied.iterdir()} == before
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "predictions.csv").write_text("mine")
+    said = fails(["evaluate", str(run), str(images), "--out", str(tmp_path / "thesis")], capsys)
+    assert (
+        f"--out must be a new folder, or one of an earlier evaluation (got {tmp_path / 'thesis'}, whose predictions.csv would be lost)"
+        in said
+    )
+    assert (tmp_path / "thesis" / "predictions.csv").read_text() == "mine"
+    for _ in range(2):
+        main(["evaluate", str(run), str(images), "--out", str(tmp_path / "again")])
+    assert (tmp_path / "again" / "per_class.csv").exists()
     for inside in (images, images / "results"):
         said = fails(["evaluate", str(run), str(images), "--out", str(inside)], capsys)
         assert f"--out must be outside of the images' folder {images} (got {inside}); give another folder" in said

@@ -72,6 +72,17 @@ def test_classes_that_nothing_validates_are_told(tmp_path: Path) -> None:
     assert "2 of 3 classes have no image to validate on (bee, cat): no accuracy tells of them." in told
 
 
+def test_colours_in_any_class_are_seen(sides: Path, tmp_path: Path) -> None:
+    """Files come class by class: of the first ones alone, all are grey."""
+    copied = shutil.copytree(sides, tmp_path / "photos")
+    for i in range(30):
+        shutil.copy(next((copied / "train" / "ant").glob("*.png")), copied / "train" / "ant" / f"more-{i}.png")
+    told = [any("--channels 1" in line for line in found(ImageFolderDataModule(copied, batch_size=2), OwnImagesConfig(copied)))]
+    write_tree(copied / "train", {"bee": 6}, 20, 20)
+    told.append(any("--channels 1" in line for line in found(ImageFolderDataModule(copied, batch_size=2), OwnImagesConfig(copied))))
+    assert told == [True, False]
+
+
 @pytest.mark.slow
 def test_classes_that_are_unlike_are_told(sides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finetune(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,13 +130,34 @@ def test_arms_see_the_same_batches(run: Path) -> None:
 # Going on
 
 
-def test_a_finished_run_is_kept_and_baselines_are_added(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (run / "model.safetensors").read_bytes()
-    finetune(photos, run, "--compare", "adam-cosine", "adamw=1e-2")
+def test_a_finished_run_is_kept_and_baselines_are_added(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = shutil.copytree(run, tmp_path / "run")
+    before = (copied / "model.safetensors").read_bytes()
+    finetune(photos, copied, "--compare", "adam-cosine", "adamw=1e-2")
     said = capsys.readouterr().out
     assert "Training" not in said
     assert "l3rs is trained already" in said
-    assert (run / "model.safetensors").read_bytes() == before
+    finetune(photos, copied, "--compare", "adamw=1e-2", "adam=1e-3")
+    said = capsys.readouterr().out
+    assert said.count("Training with") == said.count("Training with adam=0.001.") == 1
+    assert pd.read_csv(copied / "summary.csv").optimizer.to_list() == ["l3rs", "adamw=0.01", "adam=0.001"]
+    assert (copied / "adam=0.001" / "model.safetensors").exists()
+    assert (copied / "model.safetensors").read_bytes() == before
+
+
+def test_other_images_of_the_same_names_are_another_run(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The images may have moved; one that was drawn anew is another."""
+    copied, moved = shutil.copytree(run, tmp_path / "run"), shutil.copytree(photos, tmp_path / "photos")
+    finetune(moved, copied)
+    assert "l3rs is trained already" in capsys.readouterr().out
+    first = next(moved.rglob("*.png"))
+    Image.new("RGB", (20, 20)).save(first)
+    said = fails(["finetune", "--data", str(moved), *TINY, "--out", str(copied)], capsys)
+    assert "whose run has another images" in said
 
 
 @pytest.mark.slow

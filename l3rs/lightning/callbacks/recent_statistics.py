@@ -109,13 +109,18 @@ class RecentStatistics(Callback):
         self._saved = dict(state_dict)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._recent:
-            self._saved = self.state_dict()  # for a checkpoint that is saved after `fit`
-            self._recent.apply()
-            self._close()
+        self._end()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._close()
+        self._end()
+
+    def _end(self) -> None:
+        """The network has the recent statistics; the running ones are kept for a checkpoint that is saved only now."""
+        self._lent.close()
+        if self._recent:
+            self._saved = self.state_dict()
+            self._recent.apply()
+            self._close()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._close()

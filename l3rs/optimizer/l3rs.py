@@ -78,8 +78,8 @@ class L3RS(Resumable):
         lr: multiplies every step, 1 by default; ordinary schedulers may drive `group["lr"]`.
         maximize: maximizes the loss instead of minimizing it.
         weight_decay: decoupled, as in AdamW, with the layer's step in the place of a learning rate: after the step each layer is multiplied
-            by 1 - weight_decay * s. s is the root mean square of the step over the layer's elements: `length` in `decisions()`, over the
-            square root of their number.
+            by 1 - weight_decay * s. s bounds the root mean square of the step over the layer's elements: `length` in `decisions()`, over
+            the square root of their number.
         match: how layers find their learned numbers: by `"name"`, or by `"position"` among all parameters.
         head: the name of the dense layer that classifies, whose steps are measured by what they do to the logits; "" says that it is not
             among `params`. None takes the last one that is called as heads are, or else the last matrix, unless it is a part of one of

@@ -55,7 +55,7 @@ class OwnImagesConfig:
         learned: the schedule: "auto", a shipped name, a path, or a Hub id.
         head_start: begins with a head in closed form.
         refresh: judges by BatchNorm's statistics of the last batches; the running ones lag behind the weights.
-        head_only: trains the head alone: in closed form, and then by a tuned Adam, as L3RS is the wrong tool there.
+        head_only: trains the head alone: in closed form, and then by a tuned Adam, which is about as good as L3RS there.
         average: judges and keeps a running average of the weights (Lightning's WeightAveraging).
         patience: stop after this many validations in a row that are no better, in accuracy or, at equal accuracy, in loss; by default
             never.

@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--head", choices=HEADS, default="random", help="what runs begin with, without --config (default: %(default)s)")
     parser.add_argument("--learned", default="auto", help="Celo2's weights: a file, or icons-celo2-base")
     parser.add_argument("--device", type=device, default="cpu", help="where runs are made (default: %(default)s)")
+    parser.add_argument("--plan", action="store_true", help="only say what there is to do")
     args = parser.parse_args()
     if args.config and args.head != "random":
         parser.error(f"--head is for the shipped rates; the arms of {args.config} say what their runs begin with (got {args.head})")
@@ -78,13 +79,19 @@ def tune_cell(cell: EvaluationConfig, args: argparse.Namespace) -> None:
     arms, file = tuned_arms(cell), Path(str(cell.rates))
     if args.names:
         arms = [replace(arms[0], name=name, optimizer=name, learned=args.learned) for name in args.names]
-    cell.prepare("meta-train")
+    if not args.plan:
+        cell.prepare("meta-train")
     model = Run("tune", arms[0], 1, 0, "meta-train", workload=cell.workload, task=cell.task, device=args.device)
     tune(arms, cell.horizons, model, file, file.with_suffix(".csv"), args)
 
 
 def tune(arms: Sequence[Arm], horizons: Collection[int], model: Run, file: Path, results: Path, args: argparse.Namespace) -> None:
     """Tunes arms at some lengths of a run, and writes the rates to `file` and the rows to `results`."""
+    steps = sorted(args.steps or horizons)
+    if args.plan:
+        names, lengths = ", ".join(arm.optimizer for arm in arms), ", ".join(map(str, steps))
+        print(f"{file}: {names}; runs of {lengths} steps; {args.tasks} tasks for each learning rate of a grid that ends around the best")
+        return
     results.parent.mkdir(parents=True, exist_ok=True)
     mark = f"# Tuned with: {made_with(replace(model, arm=arms[0])).partition('-')[0]}, head {arms[0].head}"
     before = [line for line in file.read_text().splitlines() if line.startswith("# Tuned with: ")] if file.exists() else []
@@ -96,7 +103,7 @@ def tune(arms: Sequence[Arm], horizons: Collection[int], model: Run, file: Path,
         f"All rows: {results.relative_to(ROOT) if results.is_relative_to(ROOT) else results}\n"
         f"{mark}\n"
     )
-    Tuning(results, args.tasks, args.workers, sorted(args.steps or horizons), model).tune(arms, file, lead)
+    Tuning(results, args.tasks, args.workers, steps, model).tune(arms, file, lead)
 
 
 def commands(file: Path) -> list[str]:

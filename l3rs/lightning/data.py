@@ -16,6 +16,7 @@ import torch
 from timm.data import Mixup
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from l3rs.data.decode import BrokenImage, open_image
@@ -273,7 +274,8 @@ def find_broken(tree: ImageTree, decoded: int = DECODED_FIRST) -> dict[str, str]
         return {file: why for file, why in zip(tree.files, found, strict=True) if why is not None}
     broken = {file: why for file in tree.files if (why := wrong(file)) is not None}
     with_one = np.zeros(len(tree.classes), dtype=bool)
-    for file, label in zip(tree.files, tree.labels, strict=True):
+    files = tqdm(tree.files, desc="looking for classes of broken images", leave=False, disable=None)
+    for file, label in zip(files, tree.labels, strict=True):
         of = label > 0 if tree.labels.ndim == 2 else label
         if file not in broken and not with_one[of].all():
             why = wrong(file, decode=True)

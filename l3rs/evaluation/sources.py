@@ -120,8 +120,8 @@ def read_cells(file: Path, data: str | None = None) -> dict[str, EvaluationConfi
     """Reads the cells of a YAML file: one, under an empty name, or, if it has a `zoo`, one for each network held out there, by its name.
 
     A zoo is a mapping: `file`, one that `l3rs.finetuning.zoo.read_zoo` reads, by its path from this one; `weights`, the folder of the
-    networks' weights; `tasks`, the size of tasks by split; `from_scratch`, whether random weights take the place of theirs. The network's
-    name replaces `{network}` in `cell` and `rates`.
+    networks' weights; `tasks`, the size of tasks by split; `from_scratch`, whether random weights take the place of theirs; `without`,
+    networks that are left out. The network's name replaces `{network}` in `cell` and `rates`.
 
     Args:
         data: replaces the folder of the images, of a zoo where one is named.
@@ -172,8 +172,12 @@ def of_zoo(
     Where a split has no classes to tune on, as Glyphs, the rates are those of the network that is called the same on Icons.
     """
     found = {}
+    without = zoo.get("without", [])
+    unknown = [name for name in without if name not in networks or not networks[name].held_out]
+    if unknown:
+        raise ValueError(f"its zoo is without {unknown[0]!r}, which is no network that is held out there")
     for name, network in networks.items():
-        if network.held_out:
+        if network.held_out and name not in without:
             split = network.workload.split
             names = {"cell": name, "rates": f"{name.removesuffix('-glyphs')}-icons" if split == "glyphs" else name}
             named = {key: str(given[key]).replace("{network}", called) for key, called in names.items() if key in given}

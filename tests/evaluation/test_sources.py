@@ -90,6 +90,13 @@ def test_a_config_with_a_zoo_has_a_cell_for_each_network_that_is_held_out(
     (tmp_path / "evaluate" / "scratch.yaml").write_text(random)
     scratch = read_cells(tmp_path / "evaluate" / "scratch.yaml")["large"].workload
     assert scratch == replace(cells["large"].workload, weights=None, from_scratch=True)
+    fewer = tmp_path / "evaluate" / "fewer.yml"
+    fewer.write_text(FAMILY.replace("{file", "{without: [large], file"))
+    assert list(read_cells(fewer)) == ["small-glyphs"]
+    for name in ("met", "none"):
+        fewer.write_text(FAMILY.replace("{file", f"{{without: [{name}], file"))
+        with pytest.raises(ValueError, match=f"its zoo is without '{name}', which is no network that is held out there"):
+            read_cells(fewer)
     out = ["--config", str(file), "--out", str(tmp_path / "rows"), "--workers", "1"]
     monkeypatch.setattr("sys.argv", ["run.py", *out, "--networks", "large", "--plan"])
     run.main()

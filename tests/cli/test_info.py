@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from conftest import fails, random_schedule, small_network
 from l3rs import load, save
 from l3rs.cli import list as listing
 from l3rs.cli import main
-from l3rs.learned import weights
+from l3rs.learned import elements, weights
+from l3rs.optimizer.kernels import native
 from l3rs.schedules.variants import TABLE_2, TABLE_3, TABLE_4
 
 HOSTILE = "a\x1b[2J\x1b]0;b\x07 \x9b1m \r\n\t\u202e\ud800é"
@@ -22,7 +24,14 @@ def test_info_counts_the_meta_parameters_of_every_variant(capsys: pytest.Capture
     out = capsys.readouterr().out
     assert all(name in out for name in (*TABLE_2, *TABLE_3, *TABLE_4))
     assert f"{len(load('icons-resnet34-paper').theta):,} meta-parameters, knows 110 layers by name" in out
-    assert "kernel" in out
+    assert ("Step on CPU: native kernel, " in out) == (native.library() is not None)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_where_there_is_a_compiler_the_kernels_are_built() -> None:
+    """An installation goes on without them, and tests of them are then passed over."""
+    assert native.library() is not None
+    assert elements.library() is not None
 
 
 def test_info_describes_a_schedule(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -472,6 +472,25 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) ->
         L3RSModule(**arguments, pretrained=False)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_in_training_is_weighted_and_smoothed_and_in_validation_plain(smoothing: float) -> None:
+    torch.manual_seed(0)
+    network, x = small_network().eval(), torch.randn(6, 1, 8, 8)
+    for labels, several in ((torch.tensor([0, 1, 2, 0, 0, 2]), False), ((torch.rand(6, 3) > 0.5).float(), True)):
+        weights = [0.5, 2.0, 1.0]
+        module = L3RSModule(network, 3, multilabel=several, label_smoothing=smoothing, class_weights=weights)
+        module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+        logits = network(x)
+        if several:
+            trained = F.binary_cross_entropy_with_logits(logits, labels * (1 - smoothing) + smoothing / 2, torch.tensor(weights))
+            judged = F.binary_cross_entropy_with_logits(logits, labels)
+        else:
+            trained = F.cross_entropy(logits, labels, torch.tensor(weights), label_smoothing=smoothing)
+            judged = F.cross_entropy(logits, labels)
+        torch.testing.assert_close(module.training_step((x, labels), 0), trained)
+        torch.testing.assert_close(module.validation_step((x, labels), 0), judged)
+
+
 def test_classes_without_images_do_not_count_in_the_balanced_accuracy() -> None:
     """Also where images are taken for one, of which torchmetrics makes a class that is always wrong."""
     judge, labels, taken = BalancedAccuracy(4), torch.tensor([0, 0, 2]), torch.tensor([0, 1, 2])

@@ -163,14 +163,19 @@ def test_settings_change_what_is_learned_and_resume_all_the_same(changes: dict[s
     assert all(math.isfinite(loss) for loss in losses)
 
 
-def test_objective_mean_is_the_mean_of_the_training_losses() -> None:
-    config = quick(objective="mean", meta_batch=2)
+@pytest.mark.parametrize("objective", ["mean", "error"])
+def test_the_objective_is_the_mean_of_the_training_losses_or_the_share_of_errors(objective: str) -> None:
+    config = quick(objective=objective, meta_batch=2)
     learned = start(config)
     problem = FineTuning(learned, config)
     problem.tasks = generation_tasks(config, 0)
     bench = workbench(config.workload, config.task)
     reports = [fine_tune(learned, learned.theta, bench, "meta-train", seed, steps) for seed, steps in problem.tasks]
-    assert problem.loss(learned.theta) == (pytest.approx(np.mean([np.mean(r.train_losses) for r in reports])), False)
+    each = [
+        np.mean(r.train_losses) if objective == "mean" else 1 - r.accuracy[steps]
+        for r, (_, steps) in zip(reports, problem.tasks, strict=True)
+    ]
+    assert problem.loss(learned.theta) == (pytest.approx(np.mean(each)), False)
 
 
 def test_a_diverged_candidate_gets_the_penalty() -> None:

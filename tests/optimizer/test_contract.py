@@ -42,9 +42,11 @@ def test_resume_is_bit_equal(way: Callable[..., None], dtype: torch.dtype, after
     resumed = copy.deepcopy(straight)
     fresh = L3RS(resumed.named_parameters(), 12, learned)
     way(copy.deepcopy(optimizer.state_dict()), fresh, tmp_path)
+    middle = weights(straight)
     train(straight, optimizer, range(after, 12))
     train(resumed, fresh, range(after, 12))
     assert equal(weights(straight), weights(resumed))
+    assert not equal(middle, weights(straight))
     for p, q in zip(straight.parameters(), resumed.parameters(), strict=True):
         for key, value in optimizer.state[p].items():
             assert value.dtype == torch.float32

@@ -161,12 +161,13 @@ def test_timms_factory_gives_weight_decay_to_kernels_alone(resnet: nn.Module) ->
     assert {p.dim() for p in biases["params"]} == {1}
 
 
-def test_weight_decay_shrinks_a_layer_by_its_step() -> None:
-    networks = [small_network() for _ in range(3)]
+@pytest.mark.parametrize(("dtype", "fused"), [(torch.float32, None), (torch.float32, False), (torch.float64, None)])
+def test_weight_decay_shrinks_a_layer_by_its_step(dtype: torch.dtype, fused: bool | None) -> None:
+    networks = [small_network(dtype) for _ in range(3)]
     learned = random_schedule(networks[0])
     groups = [{"params": [p], "weight_decay": 100.0 * (i < 3)} for i, p in enumerate(networks[1].named_parameters())]
-    plain, decayed = L3RS(networks[0].named_parameters(), 5, learned), L3RS(groups, 5, learned)
-    none = L3RS(networks[2].named_parameters(), 5, learned, weight_decay=0.0)
+    plain, decayed = L3RS(networks[0].named_parameters(), 5, learned, fused=fused), L3RS(groups, 5, learned, fused=fused)
+    none = L3RS(networks[2].named_parameters(), 5, learned, weight_decay=0.0, fused=fused)
     for optimizer, network in zip((plain, decayed, none), networks, strict=True):
         train(network, optimizer, range(1))
     assert equal(weights(networks[0]), weights(networks[2]))

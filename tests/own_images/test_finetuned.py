@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator
@@ -156,6 +157,9 @@ def test_several_classes_an_image() -> None:
     assert (found.right, found.accuracy) == (1, 0.5)
     report = found.per_class()
     assert report.recall.to_list() == [1, 0, 1]
+    assert found.second == pytest.approx((1 + 0.5 + 1) / 3)  # b's two logits are equal: one of two is right
+    right, wrong = (math.log1p(math.exp(sign * x)) for sign, x in ((-1, 1.0), (1, 1.0)))
+    assert found.loss == pytest.approx((3 * right + wrong + math.log1p(math.exp(-2)) + math.log1p(math.exp(-3))) / 6)
     assert found.predictions().predicted.to_list() == ["a;c", "c"]
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,9 @@ from l3rs.lightning import ImageFolderDataModule, L3RSModule
 from l3rs.networks.create import create
 from l3rs.own_images.classifier import describe
 from l3rs.own_images.config import OwnImagesConfig
+from l3rs.own_images.plan import plan
 from l3rs.own_images.run import found
+from l3rs.own_images.training import Training
 
 RIVALS = ("adam-cosine-head10", "schedule-free", "adam")
 TINY = ["--model", "resnet18", "--width", "2", "--side", "16", "--from-scratch", "--batch-size", "4", "--workers", "0", "--steps", "4"]
@@ -100,7 +104,7 @@ def test_a_head_alone_leaves_statistics_to_no_optimizer(sides: Path, tmp_path: P
     finetune(sides, tmp_path / "o", "--head-only", "--compare", "schedule-free=0.01", "adam=0.01")
     found = [load_file(tmp_path / "o" / name / "model.safetensors") for name in (".", "schedule-free=0.01", "adam=0.01")]
     differ = [{name for name in found[0] if not torch.equal(found[0][name], other[name])} for other in found[1:]]
-    assert [names <= {"fc.weight", "fc.bias"} for names in differ] == [True, True]
+    assert differ == [{"fc.weight", "fc.bias"}] * 2
 
 
 def test_a_test_folder_that_cannot_be_used_is_told_before_training(sides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,8 +168,8 @@ def test_mixed_batches_are_pairs_with_shares_of_classes(sides: Path) -> None:
             seen.append(batch)
             return super().training_step(batch, batch_idx)
 
-    for _ in range(2):
-        data = ImageFolderDataModule(sides, transform=Transform.of("resnet18", 16), batch_size=5, mixup=1.0, workers=0)
+    for kind in ("mixup", "mixup", "cutmix"):
+        data = ImageFolderDataModule(sides, transform=Transform.of("resnet18", 16), batch_size=5, workers=0, **{kind: 1.0})
         trainer = pl.Trainer(
             max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu"
         )
@@ -175,6 +179,21 @@ def test_mixed_batches_are_pairs_with_shares_of_classes(sides: Path) -> None:
     assert all(y[4].max() == 1 for _, y in seen)  # it has none to be mixed with
     assert any(((y > 0) & (y < 1)).any() for _, y in seen)
     assert all(torch.equal(seen[i][0], seen[i + 2][0]) for i in range(2))
+    checked = set()
+    for k, (x, y) in enumerate(seen):
+        a, labels = next(iter(data.batches([k % 2])))
+        assert torch.equal(x[4], a[4])
+        a, b, own, other = a[:4], a[:4].flip(0), labels[:4], labels[:4].flip(0)
+        if (own == other).all():
+            continue
+        share = y[:4].gather(1, own[:, None])[own != other][0]  # one for the batch
+        if k < 4:
+            torch.testing.assert_close(x[:4], share * a + (1 - share) * b)
+        else:
+            assert ((x[:4] == a) | (x[:4] == b)).all()
+            assert (x[:4] == a).all(1).float().mean() == pytest.approx(share.item(), abs=0.02)
+        checked.add("mixup" if k < 4 else "cutmix")
+    assert checked == {"mixup", "cutmix"}
 
 
 @pytest.mark.slow
@@ -192,6 +211,43 @@ def test_a_grid_is_one_row_with_its_runs_and_a_checkpoint_is_opened_by_lightning
     assert module.classes == ["ant", "bee"]
     assert (tmp_path / "o" / "logs" / "csv" / "version_0" / "metrics.csv").exists()
     assert list((tmp_path / "o" / "logs" / "tensorboard" / "version_0").glob("events*"))
+
+
+def test_options_of_both_ends_do_what_they_say(sides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Training is the same, but for the head that it begins with; what is kept differs."""
+    found, said = {}, {}
+    for name in ("default", "--no-refresh", "--average", "--no-head-start"):
+        finetune(sides, tmp_path / name, "--validate-every", "4", *(() if name == "default" else (name,)))
+        said[name] = capsys.readouterr().out
+        found[name] = load_file(tmp_path / name / "model.safetensors"), pd.read_csv(tmp_path / name / "curve.csv").train_loss[0]
+    weights, loss = found["default"]
+    running = {name for name in weights if "running_" in name}
+    differ = {other: {name for name in weights if not torch.equal(weights[name], of[name])} for other, (of, _) in found.items()}
+    assert differ["--no-refresh"] == running
+    assert differ["--average"] > {"fc.weight", "conv1.weight"}
+    assert found["--no-refresh"][1] == found["--average"][1] == loss != found["--no-head-start"][1]
+    assert [name for name, text in said.items() if "head start: from 8 images" not in text] == ["--no-head-start"]
+
+
+def test_balance_weighs_classes_and_chooses_by_the_mean_class(sides: Path) -> None:
+    config = OwnImagesConfig(sides, model="resnet18", width=2, from_scratch=True, balance="weights")
+    data = ImageFolderDataModule(sides, transform=Transform.of("resnet18", 16), batch_size=5, workers=0)
+    training = Training(config, plan(10, 4, 5), data, create("resnet18", 2, 3, 2), None)  # type: ignore[arg-type]
+    assert training._module(config.arms(10)[0].arms[0], training.start()).class_weights == [10 / 2 / 8, 10 / 2 / 2]
+    assert training.metric == "val_balanced_accuracy"
+    assert Training(replace(config, balance="none"), training.plan, data, training._start, training.folder).metric == "val_accuracy"
+
+
+def test_processes_have_parts_of_one_batch(sides: Path) -> None:
+    def drawn(world_size: int, rank: int, size: int) -> set[int]:
+        data = ImageFolderDataModule(sides, transform=Transform.of("resnet18", 16), batch_size=size, workers=0)
+        data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank)  # type: ignore[assignment]
+        return {i for i, _ in next(iter(data.train_dataloader().sampler))}  # type: ignore[misc]
+
+    one, other, together = drawn(2, 0, 2), drawn(2, 1, 2), drawn(1, 0, 4)
+    assert len(one) == len(other) == 2
+    assert not one & other
+    assert one | other == together
 
 
 @pytest.mark.slow

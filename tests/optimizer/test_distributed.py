@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from ranks import Work, processes, run_on
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l3rs import L3RS, LearnedSchedule
+from l3rs import L3RS, LearnedSchedule, load
 from l3rs.learned import Celo
 from l3rs.learned.theta import random as random_theta
 from l3rs.networks.head_start import head_start
@@ -22,6 +23,10 @@ from l3rs.optimizer.kernels.native import library
 
 ALL = ("sgd", "adam", "adamax", "lion", "lamb", "weight_decay")
 STEPS = 20
+OPTIONS: dict[str, dict[str, Any]] = {
+    "relative": {"total_steps": STEPS},
+    "generalist": {"total_steps": 8, "weight_decay": 0.1, "guard": False},  # later the rounding of the second has grown
+}
 
 
 OnRanks = Callable[[Work, Path], list[dict[str, Tensor]]]
@@ -124,6 +129,13 @@ class Dense(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(64, 7), nn.Tanh(), nn.Linear(7, 1), nn.Linear(1, 3))
 
 
+def dense(kind: str) -> Dense:
+    """For the generalist a matrix is frozen, whose bias is as large as it."""
+    network = Dense()
+    network[3].weight.requires_grad_(kind == "relative")
+    return network
+
+
 def train_dense(network: nn.Module, optimizer: L3RS, rank: int | None, steps: range) -> None:
     for k in steps:
         inputs, labels = batch(k) if rank is None else half(k, rank)
@@ -135,43 +147,50 @@ def train_dense(network: nn.Module, optimizer: L3RS, rank: int | None, steps: ra
         optimizer.step(loss=loss)
 
 
-def dense_schedule() -> LearnedSchedule:
-    return random_schedule(Dense(), scale=0.1, directions=ALL, lr0=2e-3, unit="relative")
+def dense_schedule(kind: str = "relative") -> LearnedSchedule:
+    """One with all directions; or one that is shipped, which sees what layers are, their sizes, and gradients against these."""
+    return random_schedule(Dense(), scale=0.1, directions=ALL, lr0=2e-3, unit="relative") if kind == "relative" else load(kind)
 
 
-def sharded(rank: int, folder: Path) -> dict[str, Tensor]:
+def sharded(rank: int, folder: Path, kind: str = "relative") -> dict[str, Tensor]:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
     from torch.distributed.fsdp import fully_shard
 
-    found = {}
+    found, steps = {}, OPTIONS[kind]["total_steps"]
     for fused in (None, False):
-        network = fully_shard(Dense())
-        optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule(), fused=fused)
-        train_dense(network, optimizer, rank, range(STEPS // 2))
+        network = fully_shard(dense(kind))
+        optimizer = L3RS(network.named_parameters(), learned=dense_schedule(kind), fused=fused, **OPTIONS[kind])
+        train_dense(network, optimizer, rank, range(steps // 2))
         (layers,) = optimizer._tables.by_device
         assert layers.kernel.name == ("C" if fused is None and library() is not None else "torch operations")
         saved = {"optimizer": get_optimizer_state_dict(network, optimizer)}
         dcp.save(saved, checkpoint_id=folder / f"checkpoint-{fused}")
 
-        fresh = L3RS(network.named_parameters(), STEPS, dense_schedule(), fused=fused)
+        fresh = L3RS(network.named_parameters(), learned=dense_schedule(kind), fused=fused, **OPTIONS[kind])
         place = {"optimizer": get_optimizer_state_dict(network, fresh)}
         dcp.load(place, checkpoint_id=folder / f"checkpoint-{fused}")
         set_optimizer_state_dict(network, fresh, place["optimizer"])
-        train_dense(network, fresh, rank, range(STEPS // 2, STEPS))
+        train_dense(network, fresh, rank, range(steps // 2, steps))
         found |= {f"{fused} {name}": p.full_tensor().detach() for name, p in network.named_parameters()}
         found[f"{fused} moment"] = fresh.state[network[1].weight]["adam/exp_avg"].to_local()
     return found
 
 
-def test_sharded_training_is_that_of_one_process(on_ranks: OnRanks, tmp_path: Path) -> None:
+def sharded_generalist(rank: int, folder: Path) -> dict[str, Tensor]:
+    return sharded(rank, folder, "generalist")
+
+
+@pytest.mark.parametrize("on_each", [sharded, sharded_generalist])
+def test_sharded_training_is_that_of_one_process(on_each: Work, on_ranks: OnRanks, tmp_path: Path) -> None:
     """fully_shard on two ranks, saved and loaded half way through torch.distributed.checkpoint."""
-    network = Dense()
-    optimizer = L3RS(network.named_parameters(), STEPS, dense_schedule())
-    train_dense(network, optimizer, None, range(STEPS))
+    kind = "relative" if on_each is sharded else "generalist"
+    network = dense(kind)
+    optimizer = L3RS(network.named_parameters(), learned=dense_schedule(kind), **OPTIONS[kind])
+    train_dense(network, optimizer, None, range(OPTIONS[kind]["total_steps"]))
     with pytest.warns(UserWarning, match="nothing in 1 step"):
         assert optimizer.skipped_steps == 1
-    a, b = on_ranks(sharded, tmp_path)
+    a, b = on_ranks(on_each, tmp_path)
     for fused in (None, False):
         for name, p in network.named_parameters():
             torch.testing.assert_close(a[f"{fused} {name}"], p.detach(), rtol=1e-4, atol=1e-5)

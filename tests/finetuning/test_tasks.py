@@ -159,9 +159,9 @@ def test_a_task_of_a_set_as_large_as_imagenet_is_drawn_in_no_time() -> None:
     d.draw(0, 100)
     seconds = []
     for seed in range(1, 12):
-        started = time.perf_counter()
+        started = time.process_time()  # not of the wall: other processes may have the cores
         d.draw(seed, 100)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     assert sorted(seconds)[5] < 0.05
 
 

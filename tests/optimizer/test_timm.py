@@ -49,7 +49,7 @@ def test_lowers_a_simple_loss(case: str) -> None:
     start = objective().item()
     for _ in range(200):
         optimizer.step(closure)
-    assert objective().item() < start
+    assert objective().item() < 0.1 * start
 
 
 def test_a_restored_copy_steps_alike_and_leaves_the_state_dict_alone() -> None:
@@ -98,7 +98,7 @@ def test_rosenbrock(scheduled: bool) -> None:
         optimizer.step(loss=loss)
         if schedule is not None:
             schedule.step()
-    assert (p - 1).norm().item() < start
+    assert (p - 1).norm().item() < 0.9 * start
 
 
 @pytest.fixture

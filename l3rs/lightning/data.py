@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -156,6 +157,15 @@ class ImageFolderDataModule(pl.LightningDataModule):
             mixed, shares = self.mix(inputs[:even], labels[:even])
         alone = labels[even:].to(shares) if self.multilabel else F.one_hot(labels[even:], self.num_classes).to(shares)
         return torch.cat([mixed, inputs[even:]]), torch.cat([shares, alone])
+
+    @contextmanager
+    def unmixed(self) -> Iterator[None]:
+        """Within, no images are mixed."""
+        mix, self.mix = self.mix, None
+        try:
+            yield
+        finally:
+            self.mix = mix
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches (inputs, labels): float32 (B, channels, side, side), and int64 (B,)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -73,7 +73,9 @@ class HeadStart(Callback):
             if isinstance(callback, (BatchNormMode, HeadThenAll)):  # they set modes at each batch: the features are those of training
                 callback.on_train_batch_start(trainer, pl_module, None, 0)
         limit = int(min(self.batches, trainer.num_training_batches))  # infinitely many of data without a length
-        with trainer.precision_plugin.forward_context(), unmixed(trainer):
+        data = getattr(trainer, "datamodule", None)
+        whole = data.unmixed() if isinstance(data, ImageFolderDataModule) else nullcontext()  # images of one class each
+        with trainer.precision_plugin.forward_context(), whole:
             head = self._head(pl_module)  # one that is found here is also checked there
             network = _with_forward(pl_module, head)
             self.found = head_start.head_start(network, _Batches(self, trainer), limit, head=None if self.head is None else head)
@@ -106,21 +108,6 @@ def _with_forward(pl_module: pl.LightningModule, head: nn.Linear) -> nn.Module:
             f"{kind} has no forward pass to its head, which a head start runs: give it a forward(inputs) that ends in the head"
         )
     return network
-
-
-@contextmanager
-def unmixed(trainer: pl.Trainer) -> Iterator[None]:
-    """Within, an `ImageFolderDataModule` of the trainer mixes no images: a head start needs the class of each."""
-    data = getattr(trainer, "datamodule", None)
-    mix = getattr(data, "mix", None)
-    if not isinstance(data, ImageFolderDataModule) or mix is None:
-        yield
-        return
-    data.mix = None
-    try:
-        yield
-    finally:
-        data.mix = mix
 
 
 class _Batches:

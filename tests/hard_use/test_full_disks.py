@@ -16,6 +16,7 @@ from conftest import fails_at_last, noise, write_tree
 from filelock import FileLock
 
 from l3rs.cli import main
+from l3rs.data.splits import ClassSplit
 from l3rs.data.transform import Transform
 from l3rs.data.trees import read_folder
 from l3rs.files import TEMPORARY
@@ -62,7 +63,9 @@ def test_a_disk_that_is_full_as_predictions_and_splits_are_written(
     classifier = Classifier("resnet18", 2, ("ant", "bee"), Transform(16, 18, 3, "bilinear", (0.5,) * 3, (0.25,) * 3))
     save(classifier, classifier.network().state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "t.csv").write_text("file,class,probability\nbefore")  # earlier predictions; what is something else is refused
-    (tmp_path / "split.json").write_text("before")
+    earlier = {"pretrain": (), "meta-train": ("ant",), "meta-validation": ("bee",), "meta-test": ()}
+    ClassSplit("folder", 0, earlier).write(tmp_path / "split.json")
+    before = (tmp_path / "split.json").read_text()
     size = ["--classes-per-task", "1", "--batch-size", "1", "--evaluation-size", "1"]
     with files_of_at_most(20):
         said = fails_at_last(["predict", str(tmp_path), str(photos), "--csv", str(tmp_path / "t.csv")], capsys)
@@ -85,7 +88,7 @@ def test_a_disk_that_is_full_as_predictions_and_splits_are_written(
         )
         assert "split.json cannot be written (File too large)" in said
     assert (tmp_path / "t.csv").read_text() == "file,class,probability\nbefore"
-    assert (tmp_path / "split.json").read_text() == "before"
+    assert (tmp_path / "split.json").read_text() == before
 
 
 def test_a_checkpoint_to_go_on_from_that_is_damaged_is_named(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

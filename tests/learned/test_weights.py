@@ -89,15 +89,15 @@ def test_celo2s_learning_rate_falls_with_the_horizon_and_along_a_cosine(base: Le
 
 
 def test_a_run_with_the_head_alone_leaves_the_rest_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a run of all moves it; both evaluate at the end."""
+    """And a run of all moves it; both are given the whole network, and evaluate at the end."""
     starting_weights("celo2-base", 0.03, "mine", seed=0).write(tmp_path / "w.safetensors")
-    trained: list[set[str]] = []
+    given: list[dict[str, tuple[Tensor, Tensor]]] = []
     learner = LEARNERS["celo2-base"]
     original = learner.build
 
     def build(learned: Learned, theta: Tensor, named: Named, total_steps: int, lr: float | None = None) -> torch.optim.Optimizer:
         named = list(named)
-        trained.append({name for name, _ in named})
+        given.append({name: (p, p.detach().clone()) for name, p in named})
         return original(learned, theta, named, total_steps, lr)
 
     monkeypatch.setattr(learner, "build", build)
@@ -106,7 +106,9 @@ def test_a_run_with_the_head_alone_leaves_the_rest_as_it_was(tmp_path: Path, mon
             Run("cell", Arm("Celo2", "celo2-base", 0.03, str(tmp_path / "w.safetensors"), head_only=head_only), 2, 0, "meta-test")
         )
         assert set(report.accuracy) == {2}
-    assert trained == [{name for name, _ in resnet34(16, 1, 25).named_parameters()}, {"fc.weight", "fc.bias"}]
+        moved = {name for name, (p, before) in given[-1].items() if not torch.equal(p, before)}
+        assert moved == ({"fc.weight", "fc.bias"} if head_only else set(given[-1]))
+    assert [set(named) for named in given] == [{name for name, _ in resnet34(16, 1, 25).named_parameters()}] * 2
 
 
 def test_every_kind_has_a_start() -> None:

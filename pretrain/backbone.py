@@ -275,8 +275,9 @@ def finished(folder: Path, config: PretrainConfig) -> dict[str, object] | None:
     record, weights = folder / f"{config.stem}.json", folder / f"{config.stem}.safetensors"
     if not (record.exists() and weights.exists()):
         return None
-    about: dict[str, object] = json.loads(record.read_text())
-    refuse_another(weights, {**about["config"], **{k: about[k] for k in ("contents",) if k in about}}, config)  # type: ignore[dict-item]
+    about: dict[str, Any] = json.loads(record.read_text())
+    images = {"contents": about["contents"]} if "contents" in about else {}
+    refuse_another(weights, about["config"] | images, config)
     return about
 
 

@@ -263,9 +263,9 @@ def find_broken(tree: ImageTree, decoded: int = DECODED_FIRST) -> dict[str, str]
 
     Where there are more, those of a class are decoded up to the first that can be: all that cannot come up in training.
     """
-    decode = len(tree.files) <= decoded
+    few = len(tree.files) <= decoded
 
-    def wrong(file: str, decode: bool = decode) -> str | None:
+    def wrong(file: str, decode: bool = few) -> str | None:
         path = tree.root / file
         try:
             if decode or is_endless(path):  # a named pipe among images
@@ -278,7 +278,7 @@ def find_broken(tree: ImageTree, decoded: int = DECODED_FIRST) -> dict[str, str]
             return str(error)
         return None
 
-    if decode:
+    if few:
         threads = min(8, cores())
         found = thread_map(wrong, tree.files, max_workers=threads, desc="looking for broken images", leave=False, disable=None)
         return {file: why for file, why in zip(tree.files, found, strict=True) if why is not None}

@@ -79,6 +79,7 @@ class L3RSMixin(pl.LightningModule):
 
     def _head_among(self, chosen: Sequence[tuple[str, nn.Parameter]]) -> str | None:
         """`head` of L3RS for some of the parameters: "" where another child of the module has the head."""
+        # What is frozen may have a head of its own, as a teacher has; one that is named may be frozen.
         asked = [(name, p) for name, p in self.named_parameters() if p.requires_grad or self.l3rs_head]
         place, _ = layer_table([p.shape for _, p in asked], [name for name, _ in asked], self.l3rs_head).head
         elsewhere = place is not None and _child(asked[place][0]) not in {_child(name) for name, _ in chosen}

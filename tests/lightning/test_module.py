@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import timm
 import torch
 import torchvision
-from conftest import batch, equal, random_schedule, small_network, weights
+from conftest import batch, equal, random_schedule, small_network, train, weights
 from fits import QUIET, fit, loader, loop, module, trainer
 from huggingface_hub import constants
 from pytorch_lightning.callbacks import GradientAccumulationScheduler, ModelCheckpoint, StochasticWeightAveraging
@@ -412,13 +412,7 @@ def test_frozen_layers_count_as_in_the_plain_loop(frozen: int, tmp_path: Path) -
     for network in (mine, theirs):
         network[frozen].requires_grad_(False)
     fit(tmp_path, L3RSModule(mine, 3, learned="generalist"), 6, max_epochs=1)
-    optimizer = L3RS(theirs.named_parameters(), 6, "generalist")
-    for k in range(6):
-        inputs, labels = batch(k)
-        optimizer.zero_grad()
-        loss = F.cross_entropy(theirs(inputs), labels)
-        loss.backward()
-        optimizer.step(loss=loss)
+    train(theirs, L3RS(theirs.named_parameters(), 6, "generalist"), range(6))
     assert equal(weights(mine), weights(theirs))
 
 

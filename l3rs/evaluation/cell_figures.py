@@ -214,7 +214,8 @@ def ahead(cells: Mapping[str, Cell], name: str, caption: str, commands: tuple[st
         (axes,) = picture.figure.axes
         axes.set_xscale("symlog", linthresh=1, linscale=0.6)  # from random weights differences are ten times those elsewhere
         low, high = axes.get_xlim()
-        ticks = [tick for tick in (-50, -20, -5, -2, -1, 0, 1, 2, 5, 20, 50) if low <= tick <= high]
+        ticks = [tick for tick in (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50) if low <= tick <= high]
+        ticks = [tick for tick in ticks if abs(tick) != 10 or 2 * tick not in ticks]  # the two would run into one another
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
     return picture

@@ -104,9 +104,6 @@ def found(data: ImageFolderDataModule, config: OwnImagesConfig) -> Iterator[str]
         yield from (f"  {printable(why)}" for why in shown)
         if len(data.broken) > len(shown):
             yield f"  and {len(data.broken) - len(shown)} more"
-    if tree.passed_over:
-        rows = sorted(tree.passed_over.items(), key=lambda row: (-row[1], row[0]))
-        yield from table([("passed over", "files"), *((printable(kind) or "without an extension", str(n)) for kind, n in rows)], line=True)
     unjudged = [name for name, (_, held) in sides.items() if not held]
     if unjudged:
         some = ", ".join(unjudged[:5]) + (", ..." if len(unjudged) > 5 else "")

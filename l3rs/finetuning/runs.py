@@ -86,19 +86,19 @@ def execute(run: Run) -> Report:
     arm = run.arm
     bench = workbench(run.workload, run.task, run.device)
     tasks, task, network = bench.ready(run.purpose, run.task_seed, run.steps, arm.head, arm.head_batches)
-    if arm.head_only:
-        network.requires_grad_(False)
-        head_of(network).requires_grad_(True)
-    if arm.optimizer in LEARNERS:
-        learner, named = LEARNERS[arm.optimizer], list(network.named_parameters())  # all, as users are told: frozen ones do not move
-        learned = learner.load(arm.learned, named)
-        recipe = Recipe(learner.build(learned, learned.theta, named, run.total_steps, run.lr), None)
-    else:
-        over = (task.batch(tasks.images, i % run.steps) for i in count())
-        batches = ((x.to(run.device), y.to(run.device)) for x, y in over)
-        with drawing(torch.device(run.device), run.task_seed, -1):  # a learning-rate finder trains, and dropout draws
-            recipe = replace(arm, lr=run.lr).make(network, run.total_steps, batches)
     try:
+        if arm.head_only:
+            network.requires_grad_(False)
+            head_of(network).requires_grad_(True)
+        if arm.optimizer in LEARNERS:
+            learner, named = LEARNERS[arm.optimizer], list(network.named_parameters())  # all, as users are told: frozen ones do not move
+            learned = learner.load(arm.learned, named)
+            recipe = Recipe(learner.build(learned, learned.theta, named, run.total_steps, run.lr), None)
+        else:
+            over = (task.batch(tasks.images, i % run.steps) for i in count())
+            batches = ((x.to(run.device), y.to(run.device)) for x, y in over)
+            with drawing(torch.device(run.device), run.task_seed, -1):  # a learning-rate finder trains, and dropout draws
+                recipe = replace(arm, lr=run.lr).make(network, run.total_steps, batches)
         return unroll(
             network, recipe.optimizer, tasks.images, task, recipe.scheduler, run.evaluate_at,
             refresh=arm.refresh, recent=arm.recent and not arm.refresh, head_start=bench.head_start,

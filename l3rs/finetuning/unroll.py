@@ -158,21 +158,23 @@ def unroll(
     device = next(network.parameters()).device
     held_out, held_out_labels = (t.to(device) for t in task.held_out(images))
     network.train()
-    follower = RecentStatistics(network) if recent and not isinstance(optimizer, ScheduleFree) else None
-    lent = follower.applied if follower else nullcontext
+    follower: RecentStatistics | None = None
 
     def record(step: int) -> None:
         if step in wanted:
             last = range(max(0, step - REFRESH), step) if step else range(min(REFRESH, len(task.batches)))
             seen = (task.batch(images, i)[0].to(device) for i in last)
             fresh = refresh if step else (refresh or recent) and head_start is not None
-            with drawing(device, task.seed, step), autocast(device, precision), where_evaluated(network, optimizer, seen, fresh), lent():
+            lent = follower.applied() if follower else nullcontext()
+            with drawing(device, task.seed, step), autocast(device, precision), where_evaluated(network, optimizer, seen, fresh), lent:
                 report.accuracy[step], report.loss[step] = evaluate(network, held_out, held_out_labels, precision)
 
     # torch annotates closures as giving floats; they give, and `step` returns, the loss as a tensor
     step_with = cast("Callable[[Callable[[], Tensor]], Tensor]", optimizer.step)
+    record(0)  # its passes over batches are not the run's
+    if recent and not isinstance(optimizer, ScheduleFree):
+        follower = RecentStatistics(network)
     with closing(follower) if follower else nullcontext():  # the network may be used again, also where a step fails
-        record(0)
         for step in range(1, len(task.batches) + 1):
             inputs, targets = (t.to(device, non_blocking=True) for t in task.batch(images, step - 1))
 

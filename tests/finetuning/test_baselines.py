@@ -211,6 +211,21 @@ def test_a_run_that_fails_leaves_its_network_as_the_next_one_needs_it(name: str,
     assert all(group.get("train_mode", True) for group in optimizer.param_groups)
 
 
+def test_an_evaluation_before_the_first_step_changes_none_after_it() -> None:
+    ours = replace(RUN, arm=Arm("L3RS", "l3rs", recent=True, head="start"), steps=10)
+    first, alone = (execute(replace(ours, evaluate_at=at)) for at in ((0, 4), (4,)))
+    assert 0 in first.loss
+    assert (first.loss[4], first.loss[10]) == (alone.loss[4], alone.loss[10])
+
+
+def test_a_frozen_run_that_fails_to_begin_leaves_no_layer_frozen(tmp_path: Path) -> None:
+    plain = replace(RUN, steps=3)
+    expected = execute(plain).loss
+    with pytest.raises(ValueError, match="gone"):
+        execute(replace(plain, arm=Arm("L3RS", "l3rs", learned=str(tmp_path / "gone.safetensors"), head_only=True)))
+    assert execute(plain).loss == expected
+
+
 def test_schedule_free_is_evaluated_at_the_average_with_its_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(l3rs.finetuning.unroll, "REFRESH", 2)
     report, network, optimizer = schedule_free((0,))

@@ -88,7 +88,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/zoo"), help="folder for the weights")
     out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # before the download
+        parser.error(f"--out must be a folder that can be written (got {out}: {error.strerror})")
     for name in FILES:
         network = create(f"tf_efficientnet_{name}")
         with tempfile.TemporaryDirectory() as folder:

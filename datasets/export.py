@@ -53,7 +53,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.classes is not None and args.classes < 1:
         parser.error(f"--classes must be at least 1 (got {args.classes})")
-    print(f"Wrote {export(args.set, args.out, args.classes, args.colour)} images to {args.out}.")
+    try:
+        print(f"Wrote {export(args.set, args.out, args.classes, args.colour)} images to {args.out}.")
+    except OSError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -36,8 +36,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--out", type=Path, default=ROOT / "l3rs" / "data" / "classes", help="folder for the split")
     args = parser.parse_args()
-    split = imagenet_split(args.seed)
-    split.write(args.out / f"{split.name}.json")
+    try:
+        split = imagenet_split(args.seed)
+        split.write(args.out / f"{split.name}.json")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     print(f"Wrote {args.out / split.name}.json: {', '.join(f'{len(ids)} {purpose}' for purpose, ids in split.classes.items())}.")
 
 

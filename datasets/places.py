@@ -30,8 +30,11 @@ def main() -> None:
     parser.add_argument("--categories", type=Path, required=True, help="Places' list of its classes")
     parser.add_argument("--out", type=Path, default=ROOT / "l3rs" / "data" / "classes", help="folder for the split")
     args = parser.parse_args()
-    split = places_split(args.categories)
-    split.write(args.out / f"{split.name}.json")
+    try:
+        split = places_split(args.categories)
+        split.write(args.out / f"{split.name}.json")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     print(f"Wrote {args.out / split.name}.json: {', '.join(f'{len(ids)} {purpose}' for purpose, ids in split.classes.items())}.")
 
 

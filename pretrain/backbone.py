@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentParser
@@ -205,7 +206,13 @@ class Backbone(pl.LightningModule):
         self.drawn = checkpoint.get("generators", {})  # older ones have none
 
     def on_train_start(self):
-        """Draws go on where they were; only now, since a run that goes on begins with one more loader, which draws too."""
+        """Draws go on where they were; only now, since a run that goes on begins with one more loader, which draws too.
+
+        Of its log it keeps the rows up to its checkpoint: the others come again.
+        """
+        if self.trainer.is_global_zero and self.log_file.exists():
+            rows = pd.read_csv(self.log_file)
+            rows[rows.step <= self.global_step].to_csv(self.log_file, index=False)
         if "cpu" in self.drawn:
             torch.set_rng_state(self.drawn["cpu"])
         if "cuda" in self.drawn and self.device.type == "cuda":

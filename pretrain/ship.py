@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -35,10 +36,11 @@ def of_run(run: Path) -> Learned:
     """The schedule that a run chose at its end. Raises CheckpointError if there is none."""
     if not (run / "config.json").is_file():
         raise CheckpointError(f"{run} has no config.json: it is no run of l3rs meta-train")
-    chosen = run / f"{json.loads((run / 'config.json').read_text())['name']}.safetensors"
-    if not chosen.is_file():
-        raise CheckpointError(f"{run} has no {chosen.name}: it is not finished")
-    return learners.load(chosen)
+    name = json.loads((run / "config.json").read_text())["name"]  # empty, where meta-training has made one up
+    chosen = [f for f in run.glob("*.safetensors") if f.stem == name or not (name or re.fullmatch(r"(state|theta)-\d+", f.stem))]
+    if len(chosen) != 1:
+        raise CheckpointError(f"{run} has no {f'{name}.safetensors' if name else 'schedule'}: it is not finished")
+    return learners.load(chosen[0])
 
 
 def ship(run: Path, folder: Path, name: str | None = None) -> list[Path]:

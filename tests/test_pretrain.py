@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -106,6 +107,24 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     whole, stopped, kept = (weights(tmp_path / name) for name in ("whole", "stopped", "kept"))
     assert all(torch.equal(whole[k], stopped[k]) and torch.equal(whole[k], kept[k]) for k in whole)
     assert pd.read_csv(tmp_path / "stopped" / "resnet18-w2-icons.csv").step.to_list() == [2, 4, 6]
+
+
+def test_a_run_that_was_stopped_between_a_validation_and_its_checkpoint_logs_it_once(
+    backbone: ModuleType, tiny: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = backbone.ModelCheckpoint.on_validation_end
+
+    def until_the_lights_go_out(self: object, trainer: Any, module: object) -> None:
+        if trainer.global_step == 4:
+            raise RuntimeError("the lights went out")
+        save(self, trainer, module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone.ModelCheckpoint, "on_validation_end", until_the_lights_go_out)
+        with pytest.raises(RuntimeError, match="lights"):
+            backbone.pretrain(tiny, str(tmp_path))
+    backbone.pretrain(tiny, str(tmp_path))
+    assert pd.read_csv(tmp_path / "resnet18-w2-icons.csv").step.to_list() == [2, 4, 6]
 
 
 @pytest.mark.parametrize("kind", ["proj_drop_rate", "drop_path_rate"])

@@ -99,6 +99,11 @@ def test_scripts_start(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         ("evaluate/schedulers.py --tasks 0", "argument --tasks: must be a whole number of at least 1 (got 0)"),
         ("evaluate/weight_average.py --others 0", "argument --others: must be a whole number of at least 1 (got 0)"),
         ("datasets/export.py icons --out x --classes 0", "--classes must be at least 1 (got 0)"),
+        (f"datasets/export.py icons --classes 1 --out {__file__}", "Not a directory"),
+        (f"datasets/efficientnet_lite.py --out {__file__}", f"--out must be a folder that can be written (got {__file__}: File exists)"),
+        ("datasets/imagenet.py --seed -1 --out .", "non-negative"),
+        (f"datasets/imagenet.py --seed 7 --out {__file__}", "Not a directory"),
+        ("datasets/places.py --categories nowhere", "nowhere is not there"),
     ],
 )
 def test_wrong_values_end_in_one_line(

@@ -13,6 +13,7 @@ from conftest import random_schedule, small_network
 
 from l3rs.schedules.find import START, load
 from l3rs.schedules.schedule import LearnedSchedule
+from l3rs.schedules.seal import CheckpointError
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,6 +60,16 @@ def test_a_finished_run_is_shipped_without_folders_of_this_machine(ship: ModuleT
     assert json.loads(files[1].read_text()) == found.training["config"]
     assert files[2].read_bytes() == (run / "curve.csv").read_bytes()
     assert files[3].read_bytes() == b"a picture"
+
+
+def test_a_run_without_a_name_is_shipped_under_the_one_that_it_made_up(ship: ModuleType, run: Path, tmp_path: Path) -> None:
+    config = json.loads((run / "config.json").read_text()) | {"name": ""}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "state-000030.safetensors").write_bytes(b"of the search")
+    with pytest.raises(CheckpointError, match="has no schedule: it is not finished"):
+        ship.of_run(run)
+    replace(made(), name="icons-resnet18", training={"config": config, "generation": 40}).write(run / "icons-resnet18.safetensors")
+    assert ship.ship(run, tmp_path)[0].name == "icons-resnet18.safetensors"
 
 
 def test_a_run_that_goes_on_is_not_shipped(

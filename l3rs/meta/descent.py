@@ -61,7 +61,8 @@ class Search(Protocol):
 
 def clipped(g: Tensor, largest: float) -> Tensor:
     """`g`, or where its norm is above `largest`, its direction at that norm: no single task decides a step."""
-    return g * (largest / max(float(g.norm()), largest))
+    long = g.double()  # in which no finite float32 gradient has a norm beyond what can be written
+    return (long * (largest / max(float(long.norm()), largest))).to(g)
 
 
 class Descent:

@@ -303,6 +303,7 @@ class FineTuning(Problem):
 
     def _share_of_gradients(self, theta: Tensor, tasks: Tasks, processes: int) -> list[tuple[int, TaskGradient]]:
         """What `gradients` gives, of the tasks that fall to this one of all processes, with their places."""
+        self.met = ""
         return [(i, self._gradient(theta, *tasks[i])) for i in shares(tasks, processes)[self.actor_index or 0]]
 
     def _gradient(self, theta: Tensor, seed: int, steps: int) -> TaskGradient:

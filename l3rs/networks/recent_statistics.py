@@ -24,6 +24,7 @@ from l3rs.networks.batch_norms import batch_norms
 
 Statistics = dict[str, Tensor]
 HALF = (torch.float16, torch.bfloat16)
+LEAST = 1e-4  # share of a batch in the running statistics, below which a batch told from them is mostly their rounding
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -47,7 +48,7 @@ class _Pass(NamedTuple):
         for (name, momentum), (*before, _), (*after, later), times in each:
             share = times / int(later) if momentum is None and times else 1 - (1 - (momentum or 0)) ** times
             for which, old, new in zip(BUFFERS, before, after, strict=False):
-                if share:
+                if share >= LEAST:
                     found[f"{name}.{which}".removeprefix(".")] = (new - (1 - share) * old) / share
         return found
 
@@ -79,8 +80,9 @@ class RecentStatistics:
 
     In a `with`, the network has them at the end. In between, `applied` lends them to an evaluation. Training sees nothing of it: it
     normalizes by the batch, and the running statistics go on. A network without BatchNorm stays as it is, and so does BatchNorm that is
-    frozen, from the start or at the end of a run, that does not count its batches (`num_batches_tracked`), or whose statistics are of half
-    precision, too coarse to tell a batch from. Each process of several has those of its own batches.
+    frozen, from the start or at the end of a run, that does not count its batches (`num_batches_tracked`), or whose statistics are too
+    coarse to tell a batch from: of half precision, or where a batch's share is below 1e-4, as with `momentum=None` after 10,000 batches.
+    Each process of several has those of its own batches.
 
     Args:
         network: whose forward passes in training mode are counted, one for each batch.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard, ModelCardData
 
 CURVE = "curve.png"
+ADDRESSES = {"://": ":&#47;&#47;", "www.": "www&#46;", "@": "&#64;"}  # of which GitHub's Markdown makes links by themselves
 PAPERS = {
     "L3RS": "[L3RS](https://arxiv.org/abs/2408.09310), the Learned Layer-wise Learning Rate Scheduler",
     "velo": "[VeLO](https://arxiv.org/abs/2211.09760)",
@@ -153,10 +154,13 @@ def table(rows: Mapping[str, str]) -> str:
 
 
 def plain(text: str) -> str:
-    """Escapes a text for one line or cell of Markdown: no tags, links or pictures, and nothing unprintable."""
+    """Escapes a text for one line or cell of Markdown: no tags, links, addresses or pictures, and nothing unprintable."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`|\[\]*~$])", r"\\\1", line)
+    line = re.sub(r"([\\`|\[\]*~$_])", r"\\\1", line)
+    for address, shown in ADDRESSES.items():
+        line = re.sub(re.escape(address), shown, line, flags=re.IGNORECASE)
+    return line
 
 
 __all__ = ["CURVE", "card", "curve_of", "generate_model_card", "in_code", "meta_training", "plain", "shareable", "table"]

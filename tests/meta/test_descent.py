@@ -14,7 +14,7 @@ from small_runs import bits, quick, same
 
 from l3rs.finetuning.tasks import TaskConfig
 from l3rs.meta.config import LOG_FLOOR, GradientConfig, MetaTrainConfig
-from l3rs.meta.descent import Descent
+from l3rs.meta.descent import Descent, clipped
 from l3rs.meta.problem import FineTuning, MetaTrainingError, TaskGradient, shares
 from l3rs.meta.train import generation_tasks, lost_before, meta_train, one_generation, start
 from l3rs.run_folder import FolderError
@@ -30,6 +30,13 @@ class Slopes:
         loss = float(theta.square().sum())
         second = TaskGradient(torch.full((3,), 7.0), 20.0, self.failing)
         return [TaskGradient(2 * theta, loss, False), second if self.failing else TaskGradient(2 * theta, loss, False)]
+
+
+def test_a_gradient_whose_norm_is_beyond_float32_keeps_its_direction() -> None:
+    g = torch.tensor([3e19, -4e19])
+    assert math.isinf(float(g.norm()))
+    torch.testing.assert_close(clipped(g, 0.5), torch.tensor([0.3, -0.4]))
+    assert torch.equal(clipped(1e-21 * g, 0.5), 1e-21 * g)
 
 
 class Lost:
@@ -64,6 +71,14 @@ def test_a_descent_passes_over_two_generations_whose_tasks_diverge_in_a_row_and_
         generations((2, 0), (2, 0), (2, 0))
     with pytest.raises(MetaTrainingError, match="in generation 0, 0 of 2 tasks diverged and 2 met an error"):
         generations((0, 2))
+
+
+def test_a_process_forgets_what_it_met_in_an_earlier_generation() -> None:
+    config = quick(search="gradient", meta_batch=1)
+    problem = FineTuning(start(config), config)
+    problem.met = "RuntimeError: before"
+    problem._share_of_gradients(problem.learned.theta, [(0, 2)], 1)
+    assert problem.error() == ""
 
 
 def test_it_is_adam_with_clipping_and_a_cosine() -> None:

@@ -100,6 +100,18 @@ def test_a_layer_that_the_last_pass_left_out_keeps_what_it_had_and_one_without_a
     assert sorted(recent.means()) == ["a.running_mean", "a.running_var"]
 
 
+def test_statistics_in_which_a_batch_is_a_rounding_error_stay_the_running_ones() -> None:
+    network = nn.Sequential(nn.BatchNorm1d(4, momentum=None), nn.BatchNorm1d(4)).train()
+    network[0].num_batches_tracked.fill_(1_000_000)
+    alone = copy.deepcopy(network)
+    x = 0.3 * torch.randn(64, 4) + 3
+    with RecentStatistics(network):
+        network(x)
+    alone(x)
+    assert torch.equal(network[0].running_var, alone[0].running_var)
+    assert not torch.equal(network[1].running_var, alone[1].running_var)
+
+
 def test_statistics_of_half_precision_stay_the_running_ones() -> None:
     """What a batch adds to them is lost in their rounding."""
     network = nn.Sequential(nn.BatchNorm1d(4)).bfloat16().train()

@@ -149,7 +149,10 @@ def test_the_card_tells_of_meta_gradients_a_start_and_a_zoo(schedule: LearnedSch
     assert "| candidates |" not in alone
 
 
-HOSTILE = "<script>alert(1)</script> | a\n# b\r\n---\nlicense: mit ![x](https://x.invalid) `c` \x1b[2J \u202e \ud800 <!-- $x$"
+HOSTILE = (
+    "<script>alert(1)</script> | a\n# b\r\n---\nlicense: mit ![x](https://x.invalid) HTTPS://y.invalid www.z.invalid me@a.invalid _c_ `c` "
+    "\x1b[2J \u202e \ud800 <!-- $x$"
+)
 STRANGE = [HOSTILE, -1, 10**400, float("nan"), float("inf"), True, None, [HOSTILE], {"a": HOSTILE}]
 
 
@@ -173,7 +176,7 @@ def test_nothing_in_a_file_gets_out_of_its_place_on_the_card(tmp_path: Path, sch
     for row in (line for line in rest.splitlines() if line.startswith("| ")):
         assert re.sub(r"\\.", "", row).count("|") == 3, row  # two cells
     bare = re.sub(r"\\.", "", text.split("```")[2])
-    assert not any(sign in bare for sign in ("<", ">", "`", "![", "$"))
+    assert not any(sign in bare for sign in ("<", ">", "`", "![", "$", "_", "HTTPS://", "www.", "me@"))
     assert all(c.isprintable() or c == "\n" for c in text)
     assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| a # b --- license: mit !\\[x\\]" in text
 

@@ -38,7 +38,7 @@ from l3rs.meta.problem import FineTuning
 from l3rs.meta.train import one_generation, start
 from l3rs.schedules.learned import identity
 from l3rs.schedules.schedule import LearnedSchedule
-from l3rs.stats import bootstrap_interval
+from l3rs.stats import interval
 
 FIELDS = ("arm", "steps", "task", "accuracy", "loss", "seconds", "made_with")
 START = "unlearned start"
@@ -138,7 +138,7 @@ def show(rows: pd.DataFrame, lengths: Sequence[int]) -> None:
             values = rows[rows.steps == steps].pivot_table(index="task", columns="arm", values=measure)
             for arm in values:
                 gaps = scale * (values[arm] - values[START]).dropna().to_numpy()
-                low, high = bootstrap_interval(gaps)
+                low, high = interval(gaps)
                 lead = "" if arm == START else f"  ahead by {np.mean(gaps):+.3f} {unit} ({low:+.3f} to {high:+.3f})"
                 print(f"{steps:4} steps, {measure:8} {arm:40} {values[arm].mean():.4f}{lead}")
 

@@ -18,6 +18,7 @@ from l3rs.evaluation.figures import FIGURES
 from l3rs.evaluation.pages import Picture, Table, as_html, as_markdown, save_pictures
 from l3rs.evaluation.sources import Sources, arguments, collect
 from l3rs.evaluation.tables import TABLES
+from l3rs.stats import FEW
 
 TITLE = "L3RS: the evaluation"
 LEAD = (
@@ -25,7 +26,8 @@ LEAD = (
     "directions of SGD and Adam (arXiv 2408.09310). Here it is compared with other learned optimizers, with the paper's fixed learning "
     "rates, and with baselines whose learning rate was tuned for each length of a run, on classes that none of them has seen.\n\n"
     "Every number is made from rows of runs, by evaluate/report.py. All optimizers of a cell run the same tasks. A run that diverged "
-    "counts as 0 accuracy and an infinite loss. Where rows are missing it says so, and the section ends with the command that makes them. "
+    f"counts as 0 accuracy and an infinite loss. Intervals over tasks are the bootstrap's; where there are fewer than {FEW}, Student's. "
+    "Where rows are missing it says so, and the section ends with the command that makes them. "
     "In the paper's cells, A to E, L3RS is `icons-resnet34-paper`, by the paper's protocol. With head starts, in `recipes` and `equal`, "
     "and on networks that no schedule met it is what `learned='auto'` takes today. Both were meta-trained on other classes of these images."
 )

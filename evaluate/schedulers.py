@@ -19,7 +19,7 @@ from torch.optim import lr_scheduler
 from l3rs import L3RS
 from l3rs.finetuning.unroll import unroll
 from l3rs.finetuning.workbench import workbench
-from l3rs.stats import bootstrap_interval
+from l3rs.stats import interval
 
 
 def plateau(optimizer: L3RS, steps: int) -> Any:
@@ -70,7 +70,7 @@ def main() -> None:
         print(f"\n{steps} steps, {options.tasks} tasks\n")
         for name, values in accuracy.items():
             differences = np.array(values) - np.array(accuracy["none"])
-            low, high = bootstrap_interval(differences)
+            low, high = interval(differences)
             print(f"| {name} | {np.mean(values):.1f} | {differences.mean():+.1f} ({low:+.1f} to {high:+.1f}) |", flush=True)
 
 

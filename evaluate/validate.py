@@ -27,7 +27,7 @@ from l3rs.meta.folder import mark_of
 from l3rs.meta.problem import FineTuning
 from l3rs.schedules.find import load
 from l3rs.schedules.learned import identity
-from l3rs.stats import bootstrap_interval
+from l3rs.stats import interval
 from l3rs.text import first_line
 
 FIELDS = ("config", "schedule", "steps", "task", "accuracy", "loss")
@@ -80,7 +80,7 @@ def report(rows: pd.DataFrame, marks: list[str], lengths: list[int]) -> None:
             if mark != marks[0]:
                 gained = (wide["loss"][marks[0]] - wide["loss"][mark]).to_numpy()
                 lead = points(wide["accuracy"][mark] - wide["accuracy"][marks[0]])
-                line += f"; {lead} points ahead, and {signed(gained.mean(), *bootstrap_interval(gained), 1, 3)} in loss"
+                line += f"; {lead} points ahead, and {signed(gained.mean(), *interval(gained), 1, 3)} in loss"
             print(f"{line}, {len(wide)} tasks")
 
 

@@ -32,7 +32,7 @@ from l3rs.meta.train import start
 from l3rs.optimizer.l3rs import L3RS
 from l3rs.schedules.learned import identity
 from l3rs.schedules.schedule import LearnedSchedule
-from l3rs.stats import bootstrap_interval
+from l3rs.stats import interval
 
 FIELDS = ("schedule", "steps", "task", "span", "share", "accuracy", "loss", "made_with")
 KEY = ("made_with", "steps", "task", "span", "share")
@@ -141,7 +141,7 @@ def main() -> None:
         for measure, scale in (("accuracy", 100), ("loss", -1)):
             others = gains(mine, measure, scale)[span, share].dropna() if len(mine) else mine.loss
             if len(others):
-                found, (low, high) = others.mean(), bootstrap_interval(others)
+                found, (low, high) = others.mean(), interval(others)
                 what = f"span {span:g}, share {share:g}, gains {found:+.3f} ({low:+.3f} to {high:+.3f}) in {measure}"
                 print(f"{name}, {steps} steps: the best there, {what}, on {len(others)} other tasks")
 

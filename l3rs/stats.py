@@ -11,6 +11,9 @@ from scipy.stats import t as student
 
 LEVEL = 0.95  # of all intervals
 SEED = 0  # of bootstrap resamples
+FEW = (
+    30  # values, of which a bootstrap's intervals are too narrow: of 3, 5 and 10 normal ones they hold the mean in 76, 86 and 89% of cases
+)
 
 
 def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
@@ -41,13 +44,18 @@ def interquartile_mean(values: Sequence[float] | np.ndarray) -> float:
     return float(trim_mean(np.asarray(values, dtype=float), 0.25))
 
 
-def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """The bootstrap percentile interval of the mean, from 9,999 resamples: (low, high). NaN for one value, or if one is not finite."""
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The confidence interval of the mean, (low, high): the bootstrap's percentiles from 9,999 resamples; Student's of fewer than `FEW`.
+
+    NaN for one value, or if one is not finite. A few that are all the same have an interval of no width, though another may differ.
+    """
     x = np.asarray(values, dtype=float)
     if len(x) < 2 or not np.isfinite(x).all():
         return math.nan, math.nan
     if np.ptp(x) == 0:
         return float(x[0]), float(x[0])
+    if len(x) < FEW:
+        return mean_interval(x)[1:]
     found = bootstrap((x,), np.mean, confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(SEED)).confidence_interval
     return float(found.low), float(found.high)
 
@@ -58,17 +66,26 @@ def probability_of_improvement(mine: Sequence[float] | np.ndarray, theirs: Seque
     return float(((x > y) + 0.5 * (x == y)).mean())
 
 
-def crossing(log_steps: Sequence[float], accuracies: Sequence[float], target: float) -> float:
-    """Finds the steps at which a rising curve first reaches `target`, linear in log steps.
+def crossing(log_steps: Sequence[float] | np.ndarray, accuracies: Sequence[float] | np.ndarray, target: float) -> np.ndarray:
+    """Finds the steps at which rising curves first reach `target`, linear in log steps.
 
-    It is the first point's steps if that reaches the target, and infinite if none does.
+    Args:
+        log_steps: (lengths,), rising.
+        accuracies: (..., lengths); NaN where a curve has no point.
+
+    Returns:
+        (...,): the first point's steps where that reaches the target, and infinity where none does.
     """
-    if accuracies[0] >= target:
-        return math.exp(log_steps[0])
-    for x0, x1, y0, y1 in zip(log_steps, log_steps[1:], accuracies, accuracies[1:], strict=False):
-        if y1 >= target:
-            return math.exp(x0 + (x1 - x0) * (target - y0) / (y1 - y0) if math.isfinite(y0) else x1)
-    return math.inf
+    y = np.moveaxis(np.asarray(accuracies, dtype=float), -1, 0)
+    found = np.full(y.shape[1:], math.inf)
+    before = before_x = np.full(y.shape[1:], math.nan)  # the last point so far
+    for x, here in zip(log_steps, y, strict=True):
+        reaches = (here >= target) & np.isinf(found)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            between = before_x + (x - before_x) * (target - before) / (here - before)
+        found = np.where(reaches, np.exp(np.where(np.isfinite(before), between, x)), found)
+        before, before_x = (np.where(np.isnan(here), old, new) for old, new in ((before, here), (before_x, x)))
+    return found
 
 
 def speedup(steps: int, log_steps: Sequence[float], behind: np.ndarray) -> tuple[float, float, float]:
@@ -82,21 +99,19 @@ def speedup(steps: int, log_steps: Sequence[float], behind: np.ndarray) -> tuple
     Returns:
         (speedup, low, high); infinite if the other arm never gets there. Bounds are NaN for one task.
     """
-    x = np.asarray(log_steps, dtype=float)
     there = ~np.isnan(behind)
     filled = np.where(there, behind, 0.0)
 
     def share(tasks: np.ndarray, axis: int = -1) -> np.ndarray:  # steps over the other's steps; 0 for never, so that it is finite
-        number = there[tasks].sum(axis=-2)
         with np.errstate(invalid="ignore", divide="ignore"):
-            gaps = np.where(number > 0, filled[tasks].sum(axis=-2) / number, np.nan)
-        return np.array([steps / crossing(x[m == m].tolist(), m[m == m].tolist(), 0.0) if (m == m).any() else 0.0 for m in gaps])
+            gaps = filled[tasks].sum(axis=-2) / there[tasks].sum(axis=-2)
+        return steps / crossing(log_steps, gaps, 0.0)
 
     tasks = np.arange(len(behind))
     low, high = math.nan, math.nan
     if len(tasks) > 1:
         found = bootstrap(
-            (tasks,), share, vectorized=True, n_resamples=999, confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(SEED)
+            (tasks,), share, vectorized=True, batch=999, confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(SEED)
         ).confidence_interval
         low, high = (_inverse(float(bound)) for bound in (found.high, found.low))
     return _inverse(float(share(tasks[None])[0])), low, high

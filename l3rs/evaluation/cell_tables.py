@@ -104,7 +104,7 @@ def summarize(table: pd.DataFrame) -> dict[tuple[str, int], Entry]:
 
 
 class Difference(NamedTuple):
-    """The lead of an arm over another on common tasks: mean, bootstrap 95% interval, probability of improvement."""
+    """The lead of an arm over another on common tasks: mean, 95% interval (`l3rs.stats.interval`), probability of improvement."""
 
     mean: float
     low: float
@@ -123,7 +123,7 @@ def differences(table: pd.DataFrame, measure: str, reference: str) -> dict[tuple
         if len(pair):
             mine, theirs = pair.T if measure == "accuracy" else -pair.T
             gain, better = mine - theirs, stats.probability_of_improvement(mine, theirs)
-            found[arm, horizon] = Difference(float(gain.mean()), *stats.bootstrap_interval(gain), better, len(gain))
+            found[arm, horizon] = Difference(float(gain.mean()), *stats.interval(gain), better, len(gain))
     return found
 
 
@@ -239,8 +239,8 @@ def signed(mean: float, low: float = math.nan, high: float = math.nan, scale: fl
 
 
 def points(gaps: pd.Series[float]) -> str:
-    """The mean of paired differences in points of accuracy, with its bootstrap 95% interval."""
-    return signed(float(gaps.mean()), *stats.bootstrap_interval(gaps.to_numpy()))
+    """The mean of paired differences in points of accuracy, with its 95% interval."""
+    return signed(float(gaps.mean()), *stats.interval(gaps.to_numpy()))
 
 
 def interquartile_means(config: EvaluationConfig, table: pd.DataFrame) -> pd.DataFrame:
@@ -289,15 +289,16 @@ def least_behind(mine: pd.Series[float], table: pd.DataFrame, others: Sequence[s
     """Finds the arm that is least behind `mine`, an accuracy for each task, and the lead of `mine` over it by task; None without rows.
 
     The best is chosen on the tasks that all of these arms with rows have run, or, if there is none, among those that ran most: an arm
-    whose rows are still few can be the best.
+    whose rows are still few can be the best. Of two that are level there, all their tasks decide.
     """
     there = [(other, horizon) for other in others if (other, horizon) in table.columns]
     gaps = table[there].rsub(mine, axis=0).droplevel("horizon", axis=1).dropna(axis=1, how="all")
     if gaps.empty:
         return None
     common = gaps.dropna()
-    best = str((common if len(common) else gaps.loc[:, gaps.count() == gaps.count().max()]).mean().idxmin())
-    return best, gaps[best].dropna()
+    chosen_on = common if len(common) else gaps.loc[:, gaps.count() == gaps.count().max()]
+    best = min(chosen_on, key=lambda arm: (round(chosen_on[arm].mean(), 9), gaps[arm].mean()))
+    return str(best), gaps[best].dropna()
 
 
 def others_of(mine: Arm, arms: Sequence[Arm]) -> list[str]:

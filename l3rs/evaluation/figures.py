@@ -64,7 +64,7 @@ def summary(sources: Sources) -> Iterator[tuple[str, Picture]]:
         return
     caption = (
         "The lead of each schedule of L3RS over the best other optimizer of its cell, in points of accuracy, tuned baselines included. The "
-        "best is chosen for each length of a run, on the same tasks. Bars are bootstrap 95% intervals over tasks. "
+        "best is chosen for each length of a run, on the same tasks. Bars are 95% intervals over tasks. "
         f"{REFRESHED} " + "; ".join(heading(name, cell) for name, cell in cells.items()) + "."
     )
     yield "In short", ahead(cells, "Ahead", caption, every_command(cells))

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
-from l3rs.evaluation.cell_tables import Cell, columns, least_behind, nothing, number, planned_by, points, signed, tasks_note, unique
+from l3rs.evaluation.cell_tables import Cell, least_behind, nothing, number, planned_by, points, signed, tasks_note, unique
 from l3rs.evaluation.pages import MISSING
-from l3rs.evaluation.speedups import speedup_of
+from l3rs.evaluation.speedups import often_run, speedup_of
 from l3rs.finetuning.arms import Arm
 from l3rs.schedules.find import OLDER_GENERALIST, START
 from l3rs.stats import mean_interval
@@ -49,7 +49,7 @@ def headline(cell: Cell, kinds: Sequence[str]) -> pd.DataFrame:
             if found := ahead_of(cell, table, kind, horizon):
                 best, gaps = found
                 times = speedup_of(table, "accuracy", ours, best).get(horizon)
-                longest = max(h for arm, h in columns(table.dropna(axis=1, how="all")) if arm == best)
+                longest = max(often_run(table[best].loc[mine.index]).columns)
                 of_best = number(float(table[best, horizon].loc[gaps.index].mean()))
                 lead = points(gaps) + tasks_note(cell.config, horizon, len(gaps))
                 texts = [of_best + named(cell, kind, best), lead, needed(times, longest / horizon) if times else MISSING]

@@ -26,8 +26,8 @@ from l3rs.learners import LEARNERS
 
 PROTOCOL = "By the paper's protocol"
 SHORT, LONG = (10, 25, 50, 100), (250, 500, 1000, 2500)  # steps; the long ones were run on few tasks
-LEADS = "In brackets L3RS's lead over it in points, paired by task, with its bootstrap 95% interval."
-BEST = "The best other is the one least behind on these tasks. In brackets the lead over it, in points, with its bootstrap 95% interval."
+LEADS = "In brackets L3RS's lead over it in points, paired by task, with its 95% interval."
+BEST = "The best other is the one least behind on the tasks that all ran. In brackets the lead over it, in points, with its 95% interval."
 
 
 def usual(arm: Arm) -> bool:

@@ -18,26 +18,31 @@ from l3rs.stats import speedup
 BOTTOM, NEVER = 0.25, 32.0  # where speedups are drawn that are smaller, or infinite
 
 
+def often_run(runs: pd.DataFrame) -> pd.DataFrame:
+    """Leaves out tasks without a run, and lengths that fewer than half of the others ran: a few tasks would speak for all."""
+    there = runs.dropna(how="all")
+    return there.loc[:, there.notna().sum() >= max(1, len(there) / 2)].sort_index(axis=1)
+
+
 def speedup_of(table: pd.DataFrame, measure: str, reference: str, arm: str) -> dict[int, tuple[float, float, float]]:
     """By the reference's steps: the speedup over an arm with its interval.
 
-    Left out where the reference diverged, no task is shared, or all runs of the arm are shorter: that it did not get there says nothing.
+    Lengths count that are `often_run`. Left out where the reference diverged, no task is shared, or all runs of the arm are shorter: that
+    it did not get there says nothing.
     """
     sign = 1 if measure == "accuracy" else -1
-    horizons = sorted(table[arm].columns[table[arm].notna().any()])
     found: dict[int, tuple[float, float, float]] = {}
-    for steps in sorted(h for a, h in columns(table) if a == reference and h <= max(horizons, default=0)):
+    for steps in sorted(h for a, h in columns(table) if a == reference):
         target = table[reference, steps].dropna()
-        behind = sign * table[arm][horizons].loc[target.index].sub(target, axis=0).to_numpy(dtype=float)
-        behind = behind[~np.isnan(behind).all(axis=1)] if horizons else behind[:0]
-        if len(behind) and np.isfinite(target).all():
-            found[steps] = _speedup(steps, tuple(np.log(horizons)), behind.shape, behind.tobytes())
+        shared = often_run(sign * table[arm].loc[target.index].sub(target, axis=0))
+        if steps <= max(shared.columns, default=0) and np.isfinite(target).all():
+            found[steps] = _speedup(steps, tuple(np.log(shared.columns)), shared.shape, shared.to_numpy(dtype=float).tobytes())
     return found
 
 
 @lru_cache(maxsize=4096)
 def _speedup(steps: int, log_steps: tuple[float, ...], shape: tuple[int, int], behind: bytes) -> tuple[float, float, float]:
-    """Remembers what takes a thousand resamples: a picture and a table show the same."""
+    """Remembers what takes thousands of resamples: a picture and a table show the same."""
     return speedup(steps, log_steps, np.frombuffer(behind).reshape(shape))
 
 
@@ -68,8 +73,8 @@ def speedups(cell: Cell, name: str, measure: str) -> Picture:
     caption = (
         f"{cell.about}: how many times as many steps each optimizer needs to reach the {measure} that {reference} has after a run of the "
         "length below, on the tasks that both ran, interpolated in log steps between its own runs. 1 is as fast. Bars are bootstrap 95% "
-        "intervals over tasks. Never: not within its longest runs; left out where these are shorter than L3RS's. Where its shortest runs "
-        "are good enough, it needs no more than shown."
+        "intervals over tasks. Never: not within its longest runs on half of the tasks or more; left out where these are shorter than "
+        "L3RS's. Where its shortest runs are good enough, it needs no more than shown."
     )
     table = cell.outcomes(measure)
     if reference not in table.columns or empty(table[reference]):

@@ -57,11 +57,11 @@ REFRESHED = f"Refreshed arms are evaluated like schedule-free: {STATISTICS}."
 HEAD_START = "With head start: runs begin with a head in closed form, and are evaluated like refreshed ones."
 WINNERS = (
     "The best optimizer of each cell and length of a run, and the points by which it is ahead of the best of the other kind, L3RS or not, "
-    "with the bootstrap 95% interval over tasks. Level: the interval holds 0. Both are chosen on these same tasks."
+    "with the 95% interval over tasks. Level: the interval holds 0. Both are chosen on these same tasks."
 )
 MATCHED = (
     "how many times as many steps each optimizer needs to reach what L3RS has after a run of the length above, with bootstrap 95% "
-    "intervals over tasks; interpolated in log steps between its own runs. Never: not within its longest runs."
+    "intervals over tasks; interpolated in log steps between its own runs. Never: not within its longest runs on half of the tasks or more."
 )
 COSTS = "Runs it takes: to have a run of 25 steps, tuning included: every learning rate that was tried is one, and a finder's steps count."
 UNMET = "Networks that no schedule met"
@@ -134,7 +134,7 @@ def as_used(sources: Sources, names: Sequence[str], horizons: Sequence[int]) -> 
 
 def headlines(sources: Sources) -> Iterator[tuple[str, Table]]:
     """The short tables, those of README and the findings."""
-    how = "The best is the one least behind L3RS. Leads are in points, paired by task, with bootstrap 95% intervals."
+    how = "The best is the one least behind L3RS on the tasks that all ran. Leads are in points, paired by task, with 95% intervals."
     for name, kinds in HEADLINES.items():
         if cell := sources.cells.get(name):
             yield "In short", Table(f"{BEYOND[name][0]}, in short", f"{BEYOND[name][1]} {how}", headline(cell.without_seeds(), kinds))
@@ -172,7 +172,7 @@ def summary(sources: Sources) -> Iterator[tuple[str, Table]]:
     frame = against_best(cells).rename_axis("cell")
     caption = (
         "Accuracy of L3RS and of the best other optimizer: the one least behind L3RS on the same tasks, tuned baselines included. Then "
-        "L3RS's lead in points, paired by task, with its bootstrap 95% interval, and the share of tasks on which L3RS is better; ties "
+        "L3RS's lead in points, paired by task, with its 95% interval, and the share of tasks on which L3RS is better; ties "
         "count half. Accuracies are over each arm's own tasks, differences over common ones. L3RS is one meta-training seed. " + REFRESHED
     )
     yield "In short", Table("Winners, in numbers", WINNERS, winner_table(contested(sources)))
@@ -211,7 +211,7 @@ def cell_tables(sources: Sources) -> Iterator[tuple[str, Table]]:
             if not cell.reference:
                 continue
             caption = (
-                f"{about}: L3RS's lead in {unit}, paired over the n common tasks, with its bootstrap 95% interval; after the semicolon the "
+                f"{about}: L3RS's lead in {unit}, paired over the n common tasks, with its 95% interval; after the semicolon the "
                 "probability of improvement. A diverged run counts as a loss."
             )
             name_ = f"Table {first if measure == 'accuracy' else first + 1}, paired"
@@ -342,7 +342,7 @@ def networks(sources: Sources) -> Iterator[tuple[str, Table]]:
     caption = "L3RS at lr = 1, nothing tuned, against the best other optimizer, as in the summary; others were tuned on the network itself."
     compared = {name: cell.part([arm for arm in cell.config.arms if not arm.ours or arm.rate(1) == 1]) for name, cell in cells.items()}
     yield UNMET, Table("Networks", caption, against_best(compared).rename_axis("network"), every_command(cells))
-    caption = "The points of accuracy by which lr = 1 is ahead of other multipliers of the schedule's steps, with bootstrap 95% intervals."
+    caption = "The points of accuracy by which lr = 1 is ahead of other multipliers of the schedule's steps, with 95% intervals."
     several = {name: cell for name, cell in cells.items() if multiplied(cell)}
     if several:
         yield UNMET, Table("Calibration, in numbers", caption, calibration_table(several))

@@ -210,7 +210,7 @@ def baseline_steps(results: Results, config: FinetuneConfig, accuracy: float) ->
     r = r[[lr == tuned_learning_rate(name, steps, head=config.head) for name, steps, lr in zip(r.optimizer, r.steps, r.lr, strict=True)]]
     means = r.assign(accuracy=r.accuracy.fillna(0)).groupby(["steps", "optimizer"]).accuracy.agg(["mean", "size"])
     envelope = means[means["size"] == config.tasks]["mean"].groupby("steps").max().cummax()
-    return stats.crossing([math.log(s) for s in envelope.index], envelope.to_list(), accuracy), int(envelope.index.max())
+    return float(stats.crossing([math.log(s) for s in envelope.index], envelope.to_list(), accuracy)), int(envelope.index.max())
 
 
 HEADER = ("optimizer", "steps", "lr", "accuracy", "95% interval", "loss", "to l3rs", "95% interval")

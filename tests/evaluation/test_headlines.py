@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from l3rs.evaluation.cell_tables import Cell
+from l3rs.evaluation.cell_tables import Cell, least_behind
 from l3rs.evaluation.cells import EvaluationConfig, identity_of
 from l3rs.evaluation.headlines import by_arm, by_cell, headline, needed, pooled
 from l3rs.evaluation.pages import FILLED, Table, fill
@@ -53,9 +53,18 @@ def test_a_headline_has_the_best_of_each_kind_and_the_lead_over_it() -> None:
     """On the tasks that all of the kind ran: at 10 steps Adam tuned ran but two."""
     frame = headline(cell(KNOWN), ["best tuned", "best without tuning"])
     assert frame.loc["10"].tolist() == [
-        "0.800", "0.795, Adam", "+5.5 (1.0 to 10.0), n=2", "1.4 times (1.1 to 2.5)", "0.900", "-10.0 (-10.0 to -10.0)"
+        "0.800", "0.795, Adam", "+5.5 (-51.7 to 62.7), n=2", "1.4 times (1.1 to 2.5)", "0.900", "-10.0 (-10.0 to -10.0)"
     ]  # fmt: skip
     assert frame.loc["25"].tolist() == ["0.900", "0.900, Adam", "+0.0 (0.0 to 0.0)", "1.0 times (1.0 to 1.0)", "missing", "missing"]
+
+
+def test_of_two_that_are_level_on_the_common_tasks_all_tasks_decide() -> None:
+    ran = {"L3RS": [0.8] * 4, "a": [0.7, 0.7, 0.5, 0.5], "b": [0.7, 0.7, 0.6, 0.6], "few": [0.6, 0.6, math.nan, math.nan]}
+    table = pd.DataFrame({(arm, 10): values for arm, values in ran.items()})
+    table.columns.names = ["arm", "horizon"]
+    found = least_behind(table["L3RS", 10], table, ["a", "b", "few"], 10)
+    assert found is not None
+    assert (found[0], len(found[1])) == ("b", 4)
 
 
 def test_steps_beyond_the_longest_runs_are_said_to_be_more() -> None:
@@ -95,7 +104,7 @@ def test_cells_are_pooled_by_task() -> None:
 
 def test_accuracies_stand_beside_the_lead_of_the_first_arm() -> None:
     frame = with_leads(cell(KNOWN))
-    assert frame.loc["Adam"].to_dict() == {"10 steps": "0.795 (+5.5: 1.0 to 10.0), n=2", "25 steps": "0.900 (+0.0: 0.0 to 0.0)"}
+    assert frame.loc["Adam"].to_dict() == {"10 steps": "0.795 (+5.5: -51.7 to 62.7), n=2", "25 steps": "0.900 (+0.0: 0.0 to 0.0)"}
     assert frame.loc["L3RS"].tolist() == ["0.800", "0.900"]
     assert frame.loc["Adam 1e-3"].tolist() == ["0.900 (-10.0: -10.0 to -10.0)", ""]
     assert list(with_leads(cell(KNOWN), [25]).index) == ["L3RS", "SGD", "Adam"]
@@ -111,7 +120,7 @@ def test_each_arm_of_l3rs_stands_beside_the_best_other() -> None:
     assert list(beside_the_best({"one": cell(KNOWN)}, [25]).columns) == ["best other", "L3RS"]
     fewer = {"L3RS": {10: [0.8, 0.9]}, "L3RS unlearned": {10: [0.6]}, "SGD tuned": {10: [0.7, 0.9]}, "Adam tuned": {10: [0.75, 0.7]}}
     lines = beside_the_best({"one": cell(fewer)})
-    assert lines.loc["one, 10 steps"].tolist() == ["0.800, SGD", "0.850 (+5.0: 0.0 to 10.0)", "0.600 (-15.0 over Adam)"]
+    assert lines.loc["one, 10 steps"].tolist() == ["0.800, SGD", "0.850 (+5.0: -58.5 to 68.5)", "0.600 (-15.0 over Adam)"]
 
 
 def test_tables_are_written_between_their_comments() -> None:

@@ -77,15 +77,15 @@ def crossing(log_steps: Sequence[float] | np.ndarray, accuracies: Sequence[float
         (...,): the first point's steps where that reaches the target, and infinity where none does.
     """
     y = np.moveaxis(np.asarray(accuracies, dtype=float), -1, 0)
-    found = np.full(y.shape[1:], math.inf)
+    found = np.full(y.shape[1:], math.inf)  # in log steps
     before = before_x = np.full(y.shape[1:], math.nan)  # the last point so far
     for x, here in zip(log_steps, y, strict=True):
         reaches = (here >= target) & np.isinf(found)
         with np.errstate(invalid="ignore", divide="ignore"):
             between = before_x + (x - before_x) * (target - before) / (here - before)
-        found = np.where(reaches, np.exp(np.where(np.isfinite(before), between, x)), found)
+        found = np.where(reaches, np.where(np.isfinite(before), between, x), found)
         before, before_x = (np.where(np.isnan(here), old, new) for old, new in ((before, here), (before_x, x)))
-    return found
+    return np.exp(found)
 
 
 def speedup(steps: int, log_steps: Sequence[float], behind: np.ndarray) -> tuple[float, float, float]:

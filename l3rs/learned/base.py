@@ -22,6 +22,7 @@ from l3rs.optimizer.distributed import average_over_ranks
 from l3rs.optimizer.observed import Losses
 from l3rs.optimizer.saving import Resumable
 from l3rs.optimizer.states import LONGEST_MARK, check_names, differences, fit, name_of, stand_in
+from l3rs.optimizer.surroundings import undisturbed
 from l3rs.schedules.seal import fingerprint
 from l3rs.text import printable
 
@@ -51,7 +52,8 @@ class LearnedRule(Resumable):
     def __init__(self, params: ParamsT, theta: dict[str, Tensor], defaults: dict[str, Any], fused: bool | None) -> None:
         self.theta, self.fused, self._made = theta, fused, False
         self._prepare()
-        super().__init__(params, {**defaults, "step": 0, "skipped": 0})
+        with undisturbed():
+            super().__init__(params, {**defaults, "step": 0, "skipped": 0})
         self._made = True
         self._multipliers.read(self.param_groups, stacklevel=4, step=False)
 
@@ -112,9 +114,10 @@ class LearnedRule(Resumable):
         except (ValueError, TypeError):
             self.param_groups.pop()
             raise
-        for p in self.param_groups[-1]["params"]:
-            if p.requires_grad:
-                self._state_of(p, self.param_groups[-1])
+        with undisturbed():
+            for p in self.param_groups[-1]["params"]:
+                if p.requires_grad:
+                    self._state_of(p, self.param_groups[-1])
 
     def _check_compiled(self, groups: Sequence[dict[str, Any]]) -> None:
         """Raises ValueError where `fused` is True, and no compiled code steps a parameter that the MLP moves."""
@@ -178,8 +181,22 @@ class LearnedRule(Resumable):
         result = call_closure(closure, type(self).__name__)
         given = loss if loss is not None else result
         observed = self._loss_of_step(given, type(self).__name__, needed=True) if self.watches_loss else None
-        self._check_compiled(self.param_groups)
-        members = []
+        with undisturbed():
+            self._check_compiled(self.param_groups)
+            members = list(self._members())
+            if members and observed is not None:
+                observed = average_over_ranks(observed, members[0].g.device, self.process_group)
+            if members and self._finite(members, observed):
+                for m, change in zip(members, self._update(members, observed), strict=True):
+                    m.param.sub_(change.view(m.param.shape))
+        for group in self.param_groups:
+            group["step"] += 1
+            self._set_rate(group)
+        self._losses = Losses()
+        return result
+
+    def _members(self) -> Iterator[Member]:
+        """What is stepped now: all that requires a gradient and has one. Raises ValueError for a gradient that cannot be taken."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None and p.requires_grad and p.numel():
@@ -189,17 +206,7 @@ class LearnedRule(Resumable):
                         raise ValueError(f"the gradient of a parameter of shape {tuple(p.shape)} has shape {tuple(p.grad.shape)}")
                     values = self._values(p)
                     g = self._values(-p.grad if group["maximize"] else p.grad).to(values)
-                    members.append(Member(p, g, values, self._state_of(p, group), group))
-        if members and observed is not None:
-            observed = average_over_ranks(observed, members[0].g.device, self.process_group)
-        if members and self._finite(members, observed):
-            for m, change in zip(members, self._update(members, observed), strict=True):
-                m.param.sub_(change.view(m.param.shape))
-        for group in self.param_groups:
-            group["step"] += 1
-            self._set_rate(group)
-        self._losses = Losses()
-        return result
+                    yield Member(p, g, values, self._state_of(p, group), group)
 
     @property
     def skipped_steps(self) -> int:

@@ -158,7 +158,7 @@ def one_number(loss: Any) -> Tensor:
     try:
         if isinstance(loss, str | bytes):
             raise TypeError
-        seen = (loss if isinstance(loss, Tensor) else torch.as_tensor(loss, dtype=torch.float32)).detach()
+        seen = (loss if isinstance(loss, Tensor) else torch.as_tensor(loss, dtype=torch.float32, device="cpu")).detach()
         if seen.layout != torch.strided or seen.is_complex():
             raise TypeError
     except (TypeError, ValueError, RuntimeError, OverflowError):

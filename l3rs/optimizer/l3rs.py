@@ -12,7 +12,6 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from l3rs.controller.describe import layer_table
 from l3rs.directions import DIRECTIONS
 from l3rs.directions.torch_optimizer import TorchOptimizerDirection
 from l3rs.extras import require
@@ -21,7 +20,7 @@ from l3rs.optimizer.arguments import LONGEST, Multipliers, call_closure, check_g
 from l3rs.optimizer.distributed import average_over_ranks, local
 from l3rs.optimizer.guard import Guard
 from l3rs.optimizer.kernels import kernel_class
-from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, finite, full_precision
+from l3rs.optimizer.layers import Controller, Layers, Network, expected_states, finite
 from l3rs.optimizer.observed import Losses
 from l3rs.optimizer.saving import Resumable
 from l3rs.optimizer.states import (
@@ -41,8 +40,9 @@ from l3rs.optimizer.states import (
     saved_options,
     schedule_mark,
 )
+from l3rs.optimizer.surroundings import undisturbed
 from l3rs.optimizer.tables import Active, Tables, state_of
-from l3rs.schedules.find import GENERALIST, SPECIALISTS, Chosen, load, resolve
+from l3rs.schedules.find import SHIPPED, Chosen, load, resolve
 from l3rs.schedules.schedule import LearnedSchedule
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ class L3RS(Resumable):
         super().__init__(params, {**chosen, **NEW})
         every = [p for group in self.param_groups for p in group["params"]]
         named = zip(names_of(self.param_groups) or [], every, strict=False)
-        self.learned, self.why = resolve(learned, list(named), match)
+        with undisturbed():
+            self.learned, self.why = resolve(learned, list(named), match)
         self._prepare()
         self._multipliers.read(self.param_groups, stacklevel=3, step=False)
         if learned == "auto" and match == "name" and names_of(self.param_groups) is None:
@@ -144,10 +145,11 @@ class L3RS(Resumable):
     def _prepare(self) -> None:
         """Builds the controller and the tables from the learned schedule and the groups."""
         assert self.learned is not None
-        self._controller = Controller.of(self.learned)
         self._multipliers = Multipliers("L3RS")
         self._warned_of_end, self._guard = False, Guard()
-        self._assign()
+        with undisturbed():
+            self._controller = Controller.of(self.learned)
+            self._assign()
 
     def _assign(self) -> None:
         """Gives every parameter its slot in the schedule, and every trained parameter its state."""
@@ -161,9 +163,7 @@ class L3RS(Resumable):
         wrapped = [name for name, d in self._controller.directions.items() if isinstance(d, TorchOptimizerDirection)]
         if sharded and wrapped:
             raise ValueError(f"direction {wrapped[0]!r} steps whole parameters, and these are sharded; use {', '.join(DIRECTIONS)}")
-        layers, names = self._whole_network()
-        table = layer_table([p.shape for p in layers], names, self.head)
-        network = Network(layers, table, {p: i for i, p in enumerate(layers)})
+        network = Network.of(*self._whole_network(), self.head)
         if self.fused:
             self._kernels()  # raises ValueError where there is none
         self._tables = Tables(self._controller, slot, network, sharded, self.fused)
@@ -198,7 +198,8 @@ class L3RS(Resumable):
         try:
             check_group(self.param_groups[-1])
             if self.learned is not None:
-                self._assign()
+                with undisturbed():
+                    self._assign()
         except (ValueError, TypeError):
             self.param_groups.pop()
             raise
@@ -263,10 +264,10 @@ class L3RS(Resumable):
                 check_group(group)
         result = call_closure(closure, "L3RS")
         observed = self._loss_of_step(loss if loss is not None else result, "L3RS", self._controller.config.sees_loss)
-        active = self._tables.active(self.param_groups, self.state)
-        self._warn_past_the_end()
-        if active:
-            with full_precision(layers.device for layers, _ in active):
+        with undisturbed():
+            active = self._tables.active(self.param_groups, self.state)
+            self._warn_past_the_end()
+            if active:
                 self._take(active, observed)
         for group in self.param_groups:
             group["step"] += 1
@@ -385,7 +386,8 @@ class L3RS(Resumable):
             ValueError: the state belongs to other parameters, to another optimizer, or to a run under another schedule; the optimizer stays
                 as it was.
         """
-        self._load(state_dict)
+        with undisturbed():
+            self._load(state_dict)
 
     def _check(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         assert self.learned is not None
@@ -409,8 +411,8 @@ class L3RS(Resumable):
         return {**state_dict, "state": {i: s for i, s in state.items() if s}, "param_groups": stripped}  # no states of no parameter
 
     def _followed(self, mark: str) -> Chosen | None:
-        """The schedule of a saved run that has another than the one here: after `auto` one that it takes elsewhere, else None."""
-        others = map(load, (*SPECIALISTS, GENERALIST) if self.why else ())
+        """The schedule of a saved run that has another than the one here: after `auto` a shipped one, else None."""
+        others = map(load, SHIPPED if self.why else ())
         found = next((other for other in others if same_schedule(mark, schedule_mark(other))), None)
         return None if found is None else Chosen(self._called_as_here(found), "the loaded run has it")
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from l3rs.controller.config import L3RSConfig
 from l3rs.controller.decide import Meta, meta_shapes, unflatten
-from l3rs.controller.describe import LayerTable, describe
+from l3rs.controller.describe import LayerTable, describe, layer_table
 from l3rs.controller.layer_sizes import Sizes
 from l3rs.directions import Direction, direction
 from l3rs.directions.base import HALF
@@ -65,8 +64,21 @@ class Network(NamedTuple):
     """All parameters of the optimizer, in order, and what each of them is to the controller."""
 
     params: Sequence[Tensor]
+    names: Sequence[str] | None
+    given_head: str | None
+    shapes: Sequence[torch.Size]
     table: LayerTable
     place: Mapping[Tensor, int]
+
+    @classmethod
+    def of(cls, params: Sequence[Tensor], names: Sequence[str] | None, head: str | None) -> Network:
+        """Of parameters with names, if they have some; `head` is as in `L3RS`."""
+        shapes = [p.shape for p in params]
+        return cls(params, names, head, shapes, layer_table(shapes, names, head), {p: i for i, p in enumerate(params)})
+
+    def now(self) -> Network:
+        """The same network, as its shapes are now: a head may have been given more classes."""
+        return self if [p.shape for p in self.params] == self.shapes else Network.of(self.params, self.names, self.given_head)
 
     def norm(self, place: int) -> float:
         """The l2 norm of a layer, of all ranks' parts."""
@@ -131,16 +143,6 @@ class Layers:
 
 
 def finite(grads: Sequence[Tensor]) -> Tensor:
-    """A bool on their device: whether all gradients are finite."""
+    """A bool on their device: whether all gradients are finite, and their squares too."""
     wide = [g.float() if g.dtype in HALF else g for g in grads]  # a sum of squares overflows early in float16
-    return torch.stack(torch._foreach_norm(wide)).isfinite().all()
-
-
-@contextmanager
-def full_precision(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Switches autocast off, which would round the products of the controller where a step is taken within it."""
-    with ExitStack() as stack:
-        for kind in {device.type for device in devices}:
-            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
+    return torch.stack(torch._foreach_norm(wide)).square().isfinite().all()

@@ -12,6 +12,22 @@ from torch.optim.optimizer import ParamsT
 from l3rs.optimizer.arguments import one_number
 
 
+class Observed:
+    """A loss; whether its backward pass has run, None if nothing tells; and whether its gradients were dropped before a step."""
+
+    def __init__(self, loss: Any) -> None:
+        checked = one_number(loss).clone()  # trainers divide losses in place
+        self.value = checked if checked.is_floating_point() else checked.float()
+        self.passed: bool | None = None
+        self.dropped = False
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            self.passed = False
+            loss.register_hook(self._pass)
+
+    def _pass(self, _: Tensor) -> None:
+        self.passed = True
+
+
 class Losses:
     """What was observed since the last step.
 
@@ -20,20 +36,24 @@ class Losses:
     """
 
     def __init__(self) -> None:
-        self.seen: list[Tensor] = []
-        self.zeroed = False  # the gradients, since the last was seen
+        self.seen: list[Observed] = []
 
     def add(self, loss: Any) -> None:
-        """Takes in one more; those before `zero_grad` belong to gradients that no step has used."""
-        checked = one_number(loss).clone()  # trainers divide losses in place
-        self.seen = [*([] if self.zeroed else self.seen), checked if checked.is_floating_point() else checked.float()]
-        self.zeroed = False
+        """Takes in one more; those whose gradients were dropped go."""
+        self.seen = [*(earlier for earlier in self.seen if not earlier.dropped), Observed(loss)]
+
+    def drop(self) -> None:
+        """Hears of `zero_grad`, which drops the gradients of all but those whose backward pass is to come."""
+        for observed in self.seen:
+            observed.dropped = observed.passed is not False
 
     def mean(self) -> Tensor | None:
-        """Their mean, (); None if there are none."""
-        if len(self.seen) < 2:
-            return self.seen[0] if self.seen else None
-        return torch.stack([loss.to(self.seen[0]) for loss in self.seen]).mean()
+        """Their mean, (); None if there are none. One that is not in the gradients, as far as is known, counts where there is no other."""
+        kept = [observed for observed in self.seen if not observed.dropped] or self.seen
+        losses = [observed.value for observed in [observed for observed in kept if observed.passed is not False] or kept]
+        if len(losses) < 2:
+            return losses[0] if losses else None
+        return torch.stack([loss.to(losses[0]) for loss in losses]).mean()
 
 
 class WatchesLoss(torch.optim.Optimizer):
@@ -53,7 +73,7 @@ class WatchesLoss(torch.optim.Optimizer):
         was observed since the last step. A loss that `step` itself is given, also by a closure, comes first.
 
         What belongs to no step is passed over: the losses of evaluation, which is where gradients are switched off (`torch.no_grad`), and,
-        once `zero_grad` was called and another loss is observed, that of a step which a gradient scaler skipped.
+        once another loss is observed, one whose gradients `zero_grad` has dropped, as after a step that a gradient scaler skipped.
 
         Raises:
             ValueError: the loss is not one number.
@@ -63,8 +83,8 @@ class WatchesLoss(torch.optim.Optimizer):
 
     @_disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Resets the gradients, as `torch.optim.Optimizer.zero_grad` does; losses observed before are dropped at the next `observe`."""
-        self._losses.zeroed = True
+        """Resets the gradients, as `torch.optim.Optimizer.zero_grad` does. Losses whose gradients that drops count no more."""
+        self._losses.drop()
         super().zero_grad(set_to_none)
 
     def _loss_of_step(self, given: Any, name: str, needed: bool) -> Tensor | None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from l3rs.optimizer.observed import WatchesLoss
+from l3rs.optimizer.surroundings import undisturbed
 
 
 class Resumable(WatchesLoss):
@@ -20,7 +21,8 @@ class Resumable(WatchesLoss):
         Raises:
             ValueError: the state is of other parameters, or of another optimizer; the optimizer stays as it was.
         """
-        self._load(state_dict)
+        with undisturbed():
+            self._load(state_dict)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
         """Loads. `load_state_dict` and its overrides call it themselves, so that the warning is of their caller's line."""

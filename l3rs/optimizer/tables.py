@@ -50,7 +50,7 @@ class Tables:
         self.params: list[Tensor] = []
         self._key: Any = None
         self._clock: list[int] = []  # of the groups, as the last step should have left them
-        self._untold = torch.zeros((), dtype=torch.int64)  # steps that tables of before have skipped
+        self._untold = torch.zeros((), dtype=torch.int64, device="cpu")  # steps that tables of before have skipped
         self._like: list[list[Any]] = []  # sizes, dtypes and devices of the parameters
 
     def forget(self) -> None:
@@ -102,7 +102,7 @@ class Tables:
         """Brings the numbers that are kept on devices, the clock and the count of skipped steps, into the groups; gives the new count."""
         decisions = [t.decision for t in self.by_device]
         skipped = int(self._untold) + sum(int(d.skipped) for d in decisions[:1])
-        self._untold = torch.zeros((), dtype=torch.int64)
+        self._untold = torch.zeros((), dtype=torch.int64, device="cpu")
         for group in groups:
             group["skipped"] += skipped
         clocks = list(zip(*(d.clock.tolist() for d in decisions), strict=True))
@@ -116,6 +116,7 @@ class Tables:
 
     def _make(self, params: list[Tensor], owners: Sequence[int], groups: Sequence[dict[str, Any]], states: States) -> None:
         self.forget()
+        self.network = self.network.now()
         for p in params:
             if p not in self.network.place:
                 raise ValueError(

@@ -237,6 +237,19 @@ def test_averages_of_the_loss_start_at_the_first_that_is_seen(form: str, wrong: 
     assert (ours["step"], theirs["step"]) == (4, 3)
 
 
+@pytest.mark.parametrize("fused", [None, False])
+@every_form
+def test_a_step_within_autocast_is_as_without(form: str, fused: bool | None) -> None:
+    networks = [small_network(), small_network()]
+    for network, enabled in zip(networks, (False, True), strict=True):
+        optimizer = make(form, network.parameters(), fused=fused)
+        for k in range(2):
+            backward(network, k)
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                optimizer.step(loss=1.0)
+    assert equal(weights(networks[0]), weights(networks[1]))
+
+
 @pytest.mark.parametrize("form", [form for form in FORMS if form not in WATCHING])
 def test_celo2_needs_no_loss_and_does_not_watch_it(form: str) -> None:
     network, plain = small_network(), small_network()

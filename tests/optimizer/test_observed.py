@@ -129,6 +129,43 @@ def test_the_loss_of_a_step_that_a_scaler_skipped_is_dropped(late: bool) -> None
     assert equal(weights(networks[0]), weights(networks[1]))
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("first", ["zero_grad, observe, backward", "observe, zero_grad, backward"])
+def test_the_losses_of_accumulated_gradients_count_wherever_zero_grad_stands(first: str, set_to_none: bool) -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 5, random_schedule(network))
+    for k in range(3):
+        losses = []
+        for part in range(3):
+            if part == 0 and first.startswith("zero"):
+                optimizer.zero_grad(set_to_none)
+            loss = F.cross_entropy(network(batch(3 * k + part)[0]), batch(3 * k + part)[1])
+            optimizer.observe(loss)
+            losses.append(loss.detach())
+            if part == 0 and first.startswith("observe"):
+                optimizer.zero_grad(set_to_none)
+            (loss / 3).backward()
+        torch.testing.assert_close(optimizer._losses.mean(), torch.stack(losses).mean())
+        optimizer.step()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["observe, zero_grad", "zero_grad, observe"])
+def test_a_loss_whose_batch_was_left_out_is_of_no_step(late: bool) -> None:
+    network = small_network()
+    optimizer = L3RS(network.named_parameters(), 5, random_schedule(network))
+    for k in range(2):
+        if late:
+            optimizer.zero_grad()
+        loss = F.cross_entropy(network(batch(k)[0]), batch(k)[1])
+        optimizer.observe(loss if k else loss * float("nan"))
+        if k == 0:  # where it is not finite, the loop goes on to the next one
+            continue
+        if not late:
+            optimizer.zero_grad()
+        loss.backward()
+    assert torch.equal(optimizer._losses.mean(), loss.detach())
+
+
 @watches_loss
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
 def test_a_copy_has_what_was_observed_and_a_loaded_state_has_not(make: Make, clone: Callable[[Any], Any]) -> None:

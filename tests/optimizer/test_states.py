@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from conftest import backward, equal, small_network, train, weights
@@ -146,6 +147,44 @@ def test_a_gradient_too_large_to_square_is_told_by_its_name(fused: bool | None) 
         assert optimizer.skipped_steps == 1
     train(network, optimizer, range(1, 3))
     assert all(p.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("fused", [None, False])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_the_gradient_of_one_element_too_large_to_square_moves_nothing(shape: tuple[int, ...], fused: bool | None) -> None:
+    gate, matrix = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.ones(3, 4))
+    optimizer = L3RS([("gate", gate), ("fc.weight", matrix)], 5, "generalist", fused=fused)
+    gate.grad, matrix.grad = torch.full(shape, 1e30), torch.ones(3, 4)
+    optimizer.step()
+    assert (gate.item(), matrix.detach().mean().item()) == (1, 1)
+    assert optimizer.state[gate]["adam/exp_avg_sq"].isfinite().all()
+    with pytest.warns(UserWarning, match="too large for a sum of squares in float32"):
+        assert optimizer.skipped_steps == 1
+
+
+def test_a_head_that_has_grown_is_stepped_as_by_a_new_optimizer() -> None:
+    lengths = []
+    for dropped in (True, False):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(8, 16), nn.ReLU())
+        network.add_module("fc", nn.Linear(16, 3))
+        optimizer = L3RS(network.named_parameters(), 5, "generalist")
+        for p in network.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        for p in network[2].parameters():
+            p.grad = None
+            p.data = torch.cat([p.data, torch.randn(297, *p.shape[1:], generator=torch.Generator().manual_seed(1))])
+            if dropped:
+                del optimizer.state[p]
+        if not dropped:
+            optimizer = L3RS(network.named_parameters(), 5, "generalist")
+            optimizer.param_groups[0]["step"] = 1
+        for p in network.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        lengths.append(optimizer.decisions().length[["fc.weight", "fc.bias"]])
+    pd.testing.assert_series_equal(*lengths)
 
 
 @pytest.mark.parametrize("loss", [1e300, -1e300])

@@ -53,7 +53,7 @@ class ForeachKernel:
         grads = [g.float() if half else g for g, half in zip(grads, self.half, strict=True)]
         self.wide = [p.float() if half else p for p, half in zip(self.params, self.half, strict=True)]
         grad_norms = self._norms(grads)
-        ok = ok & grad_norms.isfinite().all()
+        ok = ok & grad_norms.square().isfinite().all()  # the norm of a single element is exact, and its square goes into the moments
         if ok.device.type != "cpu":  # without asking the device, which would wait for it
             grads = [torch.where(ok, g, 0) for g in grads]
         elif not ok:

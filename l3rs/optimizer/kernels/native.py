@@ -19,7 +19,7 @@ from l3rs.optimizer.decision import Decided, Decider, DecisionTables
 from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, addresses, align_moments, chunks, held, point_at
 
 _version = attrgetter("_version")
-CONSTANTS = 4
+CONSTANTS, PROBES = 4, 32  # as in step.c
 CHUNK = 65536  # elements a thread takes at a time: long enough a stretch of memory, and short enough that threads end together
 WEIGHTS, NORMS, DECIDE, APPLY = 1, 2, 4, 8  # the parts of a step
 
@@ -30,7 +30,7 @@ class _Step(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("set", "layers", "chunks")),
         *((name, ctypes.c_void_p) for name in ("chunk_layer", "chunk_from", "chunk_to", "p", "g", "moments")),
-        *((name, ctypes.c_void_p) for name in ("steps", "constants", "scales", "partial", "sums")),
+        *((name, ctypes.c_void_p) for name in ("steps", "constants", "scales", "partial", "sums", "probes")),
     ]
 
 
@@ -100,8 +100,9 @@ def openmp() -> ctypes.c_void_p | None:
 class NativeKernel:
     """Reads 3 words per parameter in the first pass and moves 7 in the second, for SGD + Adam, without temporaries.
 
-    The norms of the parameters are taken at the end of the second pass, and taken again only if a parameter's version says that it has
-    changed since; a change through `p.data`, which leaves the version as it was, is seen one step late in the controller's features.
+    The norms of the parameters are taken at the end of the second pass, and taken again only if a parameter has changed since: by its
+    version, or, as a change through `p.data` leaves that as it was, by `PROBES` of its elements. A change that misses all of these is seen
+    one step late.
     """
 
     name = "C"
@@ -120,6 +121,7 @@ class NativeKernel:
         self.moments = [[state.get(key) for state in states] for key in MOMENTS]
         self.held = held([*params, *chain(*self.moments)])
         self.versions: list[int] = []
+        self.kept_grads: Sequence[Tensor] = ()
 
         where = chunks(params, CHUNK)
         moments = [addresses(row, params) for row in self.moments]
@@ -144,6 +146,7 @@ class NativeKernel:
             "scales": self.scales,
             "partial": torch.zeros(len(where), len(SUMS), dtype=torch.float64),
             "sums": self.sums,
+            "probes": torch.full((len(params), PROBES), math.nan, dtype=torch.float32),
         }
         for name, tensor in self.kept.items():
             setattr(self.step_of_c, name, tensor.data_ptr())
@@ -198,6 +201,7 @@ class NativeKernel:
         self.decision.result = self.result
         torch.autograd.graph.increment_version(self.params)
         self.versions = list(map(_version, self.params))
+        self.kept_grads = ()  # so that zero_grad frees them
 
     def _point(self, grads: Sequence[Tensor]) -> None:
         """Tells the kernel where the gradients are."""

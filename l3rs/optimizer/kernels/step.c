@@ -5,7 +5,7 @@
  *   DECIDE   makes scales of the sums, see decide.h;
  *   APPLY    reads them again, with p, writes the moments, moves p <- p - sum_k scale_k d_k, and sums the squares of the new p.
  * That is 3 + 7 words per parameter for SGD + Adam, where a fused Adam moves 7. WEIGHTS sums the squares of p alone, for the first
- * step. Nothing is written before the norms are known.
+ * step, and where p was changed since. Nothing is written before the norms are known.
  *
  * Layers are cut into chunks, whose sums are added in a fixed order: the result does not depend on the number of threads.
  */
@@ -17,7 +17,7 @@
 
 /* Bits of a set of directions, in the order of their outputs, scales, moments and constants. */
 enum { SGD = 1, ADAM = 2, LION = 4, LAMB = 8, ADAMAX = 16, WEIGHT_DECAY = 32 };
-enum { DIRECTIONS = 6, SUMS = 6, MOMENTS = 7, CONSTANTS = 4, BLOCK = 1024 };
+enum { DIRECTIONS = 6, SUMS = 6, MOMENTS = 7, CONSTANTS = 4, BLOCK = 1024, PROBES = 32 };
 
 #if defined(__GNUC__) && !defined(__clang__)
 #define IVDEP _Pragma("GCC ivdep") /* the tensors of a layer do not overlap */
@@ -184,6 +184,7 @@ typedef struct {
     const float *scales;
     double *partial; /* (chunks, SUMS) */
     double *sums;    /* squares of p, g, and the directions of Adam, Lion, LAMB, Adamax */
+    float *probes;   /* (layers, PROBES), elements of p as the last step has left them */
 } Step;
 
 enum { WEIGHTS = 1, NORMS = 2, DECIDE = 4, APPLY = 8 };
@@ -241,13 +242,34 @@ static void run(const Step *s, int what, Parallel parallel, int threads)
         for (int k = first; k < end; k++) s->sums[s->chunk_layer[c] * SUMS + k] += s->partial[c * SUMS + k];
 }
 
+/* Compares a few elements of each layer, from its first to its last, with those of the last step, and keeps them: whether one differs. */
+static int changed(const Step *s)
+{
+    int differs = 0;
+    for (int64_t c = 0; c < s->chunks; c++) {
+        int64_t layer = s->chunk_layer[c], n = s->chunk_to[c];
+        if (c + 1 < s->chunks && s->chunk_layer[c + 1] == layer) continue; /* the last chunk ends where the layer does */
+        const float *p = (const float *)(intptr_t)s->p[layer];
+        float *probe = s->probes + layer * PROBES;
+        for (int64_t k = 0; k < PROBES; k++) {
+            float now = p[k * (n - 1) / (PROBES - 1)];
+            differs |= now != probe[k];
+            probe[k] = now;
+        }
+    }
+    return differs;
+}
+
 /* Takes the parts of a step that `parts` names, in their order; returns 1, and nothing has been written but sums, if a gradient is not
  * finite. */
 EXPORT int l3rs_step(const Step *s, const Decide *d, int parts, Parallel parallel, int threads)
 {
-    if (parts & WEIGHTS) run(s, WEIGHTS, parallel, threads);
+    if (parts & WEIGHTS || (parts & NORMS && changed(s))) run(s, WEIGHTS, parallel, threads);
     if (parts & NORMS) run(s, NORMS, parallel, threads);
     if (parts & DECIDE && decide(d)) return 1;
-    if (parts & APPLY) run(s, APPLY, parallel, threads);
+    if (parts & APPLY) {
+        run(s, APPLY, parallel, threads);
+        changed(s);
+    }
     return 0;
 }

@@ -50,6 +50,9 @@ class TritonKernel:
     It never waits for the device, and every number that changes lies there: a step whose gradients stay in place can be captured in a CUDA
     graph. What the host knows goes there only when it has changed: addresses of gradients, and the lr of groups.
 
+    The norms of the parameters are those that the last step took, unless a parameter's version says that it has changed since; a change
+    through `p.data` leaves the version as it was, and is seen one step late.
+
     Sums of sharded parameters are added over ranks between measure and decide; a controller of the mean over all layers takes one launch
     more.
 
@@ -136,6 +139,7 @@ class TritonKernel:
         }
         self.result = Decided(t["lam"], t["mu"], t["lengths"])
         self.versions: list[int] = []
+        self.kept: Sequence[Tensor] = ()
         self.addresses: list[int] = []
         self.told: Any = None
 
@@ -161,6 +165,7 @@ class TritonKernel:
         self.decision.result = self.result
         torch.autograd.graph.increment_version(self.params)
         self.versions = [p._version for p in self.params]
+        self.kept = ()  # so that zero_grad frees them; whatever takes their memory comes later in the stream
 
     def _point(self, grads: Sequence[Tensor]) -> None:
         """Tells where the gradients are."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
+from collections.abc import Callable
 
+import pandas as pd
 import pytest
 import torch
 from conftest import batch, random_schedule, small_network
@@ -64,6 +68,38 @@ def test_sizes_around_a_chunk_equal_the_reference(monkeypatch: pytest.MonkeyPatc
 def test_whatever_happens_between_steps_every_form_goes_on_as_in_torch(name: str) -> None:
     """Two groups with lr and clocks of their own, one of them maximized, skipped steps, a pause of a layer, changed weights."""
     against_torch(name, fused=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda w: w.mul_(0.01), lambda w: w.clamp_(-0.05, 0.05), lambda w: w.mul_(torch.rand_like(w) > 0.5)],
+    ids=["less", "clip", "mask"],
+)
+def test_weights_that_are_changed_past_their_version_are_measured_anew(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """As `p.data` does, with which some prune, clip or average."""
+    ends = []
+    for native in (True, False):
+        network = small_network()
+        optimizer = L3RS(network.named_parameters(), 5, "generalist", fused=native)
+        for k in range(3):
+            torch.manual_seed(k)
+            for p in network.parameters():
+                change(p.data)
+            network.zero_grad()
+            F.cross_entropy(network(batch(k)[0]), batch(k)[1]).backward()
+            optimizer.step(loss=1.0)
+        ends.append(optimizer.decisions())
+    pd.testing.assert_frame_equal(*ends, rtol=1e-3)
+
+
+def test_gradients_are_freed_by_zero_grad() -> None:
+    network = small_network()
+    optimizer = run(network, 2, True)
+    grads = [weakref.ref(p.grad) for p in network.parameters() if p.grad is not None]
+    optimizer.zero_grad()
+    gc.collect()
+    assert len(grads) > 5
+    assert not any(ref() for ref in grads)
 
 
 def test_one_step_is_equal_to_rounding() -> None:

@@ -26,6 +26,7 @@ from l3rs.finetuning.workload import Workload
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+FIGURES = ROOT / "evaluate" / "results" / "figures"
 NAV = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
 PAGES = sorted(DOCS.rglob("*.md"))
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -187,6 +188,11 @@ def test_meta_training_on_a_cluster_as_on_the_page(tmp_path: Path, monkeypatch: 
     assert [dry_run(command, tmp_path) for command in (head, node, large)] == ["ray start", "ray start", "l3rs meta-train"]
     (tmp_path / "evaluate").symlink_to(ROOT / "evaluate")
     assert dry_run(evaluation, tmp_path) == "python evaluate/run.py"
+
+
+@pytest.mark.parametrize("picture", sorted(file.name for file in (DOCS / "pictures").glob("*.png") if (FIGURES / file.name).exists()))
+def test_a_picture_of_the_report_is_the_same_on_the_pages(picture: str) -> None:
+    assert (DOCS / "pictures" / picture).read_bytes() == (FIGURES / picture).read_bytes()
 
 
 @pytest.mark.slow

@@ -78,6 +78,7 @@ def comparisons(sources: Sources) -> Iterator[tuple[str, Picture]]:
         if name not in sources.cells:
             continue
         cell, section = sources.cells[name].without_seeds(), heading(name, sources.cells[name])
+        cell = cell.part([arm for arm in cell.config.arms if arm.head == "random"])  # as in the paper
         first = progress(cell, f"Figure 3{name}", "accuracy")
         yield section, replace(first, caption=first.caption + on_refreshed(cell))
         yield section, progress(cell, f"Figure 10{name}", "loss")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,25 @@ def test_triton_equals_foreach() -> None:
             optimizer.step(loss=torch.tensor(1.0, device="cuda"))
     for p, q in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_a_default_device_changes_nothing_and_zero_grad_frees_gradients(fused: bool | None) -> None:
+    ends = []
+    for default in ("cpu", "cuda"):
+        network = small_network().cuda()
+        with torch.device(default):
+            optimizer = L3RS(network.named_parameters(), 10, "generalist", guard=False, fused=fused)
+        for k in range(3):
+            loss = backward(network, k)
+            with torch.device(default):
+                optimizer.step(loss=loss)
+        grads = [weakref.ref(p.grad) for p in network.parameters() if p.grad is not None]
+        optimizer.zero_grad()
+        gc.collect()
+        assert not any(ref() is not None for ref in grads)
+        ends.append([p.detach().clone() for p in network.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
 
 
 def test_triton_is_the_default_and_repr_says_so() -> None:

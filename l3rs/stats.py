@@ -85,7 +85,7 @@ def crossing(log_steps: Sequence[float] | np.ndarray, accuracies: Sequence[float
             between = before_x + (x - before_x) * (target - before) / (here - before)
         found = np.where(reaches, np.where(np.isfinite(before), between, x), found)
         before, before_x = (np.where(np.isnan(here), old, new) for old, new in ((before, here), (before_x, x)))
-    return np.exp(found)
+    return np.asarray(np.exp(found))
 
 
 def speedup(steps: int, log_steps: Sequence[float], behind: np.ndarray) -> tuple[float, float, float]:

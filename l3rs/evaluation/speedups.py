@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,11 @@ from l3rs.stats import speedup
 BOTTOM, NEVER = 0.25, 32.0  # where speedups are drawn that are smaller, or infinite
 
 
-def often_run(runs: pd.DataFrame) -> pd.DataFrame:
-    """Leaves out tasks without a run, and lengths that fewer than half of the others ran: a few tasks would speak for all."""
-    there = runs.dropna(how="all")
-    return there.loc[:, there.notna().sum() >= max(1, len(there) / 2)].sort_index(axis=1)
+def often_run(table: pd.DataFrame, arm: str, tasks: pd.Index[Any]) -> list[int]:
+    """The lengths, rising, that an arm ran on at least half of those of these tasks that it has met: a few would speak for all."""
+    there = table.loc[tasks, [column for column in columns(table) if column[0] == arm]].notna()
+    met = int(there.any(axis=1).sum())
+    return sorted(horizon for _, horizon in columns(there) if there[arm, horizon].sum() >= max(1, met / 2))
 
 
 def speedup_of(table: pd.DataFrame, measure: str, reference: str, arm: str) -> dict[int, tuple[float, float, float]]:
@@ -34,9 +36,11 @@ def speedup_of(table: pd.DataFrame, measure: str, reference: str, arm: str) -> d
     found: dict[int, tuple[float, float, float]] = {}
     for steps in sorted(h for a, h in columns(table) if a == reference):
         target = table[reference, steps].dropna()
-        shared = often_run(sign * table[arm].loc[target.index].sub(target, axis=0))
-        if steps <= max(shared.columns, default=0) and np.isfinite(target).all():
-            found[steps] = _speedup(steps, tuple(np.log(shared.columns)), shared.shape, shared.to_numpy(dtype=float).tobytes())
+        horizons = often_run(table, arm, target.index)
+        if steps <= max(horizons, default=0) and np.isfinite(target).all():
+            runs = table.loc[target.index, [(arm, horizon) for horizon in horizons]]
+            behind = (sign * runs.sub(target, axis=0).dropna(how="all")).to_numpy(dtype=float)
+            found[steps] = _speedup(steps, tuple(np.log(horizons)), behind.shape, behind.tobytes())
     return found
 
 

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentParser
@@ -35,7 +34,7 @@ from torch.nn import functional as F
 
 from l3rs.data import ImageSet
 from l3rs.data.loader import Loader
-from l3rs.files import append_rows
+from l3rs.files import append_rows, whole_rows, write_atomically
 from l3rs.finetuning.workload import Workload, flat, from_flat
 from l3rs.networks.create import create
 from l3rs.schedules.seal import fingerprint
@@ -211,8 +210,9 @@ class Backbone(pl.LightningModule):
         Of its log it keeps the rows up to its checkpoint: the others come again.
         """
         if self.trainer.is_global_zero and self.log_file.exists():
-            rows = pd.read_csv(self.log_file)
-            rows[rows.step <= self.global_step].to_csv(self.log_file, index=False)
+            head, *rows = whole_rows(self.log_file).decode().splitlines(keepends=True) or [""]
+            kept = [row for row in rows if int(row.partition(",")[0]) <= self.global_step]
+            write_atomically(self.log_file, "".join([head, *kept]).encode())
         if "cpu" in self.drawn:
             torch.set_rng_state(self.drawn["cpu"])
         if "cuda" in self.drawn and self.device.type == "cuda":

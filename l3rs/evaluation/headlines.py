@@ -49,7 +49,7 @@ def headline(cell: Cell, kinds: Sequence[str]) -> pd.DataFrame:
             if found := ahead_of(cell, table, kind, horizon):
                 best, gaps = found
                 times = speedup_of(table, "accuracy", ours, best).get(horizon)
-                longest = max(often_run(table, best, mine.index))
+                longest = max(often_run(table, best, mine.index), default=horizon)
                 of_best = number(float(table[best, horizon].loc[gaps.index].mean()))
                 lead = points(gaps) + tasks_note(cell.config, horizon, len(gaps))
                 texts = [of_best + named(cell, kind, best), lead, needed(times, longest / horizon) if times else MISSING]

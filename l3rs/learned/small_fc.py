@@ -55,7 +55,7 @@ def decays(theta: Theta, dtype: torch.dtype) -> Decays:
     """0.9, 0.99, 0.999 (and 0.999) as the offsets of theta move them: log(1 - decay) by ten times the offset."""
 
     def moved(initial: Sequence[float], name: str) -> Tensor:
-        return 1 - (((1 - torch.tensor(initial, dtype=dtype)).log() / 10 + theta[name].to("cpu", dtype)) * 10).exp()
+        return 1 - (((1 - torch.tensor(initial, dtype=dtype, device="cpu")).log() / 10 + theta[name].to("cpu", dtype)) * 10).exp()
 
     second, factors = moved((RULE.rho,), "rms_decays"), moved(DECAYS, "adafactor_decays")
     return Decays(moved(DECAYS, "momentum_decays"), second.clamp(0, 1)[0], factors.clamp(0, 1))

@@ -24,7 +24,7 @@ from l3rs.networks.batch_norms import batch_norms
 
 Statistics = dict[str, Tensor]
 HALF = (torch.float16, torch.bfloat16)
-LEAST = 1e-4  # share of a batch in the running statistics, below which a batch told from them is mostly their rounding
+LEAST = 0.99e-4  # share of a batch in the running statistics, below which a batch told from them is mostly their rounding
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 

@@ -71,14 +71,15 @@ class Network(NamedTuple):
     place: Mapping[Tensor, int]
 
     @classmethod
-    def of(cls, params: Sequence[Tensor], names: Sequence[str] | None, head: str | None) -> Network:
-        """Of parameters with names, if they have some; `head` is as in `L3RS`."""
-        shapes = [p.shape for p in params]
+    def of(cls, params: Sequence[Tensor], names: Sequence[str] | None, head: str | None, shapes: Sequence[torch.Size] = ()) -> Network:
+        """Of parameters with names, if they have some, and of these shapes, or their own; `head` is as in `L3RS`."""
+        shapes = shapes or [p.shape for p in params]
         return cls(params, names, head, shapes, layer_table(shapes, names, head), {p: i for i, p in enumerate(params)})
 
     def now(self) -> Network:
-        """The same network, as its shapes are now: a head may have been given more classes."""
-        return self if [p.shape for p in self.params] == self.shapes else Network.of(self.params, self.names, self.given_head)
+        """The same network, as its shapes are now: a head may have been given more classes. Memory that was freed makes no other shape."""
+        shapes = [p.shape if p.numel() else before for p, before in zip(self.params, self.shapes, strict=True)]
+        return self if shapes == self.shapes else Network.of(self.params, self.names, self.given_head, shapes)
 
     def norm(self, place: int) -> float:
         """The l2 norm of a layer, of all ranks' parts."""
@@ -86,12 +87,12 @@ class Network(NamedTuple):
 
     def sizes(self, stepped: Sequence[Tensor], config: L3RSConfig, like: Tensor) -> Sizes:
         """The sizes of the layers that are stepped."""
-        numels = [p.numel() for p in self.params]
+        numels = [shape.numel() for shape in self.shapes]
         return Sizes(self.table, numels, [self.place[p] for p in stepped], self.norm, config, like)
 
     def descriptors(self, stepped: Sequence[Tensor], config: L3RSConfig) -> Tensor:
         """What the controller is shown of the layers that are stepped, (L, numbers)."""
-        return describe(self.table, [p.shape for p in self.params], config.norm_scale)[[self.place[p] for p in stepped]]
+        return describe(self.table, self.shapes, config.norm_scale)[[self.place[p] for p in stepped]]
 
 
 class Layers:
@@ -145,4 +146,5 @@ class Layers:
 def finite(grads: Sequence[Tensor]) -> Tensor:
     """A bool on their device: whether all gradients are finite, and their squares too."""
     wide = [g.float() if g.dtype in HALF else g for g in grads]  # a sum of squares overflows early in float16
-    return torch.stack(torch._foreach_norm(wide)).square().isfinite().all()
+    norms = torch._foreach_norm(wide)
+    return torch.stack(torch._foreach_mul(norms, norms)).isfinite().all()

@@ -13,13 +13,13 @@ from l3rs.optimizer.arguments import one_number
 
 
 class Observed:
-    """A loss; whether its backward pass has run, None if nothing tells; and whether its gradients were dropped before a step."""
+    """A loss; whether a backward pass through it has run since, None if nothing tells; whether `zero_grad` came since, and after that pass."""
 
     def __init__(self, loss: Any) -> None:
         checked = one_number(loss).clone()  # trainers divide losses in place
         self.value = checked if checked.is_floating_point() else checked.float()
         self.passed: bool | None = None
-        self.dropped = False
+        self.zeroed = self.dropped = False
         if isinstance(loss, Tensor) and loss.requires_grad:
             self.passed = False
             loss.register_hook(self._pass)
@@ -45,12 +45,16 @@ class Losses:
     def drop(self) -> None:
         """Hears of `zero_grad`, which drops the gradients of all but those whose backward pass is to come."""
         for observed in self.seen:
-            observed.dropped = observed.passed is not False
+            observed.zeroed, observed.dropped = True, observed.passed is not False
 
     def mean(self) -> Tensor | None:
-        """Their mean, (); None if there are none. One that is not in the gradients, as far as is known, counts where there is no other."""
+        """Their mean, (); None if there are none. One that is not in the gradients, as far as is known, counts where there is no other.
+
+        Those whose backward pass has run are in them. Of others, which may have been observed after it, those since the last `zero_grad`.
+        """
         kept = [observed for observed in self.seen if not observed.dropped] or self.seen
-        losses = [observed.value for observed in [observed for observed in kept if observed.passed is not False] or kept]
+        those = [o for o in kept if o.passed is not False] or [o for o in kept if not o.zeroed] or kept
+        losses = [observed.value for observed in those]
         if len(losses) < 2:
             return losses[0] if losses else None
         return torch.stack([loss.to(losses[0]) for loss in losses]).mean()

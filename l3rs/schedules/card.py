@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard, ModelCardData
 
 CURVE = "curve.png"
-ADDRESSES = {"://": ":&#47;&#47;", "www.": "www&#46;", "@": "&#64;"}  # of which GitHub's Markdown makes links by themselves
+ADDRESSES = {"://": ":&#47;&#47;", "www.": "www&#46;", "@": "&#64;&#8288;"}  # GitHub makes links of these; the last breaks a word
 PAPERS = {
     "L3RS": "[L3RS](https://arxiv.org/abs/2408.09310), the Learned Layer-wise Learning Rate Scheduler",
     "velo": "[VeLO](https://arxiv.org/abs/2211.09760)",

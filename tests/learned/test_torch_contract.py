@@ -239,6 +239,25 @@ def test_averages_of_the_loss_start_at_the_first_that_is_seen(form: str, wrong: 
 
 @pytest.mark.parametrize("fused", [None, False])
 @every_form
+def test_no_default_device_matters(form: str, fused: bool | None) -> None:
+    ends = []
+    for default in ("cpu", "meta"):
+        network = small_network()
+        theta(FORMS[form][0])
+        with torch.device(default):
+            optimizer = make(form, network.parameters(), fused=fused)
+        for k in range(2):
+            backward(network, k)
+            with torch.device(default):
+                optimizer.step(loss=1.0)
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+                network, optimizer = copy.deepcopy((network, optimizer))
+        ends.append(weights(network))
+    assert equal(*ends)
+
+
+@pytest.mark.parametrize("fused", [None, False])
+@every_form
 def test_a_step_within_autocast_is_as_without(form: str, fused: bool | None) -> None:
     networks = [small_network(), small_network()]
     for network, enabled in zip(networks, (False, True), strict=True):

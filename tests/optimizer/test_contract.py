@@ -514,6 +514,27 @@ def test_a_step_within_autocast_is_as_without(dtype: torch.dtype) -> None:
     assert equal(weights(networks[0]), weights(networks[1]))
 
 
+@pytest.mark.parametrize("fused", [None, False])
+@pytest.mark.parametrize("learned", ["generalist", "auto", "icons-generalist"])
+def test_no_default_device_matters(learned: str, fused: bool | None) -> None:
+    ends = []
+    for default in ("cpu", "meta"):
+        network = small_network()
+        backward(network, 0)
+        with torch.device(default):
+            optimizer = L3RS(network.named_parameters(), 5, learned, fused=fused)
+            optimizer.step(loss=1.0)
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            optimizer.step(loss=1.0)
+            network, optimizer = copy.deepcopy((network, optimizer))
+            optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, device="cpu"))], "param_names": ["more"]})
+        backward(network, 1)
+        with torch.device(default):
+            optimizer.step(loss=1.0)
+        ends.append(weights(network))
+    assert equal(*ends)
+
+
 def test_it_says_that_the_last_layer_may_be_the_head_after_all() -> None:
     backbone = nn.ModuleList(nn.ModuleDict({part: nn.Linear(4, 4) for part in ("qkv", "fc1", "fc2")}) for _ in range(2))
     with pytest.warns(

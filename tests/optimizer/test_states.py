@@ -187,6 +187,31 @@ def test_a_head_that_has_grown_is_stepped_as_by_a_new_optimizer() -> None:
     pd.testing.assert_series_equal(*lengths)
 
 
+def test_a_gradient_in_float64_may_be_larger() -> None:
+    network = small_network(torch.float64)
+    optimizer = L3RS(network.named_parameters(), 5, "generalist")
+    for p in network.parameters():
+        p.grad = torch.full_like(p, 1e25)
+    optimizer.step()
+    assert optimizer.skipped_steps == 0
+    assert all(t.isfinite().all() for state in optimizer.state.values() for t in state.values())
+
+
+def test_memory_of_a_frozen_layer_that_was_freed_changes_no_step_of_the_others() -> None:
+    ends = []
+    for freed in (False, True):
+        network = small_network()
+        network[0].weight.requires_grad_(False)
+        optimizer = L3RS(network.named_parameters(), 5, "generalist")
+        if freed:
+            network[0].weight.data = torch.empty(0)
+        for p in network.parameters():
+            p.grad = torch.ones_like(p) if p.requires_grad else None
+        optimizer.step()
+        ends.append(optimizer.decisions().drop(index="0.bias", errors="ignore"))
+    pd.testing.assert_frame_equal(*ends)
+
+
 @pytest.mark.parametrize("loss", [1e300, -1e300])
 def test_a_loss_that_float32_cannot_hold_moves_nothing(loss: float) -> None:
     network = small_network()

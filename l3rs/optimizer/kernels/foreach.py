@@ -52,8 +52,10 @@ class ForeachKernel:
     def measure(self, grads: Sequence[Tensor], steps: Tensor, ok: Tensor) -> Norms:
         grads = [g.float() if half else g for g, half in zip(grads, self.half, strict=True)]
         self.wide = [p.float() if half else p for p, half in zip(self.params, self.half, strict=True)]
-        grad_norms = self._norms(grads)
-        ok = ok & grad_norms.square().isfinite().all()  # the norm of a single element is exact, and its square goes into the moments
+        each = torch._foreach_norm(list(grads))
+        grad_norms = self._whole(each)
+        squares = torch.stack(torch._foreach_mul(each, each)) if self.reduce is None else grad_norms  # in their own dtypes, as moments are
+        ok = ok & squares.isfinite().all()
         if ok.device.type != "cpu":  # without asking the device, which would wait for it
             grads = [torch.where(ok, g, 0) for g in grads]
         elif not ok:
@@ -88,7 +90,11 @@ class ForeachKernel:
         self.wide, self.uphill = [], []
 
     def _norms(self, tensors: Sequence[Tensor]) -> Tensor:
-        norms = torch.stack(torch._foreach_norm(list(tensors))).float()
+        return self._whole(torch._foreach_norm(list(tensors)))
+
+    def _whole(self, each: Sequence[Tensor]) -> Tensor:
+        """The norms of layers, (L,), from those of this rank's parts."""
+        norms = torch.stack(list(each)).float()
         return norms if self.reduce is None else self.reduce(norms.square()).sqrt()
 
 

@@ -19,7 +19,7 @@ from l3rs.optimizer.decision import Decided, Decider, DecisionTables
 from l3rs.optimizer.kernels.memory_layout import COLUMN, MOMENTS, ORDER, SUMS, addresses, align_moments, chunks, held, point_at
 
 _version = attrgetter("_version")
-CONSTANTS, PROBES = 4, 32  # as in step.c
+CONSTANTS, PROBES = 4, 256  # as in step.c
 CHUNK = 65536  # elements a thread takes at a time: long enough a stretch of memory, and short enough that threads end together
 WEIGHTS, NORMS, DECIDE, APPLY = 1, 2, 4, 8  # the parts of a step
 
@@ -78,11 +78,11 @@ def shared_library(folder: Path, name: str) -> ctypes.CDLL | None:
 def library() -> Library | None:
     """The compiled step.c; None if it was not built."""
     c = shared_library(Path(__file__).parent, "_step")
-    if c is None or not hasattr(c, "l3rs_step"):  # one that an older l3rs has left is none
+    if c is None or not hasattr(c, "l3rs_step2"):  # one that an older l3rs has left is none
         return None
-    c.l3rs_step.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
-    c.l3rs_step.restype = ctypes.c_int
-    return Library(c.l3rs_step, openmp())
+    c.l3rs_step2.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
+    c.l3rs_step2.restype = ctypes.c_int
+    return Library(c.l3rs_step2, openmp())
 
 
 def openmp() -> ctypes.c_void_p | None:

@@ -17,7 +17,7 @@
 
 /* Bits of a set of directions, in the order of their outputs, scales, moments and constants. */
 enum { SGD = 1, ADAM = 2, LION = 4, LAMB = 8, ADAMAX = 16, WEIGHT_DECAY = 32 };
-enum { DIRECTIONS = 6, SUMS = 6, MOMENTS = 7, CONSTANTS = 4, BLOCK = 1024, PROBES = 32 };
+enum { DIRECTIONS = 6, SUMS = 6, MOMENTS = 7, CONSTANTS = 4, BLOCK = 1024, PROBES = 256 };
 
 #if defined(__GNUC__) && !defined(__clang__)
 #define IVDEP _Pragma("GCC ivdep") /* the tensors of a layer do not overlap */
@@ -261,8 +261,8 @@ static int changed(const Step *s)
 }
 
 /* Takes the parts of a step that `parts` names, in their order; returns 1, and nothing has been written but sums, if a gradient is not
- * finite. */
-EXPORT int l3rs_step(const Step *s, const Decide *d, int parts, Parallel parallel, int threads)
+ * finite. The number in its name is that of the tables: it changes with them, so that no other l3rs calls this one. */
+EXPORT int l3rs_step2(const Step *s, const Decide *d, int parts, Parallel parallel, int threads)
 {
     if (parts & WEIGHTS || (parts & NORMS && changed(s))) run(s, WEIGHTS, parallel, threads);
     if (parts & NORMS) run(s, NORMS, parallel, threads);

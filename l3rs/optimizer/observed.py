@@ -13,7 +13,7 @@ from l3rs.optimizer.arguments import one_number
 
 
 class Observed:
-    """A loss; whether a backward pass through it has run since, None if nothing tells; whether `zero_grad` came since, and after that pass."""
+    """A loss; whether a backward pass through it has run since, None if nothing tells; whether `zero_grad` came since, or after that."""
 
     def __init__(self, loss: Any) -> None:
         checked = one_number(loss).clone()  # trainers divide losses in place

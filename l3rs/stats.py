@@ -11,9 +11,7 @@ from scipy.stats import t as student
 
 LEVEL = 0.95  # of all intervals
 SEED = 0  # of bootstrap resamples
-FEW = (
-    30  # values, of which a bootstrap's intervals are too narrow: of 3, 5 and 10 normal ones they hold the mean in 75, 83 and 90% of cases
-)
+FEW = 30  # values, of which a bootstrap's intervals are too narrow: of 3, 5 and 10 normal ones they hold the mean in 75, 83 and 90%
 
 
 def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:

@@ -202,17 +202,15 @@ class Backbone(pl.LightningModule):
         checkpoint["generators"] = {"cpu": torch.get_rng_state(), **gpu}
 
     def on_load_checkpoint(self, checkpoint):
+        """Takes up the draws, and of the log the rows up to the checkpoint: the others come again."""
         self.drawn = checkpoint.get("generators", {})  # older ones have none
-
-    def on_train_start(self):
-        """Draws go on where they were; only now, since a run that goes on begins with one more loader, which draws too.
-
-        Of its log it keeps the rows up to its checkpoint: the others come again.
-        """
         if self.trainer.is_global_zero and self.log_file.exists():
             head, *rows = whole_rows(self.log_file).decode().splitlines(keepends=True) or [""]
-            kept = [row for row in rows if int(row.partition(",")[0]) <= self.global_step]
+            kept = [row for row in rows if int(row.partition(",")[0]) <= checkpoint["global_step"]]
             write_atomically(self.log_file, "".join([head, *kept]).encode())
+
+    def on_train_start(self):
+        """Draws go on where they were; only now, since a run that goes on begins with one more loader, which draws too."""
         if "cpu" in self.drawn:
             torch.set_rng_state(self.drawn["cpu"])
         if "cuda" in self.drawn and self.device.type == "cuda":

@@ -20,7 +20,7 @@ BOTTOM, NEVER = 0.25, 32.0  # where speedups are drawn that are smaller, or infi
 
 
 def often_run(table: pd.DataFrame, arm: str, tasks: pd.Index[Any]) -> list[int]:
-    """The lengths, rising, that an arm ran on at least half of those of these tasks that it has met: a few would speak for all."""
+    """The lengths of an arm's runs, rising, but those with fewer than half of the tasks that it met: few would speak for all."""
     there = table.loc[tasks, [column for column in columns(table) if column[0] == arm]].notna()
     met = int(there.any(axis=1).sum())
     return sorted(horizon for _, horizon in columns(there) if there[arm, horizon].sum() >= max(1, met / 2))

@@ -386,8 +386,7 @@ class L3RS(Resumable):
             ValueError: the state belongs to other parameters, to another optimizer, or to a run under another schedule; the optimizer stays
                 as it was.
         """
-        with undisturbed():
-            self._load(state_dict)
+        self._load(state_dict)
 
     def _check(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         assert self.learned is not None

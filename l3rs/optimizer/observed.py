@@ -13,7 +13,14 @@ from l3rs.optimizer.arguments import one_number
 
 
 class Observed:
-    """A loss; whether a backward pass through it has run since, None if nothing tells; whether `zero_grad` came since, or after that."""
+    """A loss that was observed.
+
+    Attributes:
+        value: the loss, ().
+        passed: whether a backward pass through it has run since; None if nothing tells.
+        zeroed: whether `zero_grad` came since.
+        dropped: whether it came after that pass, so that the gradients of this loss are gone.
+    """
 
     def __init__(self, loss: Any) -> None:
         checked = one_number(loss).clone()  # trainers divide losses in place

@@ -21,8 +21,7 @@ class Resumable(WatchesLoss):
         Raises:
             ValueError: the state is of other parameters, or of another optimizer; the optimizer stays as it was.
         """
-        with undisturbed():
-            self._load(state_dict)
+        self._load(state_dict)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
         """Loads. `load_state_dict` and its overrides call it themselves, so that the warning is of their caller's line."""
@@ -32,7 +31,8 @@ class Resumable(WatchesLoss):
             self.register_load_state_dict_post_hook(lambda _: self._finish_loading(), prepend=True),
         )
         try:
-            super().load_state_dict(state_dict)
+            with undisturbed():
+                super().load_state_dict(state_dict)
         except Exception:
             self.__dict__.clear()
             self.__dict__.update(before)

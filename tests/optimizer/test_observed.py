@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -112,8 +113,9 @@ def test_the_loss_of_a_step_that_a_scaler_skipped_is_dropped(order: str) -> None
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for k in range(4):
         loss = F.cross_entropy(networks[0](batch(k)[0]), batch(k)[1])
+        parts = {"observe": partial(optimizer.observe, loss), "backward": scaler.scale(loss).backward, "zero_grad": optimizer.zero_grad}
         for part in order.split(", "):
-            {"observe": lambda: optimizer.observe(loss), "backward": scaler.scale(loss).backward, "zero_grad": optimizer.zero_grad}[part]()  # noqa: B023
+            parts[part]()
         if k == 1:
             networks[0][4].weight.grad[0, 0] = float("inf")
         scaler.step(optimizer)

@@ -99,7 +99,7 @@ def test_gradients_are_freed_by_zero_grad() -> None:
     optimizer.zero_grad()
     gc.collect()
     assert len(grads) > 5
-    assert not any(ref() for ref in grads)
+    assert all(ref() is None for ref in grads)
 
 
 def test_one_step_is_equal_to_rounding() -> None:

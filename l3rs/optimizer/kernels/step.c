@@ -251,8 +251,10 @@ static int changed(const Step *s)
         if (c + 1 < s->chunks && s->chunk_layer[c + 1] == layer) continue; /* the last chunk ends where the layer does */
         const float *p = (const float *)(intptr_t)s->p[layer];
         float *probe = s->probes + layer * PROBES;
-        for (int64_t k = 0; k < PROBES; k++) {
-            float now = p[k * (n - 1) / (PROBES - 1)];
+        int64_t count = n < PROBES ? n : PROBES;
+        double apart = count > 1 ? (double)(n - 1) / (double)(count - 1) : 0; /* a division an element would be a tenth of a small step */
+        for (int64_t k = 0; k < count; k++) {
+            float now = p[(int64_t)((double)k * apart)];
             differs |= now != probe[k];
             probe[k] = now;
         }
